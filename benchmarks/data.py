@@ -1,0 +1,146 @@
+"""Speed of the way of the data: windows, gathering, tokenising to disk.
+
+    python benchmarks/data.py --rounds 5 --megabytes 60
+
+Compared things run in turn within each round; the table gives medians over the rounds. Windows and gathering use one
+core. The corpus is Python's standard library, repeated; one-thread tiktoken encodes the same documents in a loop and
+keeps nothing.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+from tiktoken_ext.openai_public import r50k_pat_str
+
+from gptlab.data.config import BpeConfig, Gpt2Config, Split, StdlibConfig, TextConfig
+from gptlab.data.corpus import open_corpus
+from gptlab.data.order import window_index
+from gptlab.data.prepare import prepare
+from gptlab.data.tokenizer import build_tokenizer
+from gptlab.data.tokens import TokenFile, TokenWriter
+from gptlab.data.windows import SlidingWindows
+
+N_TOKENS = 1_000_000
+SHAPES = ((12, 64), (12, 256), (64, 256), (12, 1024))
+
+
+def seconds(work: Callable[[], object], repeats: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return (time.perf_counter() - start) / repeats
+
+
+def row(what: str, value: str, note: str = "") -> None:
+    print(f"{what:<46} {value:>16}  {note}".rstrip())
+
+
+def windows(folder: Path, rounds: int) -> None:
+    rng = np.random.default_rng(0)
+    path = folder / "tokens.bin"
+    with TokenWriter(path, vocab_size=50_257, tokenizer="benchmark") as writer:
+        writer.write(rng.integers(0, 50_257, N_TOKENS))
+    tokens = TokenFile.open(path, verify=False).tokens
+
+    def build() -> SlidingWindows:
+        return SlidingWindows(tokens, 256, 1)
+
+    milliseconds = [seconds(build) * 1e3 for _ in range(rounds)]
+    tracemalloc.start()
+    kept = build()
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    row("windows, 1M tokens, T 256, stride 1", f"{statistics.median(milliseconds):.3f} ms", f"{len(kept):,} windows")
+    row("  memory they take", f"{peak_bytes:,} bytes", "view of the map" if _is_view(kept, tokens) else "A COPY")
+    for batch, context in SHAPES:
+        view = SlidingWindows(tokens, context, 1)
+        indices = [rng.integers(0, len(view), batch) for _ in range(200)]
+        speeds = []
+        for _ in range(rounds):
+            taken = seconds(lambda view=view, indices=indices: [view.gather(wanted) for wanted in indices])
+            speeds.append(batch * context * len(indices) / taken / 1e6)
+        row(f"gather B {batch}, T {context}", f"{statistics.median(speeds):,.0f} M tokens/s")
+    micro = [seconds(lambda: window_index(1, np.arange(12), 10**9), 200) * 1e6 for _ in range(rounds)]
+    row("order of 12 samples among 1e9 windows", f"{statistics.median(micro):.0f} us")
+
+
+def _is_view(view: SlidingWindows, tokens: np.ndarray) -> bool:
+    return np.shares_memory(view._windows, tokens)
+
+
+def tokenising(folder: Path, rounds: int, megabytes: int) -> None:
+    texts = [text for _, text in open_corpus(StdlibConfig()).documents()]
+    corpus = folder / "corpus"
+    documents: list[str] = []
+    n_bytes = 0
+    while n_bytes < megabytes * 1e6:
+        copy = corpus / f"{len(documents):06d}"
+        copy.mkdir(parents=True)
+        for number, text in enumerate(texts):
+            (copy / f"{number:04d}.py").write_bytes(text.encode())
+            documents.append(text)
+            n_bytes += len(text.encode())
+    try:
+        tokenizer = build_tokenizer(Gpt2Config(), lambda: iter(()))
+        config: Gpt2Config | BpeConfig = Gpt2Config()
+        print(f"\ntokenizer: gpt2; {len(documents):,} documents, {n_bytes / 1e6:.1f} MB")
+    except ValueError:
+        config = BpeConfig(vocab_size=16_384)
+        tokenizer = build_tokenizer(config, lambda: iter(texts))
+        print(f"\ntokenizer: bpe of {tokenizer.vocab_size:,} words, trained here (gpt2 is not obtainable)")
+        print(f"{len(documents):,} documents, {n_bytes / 1e6:.1f} MB")
+
+    # tiktoken as it comes: for the bpe its ranks behind tiktoken's own spelling of GPT-2's split.
+    words = {word: rank for rank, word in enumerate(tokenizer._words)}
+    encoding = (
+        tiktoken.get_encoding("gpt2")
+        if isinstance(config, Gpt2Config)
+        else tiktoken.Encoding("bpe", pat_str=r50k_pat_str, mergeable_ranks=words, special_tokens={})
+    )
+
+    def tiktoken_alone() -> float:
+        return seconds(lambda: [len(encoding.encode_ordinary(text)) for text in documents])
+
+    def ours(n_processes: int) -> float:
+        cache = folder / "cache"
+        shutil.rmtree(cache, ignore_errors=True)
+        data = TextConfig(path=str(corpus), cache_dir=str(cache), n_processes=n_processes, split=Split.document)
+        return seconds(lambda: prepare(data, config, progress=False))
+
+    if isinstance(config, BpeConfig):
+        print("(the figures of prepare include training the bpe)")
+    runs = {"tiktoken": tiktoken_alone, "one": lambda: ours(1), "two": lambda: ours(2)}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            taken[name].append(run())
+    names = {
+        "tiktoken": "tiktoken, one thread, nothing written",
+        "one": "prepare, 1 process, to disk",
+        "two": "prepare, 2 processes, to disk",
+    }
+    for name, label in names.items():
+        ratio = statistics.median(base / own for base, own in zip(taken["tiktoken"], taken[name], strict=True))
+        row(label, f"{n_bytes / 1e6 / statistics.median(taken[name]):.1f} MB/s", f"{ratio:.2f} x tiktoken")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=int, default=60)
+    words = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        windows(Path(folder), words.rounds)
+        tokenising(Path(folder), words.rounds, words.megabytes)
+
+
+if __name__ == "__main__":
+    main()

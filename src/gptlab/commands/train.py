@@ -1,0 +1,17 @@
+"""The command `python train.py`."""
+
+from hydra.utils import instantiate
+
+from gptlab import compose
+from gptlab.config import RunConfig
+
+
+def main() -> int:
+    return compose.run(_train)
+
+
+def _train(config: RunConfig) -> None:
+    # torch and lightning take seconds to import: only an accepted config pays for them.
+    from gptlab.training.run import train
+
+    train(config, callbacks=[instantiate(extra) for extra in config.callbacks.extra.values()])

@@ -1,0 +1,306 @@
+"""Words and YAML in, a checked `RunConfig` out; the only place, with train.py and commands/, that knows Hydra."""
+
+import difflib
+import os
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gptlab.config import BUDGETS, RunConfig
+from gptlab.data.config import SOURCES, TOKENIZERS
+from gptlab.models.config import ARCHITECTURES
+from gptlab.objectives.config import OBJECTIVES
+from gptlab.training.config import OPTIMIZERS, OWNED
+
+CONF = Path(__file__).parents[2] / "conf"
+
+# group -> the field that names the variant, and the variants
+VARIANTS = {
+    "model": ("architecture", ARCHITECTURES),
+    "data": ("source", SOURCES),
+    "tokenizer": ("kind", TOKENIZERS),
+    "objective": ("name", OBJECTIVES),
+    "optimizer": ("algorithm", OPTIMIZERS),
+}
+
+# Other code bases' words for ours, where spelling alone would not find them.
+FOREIGN = {
+    "n_embd": "model.d_model",
+    "embed_dim": "model.d_model",
+    "hidden_size": "model.d_model",
+    "n_layers": "model.n_layer",
+    "num_hidden_layers": "model.n_layer",
+    "n_heads": "model.n_head",
+    "num_attention_heads": "model.n_head",
+    "num_key_value_heads": "model.n_kv_head",
+    "intermediate_size": "model.d_ff",
+    "block_size": "model.context_length",
+    "max_seq_len": "model.context_length",
+    "seq_len": "model.context_length",
+    "n_ctx": "model.context_length",
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "grad_clip": "optimizer.clip_norm",
+    "batch_size": "micro_batch_size",
+    "max_steps": "budget_steps",
+    "max_iters": "budget_steps",
+    "max_tokens": "budget_tokens",
+    "epochs": "budget_tokens",
+    "gpus": "trainer.devices",
+    "devices": "trainer.devices",
+    "eval_interval": "trainer.val_check_interval",
+    "warmup_iters": "schedule.warmup_steps",
+    "dtype": "trainer.precision",
+    "out_dir": "run_dir",
+}
+
+HELP = """gptlab trains GPT-family models.
+
+    python train.py                                        the quick start: real text, no download, about three minutes
+    python train.py model=gpt124m data=text data.path=DIR  another model, your own text
+    python train.py -m optimizer.lr=1e-3,3e-3              a sweep, one run after another
+    python train.py --cfg job                              what would run, as YAML
+
+Choose a preset with GROUP=NAME:
+
+{presets}
+
+Change any value with group.word=value; the values of this run:
+
+{config}
+--cfg, --multirun (-m) and --shell-completion are Hydra's; --hydra-help says more of them.
+"""
+
+
+def groups() -> dict[str, list[str]]:
+    """Each group of presets and the names in it."""
+    return {
+        folder.name: sorted(p.stem for p in folder.glob("*.yaml"))
+        for folder in sorted(CONF.iterdir())
+        if folder.is_dir()
+    }
+
+
+def register() -> None:
+    """Tell Hydra the types of the config."""
+    store = ConfigStore.instance()
+    store.store("run", group="schema", package="_global_", node=_root())
+    for group, (_, variants) in VARIANTS.items():
+        for name, variant in variants.items():
+            store.store(name, group=f"schema/{group}", node=variant)
+    # The same words give the same folder, so that a sweep that was stopped is continued by its own command.
+    told = sha256(" ".join(sorted(_words())).encode()).hexdigest()[:8]
+    OmegaConf.register_new_resolver("gptlab.sweep", lambda name: f"runs/{name or f'sweep-{told}'}", replace=True)
+
+
+def _root() -> RunConfig:
+    return RunConfig(**{group: "???" for group in VARIANTS})
+
+
+def run(task: Callable[[RunConfig], None]) -> int:
+    """Compose the command line's words and hand each run to `task`.
+
+    Returns the process's exit code: 0, 2 for bad input, 1 for a failure, 130 and 143 after a signal.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here instead of being printed by Hydra
+    codes = [0]
+
+    def one(cfg: DictConfig) -> None:
+        about = HydraConfig.get()
+        words, typed = list(about.overrides.task), sys.argv
+        if about.mode == RunMode.MULTIRUN:
+            differs = [word for word in words if word not in typed] or [f"trial-{about.job.num}"]
+            words.append(f"run_dir='{about.sweep.dir}/{','.join(differs).replace('/', '-')}'")
+            cfg.run_dir = words[-1].split("'")[1]
+            # A launcher that starts other ranks replays sys.argv: it must find this trial there, not the sweep.
+            sys.argv = [sys.argv[0], *words]
+        codes.append(guard(lambda: task(resolve(cfg, words))))
+        sys.argv = typed
+
+    def everything() -> None:
+        register()
+        refuse_unknown(_words())
+        if {"-h", "--help"} & set(sys.argv):
+            return print(help_text(_words()))
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(one)()
+
+    code = guard(everything)
+    return max(code, *codes)
+
+
+def help_text(words: list[str]) -> str:
+    """What `--help` prints: the presets, and the config that `words` compose."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_yaml(hydra.compose("config", overrides=words))
+    presets = "\n".join(f"    {group:<11} {', '.join(names)}" for group, names in groups().items())
+    return HELP.format(presets=presets, config=config)
+
+
+def guard(action: Callable[[], None]) -> int:
+    """Carry out `action`; tell a person what went wrong, and return the exit code that says so."""
+    try:
+        action()
+    except (HydraException, OmegaConfBaseException) as error:
+        return _say(explain(error), 2)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if getattr(error, "exit_code", None) is not None:
+            return _say(str(error), error.exit_code)
+        if isinstance(error, ValueError) and _is_ours(error):
+            return _say(str(error), 2)
+        if isinstance(error, OSError) and error.strerror:
+            place = f": {error.filename}" if error.filename else ""
+            return _say(f"{error.strerror}{place}", 1)
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _say(message: str, code: int) -> int:
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _is_ours(error: BaseException) -> bool:
+    # A ValueError that a library raised is a fault of the program, and keeps its traceback.
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+def resolve(cfg: DictConfig, words: list[str] = ()) -> RunConfig:
+    """The composed config as a checked `RunConfig`; of several budgets the one among `words` counts."""
+    said = [name for name in BUDGETS if any(word.split("=")[0].lstrip("+") == name for word in words)]
+    if len(said) == 1 and cfg[said[0]] is not None:
+        for name in BUDGETS:
+            if name != said[0]:
+                cfg[name] = None
+    try:
+        config = OmegaConf.to_object(cfg)
+    except AttributeError as error:  # a word added with `+` that the dataclass has no slot for
+        raise ValueError(f"{error}; words cannot be added with +") from error
+    config.check()
+    return config
+
+
+def load(path: Path) -> RunConfig:
+    """Read a run's config.yaml back."""
+    plain = OmegaConf.load(path)
+    schema = OmegaConf.structured(_root())
+    for group, (discriminator, variants) in VARIANTS.items():
+        kind = plain[group][discriminator]
+        if kind not in variants:
+            raise ValueError(f"{path}: {group}.{discriminator}={kind} is unknown; known: {', '.join(variants)}")
+        schema[group] = OmegaConf.structured(variants[kind])
+    return OmegaConf.to_object(OmegaConf.merge(schema, plain))
+
+
+def _words() -> list[str]:
+    """The words of the command line, without options and without Hydra's own."""
+    return [w for w in sys.argv[1:] if "=" in w and not w.startswith("-") and not w.lstrip("+~").startswith("hydra")]
+
+
+def refuse_unknown(words: list[str]) -> None:
+    """Answer a word that no config has with the nearest one that exists."""
+    presets, known = groups(), set(known_words())
+    for word in words:
+        key, value = word.split("=", 1)
+        key = key.lstrip("+~").split("@")[0]
+        if key in presets:
+            for name in value.strip("[]").split(","):
+                allowed = [*presets[key], "null"] if key in ("experiment", "debug") else presets[key]
+                if name and name not in allowed and not name.startswith(("glob(", "choice(")):
+                    raise ValueError(f"{key}={name} is not a preset{_nearest(name, presets[key])}")
+        elif key.startswith("trainer.") and key.removeprefix("trainer.") in OWNED:
+            raise ValueError(f"{key} is decided by gptlab; use {OWNED[key.removeprefix('trainer.')]}")
+        elif key.startswith("logger.") and key.count(".") == 2 and not _has_logger(key.split(".")[1], words):
+            raise ValueError(f"{key} is said of a logger that is off; add logger={key.split('.')[1]}")
+        elif key not in known and not key.startswith(("callbacks.extra.", "trainer.plugins.")):
+            foreign = FOREIGN.get(key.split(".")[-1])
+            hint = f"; did you mean {foreign}?" if foreign else _nearest(key, sorted(known | set(presets)))
+            raise ValueError(f"{key} is not a word of the config{hint}")
+
+
+def _has_logger(name: str, words: list[str]) -> bool:
+    # An experiment may turn a logger on as well: then Hydra itself answers.
+    return any(w.split("=", 1)[0] in ("logger", "experiment") and (name in w or w.startswith("exp")) for w in words)
+
+
+def known_words() -> Iterator[str]:
+    """Every dotted word that some choice of variants has."""
+    yield from _fields_of(RunConfig, "")
+    for group, (_, variants) in VARIANTS.items():
+        for variant in variants.values():
+            yield from _fields_of(variant, f"{group}.")
+
+
+def _fields_of(kind: type, prefix: str) -> Iterator[str]:
+    hints = typing.get_type_hints(kind)
+    for f in fields(kind):
+        yield f"{prefix}{f.name}"
+        for inner in (hints[f.name], *typing.get_args(hints[f.name])):
+            if is_dataclass(inner) and not isinstance(inner, types.UnionType):
+                yield from _fields_of(inner, f"{prefix}{f.name}.")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    # `model.n_layr` is compared as a whole and by its last part, so that `n_layr` alone finds it too.
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not near:
+        last = {name.split(".")[-1]: name for name in known}
+        near = [last[m] for m in difflib.get_close_matches(word.split(".")[-1], list(last), n=1, cutoff=0.7)]
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known: {', '.join(known)}" if len(known) <= 40 else "; see python train.py --help"
+
+
+def explain(error: Exception) -> str:
+    """A library's message about the config, and what to type instead."""
+    words = dict(word.lstrip("+~").split("=", 1) for word in _words())
+    links = [error]
+    while (cause := links[-1].__cause__ or links[-1].__context__) is not None:
+        links.append(cause)
+    for link in links:
+        key, reason = getattr(link, "full_key", None), str(link).split("\n")[0]
+        if key in words:
+            return _explain_word(key, words[key], reason)
+    return " ".join(str(error).split())
+
+
+def _explain_word(key: str, value: str, reason: str) -> str:
+    group = key.split(".")[0]
+    if " not in " in reason and group in VARIANTS:
+        name, variants = VARIANTS[group]
+        owners = [kind for kind, variant in variants.items() if key in set(_fields_of(variant, f"{group}."))]
+        return f"{key} does not belong to the chosen {group}; it is a word of {group}.{name}={' or '.join(owners)}"
+    if "Integer" in reason and _is_whole_float(value):
+        return f"{key}={value} must be a whole number; write {key}={int(float(value))}"
+    if "expected one of [" in reason:
+        allowed = reason.split("[")[1].rstrip("]").split(", ")
+        return f"{key}={value} is none of {', '.join(allowed)}{_nearest(value, allowed)}"
+    return f"{key}={value}: {reason}"
+
+
+def _is_whole_float(value: str) -> bool:
+    try:
+        return float(value).is_integer()
+    except ValueError:
+        return False

@@ -1,0 +1,175 @@
+"""A run as one typed object, and the checks that need more than one of its parts."""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from hashlib import sha256
+from json import dumps
+
+from gptlab.data.config import BpeConfig, DataConfig, StdlibConfig, TokenizerConfig
+from gptlab.models.config import DecoderConfig, ModelConfig
+from gptlab.objectives.config import CausalLMConfig, ObjectiveConfig
+from gptlab.training.config import (
+    CallbacksConfig,
+    LoggersConfig,
+    MuonConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    StrategyConfig,
+    TrainerConfig,
+)
+
+BUDGETS = ("budget_tokens", "budget_steps", "tokens_per_parameter")
+
+# What decides where and how a run is carried out and shown, but not what it learns.
+PLACE = (
+    "name",
+    "run_dir",
+    "resume",
+    "strategy",
+    "logger",
+    "callbacks",
+    "micro_batch_size",
+    "eval_train",
+    "data.n_workers",
+    "data.n_processes",
+    "data.cache_dir",
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Everything that a run depends on."""
+
+    model: ModelConfig = field(default_factory=DecoderConfig)
+    data: DataConfig = field(default_factory=StdlibConfig)
+    tokenizer: TokenizerConfig = field(default_factory=BpeConfig)
+    objective: ObjectiveConfig = field(default_factory=CausalLMConfig)
+    optimizer: OptimizerConfig = field(default_factory=MuonConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    logger: LoggersConfig = field(default_factory=LoggersConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+
+    batch_tokens: int = 8192  # target tokens of one optimiser step, over all devices
+    micro_batch_size: int | None = None  # windows per device and forward pass; null: the device's whole share
+    budget_tokens: int | None = None  # exactly one of the three budgets
+    budget_steps: int | None = None
+    tokens_per_parameter: float | None = None
+    eval_train: bool = False  # at each validation, also the training split, in eval mode
+    seed: int = 1337
+    name: str | None = None  # null: <model>-<data>-<8 hex of the config>
+    preset: str = "custom"  # the model's or experiment's name, as the run folder shows it
+    corpus: str = "custom"  # likewise the data's
+    run_dir: str | None = None  # null: runs/<name>
+    resume: str | None = "auto"  # auto: continue what the run folder holds; a path; null: refuse to overwrite
+
+    @property
+    def context_length(self) -> int:
+        """Target tokens of one window."""
+        return self.data.context_length or self.model.context_length
+
+    @property
+    def windows_per_step(self) -> int:
+        return self.batch_tokens // self.context_length
+
+    def learned_from(self) -> dict:
+        """All that decides what the run learns, as plain values."""
+        plain = to_plain(self)
+        plain["trainer"] = {"precision": self.trainer.precision}
+        for word in PLACE:
+            *groups, last = word.split(".")
+            node = plain
+            for group in groups:
+                node = node[group]
+            del node[last]
+        return plain
+
+    def identity(self) -> str:
+        """Eight hex digits of `learned_from`."""
+        return sha256(dumps(self.learned_from(), sort_keys=True).encode()).hexdigest()[:8]
+
+    def folder(self) -> str:
+        """Where everything about this run is kept."""
+        if self.run_dir is not None:
+            return self.run_dir
+        return f"runs/{self.name or f'{self.preset}-{self.corpus}-{self.identity()}'}"
+
+    def check(self, devices: int | None = None) -> None:
+        """Refuse what cannot work, before any work.
+
+        `devices` is the number over all nodes; None where only the machine can tell it.
+        """
+        for part in (self.model, self.data, self.optimizer, self.schedule, self.trainer, self.callbacks):
+            part.check()
+        self._check_budget()
+        self._check_lengths()
+        per_node = self.trainer.device_count()
+        if devices is None and per_node is not None:
+            devices = per_node * self.trainer.num_nodes
+        self._check_batch(devices or 1)
+
+    def _check_budget(self) -> None:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = " and ".join(f"{name}={getattr(self, name)}" for name in given) or "none is set"
+            raise ValueError(
+                f"a run has exactly one budget: {said}; set one of {', '.join(BUDGETS)}, the others to null"
+            )
+        if getattr(self, given[0]) <= 0:
+            raise ValueError(f"{given[0]}={getattr(self, given[0])} must be above 0")
+        if self.budget_tokens is not None and self.budget_tokens < self.batch_tokens:
+            raise ValueError(
+                f"budget_tokens={self.budget_tokens} is less than one step of batch_tokens={self.batch_tokens}; "
+                "raise the budget or lower batch_tokens"
+            )
+
+    def _check_lengths(self) -> None:
+        if self.context_length > self.model.context_length:
+            raise ValueError(
+                f"data.context_length={self.data.context_length} is longer than "
+                f"model.context_length={self.model.context_length}; lower the first or raise the second"
+            )
+        words, rows = self.tokenizer.known_vocab_size, self.model.vocab_size
+        if words is not None and rows is not None:
+            check_vocabulary(rows, words, self.tokenizer.kind)
+
+    def _check_batch(self, devices: int) -> None:
+        length = self.context_length
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size={self.micro_batch_size} must be at least 1, or null")
+        unit = length * devices * (self.micro_batch_size or 1)
+        if self.batch_tokens < 1 or self.batch_tokens % unit:
+            below, above = self.batch_tokens // unit * unit, -(-max(self.batch_tokens, 1) // unit) * unit
+            nearest = " or ".join(str(n) for n in (below, above) if n > 0)
+            parts = [f"context_length={length}"]
+            if self.micro_batch_size is not None:
+                parts.append(f"micro_batch_size={self.micro_batch_size}")
+            if devices > 1:
+                parts.append(f"{devices} devices")
+            raise ValueError(
+                f"batch_tokens={self.batch_tokens} is not divisible by {unit} ({' x '.join(parts)}); "
+                f"use batch_tokens={nearest}"
+            )
+
+
+def check_vocabulary(rows: int, words: int, kind: str) -> None:
+    """Refuse a tokenizer with more words than the model has rows."""
+    if words > rows:
+        raise ValueError(
+            f"tokenizer={kind} has {words:,} words and model.vocab_size={rows:,}; "
+            "choose a smaller tokenizer, or set model.vocab_size=null to take the tokenizer's"
+        )
+
+
+def to_plain(value: object) -> object:
+    """Dataclasses and enums as what YAML and JSON can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_plain({f.name: getattr(value, f.name) for f in fields(value)})
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value

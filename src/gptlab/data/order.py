@@ -1,0 +1,69 @@
+"""Which window is sample i: a pure function of the seed and i, so that the state of the data is one integer."""
+
+from math import isqrt
+
+import numpy as np
+
+_ROUNDS = 4
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def window_index(seed: int, i: int | np.ndarray, n_windows: int, shuffle: bool = True) -> np.ndarray:
+    """The window that sample number `i` reads, int64 in the shape of `i`.
+
+    Epoch `i // n_windows` is its own permutation of all windows, keyed by (seed, epoch); nothing of the size of
+    `n_windows` is ever stored. A Feistel network over a grid of about n_windows cells permutes the grid; the few cells
+    beyond the last window are walked through it again (Black and Rogaway, "Ciphers with arbitrary finite domains",
+    2002). Integer arithmetic alone, hence the same on every platform.
+    """
+    if n_windows < 1:
+        raise ValueError(f"n_windows={n_windows} must be at least 1")
+    numbers = np.asarray(i)
+    if numbers.dtype.kind not in "iu":
+        raise ValueError(f"sample numbers must be integers, not {numbers.dtype}")
+    flat = numbers.astype(np.int64).ravel()
+    if flat.size and int(flat.min()) < 0:
+        raise ValueError(f"sample number {int(flat.min())} is negative")
+    epochs, positions = np.divmod(flat, np.int64(n_windows))
+    if shuffle:
+        positions = _permute(seed, epochs, positions, n_windows)
+    return positions.reshape(numbers.shape)
+
+
+def _permute(seed: int, epochs: np.ndarray, positions: np.ndarray, n: int) -> np.ndarray:
+    n_rows = isqrt(n - 1) + 1
+    n_columns = -(-n // n_rows)
+    folded = 0  # a seed of any size or sign keeps all its bits
+    for shift in range(0, max(seed.bit_length() + 1, 64), 64):
+        folded = _mix_int(folded ^ (seed >> shift & _MASK))
+    keys = _mix(epochs.astype(np.uint64) ^ np.uint64(folded))
+    result = positions.astype(np.uint64)
+    pending = np.arange(result.size)
+    while pending.size:
+        walked = _feistel(result[pending], keys[pending], n_rows, n_columns)
+        result[pending] = walked
+        pending = pending[walked >= n]
+    return result.astype(np.int64)
+
+
+def _feistel(cells: np.ndarray, keys: np.ndarray, n_rows: int, n_columns: int) -> np.ndarray:
+    columns, rows = np.uint64(n_columns), np.uint64(n_rows)
+    row, column = np.divmod(cells, columns)
+    for number in range(_ROUNDS):
+        # An odd factor gives each half round a key of its own: multiplication by it is a bijection.
+        row = (row + _mix(column ^ keys * np.uint64(4 * number + 1)) % rows) % rows
+        column = (column + _mix(row ^ keys * np.uint64(4 * number + 3)) % columns) % columns
+    return row * columns + column
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014) over an array of uint64."""
+    x = x + np.uint64(_GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _mix_int(x: int) -> int:
+    return int(_mix(np.array([x], dtype=np.uint64))[0])

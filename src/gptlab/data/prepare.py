@@ -1,0 +1,273 @@
+"""Text to token files: split, tokenised, cached by content."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from gptlab.data.cache import cache_root, locked
+from gptlab.data.config import DataConfig, Split, TokenizerConfig, TokenizerFileConfig
+from gptlab.data.corpus import Corpus, HubCorpus, Piece, SpooledCorpus, open_corpus
+from gptlab.data.encode import Encoders, Unit
+from gptlab.data.progress import byte_progress
+from gptlab.data.tokenizer import Tokenizer, between_words, build_tokenizer, load_tokenizer, read_tokenizer_file
+from gptlab.data.tokens import TokenFile, TokenWriter
+
+_VERSION = 1
+_PARTS = ("train", "val", "test")
+_UNIT_CHARACTERS = 1 << 18
+_SMALL_CORPUS_BYTES = 4_000_000
+
+
+@dataclass(kw_only=True, slots=True)
+class PreparedData:
+    """A corpus as token files; `val` and `test` are None where their fraction is 0."""
+
+    tokenizer: Tokenizer
+    train: TokenFile
+    val: TokenFile | None
+    test: TokenFile | None
+    fingerprint: str  # sha256 over the corpus's content, the tokenizer and the split
+    folder: Path
+    description: str
+
+
+def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, progress: bool = True) -> PreparedData:
+    """The token files of a corpus, made on the first call and found in the cache afterwards.
+
+    Of several processes that call at once one prepares and the others wait. Errors and kills leave no half cache.
+    """
+    data.check()
+    corpus = open_corpus(data, progress=progress)
+    fingerprint = _fingerprint(data, tokenizer, corpus)
+    root = cache_root(data.cache_dir)
+    folder = root / f"{data.source}-{fingerprint[:16]}"
+    made = None
+    if not folder.is_dir():
+        with locked(root, f"{folder.name}.lock"):
+            if not folder.is_dir():
+                # The lock makes the name ours alone: what a killed process left there can go.
+                partial = root / f".{folder.name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                try:
+                    made = _build(partial, data, tokenizer, corpus, progress=progress)
+                    os.rename(partial, folder)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+    return _load(folder, data, corpus, fingerprint, made)
+
+
+def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus) -> str:
+    words = dataclasses.asdict(tokenizer)
+    if isinstance(tokenizer, TokenizerFileConfig):
+        words["path"] = hashlib.sha256(read_tokenizer_file(tokenizer).encode()).hexdigest()
+    split = [Split(data.split).value, data.val_fraction, data.test_fraction]
+    key = {"version": _VERSION, "corpus": corpus.fingerprint, "tokenizer": words, "split": split}
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _load(folder: Path, data: DataConfig, corpus: Corpus, fingerprint: str, made: Tokenizer | None) -> PreparedData:
+    tokenizer = made or load_tokenizer(folder / "tokenizer.json")
+    files = {}
+    for part, fraction in zip(_PARTS, (1, data.val_fraction, data.test_fraction), strict=True):
+        files[part] = TokenFile.open(folder / f"{part}.bin") if fraction else None
+        if files[part] and files[part].tokenizer != tokenizer.fingerprint:
+            raise ValueError(
+                f"{folder}: {part}.bin is of another tokenizer than tokenizer.json; delete it and run again"
+            )
+    try:
+        sizes = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+        plural = "" if sizes["n_documents"] == 1 else "s"
+        size = f"{sizes['n_documents']:,} document{plural}, {sizes['n_bytes']:,} bytes"
+    except (OSError, ValueError, KeyError):
+        raise ValueError(f"{folder}/corpus.json is missing or altered; delete the folder and run again") from None
+    description = f"{corpus.description}: {size}, content {corpus.fingerprint[:16]}"
+    return PreparedData(tokenizer=tokenizer, fingerprint=fingerprint, folder=folder, description=description, **files)
+
+
+def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corpus, *, progress: bool) -> Tokenizer:
+    if isinstance(corpus, HubCorpus):
+        corpus = SpooledCorpus(corpus, folder / "spool", progress=progress)
+    with ExitStack() as stack:
+        learns = config.kind in ("bpe", "char")
+        if not learns:  # its errors come before any work, and the workers start beside the first reading
+            tokenizer = build_tokenizer(config, lambda: iter(()))
+            encoders = _start(stack, folder, tokenizer, data, corpus)
+        sizes = _measure(corpus)
+        part_of = _split(data, sizes)
+        if learns:
+
+            def texts() -> Iterator[str]:
+                for (part, _), run in _by_document(_parts(corpus.pieces(), part_of)):
+                    # Every split must be spelt with the same characters.
+                    if part == "train" or config.kind == "char":
+                        yield from between_words(piece.text for _, piece in run)
+
+            tokenizer = build_tokenizer(config, texts)
+            encoders = _start(stack, folder, tokenizer, data, corpus)
+        writers = {
+            part: stack.enter_context(
+                TokenWriter(folder / f"{part}.bin", vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.fingerprint)
+            )
+            for part, fraction in zip(_PARTS, (1, data.val_fraction, data.test_fraction), strict=True)
+            if fraction
+        }
+        advance = stack.enter_context(byte_progress("tokenising", sizes.n_bytes, show=progress))
+        for unit, ids in encoders.map(_units(_parts(corpus.pieces(), part_of), tokenizer)):
+            writer = writers[unit.part]
+            writer.write(ids)
+            writer.end_documents(unit.n_documents, n_bytes=unit.n_bytes, n_characters=unit.n_characters)
+            advance(unit.n_bytes)
+    (folder / "spool").unlink(missing_ok=True)
+    counts = {"n_documents": len(sizes.characters), "n_bytes": sizes.n_bytes}
+    (folder / "corpus.json").write_text(json.dumps(counts), encoding="utf-8")
+    return tokenizer
+
+
+def _start(stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataConfig, corpus: Corpus) -> Encoders:
+    tokenizer.save(folder / "tokenizer.json")
+    n_processes = data.n_processes or _n_cores()
+    # Starting a process costs as much as tokenising a few megabytes; bytes and characters are looked up faster than
+    # they could be sent.
+    if corpus.n_bytes < _SMALL_CORPUS_BYTES or tokenizer.kind in ("byte", "char"):
+        n_processes = 1
+    return stack.enter_context(Encoders(tokenizer, n_processes))
+
+
+def _n_cores() -> int:
+    with suppress(AttributeError):  # not on every platform
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(kw_only=True, slots=True)
+class _Sizes:
+    characters: array  # of each document
+    hashes: array  # of each document's name, in [0, 1)
+    n_bytes: int
+
+
+def _measure(corpus: Corpus) -> _Sizes:
+    sizes = _Sizes(characters=array("q"), hashes=array("d"), n_bytes=0)
+    for piece in corpus.pieces():
+        if piece.document == len(sizes.characters):
+            sizes.characters.append(0)
+            digest = hashlib.sha256(piece.name.encode("utf-8", "surrogatepass")).digest()
+            sizes.hashes.append((int.from_bytes(digest[:8], "big") >> 11) / (1 << 53))
+        sizes.characters[-1] += len(piece.text)
+        sizes.n_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
+    if not sizes.characters:
+        raise ValueError(f"{corpus.description} holds no readable text; give another with data.path=")
+    return sizes
+
+
+PartOf = Callable[[int], list[tuple[str, int]]]
+
+
+def _split(data: DataConfig, sizes: _Sizes) -> PartOf:
+    """For each document, where its parts begin in characters, e.g. [("train", 0), ("val", 3105)]."""
+    if Split(data.split) is Split.document:
+        return _split_by_document(data, np.array(sizes.hashes))
+    n = sum(sizes.characters)
+    # Rounded, so that 1 - 0.1 is 0.9 and its product with n the one that everybody else computes.
+    ends = [
+        int(round(1 - data.val_fraction - data.test_fraction, 12) * n),
+        int(round(1 - data.test_fraction, 12) * n),
+        n,
+    ]
+    starts = [0, *ends[:2]]
+    for part, fraction, start, end in zip(
+        _PARTS, (1, data.val_fraction, data.test_fraction), starts, ends, strict=True
+    ):
+        if fraction and start == end:
+            setting = "the training split" if part == "train" else f"data.{part}_fraction={fraction}"
+            raise ValueError(f"{setting} is empty: the corpus has {n:,} characters; give more text or other fractions")
+    offsets = np.concatenate([[0], np.cumsum(np.array(sizes.characters))])
+
+    def part_of(document: int) -> list[tuple[str, int]]:
+        first, last = int(offsets[document]), int(offsets[document + 1])
+        return [
+            (part, max(start, first) - first)
+            for part, start, end in zip(_PARTS, starts, ends, strict=True)
+            if max(start, first) < min(end, last)
+        ]
+
+    return part_of
+
+
+def _split_by_document(data: DataConfig, hashes: np.ndarray) -> PartOf:
+    n = len(hashes)
+    wanted = [
+        part for part, fraction in zip(_PARTS[1:], (data.val_fraction, data.test_fraction), strict=True) if fraction
+    ]
+    if n <= len(wanted):
+        raise ValueError(
+            f"data.split=document needs a document for each of train, {', '.join(wanted)} and the corpus has {n}; "
+            "use data.split=fraction, which cuts the text itself"
+        )
+    n_val = int((hashes < data.val_fraction).sum())
+    n_test = int((hashes < data.val_fraction + data.test_fraction).sum()) - n_val
+    # In the order of the hashes the parts are neighbours: an empty one takes the next document.
+    n_val, n_test = max(n_val, "val" in wanted), max(n_test, "test" in wanted)
+    n_val = min(n_val, n - 1 - ("test" in wanted))
+    n_test = min(n_test, n - 1 - n_val)
+    codes = np.zeros(n, dtype=np.uint8)
+    order = np.argsort(hashes, kind="stable")
+    codes[order[:n_val]] = 1
+    codes[order[n_val : n_val + n_test]] = 2
+    return lambda document: [(_PARTS[codes[document]], 0)]
+
+
+def _parts(pieces: Iterable[Piece], part_of: PartOf) -> Iterator[tuple[str, Piece]]:
+    for document, run in groupby(pieces, key=lambda piece: piece.document):
+        waiting = part_of(document)
+        position = 0
+        part = ""
+        for piece in run:
+            text = piece.text
+            while text:
+                if waiting and waiting[0][1] == position:
+                    part = waiting.pop(0)[0]
+                room = waiting[0][1] - position if waiting else len(text)
+                yield part, Piece(document, piece.name, text[:room])
+                position += min(room, len(text))
+                text = text[room:]
+
+
+def _units(parts: Iterable[tuple[str, Piece]], tokenizer: Tokenizer) -> Iterator[Unit]:
+    open_units: dict[str, Unit] = {}
+    begun: set[str] = set()
+    for (part, _), run in _by_document(parts):
+        unit = open_units.get(part)
+        if unit is None:
+            unit = open_units[part] = _empty_unit(part)
+        if part in begun and tokenizer.eot is not None:
+            unit.texts.append(None)
+        begun.add(part)
+        unit.n_documents += 1
+        for chunk in tokenizer.chunks(piece.text for _, piece in run):
+            unit.texts.append(chunk)
+            unit.n_characters += len(chunk)
+            unit.n_bytes += len(chunk.encode("utf-8", "surrogatepass"))
+            if unit.n_characters >= _UNIT_CHARACTERS:
+                yield unit
+                unit = open_units[part] = _empty_unit(part)
+    yield from (unit for unit in open_units.values() if unit.texts)
+
+
+def _by_document(parts: Iterable[tuple[str, Piece]]) -> Iterator[tuple[tuple[str, int], Iterator[tuple[str, Piece]]]]:
+    return groupby(parts, key=lambda item: (item[0], item[1].document))
+
+
+def _empty_unit(part: str) -> Unit:
+    return Unit(part=part, texts=[], n_documents=0, n_characters=0, n_bytes=0)

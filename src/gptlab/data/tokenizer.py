@@ -1,0 +1,445 @@
+"""Text to token ids and back."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptlab.data.cache import replacing
+from gptlab.data.config import BpeConfig, TokenizerConfig, TokenizerFileConfig
+
+END_OF_TEXT = "<|endoftext|>"
+_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+# GPT-2's split (Radford et al. 2019). Looking ahead is kept out of the group: the engine behind tiktoken then runs the
+# group as one automaton, 1.7 times as fast as tiktoken's own spelling, which gives the same pieces.
+_GPT2_SPLIT = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$)|\s+(?!\S)|\s"
+_SPACES = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+_LONG_RUN_CHARACTERS = 500_000
+_LONG_RUN = re.compile(f"(?<!{_SPACES}){_SPACES}{{{_LONG_RUN_CHARACTERS},}}")
+_CUT_ATTEMPTS = 32
+_TRAINING_CHARACTERS = 200_000_000
+
+
+class Tokenizer(ABC):
+    """Text to ids and back.
+
+    `fingerprint` is a sha256 over the kind and the vocabulary: equal fingerprints give equal ids. `eot` is the id of
+    the end-of-text word, None where the vocabulary has none.
+    """
+
+    kind: str
+    vocab_size: int
+    eot: int | None
+    fingerprint: str
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text, 1-D, nothing added; what looks like a special word is ordinary text."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """The text of ids; bytes that are not UTF-8 become U+FFFD."""
+
+    @abstractmethod
+    def cut(self, text: str) -> int:
+        """The last place in `text` where encoding the two sides apart gives the same ids; 0 where there is none."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """What `save` writes beside kind and fingerprint."""
+
+    def save(self, path: str | Path) -> None:
+        """Write one self-contained JSON file (GPT-2's vocabulary by its name), atomically."""
+        content = {"kind": self.kind, "fingerprint": self.fingerprint, **self._state()}
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+
+    def portable(self) -> dict[str, Any]:
+        """JSON values from which `from_portable` makes a tokenizer that gives the same ids in another process."""
+        return {"kind": self.kind, **self._state()}
+
+    def chunks(self, pieces: Iterable[str]) -> Iterator[str]:
+        """The pieces of one document, cut anew so that encoding chunk by chunk gives the ids of the whole."""
+        return _recut(pieces, self.cut)
+
+    def _checked(self, ids: Iterable[int] | np.ndarray) -> np.ndarray:
+        array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids)).ravel()
+        if not array.size:
+            return array.astype(np.int64)
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"token ids must be integers, not {array.dtype}")
+        outside = (array < 0) | (array >= self.vocab_size)
+        if outside.any():
+            wrong = int(array[outside][0])
+            raise ValueError(f"token id {wrong} is outside the vocabulary of {self.vocab_size:,} words")
+        return array.astype(np.int64)
+
+
+class ByteTokenizer(Tokenizer):
+    """UTF-8 bytes as ids 0 to 255 and one end-of-text word."""
+
+    kind = "byte"
+    vocab_size = 257
+    eot = 256
+
+    def __init__(self) -> None:
+        self.fingerprint = _fingerprint(self.kind, b"")
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(_scalars(text).encode(), dtype=np.uint8)
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        array = self._checked(ids)
+        runs = np.split(array, np.flatnonzero(array == self.eot))
+        # Every run but the first begins with the end-of-text word it was split at.
+        data = [runs[0], *(run[1:] for run in runs[1:])]
+        return END_OF_TEXT.join(run.astype(np.uint8).tobytes().decode("utf-8", "replace") for run in data)
+
+    def cut(self, text: str) -> int:
+        return len(text)
+
+    def _state(self) -> dict[str, Any]:
+        return {}
+
+
+class CharTokenizer(Tokenizer):
+    """One id for each distinct character, in the order of their code points; no end-of-text word."""
+
+    kind = "char"
+    eot = None
+
+    def __init__(self, characters: str) -> None:
+        if not characters or list(characters) != sorted(set(characters)):
+            raise ValueError("a character vocabulary is at least one character, each once, in the order of code points")
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self._codes = _code_points(characters)
+        self._ids = np.full(int(self._codes[-1]) + 1, -1, dtype=np.int32)
+        self._ids[self._codes] = np.arange(self.vocab_size, dtype=np.int32)
+        self.fingerprint = _fingerprint(self.kind, self._codes.astype("<u4").tobytes())
+
+    @classmethod
+    def build(cls, texts: Iterable[str]) -> "CharTokenizer":
+        seen = np.zeros(0x110000, dtype=bool)
+        for text in texts:
+            seen[_code_points(text)] = True
+        return cls("".join(map(chr, np.flatnonzero(seen).tolist())))
+
+    def encode(self, text: str) -> np.ndarray:
+        codes = _code_points(text)
+        known = codes < len(self._ids)
+        ids = self._ids[np.where(known, codes, 0)]
+        unknown = ~known | (ids < 0)
+        if unknown.any():
+            code = int(codes[unknown][0])
+            raise ValueError(
+                f"character {chr(code)!a} (U+{code:04X}) is not among the {self.vocab_size} characters of the "
+                "vocabulary; leave it out, or train with tokenizer=byte, which knows all text"
+            )
+        return ids
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        return "".join([self.characters[number] for number in self._checked(ids).tolist()])
+
+    def cut(self, text: str) -> int:
+        return len(text)
+
+    def _state(self) -> dict[str, Any]:
+        return {"characters": self.characters}
+
+
+class _TiktokenTokenizer(Tokenizer):
+    """Byte-pair encoding run by tiktoken behind GPT-2's split: `words` by rank, then the end-of-text word."""
+
+    eot: int
+
+    def __init__(self, words: list[bytes]) -> None:
+        import tiktoken
+
+        self._words = words
+        self.eot = len(words)
+        self.vocab_size = len(words) + 1
+        self._encoding = tiktoken.Encoding(
+            self.kind,
+            pat_str=_GPT2_SPLIT,
+            mergeable_ranks={word: rank for rank, word in enumerate(words)},
+            special_tokens={END_OF_TEXT: self.eot},
+        )
+
+    def encode(self, text: str) -> np.ndarray:
+        text = _scalars(text)
+        if len(text) < _LONG_RUN_CHARACTERS:
+            return self._encode(text)
+        # tiktoken panics where a million spaces go before a word: all but the last of them are a piece of their own.
+        parts = []
+        start = 0
+        for run in _LONG_RUN.finditer(text):
+            if run.end() < len(text):
+                parts += [text[start : run.start()], text[run.start() : run.end() - 1]]
+                start = run.end() - 1
+        return np.concatenate([self._encode(part) for part in (*parts, text[start:])])
+
+    def _encode(self, text: str) -> np.ndarray:
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        return self._encoding.decode(self._checked(ids).tolist(), errors="replace")
+
+    def cut(self, text: str) -> int:
+        return _gpt2_cut(text)
+
+
+class Gpt2Tokenizer(_TiktokenTokenizer):
+    """GPT-2's byte-pair encoding, 50,257 words (Radford et al. 2019)."""
+
+    kind = "gpt2"
+
+    def __init__(self) -> None:
+        import tiktoken
+
+        try:
+            encoding = tiktoken.get_encoding("gpt2")
+        except Exception as error:  # requests, ssl, proxies and the file system each have their own
+            raise ValueError(
+                f"tokenizer=gpt2: GPT-2's vocabulary is neither cached nor to be had ({type(error).__name__}); set "
+                "TIKTOKEN_CACHE_DIR to a folder that holds it, or use tokenizer=bpe or tokenizer=byte, which need no "
+                "download"
+            ) from error
+        super().__init__([encoding.decode_single_token_bytes(rank) for rank in range(encoding.eot_token)])
+        self.fingerprint = _fingerprint(self.kind, b"".join(self._words))
+
+    def portable(self) -> dict[str, Any]:
+        # Ranks are loaded five times faster than GPT-2's own files.
+        return {"kind": BpeTokenizer.kind, "words": _spelt(self._words)}
+
+    def _state(self) -> dict[str, Any]:
+        return {"name": "gpt2"}
+
+
+class BpeTokenizer(_TiktokenTokenizer):
+    """A byte-level byte-pair encoding of one's own: `words` by rank, then the end-of-text word."""
+
+    kind = "bpe"
+
+    def __init__(self, words: list[bytes]) -> None:
+        if len(set(words)) != len(words) or not {bytes([byte]) for byte in range(256)} <= set(words):
+            raise ValueError("the words of a byte-pair encoding are distinct and include all 256 bytes")
+        super().__init__(words)
+        self.fingerprint = _fingerprint(self.kind, b"".join(len(word).to_bytes(4, "little") + word for word in words))
+
+    @classmethod
+    def train(cls, vocab_size: int, texts: Iterable[str]) -> "BpeTokenizer":
+        """Learn the merges of a text; `vocab_size` counts the end-of-text word.
+
+        Reads the first 200M characters. A text too small for that many merges gives fewer words.
+        """
+        if vocab_size < 257:
+            raise ValueError(
+                f"tokenizer.vocab_size={vocab_size} is too small: 256 bytes and the end-of-text word need 257"
+            )
+        from tokenizers import Tokenizer as Trained
+        from tokenizers import models, pre_tokenizers, trainers
+
+        trained = Trained(models.BPE())
+        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            special_tokens=[],
+            show_progress=False,
+        )
+        trained.train_from_iterator(_first_characters(texts, _TRAINING_CHARACTERS), trainer)
+        # A later fork (a loader's workers) would otherwise be warned about the threads that training used.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        byte_of = _byte_alphabet()
+        by_id = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+        return cls([bytes(byte_of[character] for character in word) for word, _ in by_id])
+
+    def _state(self) -> dict[str, Any]:
+        return {"words": _spelt(self._words)}
+
+
+class FileTokenizer(Tokenizer):
+    """Any tokenizer.json of the `tokenizers` library, given as its text."""
+
+    kind = "file"
+
+    def __init__(self, content: str, eot: str | None = None) -> None:
+        # Documents are encoded in parallel already; threads of its own would only meet later forks.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from tokenizers import Tokenizer as Loaded
+
+        self._loaded = Loaded.from_str(content)
+        self._loaded.no_truncation()
+        self._loaded.no_padding()
+        self._loaded.encode_special_tokens = True
+        vocabulary = self._loaded.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise ValueError("its vocabulary is empty")
+        self.vocab_size = max(vocabulary.values()) + 1
+        if eot is not None and eot not in vocabulary:
+            raise ValueError(f"tokenizer.eot={eot} is not a word of its vocabulary")
+        self._eot_word = eot or next((name for name in _END_OF_TEXT_NAMES if name in vocabulary), None)
+        self.eot = None if self._eot_word is None else vocabulary[self._eot_word]
+        self.fingerprint = _fingerprint(self.kind, f"{self.eot}\n{self._loaded.to_str()}".encode())
+
+    def encode(self, text: str) -> np.ndarray:
+        encoded = self._loaded.encode(_scalars(text), add_special_tokens=False)
+        return np.array(encoded.ids, dtype=np.uint32)
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        return self._loaded.decode(self._checked(ids).tolist(), skip_special_tokens=False)
+
+    def cut(self, text: str) -> int:
+        return 0  # nothing is known of how it splits
+
+    def _state(self) -> dict[str, Any]:
+        return {"eot": self._eot_word, "tokenizer": json.loads(self._loaded.to_str())}
+
+
+def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+    """The tokenizer a config asks for; `texts` yields the text that bpe and char learn from."""
+    if config.kind == "byte":
+        return ByteTokenizer()
+    if config.kind == "gpt2":
+        return Gpt2Tokenizer()
+    if config.kind == "char":
+        return CharTokenizer.build(texts())
+    if isinstance(config, BpeConfig):
+        return BpeTokenizer.train(config.vocab_size, texts())
+    if isinstance(config, TokenizerFileConfig):
+        content = read_tokenizer_file(config)
+        try:
+            return FileTokenizer(content, config.eot)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(
+                f"tokenizer.path={config.path} is not a tokenizer.json of the tokenizers library ({error})"
+                if "tokenizer.eot" not in str(error)
+                else f"tokenizer.path={config.path}: {error}"
+            ) from None
+    raise ValueError(f"tokenizer.kind={config.kind} is unknown; use byte, char, bpe, gpt2 or file")
+
+
+def read_tokenizer_file(config: TokenizerFileConfig) -> str:
+    """The text of the tokenizer.json that a config names."""
+    if config.path is None:
+        raise ValueError("tokenizer.path is not set; give the tokenizer.json that tokenizer=file shall read")
+    path = Path(config.path).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"tokenizer.path={config.path} does not exist; give a tokenizer.json") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"tokenizer.path={config.path} cannot be read as text ({error}); give a tokenizer.json"
+        ) from None
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer that `save` wrote; a missing or altered file is a ValueError."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"tokenizer {path} does not exist; run again to prepare it") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"tokenizer {path} cannot be read ({error}); delete it and run again") from None
+    try:
+        tokenizer = from_portable(content)
+        same = tokenizer.fingerprint == content["fingerprint"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"tokenizer {path} is not one of gptlab ({error!r}); delete it and run again") from None
+    if not same:
+        raise ValueError(f"tokenizer {path} was altered (its fingerprint does not match); delete it and run again")
+    return tokenizer
+
+
+def from_portable(content: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of `Tokenizer.portable`."""
+    match content["kind"]:
+        case "byte":
+            return ByteTokenizer()
+        case "gpt2":
+            return Gpt2Tokenizer()
+        case "char":
+            return CharTokenizer(content["characters"])
+        case "bpe":
+            return BpeTokenizer([base64.b64decode(word) for word in content["words"]])
+        case "file":
+            return FileTokenizer(json.dumps(content["tokenizer"]), content["eot"])
+        case kind:
+            raise KeyError(f"kind {kind}")
+
+
+def between_words(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces of one document, cut anew where GPT-2's split cuts too: what a bpe learns from."""
+    return _recut(pieces, _gpt2_cut)
+
+
+def _recut(pieces: Iterable[str], cut: Callable[[str], int]) -> Iterator[str]:
+    held: list[str] = []
+    for piece in pieces:
+        at = cut(piece)
+        if at:
+            held.append(piece[:at])
+            yield "".join(held)
+            held = [piece[at:]] if at < len(piece) else []
+        elif piece:
+            held.append(piece)
+    if held:
+        yield "".join(held)
+
+
+def _gpt2_cut(text: str) -> int:
+    # No piece of GPT-2's split goes on from a non-space to a space, and none looks behind itself. Python's spaces
+    # include all of the split's, which makes `end` follow a non-space.
+    end = len(text)
+    for _ in range(_CUT_ATTEMPTS):
+        at = max(text.rfind(" ", 0, end), text.rfind("\n", 0, end))
+        end = len(text[: at + 1].rstrip())
+        if not end or text[end] in " \n\t\r":
+            return end
+    return 0
+
+
+def _spelt(words: list[bytes]) -> list[str]:
+    return [base64.b64encode(word).decode() for word in words]
+
+
+def _fingerprint(kind: str, vocabulary: bytes) -> str:
+    return hashlib.sha256(kind.encode() + b"\0" + vocabulary).hexdigest()
+
+
+def _scalars(text: str) -> str:
+    """The text with lone surrogates, which UTF-8 cannot hold, replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def _first_characters(texts: Iterable[str], limit: int) -> Iterator[str]:
+    for text in texts:
+        yield text[:limit]
+        limit -= len(text)
+        if limit <= 0:
+            return
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte of each character in GPT-2's spelling of bytes: printable ones stand for themselves, the others follow
+    from U+0100 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}

@@ -1,0 +1,74 @@
+"""From a config to a model with its initial values."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from gptlab.models.config import DecoderConfig, Init, ModelConfig
+from gptlab.models.decoder import Decoder
+
+MODELS = {DecoderConfig: Decoder}
+RESIDUAL_PROJECTIONS = ("attn.out.weight", "ffn.down.weight")
+
+
+def build_model(config: ModelConfig, vocab_size: int, *, seed: int) -> nn.Module:
+    """Build the model on the CPU, with initial values that depend on the seed and on each parameter's name."""
+    config.check()
+    model = shape_model(config, vocab_size).to_empty(device="cpu")
+    init_weights(model, config, seed)
+    return model
+
+
+def shape_model(config: ModelConfig, vocab_size: int) -> nn.Module:
+    """Build the model on the meta device: shapes and names, no values and no memory."""
+    with torch.device("meta"):
+        return MODELS[type(config)](config, vocab_size)
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Give each parameter its initial value, on whatever device it is."""
+    for _, parameter, value in initial_values(model, config, seed):
+        parameter.copy_(value)
+
+
+def initial_values(model: nn.Module, config: ModelConfig, seed: int) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Yield name, parameter and initial value (whole, float32, on the CPU), one parameter at a time.
+
+    A value is a function of seed, name and shape only, so that any sharding starts from the same model.
+    """
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            yield name, parameter, _initial_value(name, parameter, module, config, seed)
+
+
+def _initial_value(name: str, parameter: Tensor, module: nn.Module, config: ModelConfig, seed: int) -> Tensor:
+    value = torch.empty(parameter.shape, device="cpu")
+    if not isinstance(module, nn.Linear | nn.Embedding):  # a norm
+        return value.fill_(1.0 if name.endswith("weight") else 0.0)
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    embedding = isinstance(module, nn.Embedding)
+    residual = name.endswith(RESIDUAL_PROJECTIONS)
+
+    if config.init is Init.torch:
+        if embedding:
+            return value.normal_(generator=generator)
+        bound = module.in_features**-0.5  # kaiming_uniform_ with a = sqrt(5), as nn.Linear has it
+        return value.uniform_(-bound, bound, generator=generator)
+    if name.endswith("bias"):
+        return value.zero_()
+    if config.init is Init.gpt2:
+        std = config.init_std / math.sqrt(2 * config.n_layer) if residual else config.init_std
+        return value.normal_(std=std, generator=generator)
+    # Init.zero: each block starts as the identity and an untied head as the uniform distribution. Embeddings are of
+    # unit size, unless they are the head as well, whose logits would then be too large. Other matrices have the
+    # variance that nn.Linear gives them.
+    if residual or name == "lm_head.weight":
+        return value.zero_()
+    if embedding:
+        return value.normal_(std=config.init_std if config.tied_head else 1.0, generator=generator)
+    return value.normal_(std=(3 * module.in_features) ** -0.5, generator=generator)

@@ -1,0 +1,78 @@
+"""The decoder-only transformer: GPT-2, GPT-3, Llama and what lies between."""
+
+import torch
+from torch import Tensor, nn
+
+from gptlab.models.config import DecoderConfig, Feedforward, Norm, Position
+from gptlab.nn.attention import Attention
+from gptlab.nn.block import Block
+from gptlab.nn.feedforward import GELU, SquaredReLU, SwiGLU
+from gptlab.nn.loss import Output
+from gptlab.nn.norm import LayerNorm, RMSNorm
+from gptlab.nn.position import Rotary
+
+FEEDFORWARDS = {Feedforward.gelu: GELU, Feedforward.swiglu: SwiGLU, Feedforward.relu2: SquaredReLU}
+
+
+class Decoder(nn.Module):
+    """Predicts each token from those before it."""
+
+    def __init__(self, config: DecoderConfig, vocab_size: int):
+        super().__init__()
+        c = self.config = config
+        self.tok_emb = nn.Embedding(vocab_size, c.d_model)
+        self.pos_emb = nn.Embedding(c.context_length, c.d_model) if c.position is Position.learned else None
+        rotary = c.position is Position.rotary
+        self.rotary = Rotary(c.head_width, c.context_length, theta=c.rope_theta) if rotary else None
+        self.drop = nn.Dropout(c.dropout_at("embedding"))
+        self.blocks = nn.ModuleList(_block(c) for _ in range(c.n_layer))
+        self.final_norm = _norm(c)
+        self.lm_head = None if c.tied_head else nn.Linear(c.d_model, vocab_size, bias=False)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """What the head reads: tokens (B, T) -> (B, T, D)."""
+        n_positions = tokens.shape[-1]
+        if n_positions > self.config.context_length:
+            raise ValueError(
+                f"{n_positions} tokens do not fit model.context_length={self.config.context_length}; "
+                f"crop the input or set model.context_length={n_positions}"
+            )
+        x = self.tok_emb(tokens)  # (B, T, D)
+        if self.pos_emb is not None:
+            x = x + self.pos_emb(torch.arange(n_positions, device=tokens.device))
+        x = self.drop(x)
+        rotation = None if self.rotary is None else self.rotary(n_positions)
+        for block in self.blocks:
+            x = block(x, rotation=rotation, causal=True)
+        return self.final_norm(x)
+
+    @property
+    def output(self) -> Output:
+        """The head as values: `nn.loss.linear_cross_entropy` never forms all logits."""
+        head = self.tok_emb if self.lm_head is None else self.lm_head
+        return Output(weight=head.weight, softcap=self.config.logit_softcap)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Scores of the word after each token: tokens (B, T) -> (B, T, V)."""
+        return self.output.logits(self.hidden(tokens))
+
+
+def _block(c: DecoderConfig) -> Block:
+    attention = Attention(
+        c.d_model,
+        n_head=c.n_head,
+        n_kv_head=c.kv_heads,
+        d_head=c.head_width,
+        bias=c.bias,
+        qkv_bias=c.bias if c.qkv_bias is None else c.qkv_bias,
+        qk_norm_eps=c.norm_eps if c.qk_norm else None,
+        dropout=c.dropout_at("attention"),
+    )
+    feedforward = FEEDFORWARDS[c.feedforward](c.d_model, c.ff_width, bias=c.bias)
+    return Block(norm1=_norm(c), attn=attention, norm2=_norm(c), ffn=feedforward, dropout=c.dropout_at("residual"))
+
+
+def _norm(c: DecoderConfig) -> nn.Module:
+    if c.norm is Norm.rmsnorm:
+        return RMSNorm(c.d_model, eps=c.norm_eps)
+    return LayerNorm(c.d_model, eps=c.norm_eps, bias=c.bias)

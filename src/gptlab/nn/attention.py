@@ -1,0 +1,76 @@
+"""Multi-head attention."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptlab.nn.position import Rotation, rotate
+
+# Up to this size q, k and v are one product, which is faster. A large product gains nothing from it, and the joined
+# weight lives until the backward pass, even where FSDP has given its parts back.
+JOINT_ELEMENTS = 2**20
+
+
+class Attention(nn.Module):
+    """Attention whose H query heads share G key and value heads (arXiv:1706.03762; grouped: arXiv:2305.13245).
+
+    With `qk_norm_eps` each query and key is divided by its root mean square (as in arXiv:2302.05442, without gain).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        n_head: int,
+        n_kv_head: int,
+        d_head: int,
+        bias: bool,
+        qkv_bias: bool,
+        qk_norm_eps: float | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.n_head, self.n_kv_head, self.d_head = n_head, n_kv_head, d_head
+        self.qk_norm_eps, self.dropout = qk_norm_eps, dropout
+        self.q = nn.Linear(d_model, n_head * d_head, bias=qkv_bias)
+        self.k = nn.Linear(d_model, n_kv_head * d_head, bias=qkv_bias)
+        self.v = nn.Linear(d_model, n_kv_head * d_head, bias=qkv_bias)
+        self.out = nn.Linear(n_head * d_head, d_model, bias=bias)
+        # To be turned off where q, k and v must be called as modules: tensor parallelism, adapters, hooks.
+        self.joint_projection = self.q.weight.numel() <= JOINT_ELEMENTS
+
+    def forward(
+        self, x: Tensor, *, rotation: Rotation | None = None, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """Mix positions: x (B, T, D) -> (B, T, D).
+
+        mask broadcasts to (B, H, T, T): True may be looked at, or a float bias that is added to the scores.
+        """
+        q, k, v = self._heads(x, rotation)
+        mixed = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=causal,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.n_kv_head != self.n_head,
+        )  # (B, H, T, K)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def _heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        parts = self.q, self.k, self.v
+        if self.joint_projection:
+            bias = None if self.q.bias is None else torch.cat([part.bias for part in parts])
+            qkv = F.linear(x, torch.cat([part.weight for part in parts]), bias)
+        else:
+            qkv = torch.cat([part(x) for part in parts], -1)
+        heads = qkv.unflatten(-1, (self.n_head + 2 * self.n_kv_head, self.d_head))  # (B, T, H + 2 G, K)
+        if self.qk_norm_eps is None and rotation is None:
+            return heads.split((self.n_head, self.n_kv_head, self.n_kv_head), 2)
+        qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), 2)
+        if self.qk_norm_eps is not None:
+            qk = F.rms_norm(qk, (self.d_head,), eps=self.qk_norm_eps)
+        if rotation is not None:
+            qk = rotate(qk, rotation)
+        return *qk.split((self.n_head, self.n_kv_head), 2), v

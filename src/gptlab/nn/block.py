@@ -1,0 +1,16 @@
+"""The residual block."""
+
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Pre-norm: each sublayer reads the normalised stream and adds to it (GPT-2, section 2.3)."""
+
+    def __init__(self, *, norm1: nn.Module, attn: nn.Module, norm2: nn.Module, ffn: nn.Module, dropout: float = 0.0):
+        super().__init__()
+        self.norm1, self.attn, self.norm2, self.ffn = norm1, attn, norm2, ffn
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, **attention) -> Tensor:
+        x = x + self.drop(self.attn(self.norm1(x), **attention))
+        return x + self.drop(self.ffn(self.norm2(x)))

@@ -1,0 +1,153 @@
+"""Cross-entropy through the output head, without ever holding every position's logits."""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORE_INDEX = -100
+
+# Logits per chunk. On a CPU a chunk should be small next to the weights. A GPU wants matrix products long enough
+# to hide the pass over the weight's gradient that ends each chunk.
+CHUNK_ELEMENTS_CPU = 2**24
+CHUNK_ELEMENTS_GPU = 2**27
+
+
+@dataclass(slots=True)
+class Output:
+    """A head as values: `logits = softcap(scale * hidden @ weight.T + bias)`; weight (V, D), bias (V)."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None  # logits stay within (-softcap, softcap); Gemma 2, arXiv:2408.00118, section 2
+
+    def to(self, dtype: torch.dtype) -> "Output":
+        """The same head, computing in `dtype`."""
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return replace(self, weight=self.weight.to(dtype), bias=bias)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Score every word: hidden (..., D) -> (..., V)."""
+        if self.scale != 1.0:
+            hidden = hidden * self.scale
+        logits = F.linear(hidden, self.weight, self.bias)  # (..., V)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    output: Output,
+    targets: Tensor,
+    *,
+    ignore_index: int = IGNORE_INDEX,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Sum of -log p(target) over the targets that are not `ignore_index`, in nats: a float32 scalar.
+
+    hidden (..., D), targets (...) of int64; `chunk_size` positions are scored at a time (None: by the vocabulary).
+    Logits are in hidden's dtype (under autocast in autocast's), softmax and sums in float32. Where more than one
+    chunk is needed gradients are computed along with the loss, and a second backward through it is refused.
+    """
+    n_words, width = output.weight.shape
+    if hidden.shape[-1] != width or hidden.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"hidden has shape {tuple(hidden.shape)} and targets {tuple(targets.shape)}; "
+            f"use hidden (*targets.shape, {width})"
+        )
+    hidden, targets = hidden.reshape(-1, width), targets.reshape(-1)  # (N, D), (N)
+    device = hidden.device.type
+    if device == "cpu":  # elsewhere a look at the values would wait for the device
+        _check_targets(targets, n_words, ignore_index)
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    if chunk_size is None:
+        chunk_size = max(1, (CHUNK_ELEMENTS_CPU if device == "cpu" else CHUNK_ELEMENTS_GPU) // n_words)
+    with torch.autocast(device, enabled=False):
+        if len(targets) <= chunk_size:  # nothing to save
+            logits = output.to(hidden.dtype).logits(hidden).float()
+            return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
+        return _LinearCrossEntropy.apply(
+            hidden,
+            output.weight,
+            output.bias,
+            output.scale,
+            output.softcap,
+            targets,
+            targets == ignore_index,
+            chunk_size,
+            torch.is_grad_enabled(),
+        )
+
+
+def _check_targets(targets: Tensor, n_words: int, ignore_index: int) -> None:
+    outside = ((targets < 0) | (targets >= n_words)) & (targets != ignore_index)
+    if outside.any():
+        raise ValueError(
+            f"target {targets[outside][0].item()} is outside the vocabulary of {n_words} words; "
+            f"use 0 to {n_words - 1}, or {ignore_index} for a position without a target"
+        )
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The gradients of a sum of log-probabilities are ready when the loss is; backward only scales them."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, scale, softcap, targets, ignored, chunk_size, grad_enabled):
+        for_hidden, for_weight, for_bias = (grad_enabled and needed for needed in ctx.needs_input_grad[:3])
+        # A row of zeros adds nothing to the weight's gradient: cheaper than masking (N, V).
+        inputs = (hidden * scale).masked_fill_(ignored[:, None], 0)
+        targets = targets.masked_fill(ignored, 0)
+        matrix, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+        d_hidden = torch.empty_like(hidden) if for_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if for_bias else None
+        log_p_targets = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+
+        n_chunks = -(-len(targets) // chunk_size)
+        size = -(-len(targets) // n_chunks)  # all chunks alike: no short one at the end
+        for start in range(0, len(targets), size):
+            chunk = slice(start, start + size)
+            words = targets[chunk, None]
+            log_p = F.linear(inputs[chunk], matrix, shift)  # (N, V)
+            if softcap is not None:
+                saturation = torch.tanh_(log_p.float() / softcap)
+                log_p = saturation * softcap
+            log_p = torch.log_softmax(log_p, -1, dtype=torch.float32)
+            log_p_target = log_p.gather(1, words)  # (N, 1)
+            log_p_targets[chunk] = log_p_target[:, 0]
+            if not (for_hidden or for_weight or for_bias):
+                continue
+            d_logits = log_p.exp_().scatter_(1, words, log_p_target.exp_().sub_(1))
+            if softcap is not None:
+                d_logits *= saturation.square_().neg_().add_(1)
+            if for_bias:
+                d_bias += d_logits.T.mv((~ignored[chunk]).float())
+            d_logits = d_logits.to(hidden.dtype)
+            if for_hidden:
+                torch.mm(d_logits, matrix, out=d_hidden[chunk])
+            if for_weight and hidden.dtype == torch.float32:
+                d_weight.addmm_(d_logits.T, inputs[chunk])
+            elif for_weight:
+                d_weight += d_logits.T @ inputs[chunk]
+
+        if for_hidden:
+            d_hidden.mul_(scale).masked_fill_(ignored[:, None], 0)
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        return -log_p_targets.masked_fill_(ignored, 0).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        # In place: copies would be as large as the weight. A second backward fails, by autograd's version check.
+        d_hidden, d_weight, d_bias = (None if d is None else d.mul_(upstream) for d in ctx.saved_tensors)
+        weight_dtype, bias_dtype = ctx.dtypes
+        return (
+            d_hidden,
+            None if d_weight is None else d_weight.to(weight_dtype),
+            None if d_bias is None else d_bias.to(bias_dtype),
+            *(None,) * 6,
+        )

@@ -1,0 +1,47 @@
+"""Rotary positions."""
+
+import torch
+from torch import Tensor, nn
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (T, 1, K)
+
+
+class Rotary(nn.Module):
+    """Angles of position times frequency theta^(-2i/K), for i < K/2 (RoFormer, arXiv:2104.09864, equation 15).
+
+    Channel i turns with channel i + K/2, as in Llama.
+    """
+
+    def __init__(self, width: int, n_positions: int, *, theta: float):
+        super().__init__()
+        self.theta = theta
+        self.register_buffer("cos", torch.empty(n_positions, 1, width), persistent=False)
+        self.register_buffer("sin", torch.empty(n_positions, 1, width), persistent=False)
+        self.fill()
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Compute both tables, in float32, where the buffers are."""
+        n_positions, _, width = self.cos.shape
+        device = self.cos.device
+        frequencies = self.theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
+        angles = torch.arange(n_positions, dtype=torch.float64, device=device)[:, None, None] * frequencies
+        sin = angles.sin()
+        self.cos = torch.cat((angles.cos(), angles.cos()), -1).float()  # (T, 1, K)
+        self.sin = torch.cat((-sin, sin), -1).float()  # (T, 1, K)
+
+    def _apply(self, fn, recurse=True):
+        # A move from the meta device brings no values and a cast to bfloat16 spoils them: compute them anew.
+        super()._apply(fn, recurse)
+        self.fill()
+        return self
+
+    def forward(self, n_positions: int) -> Rotation:
+        return self.cos[:n_positions], self.sin[:n_positions]
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each head's pairs of channels by their position's angles: x (B, T, H, K)."""
+    cos, sin = rotation
+    swapped = x.roll(x.shape[-1] // 2, -1)  # each channel's partner, whose sign is in the sines
+    return (x * cos + swapped * sin).to(x.dtype)

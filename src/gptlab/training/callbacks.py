@@ -1,0 +1,392 @@
+"""What happens around the steps: recording, saving, sampling, showing."""
+
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from gptlab.config import RunConfig, to_plain
+from gptlab.generation.sampling import generate
+from gptlab.training import checkpoint
+from gptlab.training.devices import memory_gib
+from gptlab.training.folder import MetricsFile, RunFolder
+
+METER_SECONDS = 0.5  # over which tokens per second are measured
+SHOW_SECONDS = 0.25  # between two pictures of the progress bar
+LINE_SECONDS = 10  # between two lines where there is no terminal
+
+
+class Stopped(Exception):
+    """A signal ended the run, which is saved."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class Failure(Exception):
+    """The run cannot go on, through no fault in what was typed."""
+
+    exit_code = 1
+
+
+class Recorder(Callback):
+    """Reads what each step measured, checks it, and writes metrics.csv and the loggers' rows.
+
+    On a GPU the numbers of several steps are read at once, so that no step waits for the device.
+    """
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, *, columns: list[str], n_steps: int, val_every: int | None
+    ):
+        self.folder = folder
+        self.columns = columns
+        self.batch_tokens = config.windows_per_step * config.context_length
+        self.log_every = config.trainer.log_every_n_steps
+        self.n_steps = n_steps
+        self.val_every = val_every
+        self.flops_per_token: float | None = None
+        self.peak_flops: float | None = None
+        self.row: dict[str, float | int] = {}  # of the newest step that was read
+        self.validated: dict[str, float] = {}  # the newest evaluation
+        self.stop_signal = 0
+        self._pending: list[tuple[int, dict]] = []
+        self._rate: dict[str, float] = {}
+        self._file: MetricsFile | None = None
+
+    def measure_mfu(self, flops_per_token: float, peak_flops: float) -> None:
+        """Log the share of `peak_flops` (all devices) that the run's arithmetic uses."""
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+
+    def recall(self, rows: list[dict[str, float]]) -> None:
+        """Take the newest numbers of a run that is continued from its metrics.csv."""
+        for row in rows:
+            self.row = row
+            if any(name.startswith("val") for name in row):
+                self.validated = {
+                    k: v for k, v in row.items() if k.split("/")[0] not in ("step", "tokens", "train", "perf")
+                }
+
+    def validates_after(self, step: int) -> bool:
+        return self.val_every is not None and (step % self.val_every == 0 or step == self.n_steps)
+
+    def on_train_start(self, trainer, module) -> None:
+        self.window = 1 if module.device.type == "cpu" else self.log_every
+        if self.folder.writes:
+            self._file = MetricsFile(self.folder.path / "metrics.csv", self.columns)
+        self._listen()
+        self._restart_meter(module)
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        if module.finished_steps == self.n_steps - 1 and self.val_every is not None:
+            trainer.val_check_batch = 1  # the last step is always followed by an evaluation
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        step = module.finished_steps
+        self._pending.append((step, module.last_step))
+        module.last_step = {}
+        validates = self.validates_after(step)
+        if step % self.window == 0 or validates or step == self.n_steps:
+            self.read(trainer, module, hold_last=validates)
+
+    def on_validation_end(self, trainer, module) -> None:
+        if trainer.state.fn != "fit":
+            return
+        self.validated = module.evaluation
+        self.row |= self.validated
+        self._write(trainer, self.row)
+        self.folder.event("validated", step=self.row["step"], **self.validated)
+        self._restart_meter(module)
+
+    def on_train_end(self, trainer, module) -> None:
+        self.read(trainer, module)
+        self.flush()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self.flush()
+
+    def read(self, trainer, module, *, hold_last: bool = False) -> None:
+        """Fetch the pending steps' numbers; with `hold_last` the last row waits for its evaluation."""
+        if not self._pending:
+            return
+        self._measure(module)
+        names = list(self._pending[0][1]["terms"])
+        table = torch.stack(
+            [torch.stack([*measured["terms"].values(), measured["grad_norm"]]).float() for _, measured in self._pending]
+        )
+        if trainer.world_size > 1:
+            flag = table.new_full((len(table), 1), float(self.stop_signal))
+            # Only the loss differs over ranks; the mean of a signal that one rank got is above 0.
+            table = trainer.strategy.reduce(torch.cat([table, flag], 1), reduce_op="mean")
+            if table[-1, -1] > 0 and not self.stop_signal:
+                self.stop_signal = signal.SIGTERM
+            table = table[:, :-1]
+        for (step, measured), (*terms, grad_norm) in zip(self._pending, table.tolist(), strict=True):
+            self.row = {"step": step, "tokens": step * self.batch_tokens}
+            self.row |= {f"train/{name}": value for name, value in zip(names, terms, strict=True)}
+            self.row |= {"train/lr": measured["lr"], "train/grad_norm": grad_norm, **self._rate}
+            if "loss_scale" in measured:
+                self.row["train/loss_scale"] = measured["loss_scale"]
+            if not math.isfinite(terms[0]) or not (math.isfinite(grad_norm) or "loss_scale" in measured):
+                self._write(trainer, self.row)
+                raise Failure(
+                    f"step {step} has loss {terms[0]} and gradient norm {grad_norm}: training through it would only "
+                    "spoil the model; the run stays saved at its last checkpoint. Lower optimizer.lr, lengthen "
+                    "schedule.warmup_steps or set optimizer.clip_norm"
+                )
+            if not (hold_last and step == self._pending[-1][0]):
+                self._write(trainer, self.row)
+        self._pending.clear()
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def _write(self, trainer, row: dict[str, float | int]) -> None:
+        if self._file is not None:
+            self._file.write(row)
+        if trainer.loggers and (
+            row["step"] % self.log_every == 0 or row["step"] in (1, self.n_steps) or "val/loss" in row
+        ):
+            for logger in trainer.loggers:
+                logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+    def _restart_meter(self, module) -> None:
+        self._since, self._since_step = time.perf_counter(), module.finished_steps
+
+    def _measure(self, module) -> None:
+        now = time.perf_counter()
+        if now - self._since < METER_SECONDS or module.finished_steps == self._since_step:
+            return
+        rate = (module.finished_steps - self._since_step) * self.batch_tokens / (now - self._since)
+        self._rate = {"perf/tokens_per_second": round(rate, 1), "perf/memory_gib": round(memory_gib(module.device), 3)}
+        if self.peak_flops is not None:
+            self._rate["perf/mfu"] = round(rate * self.flops_per_token / self.peak_flops, 4)
+        self._restart_meter(module)
+        self.flush()
+
+    def pause(self, module) -> None:
+        """Leave the time since the last step out of the rate."""
+        self._restart_meter(module)
+
+    def _listen(self) -> None:
+        # Lightning's own handlers are replaced: they end a run without saving it.
+        def note(signum: int, frame) -> None:
+            if self.stop_signal:
+                raise KeyboardInterrupt  # asked twice: at once
+            self.stop_signal = signum
+            if self.folder.writes and sys.stderr is not None:
+                print("\nstopping after this step; once more stops at once", file=sys.stderr)
+
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, note)
+
+
+class Checkpoints(Callback):
+    """Saves the run between two steps, and continues it from where it was saved."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, recorder: Recorder, *, identity: dict, state: dict | None):
+        self.settings = config.callbacks.checkpoint if config.trainer.enable_checkpointing else None
+        self.config = config
+        self.folder = folder
+        self.recorder = recorder
+        self.identity = identity  # fingerprints that a continued run has to match
+        self.best = state["best"] if state else None
+        self.saved_step = state["step"] if state else 0
+        self._state = state
+
+    def on_train_start(self, trainer, module) -> None:
+        if self._state is None:
+            return
+        checkpoint.restore_model(module.model, self._state["model"])
+        checkpoint.restore_optimizer(module.model, trainer.optimizers[0], self._state["optimizer"])
+        trainer.precision_plugin.load_state_dict(self._state["precision"])
+        for callback in trainer.callbacks:
+            if callback.state_key in self._state["callbacks"]:
+                callback.load_state_dict(self._state["callbacks"][callback.state_key])
+        self._state = None
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        self._between_steps(trainer, module)
+
+    def on_train_end(self, trainer, module) -> None:
+        if module.finished_steps > self.saved_step:
+            self.save(trainer, module)
+        self._between_steps(trainer, module)
+
+    def on_exception(self, trainer, module, exception) -> None:
+        # Alone, and between two updates, the state is sound; with other ranks it cannot be gathered without them.
+        alone = trainer.world_size == 1
+        known = isinstance(exception, Stopped | Failure | OSError)
+        if alone and not known and not module.updating and module.finished_steps > self.saved_step:
+            self.save(trainer, module)
+
+    def _between_steps(self, trainer, module) -> None:
+        step, stop = module.finished_steps, self.recorder.stop_signal
+        if stop and step:
+            if step > self.saved_step:
+                self.save(trainer, module)
+            if step < self.recorder.n_steps:
+                name = signal.Signals(stop).name
+                self.folder.event("stopped", step=step, signal=name)
+                where = f"saved at step {step}" if self.settings else "not saved, as checkpoints are off"
+                raise Stopped(stop, f"stopped by {name}, {where}; the same command continues it:\n  {command()}")
+        elif self._is_due(step):
+            self.save(trainer, module)
+
+    def _is_due(self, step: int) -> bool:
+        if self.settings is None or step <= self.saved_step:
+            return False
+        if self.settings.every_steps is not None:
+            return step % self.settings.every_steps == 0 or step == self.recorder.n_steps
+        return self.recorder.validates_after(step) or step == self.recorder.n_steps
+
+    def save(self, trainer, module) -> None:
+        """Write step_<n>.ckpt and let `last`, and `best` where it is, be the same file."""
+        if self.settings is None:
+            return
+        self.recorder.read(trainer, module)  # refuses to save what is not finite
+        self.recorder.flush()
+        started, step = time.perf_counter(), module.finished_steps
+        loss = self.recorder.validated.get("val/loss") if self.recorder.validates_after(step) else None
+        improves = loss is not None and (self.best is None or loss < self.best["val/loss"])
+        if improves:
+            self.best = {"val/loss": loss, "step": step}
+        state = {
+            "gptlab_format": checkpoint.FORMAT,
+            "step": step,
+            "samples": step * self.config.windows_per_step,
+            "model": checkpoint.model_state(module.model),
+            "optimizer": checkpoint.optimizer_state(module.model, trainer.optimizers[0]),
+            "precision": trainer.precision_plugin.state_dict(),
+            "callbacks": {c.state_key: s for c in trainer.callbacks if (s := c.state_dict())},
+            "random": torch.get_rng_state(),
+            "config": to_plain(self.config),
+            "best": self.best,
+            **self.identity,
+        }
+        if self.folder.writes:
+            path = self.folder.checkpoints / f"step_{step:08d}.ckpt"
+            checkpoint.save(state, path)
+            checkpoint.link(path, path.with_name("last.ckpt"))
+            if improves and self.settings.best:
+                checkpoint.link(path, path.with_name("best.ckpt"))
+            for old in sorted(self.folder.checkpoints.glob("step_*.ckpt"))[: -self.settings.keep_last]:
+                old.unlink()
+            self.folder.event("saved", step=step, seconds=round(time.perf_counter() - started, 3))
+        self.saved_step = step
+        self.recorder.pause(module)
+
+
+class Sampler(Callback):
+    """Lets the model write at each evaluation: where people look before they read a loss."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, tokenizer):
+        self.config = config
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.newest = ""
+
+    def on_validation_end(self, trainer, module) -> None:
+        if trainer.state.fn != "fit":
+            return
+        settings = self.config.callbacks.sample
+        prompt = self.tokenizer.encode(settings.prompt).tolist()
+        if not prompt:
+            prompt = [self.tokenizer.eot or 0]
+        tokens = torch.tensor([prompt[-self.config.context_length :]], device=module.device)
+        # Every rank writes the same text, since with a sharded model none can write alone.
+        generator = torch.Generator(module.device).manual_seed(self.config.seed)
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            tokens = generate(
+                module.model,
+                tokens,
+                settings.n_tokens,
+                context_length=self.config.context_length,
+                temperature=settings.temperature,
+                generator=generator,
+            )
+        self.newest = self.tokenizer.decode(tokens[0].tolist())
+        if self.folder.writes:
+            with open(self.folder.path / "samples.txt", "a") as file:
+                file.write(f"--- step {module.finished_steps}\n{self.newest}\n")
+
+
+class ProgressBar(Callback):
+    """One line that moves: step, loss, tokens per second, time left."""
+
+    def __init__(self, recorder: Recorder, n_steps: int):
+        self.recorder = recorder
+        self.n_steps = n_steps
+        self._bar = None
+        self._shown = 0.0
+
+    def on_train_start(self, trainer, module) -> None:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                auto_refresh=False,  # a thread that draws would take its time from the steps
+            )
+            self._task = self._bar.add_task("", total=self.n_steps, completed=module.finished_steps, numbers="")
+            self._bar.start()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        now = time.monotonic()
+        if now - self._shown >= (SHOW_SECONDS if self._bar else LINE_SECONDS):
+            self._show(now)
+
+    def on_validation_start(self, trainer, module) -> None:
+        if self._bar:
+            self._bar.update(self._task, numbers="evaluating ...", refresh=True)
+
+    def on_validation_end(self, trainer, module) -> None:
+        self._show(time.monotonic())
+
+    def on_train_end(self, trainer, module) -> None:
+        self._close()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self._close()
+
+    def _show(self, now: float) -> None:
+        self._shown = now
+        row = self.recorder.row
+        if not row:
+            return
+        numbers = f"loss {row['train/loss']:.4f}"
+        if "val/loss" in self.recorder.validated:
+            numbers += f"  val {self.recorder.validated['val/loss']:.4f}"
+        if "perf/tokens_per_second" in row:
+            numbers += f"  {row['perf/tokens_per_second']:,.0f} tokens/s"
+        if "perf/mfu" in row:
+            numbers += f"  MFU {row['perf/mfu']:.1%}"
+        if self._bar:
+            self._bar.update(self._task, completed=row["step"], numbers=numbers, refresh=True)
+        else:
+            print(f"step {row['step']}/{self.n_steps}  {numbers}", file=sys.stderr, flush=True)
+
+    def _close(self) -> None:
+        if self._bar:
+            self._show(time.monotonic())
+            self._bar.stop()
+            self._bar = None
+
+
+def command() -> str:
+    """The line that started this run, for a shell."""
+    import shlex
+
+    program = Path(sys.argv[0]).name
+    return shlex.join(["python", program, *sys.argv[1:]])

@@ -1,0 +1,277 @@
+"""What a run may say about its training: optimiser, schedule, trainer, strategy, loggers and callbacks."""
+
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any
+
+
+class Decay(Enum):
+    """Which parameters weight decay pulls towards zero."""
+
+    matrices = "matrices"  # those with two dimensions or more
+    all = "all"
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """What every optimiser has."""
+
+    algorithm: str = "adamw"
+    lr: float = 1e-3
+    clip_norm: float | None = 1.0  # null: gradients are left as they are
+    weight_decay: float = 0.1
+    decay: Decay = Decay.matrices
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    fused: bool | None = None  # null: where PyTorch has it for the device
+
+    def check(self) -> None:
+        for name in ("lr", "eps", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"optimizer.{name}={value} must be above 0")
+        if self.weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay={self.weight_decay} must be 0 or more")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} is outside [0, 1)")
+
+
+@dataclass(kw_only=True, slots=True)
+class AdamWConfig(OptimizerConfig):
+    """AdamW on every parameter (arXiv 1711.05101)."""
+
+    algorithm: str = "adamw"
+
+
+@dataclass(kw_only=True, slots=True)
+class MuonConfig(OptimizerConfig):
+    """Muon on the blocks' matrices, AdamW on the rest; updates of both have the size of AdamW's."""
+
+    algorithm: str = "muon"
+    lr: float = 3e-3
+    adamw_lr: float | None = None  # null: lr
+    momentum: float = 0.95
+    newton_schulz_steps: int = 5
+
+    def check(self) -> None:
+        OptimizerConfig.check(self)
+        if self.adamw_lr is not None and self.adamw_lr <= 0:
+            raise ValueError(f"optimizer.adamw_lr={self.adamw_lr} must be above 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optimizer.momentum={self.momentum} is outside [0, 1)")
+        if self.newton_schulz_steps < 1:
+            raise ValueError(f"optimizer.newton_schulz_steps={self.newton_schulz_steps} must be at least 1")
+
+
+OPTIMIZERS = {config().algorithm: config for config in (AdamWConfig, MuonConfig)}
+
+
+class Shape(Enum):
+    """The learning rate after warmup."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+    wsd = "wsd"  # warmup, stable, decay (arXiv 2404.06395)
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleConfig:
+    """Warmup, then a shape, as a factor on every group's learning rate."""
+
+    shape: Shape = Shape.cosine
+    warmup_steps: int | None = None
+    warmup_tokens: int | None = None  # instead of warmup_steps
+    decay_steps: int | None = None  # the step at which the floor is reached; null: the whole budget
+    decay_tokens: int | None = None  # instead of decay_steps
+    decay_fraction: float = 0.2  # wsd: the last part of the run, in which the rate falls linearly
+    min_ratio: float = 0.1  # the floor, as a part of the peak
+
+    def check(self) -> None:
+        for a, b in (("warmup_steps", "warmup_tokens"), ("decay_steps", "decay_tokens")):
+            if getattr(self, a) is not None and getattr(self, b) is not None:
+                raise ValueError(f"schedule.{a} and schedule.{b} say the same thing twice; set one and leave one null")
+        for name in ("warmup_steps", "warmup_tokens", "decay_steps", "decay_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"schedule.{name}={value} must be 0 or more")
+        for name in ("min_ratio", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"schedule.{name}={getattr(self, name)} is outside [0, 1]")
+
+
+# Trainer options that gptlab decides, and the word that decides them.
+OWNED = {
+    "strategy": "strategy=ddp (a group of its own)",
+    "logger": "logger=wandb (a group of its own)",
+    "callbacks": "callbacks.extra.NAME._target_=...",
+    "max_steps": "budget_steps=...",
+    "min_steps": "budget_steps=...",
+    "max_epochs": "budget_steps=... or budget_tokens=... (a run is counted in steps or tokens)",
+    "min_epochs": "budget_steps=... or budget_tokens=... (a run is counted in steps or tokens)",
+    "limit_train_batches": "budget_steps=...",
+    "accumulate_grad_batches": "batch_tokens=... and micro_batch_size=... (accumulation follows from them)",
+    "gradient_clip_val": "optimizer.clip_norm=...",
+    "gradient_clip_algorithm": "optimizer.clip_norm=... (always by the global norm)",
+    "default_root_dir": "run_dir=...",
+    "fast_dev_run": "debug=smoke",
+    "overfit_batches": "debug=overfit",
+    "check_val_every_n_epoch": "trainer.val_check_interval=...",
+    "reload_dataloaders_every_n_epochs": "data.* (the order of samples is a function of the seed)",
+    "use_distributed_sampler": "data.* (the order of samples is a function of the seed)",
+    "limit_predict_batches": "nothing (training predicts no batches)",
+    "sync_batchnorm": "nothing (no model here has batch normalisation)",
+    "barebones": "callbacks.*, logger=... and trainer.enable_progress_bar=false",
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """Lightning's Trainer arguments under their own names, less those that gptlab decides (`OWNED`)."""
+
+    accelerator: str = "auto"
+    devices: Any = "auto"
+    num_nodes: int = 1
+    precision: str | None = None  # null: 32-true on a CPU, bf16-mixed on a GPU that has it
+    val_check_interval: Any = 0.1  # optimiser steps, or a part of the run
+    limit_val_batches: Any = None  # a part of the split is logged as val_part/..., never as val/...
+    limit_test_batches: Any = None
+    num_sanity_val_steps: int = 0
+    log_every_n_steps: int = 10  # how often loggers get a row; metrics.csv has every step
+    enable_checkpointing: bool = True
+    enable_progress_bar: bool = True
+    enable_model_summary: bool = True  # the table printed before training
+    max_time: Any = None
+    deterministic: Any = None
+    benchmark: bool | None = None
+    inference_mode: bool = True
+    profiler: str | None = None
+    detect_anomaly: bool = False
+    plugins: Any = None
+    enable_autolog_hparams: bool = False
+    model_registry: str | None = None
+
+    def check(self) -> None:
+        interval = self.val_check_interval
+        if isinstance(interval, bool) or not isinstance(interval, int | float) or interval <= 0:
+            raise ValueError(
+                f"trainer.val_check_interval={interval} must be a number of steps such as 100, "
+                "or a part of the run such as 0.1"
+            )
+        if isinstance(interval, float) and interval > 1:
+            raise ValueError(
+                f"trainer.val_check_interval={interval} is a part of the run and must be at most 1.0; "
+                f"for steps write {round(interval)}"
+            )
+        if self.log_every_n_steps < 1:
+            raise ValueError(f"trainer.log_every_n_steps={self.log_every_n_steps} must be at least 1")
+        if self.num_nodes < 1:
+            raise ValueError(f"trainer.num_nodes={self.num_nodes} must be at least 1")
+        if self.device_count() is not None and self.device_count() < 1:
+            raise ValueError(f"trainer.devices={self.devices} names no device; use a count such as 1, or auto")
+
+    def device_count(self) -> int | None:
+        """Devices per node where the words alone tell it, None where the machine has to be asked."""
+        match self.devices:
+            case bool():
+                raise ValueError(f"trainer.devices={self.devices} must be a count, a list of indices, or auto")
+            case int() if self.devices == -1:
+                return None
+            case int():
+                return self.devices
+            case str() if self.devices.isdecimal():
+                return int(self.devices)
+            case str() if self.devices in ("auto", "-1"):
+                return 1 if self.accelerator == "cpu" else None
+            case list():
+                return len(self.devices)
+        raise ValueError(f"trainer.devices={self.devices} must be a count, a list of indices, or auto")
+
+
+class Sharding(Enum):
+    """How a model is spread over devices."""
+
+    auto = "auto"  # one device: nothing to spread; several: ddp
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
+@dataclass(kw_only=True, slots=True)
+class StrategyConfig:
+    """One word for how the work is spread."""
+
+    name: Sharding = Sharding.auto
+    compile: bool = False  # torch.compile block by block
+    timeout_seconds: int = 1800  # of a collective, after which a hung rank ends the run
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbConfig:
+    """Weights & Biases; null fields are filled from the run."""
+
+    project: str = "gptlab"
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    tags: list[str] = field(default_factory=list)
+    offline: bool | None = None  # null: offline when there is no key
+
+
+@dataclass(kw_only=True, slots=True)
+class TensorboardConfig:
+    """TensorBoard event files in the run folder."""
+
+    flush_seconds: int = 30
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggersConfig:
+    """Loggers beside metrics.csv, which every run writes."""
+
+    wandb: WandbConfig | None = None
+    tensorboard: TensorboardConfig | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the run is saved; `last` and `best` always follow the newest and the best."""
+
+    every_steps: int | None = None  # null: after each validation
+    keep_last: int = 1
+    best: bool = True
+
+
+@dataclass(kw_only=True, slots=True)
+class SampleConfig:
+    """Text that the model writes at each validation."""
+
+    prompt: str = "\n"
+    n_tokens: int = 200
+    temperature: float = 0.8
+
+
+@dataclass(kw_only=True, slots=True)
+class CallbacksConfig:
+    """What happens around the steps; null turns a part off."""
+
+    checkpoint: CheckpointConfig | None = field(default_factory=CheckpointConfig)
+    sample: SampleConfig | None = field(default_factory=SampleConfig)
+    plot: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning callback, ...}
+
+    def check(self) -> None:
+        if self.checkpoint is not None:
+            for name in ("every_steps", "keep_last"):
+                value = getattr(self.checkpoint, name)
+                if value is not None and value < 1:
+                    raise ValueError(f"callbacks.checkpoint.{name}={value} must be at least 1")
+        if self.sample is not None and self.sample.temperature < 0:
+            raise ValueError(f"callbacks.sample.temperature={self.sample.temperature} must be 0 (greedy) or more")
+        if self.sample is not None and self.sample.n_tokens < 1:
+            raise ValueError(f"callbacks.sample.n_tokens={self.sample.n_tokens} must be at least 1")
+
+
+def trainer_words() -> list[str]:
+    return [f.name for f in fields(TrainerConfig)]

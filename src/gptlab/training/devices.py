@@ -1,0 +1,108 @@
+"""What the machine has: devices, precisions, peak speeds, memory."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gptlab.training.config import TrainerConfig
+
+# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; a device that is not here has no MFU.
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Where a run is carried out."""
+
+    accelerator: str
+    per_node: int | list[int]
+    world_size: int
+    precision: str
+    peak_flops: float | None  # of one device
+
+    def describe(self) -> str:
+        kind = (
+            "CPU"
+            if self.accelerator == "cpu"
+            else torch.cuda.get_device_name()
+            if self.accelerator == "cuda"
+            else self.accelerator
+        )
+        threads = f" ({torch.get_num_threads()} threads)" if self.accelerator == "cpu" else ""
+        return f"{self.world_size} x {kind}{threads}, {self.precision}"
+
+
+def find_devices(config: TrainerConfig) -> Devices:
+    """Settle what the config leaves to the machine; ValueError for devices that are not there."""
+    accelerator = {"gpu": "cuda"}.get(config.accelerator, config.accelerator)
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"trainer.accelerator={config.accelerator} is unknown; use auto, cpu, gpu or mps")
+    there = {"cpu": None, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[accelerator]
+    asked = config.device_count() or there or 1
+    if accelerator != "cpu" and asked > there:
+        raise ValueError(f"trainer.devices={config.devices} asks for {asked} devices and this machine has {there}")
+    if accelerator == "cpu" and asked > 1 and config.accelerator == "auto":
+        raise ValueError(
+            f"trainer.devices={config.devices} asks for {asked} devices and this machine has no GPU; "
+            "for processes on the CPU say trainer.accelerator=cpu"
+        )
+    precision = config.precision
+    if precision is None:
+        bf16 = accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16-mixed" if bf16 else "32-true"
+    if precision == "16-mixed" and accelerator == "cpu":
+        raise ValueError("trainer.precision=16-mixed needs a GPU; on a CPU use 32-true or bf16-mixed")
+    world_size = asked * config.num_nodes
+    launched = int(os.environ.get("WORLD_SIZE", world_size))
+    if launched != world_size and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError(
+            f"trainer.devices={asked} x trainer.num_nodes={config.num_nodes} is {world_size} processes, "
+            f"and the launcher started {launched}"
+        )
+    per_node = config.devices if isinstance(config.devices, list) else asked
+    return Devices(accelerator, per_node, world_size, precision, _peak(accelerator))
+
+
+def _peak(accelerator: str) -> float | None:
+    if accelerator != "cuda":
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most that was allocated on a GPU; what the process holds on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not Linux
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that writes and speaks, as the launchers' variables tell it."""
+    names = ("RANK", "SLURM_PROCID") if "LOCAL_RANK" not in os.environ or "RANK" in os.environ else ("LOCAL_RANK",)
+    if "NODE_RANK" in os.environ and int(os.environ["NODE_RANK"]) > 0:
+        return False
+    return all(int(os.environ.get(name, 0)) == 0 for name in names)

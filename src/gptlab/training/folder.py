@@ -1,0 +1,112 @@
+"""The run folder: its lock, its metrics, its events and its summary."""
+
+import csv
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+class RunFolder:
+    """`runs/<name>/`; only the first rank writes in it."""
+
+    def __init__(self, path: Path, *, writes: bool):
+        self.path = path
+        self.writes = writes
+        self.checkpoints = path / "checkpoints"
+        self._lock = None
+
+    def lock(self) -> None:
+        """Keep every other process out until this one ends; ValueError where another is in."""
+        if not self.writes:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / "lock", "a+")  # noqa: SIM115  (held open: closing it would give the lock back)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip()
+            self._lock.close()
+            raise ValueError(
+                f"{self.path} is being written by another run (process {holder}); "
+                "wait for it, stop it, or give this run another name with name=..."
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        if self.checkpoints.is_dir():
+            for left in self.checkpoints.glob(".*.tmp"):  # of a save that was killed
+                left.unlink()
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Put one line on the record in events.jsonl."""
+        if self.writes:
+            moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            with open(self.path / "events.jsonl", "a") as file:
+                file.write(json.dumps({"time": moment, "event": kind, **facts}) + "\n")
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(temporary, self.path / name)
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json of a run that was finished, None of any other."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+
+class MetricsFile:
+    """metrics.csv: a row per optimiser step, floats written so that they read back exactly."""
+
+    def __init__(self, path: Path, columns: list[str]):
+        self.path = path
+        self.columns = columns
+        self._file = open(path, "a", newline="")  # noqa: SIM115  (open as long as the run)
+        if self._file.tell() == 0:
+            self._file.write(",".join(columns) + "\n")
+
+    def write(self, row: dict[str, float | int]) -> None:
+        self._file.write(",".join(repr(row[name]) if name in row else "" for name in self.columns) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv; empty cells are left out, `step` and `tokens` are ints."""
+    if not path.is_file():
+        return []
+    rows = []
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                values = {k: float(v) for k, v in row.items() if v}
+                values["step"], values["tokens"] = int(row["step"]), int(row["tokens"])
+            except (TypeError, ValueError):
+                continue  # a row that was being written when the run was killed
+            rows.append(values)
+    return rows
+
+
+def cut_metrics(source: Path, target: Path, step: int, columns: list[str]) -> None:
+    """Keep the rows up to `step`, which a run that continues from there will not write again."""
+    kept = [row for row in read_metrics(source) if row["step"] <= step]
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    file = MetricsFile(temporary, columns)
+    for row in kept:
+        file.write(row)
+    file.close()
+    os.replace(temporary, target)

@@ -1,0 +1,77 @@
+"""Where a run's rows go beside metrics.csv."""
+
+import os
+import warnings
+from pathlib import Path
+
+from lightning.pytorch.loggers import Logger
+
+from gptlab.config import RunConfig, to_plain
+from gptlab.training.config import TensorboardConfig, WandbConfig
+
+
+def build_loggers(config: RunConfig, folder: Path, *, resumed: bool) -> list[Logger]:
+    """The loggers that the config asks for, opened on the first rank."""
+    loggers: list[Logger] = []
+    if config.logger.wandb is not None:
+        loggers.append(_wandb(config.logger.wandb, config, folder))
+    if config.logger.tensorboard is not None:
+        loggers.append(_tensorboard(config.logger.tensorboard, folder))
+    return loggers
+
+
+def _wandb(settings: WandbConfig, config: RunConfig, folder: Path) -> Logger:
+    from lightning.pytorch.loggers import WandbLogger
+
+    swept = folder.parent.name != "runs"
+    offline = settings.offline if settings.offline is not None else not _has_wandb_key()
+    # The id is kept in the run folder, so that a continued run is the same one in W&B.
+    identity = folder / "wandb_id"
+    if not identity.is_file():
+        identity.write_text(f"{folder.name[:40]}-{os.urandom(4).hex()}".replace("=", "-").replace(",", "-"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger = WandbLogger(
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group or (folder.parent.name if swept else f"{config.preset}-{config.corpus}"),
+            name=settings.name or folder.name,
+            tags=[config.preset, config.corpus, config.optimizer.algorithm, *settings.tags],
+            id=identity.read_text(),
+            resume="allow",
+            save_dir=str(folder),
+            offline=offline,
+            config=to_plain(config),
+        )
+        run = logger.experiment
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    if offline:
+        logger.hint = f"W&B has this run offline; send it with\n  wandb sync {Path(run.dir).parent}"
+    return logger
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return False
+    from netrc import NetrcParseError, netrc
+
+    try:
+        return any("wandb" in host for host in netrc().hosts)
+    except (OSError, NetrcParseError):
+        return False
+
+
+def _tensorboard(settings: TensorboardConfig, folder: Path) -> Logger:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    try:
+        logger = TensorBoardLogger(
+            save_dir=str(folder), name="", version="tensorboard", flush_secs=settings.flush_seconds
+        )
+    except ModuleNotFoundError as error:
+        raise ValueError("logger=tensorboard needs the tensorboard package: pip install tensorboard") from error
+    logger.hint = f"tensorboard --logdir {folder / 'tensorboard'}"
+    return logger

@@ -1,0 +1,134 @@
+"""The LightningModule: asks the objective for its terms, steps the optimiser, hands the numbers on."""
+
+import math
+
+import lightning
+import torch
+from torch.distributed.tensor import DTensor
+
+from gptlab.config import RunConfig
+from gptlab.models.build import build_model
+from gptlab.training.optim import build_optimizer
+from gptlab.training.schedule import Schedule
+from gptlab.training.strategy import parallelise, synchronise_gradients
+
+
+class LanguageModule(lightning.LightningModule):
+    """One training batch is one optimiser step: it holds every micro-batch of this rank."""
+
+    def __init__(self, config: RunConfig, objective, schedule: Schedule, *, vocab_size: int, n_bytes: dict[str, int]):
+        super().__init__()
+        self.automatic_optimization = False
+        self.config = config
+        self.objective = objective
+        self.schedule = schedule
+        self.vocab_size = vocab_size
+        self.n_bytes = n_bytes  # of text, per split
+        self.model = None
+        self.finished_steps = 0
+        self.updating = False  # inside an update weights and optimiser state do not fit together
+        self.last_step = {}  # what the newest step measured: tensors, not yet read
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def configure_model(self) -> None:
+        if self.model is None:
+            self.model = build_model(self.config.model, self.vocab_size, seed=self.config.seed)
+            parallelise(self.model, self.config.strategy, getattr(self, "_device_mesh", None))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.model, self.config.optimizer, device=self.device)
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        step, world_size = self.finished_steps, self.trainer.world_size
+        self._reseed(step)
+        optimizer = self.optimizers()
+        n_targets = self.objective.n_targets(batch)
+        if world_size > 1:
+            n_targets = self.trainer.strategy.reduce(torch.as_tensor(n_targets, device=self.device), reduce_op="sum")
+        # Ranks average their gradients, and a step's gradient is its sum over all targets divided once.
+        scale = world_size / n_targets
+        micro_batches = self._micro_batches(batch)
+        terms: dict[str, torch.Tensor] = {}
+        for i, micro_batch in enumerate(micro_batches):
+            if world_size > 1:
+                synchronise_gradients(self.trainer.strategy.model, self.model, i == len(micro_batches) - 1)
+            loss = self.objective.loss(self.model, micro_batch)
+            self.manual_backward(loss.total * scale)
+            for name, value in loss.terms.items():
+                terms[name] = terms[name] + value.detach() if name in terms else value.detach()
+        lr = self.schedule.factor(step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * lr
+        self.updating = True
+        optimizer.step()
+        self.updating = False
+        optimizer.zero_grad()
+        self.finished_steps += 1
+        self.last_step |= {
+            "terms": {name: value * scale for name, value in terms.items()},  # the mean over ranks is the loss
+            "lr": optimizer.param_groups[0]["lr"],
+        }
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Here gradients are complete, and unscaled under 16-mixed.
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if self.config.optimizer.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optimizer.clip_norm, norm)
+        self.last_step["grad_norm"] = norm
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            self.last_step["loss_scale"] = scaler.get_scale()
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._add(self.trainer.datamodule.eval_splits[dataloader_idx], batch)
+
+    def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        self._add("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.evaluation = self._means(whole=self.trainer.limit_val_batches in (None, 1.0))
+        # Other people's callbacks (EarlyStopping) look for values here.
+        self.log_dict(self.evaluation, logger=False)
+
+    def on_test_epoch_end(self) -> None:
+        self.evaluation = self._means(whole=self.trainer.limit_test_batches in (None, 1.0))
+
+    def _add(self, split: str, batch: dict[str, torch.Tensor]) -> None:
+        loss = self.objective.loss(self.model, batch)
+        if batch["counts"]:
+            row = torch.stack([torch.as_tensor(v, device=self.device).double() for v in loss.terms.values()])
+            row = torch.cat([row, row.new_tensor([loss.n_targets])])
+            self._sums[split] = self._sums[split] + row if split in self._sums else row
+            self._names = list(loss.terms)
+
+    def _means(self, *, whole: bool) -> dict[str, float]:
+        """Token-weighted means over all ranks."""
+        metrics = {}
+        for split in list(self._sums):
+            sums = self._sums.pop(split)
+            if self.trainer.world_size > 1:
+                sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            *totals, n_targets = sums.tolist()
+            prefix = split if whole else f"{split}_part"
+            for name, total in zip(self._names, totals, strict=True):
+                metrics[f"{prefix}/{name}"] = total / n_targets
+            metrics[f"{prefix}/perplexity"] = math.exp(min(totals[0] / n_targets, 700))
+            if whole:
+                metrics[f"{prefix}/bits_per_byte"] = totals[0] / math.log(2) / self.n_bytes[split]
+        return metrics
+
+    def _micro_batches(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        size = self.config.micro_batch_size
+        n_windows = next(iter(batch.values())).shape[0]
+        if size is None or size >= n_windows:
+            return [batch]
+        parts = {name: value.split(size) for name, value in batch.items()}
+        return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+
+    def _reseed(self, step: int) -> None:
+        # Dropout is a function of (seed, step, rank): a resumed run draws what the uninterrupted one drew.
+        seed = (self.config.seed * 1_000_003 + step) * 65_536 + self.trainer.global_rank
+        torch.manual_seed(seed % 2**63)

@@ -1,0 +1,80 @@
+"""Muon for the matrices and AdamW for the rest, as one optimiser."""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+# Keller Jordan's quintic: steep at 0 while singular values end near 1 (kellerjordan.github.io/posts/muon).
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+@torch.no_grad()
+def orthogonalise(matrices: Tensor, n_steps: int = 5) -> Tensor:
+    """Bring the singular values of each matrix near 1 by Newton-Schulz steps: (n, r, c) -> (n, r, c).
+
+    In bfloat16 on an accelerator, in float32 on a CPU. Where they end is between 0.7 and 1.2, not at 1.
+    """
+    a, b, c = QUINTIC
+    x = matrices.to(torch.float32 if matrices.device.type == "cpu" else torch.bfloat16)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:  # the product below is then of the smaller side
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(n_steps):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW whose groups with `muon=True` take steps of orthogonalised Nesterov momentum instead.
+
+    Such a group holds matrices (r, c). Its update is scaled by 0.2 sqrt(max(r, c)), which gives it the size of AdamW's,
+    so that one learning rate and one weight decay serve all groups (Moonlight, arXiv:2502.16982, equation 4).
+    """
+
+    def __init__(self, params, *, momentum: float = 0.95, n_steps: int = 5, **adamw):
+        params = list(params)
+        if not isinstance(params[0], dict):
+            params = [{"params": params}]
+        muon = {"muon": False, "momentum": momentum, "n_steps": n_steps}
+        super().__init__([muon | group for group in params], **adamw)
+        for group in self.param_groups:
+            for parameter in group["params"] if group["muon"] else ():
+                if parameter.ndim != 2:
+                    raise ValueError(
+                        f"Muon is for matrices and a parameter of shape {tuple(parameter.shape)} is none; "
+                        "put it into a group with muon=False"
+                    )
+        # A fused AdamW divides by the gradient scaler's factor itself; Muon leaves that to the scaler.
+        self._step_supports_amp_scaling = False
+
+    def _init_group(self, group, params_with_grad, *state):
+        # AdamW's step collects each group's tensors here. A Muon group takes its step at once and leaves AdamW nothing.
+        if not group["muon"]:
+            return super()._init_group(group, params_with_grad, *state)
+        by_shape = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape[parameter.shape, parameter.dtype, parameter.device].append(parameter)
+        for parameters in by_shape.values():
+            self._muon_step(group, parameters)
+        return False
+
+    def _muon_step(self, group: dict, parameters: list[Tensor]) -> None:
+        """Update matrices of one shape, together."""
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)  # torch's Adam expects one when it loads
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            state["step"] += 1
+        gradients = [parameter.grad for parameter in parameters]
+        averages = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
+        updates = orthogonalise(torch.stack(ahead), group["n_steps"])
+        lr = group["lr"]
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(parameters, updates.unbind(), alpha=-lr * 0.2 * max(parameters[0].shape) ** 0.5)

@@ -1,0 +1,81 @@
+"""loss.png: what a person looks at first."""
+
+import math
+from pathlib import Path
+
+from gptlab.training.folder import read_metrics
+
+
+def plot_loss(metrics: Path, target: Path, *, title: str, unigram_entropy: float | None = None) -> None:
+    """Draw loss and perplexity over the tokens seen, the learning rate beneath."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(metrics)
+    if not rows:
+        return
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, beneath = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+
+    tokens, losses = _series(rows, "train/loss")
+    above.plot(tokens, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
+    above.plot(tokens, _smooth(losses), color="tab:blue", linewidth=1.5, label="training (smoothed)")
+    for name, color, label in (
+        ("val", "tab:orange", "validation"),
+        ("train_eval", "tab:green", "training, in eval mode"),
+    ):
+        x, y = _series(rows, f"{name}/loss")
+        if x:
+            above.plot(x, y, "o-", color=color, markersize=3.5, linewidth=1.5, label=f"{label} (last {y[-1]:.4f})")
+    if unigram_entropy is not None:
+        above.axhline(unigram_entropy, color="grey", linestyle=":", label=f"unigram entropy ({unigram_entropy:.2f})")
+    above.set_ylabel("loss (nats per token)")
+    above.set_title(title)
+    above.grid(alpha=0.25)
+    above.legend(frameon=False)
+    # Perplexity is exp(loss): the same curve read on another scale.
+    right = above.twinx()
+    low, high = above.get_ylim()
+    right.set_ylim(low, high)
+    ticks = [t for t in _perplexity_ticks() if low <= math.log(t) <= high]
+    right.set_yticks([math.log(t) for t in ticks], [f"{t:,.4g}" for t in ticks])
+    right.set_ylabel("perplexity")
+
+    beneath.plot(*_series(rows, "train/lr"), color="tab:purple", linewidth=1.5)
+    beneath.set_ylabel("learning rate")
+    beneath.set_xlabel("tokens seen")
+    beneath.set_ylim(bottom=0)
+    beneath.grid(alpha=0.25)
+    beneath.xaxis.set_major_formatter(lambda value, _: _short(value))
+
+    temporary = target.with_name(f".{target.name}.tmp")
+    figure.savefig(temporary, dpi=120, format="png")
+    temporary.replace(target)
+
+
+def _series(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    pairs = [(row["tokens"], row[name]) for row in rows if name in row]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """An exponential mean whose span grows with the run, free of the start's bias."""
+    decay = 1 - 1 / max(1.0, len(values) / 50)
+    smooth, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean = decay * mean + (1 - decay) * value
+        weight = decay * weight + (1 - decay)
+        smooth.append(mean / weight)
+    return smooth
+
+
+def _perplexity_ticks() -> list[float]:
+    return [mantissa * 10.0**power for power in range(0, 7) for mantissa in (1, 1.5, 2, 3, 5, 7)]
+
+
+def _short(value: float) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

@@ -1,0 +1,329 @@
+"""One run from a checked config to its last line."""
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+from gptlab.config import RunConfig, check_vocabulary, to_plain
+from gptlab.data.prepare import PreparedData, prepare
+from gptlab.objectives.build import build_objective
+from gptlab.training import checkpoint
+from gptlab.training.callbacks import Checkpoints, ProgressBar, Recorder, Sampler
+from gptlab.training.datamodule import WindowsDataModule
+from gptlab.training.devices import Devices, find_devices, first_rank
+from gptlab.training.folder import RunFolder, cut_metrics, read_metrics
+from gptlab.training.loggers import build_loggers
+from gptlab.training.module import LanguageModule
+from gptlab.training.plan import Plan, make_plan
+from gptlab.training.plot import plot_loss
+from gptlab.training.schedule import build_schedule
+from gptlab.training.strategy import build_strategy
+
+
+def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+    """Carry out a run, or continue it, and return its summary.
+
+    `callbacks` are other people's, beside those of gptlab. Leaves everything in the run folder; raises ValueError for what a user can change, Stopped after a signal.
+    """
+    _quieten()
+    devices = find_devices(config.trainer)
+    config.check(devices.world_size)
+    folder = RunFolder(Path(config.folder()), writes=first_rank())
+    if _is_finished(config, folder):
+        return folder.summary()
+    data = prepare(config.data, config.tokenizer, progress=folder.writes)
+    vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
+    check_vocabulary(vocab_size, data.tokenizer.vocab_size, config.tokenizer.kind)
+    plan = make_plan(config, data, devices, vocab_size)
+    folder.lock()
+    try:
+        return _fit(config, folder, data, plan, devices, callbacks)
+    finally:
+        folder.unlock()
+
+
+def _fit(config: RunConfig, folder: RunFolder, data: PreparedData, plan: Plan, devices: Devices, extra) -> dict:
+    schedule = build_schedule(config.schedule, n_steps=plan.n_steps, batch_tokens=plan.step_tokens)
+    objective = build_objective(config.objective)
+    identity = {"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint}
+    source, state = _resume(config, folder, identity)
+    start = state["step"] if state else 0
+    if start > plan.n_steps:
+        raise ValueError(
+            f"{source} is at step {start:,} and the budget is {plan.n_steps:,} steps; raise the budget to go on"
+        )
+    datamodule = WindowsDataModule(config, data, objective, start_step=start, n_steps=plan.n_steps)
+    n_bytes = {"train_eval": data.train.n_bytes} | {
+        split: file.n_bytes for split, file in (("val", data.val), ("test", data.test)) if file is not None
+    }
+    module = LanguageModule(config, objective, schedule, vocab_size=plan.vocab_size, n_bytes=n_bytes)
+    module.finished_steps = start
+
+    columns = _columns(config, devices, datamodule)
+    loggers: list[Logger] = []
+    if folder.writes:
+        if config.trainer.enable_model_summary:
+            print(plan.text(config, folder.path, start), flush=True)
+        _open_folder(config, folder, data, source, start, columns)
+        loggers = build_loggers(config, folder.path, resumed=start > 0)
+    recorder = Recorder(config, folder, columns=columns, n_steps=plan.n_steps, val_every=plan.val_every)
+    recorder.recall(read_metrics(folder.path / "metrics.csv"))
+    if devices.peak_flops is not None:
+        recorder.measure_mfu(plan.flops_per_token, devices.peak_flops * devices.world_size)
+    callbacks: list[Callback] = [
+        recorder,
+        Checkpoints(config, folder, recorder, identity=identity, state=state),
+        *_shown(config, folder, data, recorder, plan),
+        *extra,
+    ]
+    sampler = next((c for c in callbacks if isinstance(c, Sampler)), None)
+    trainer = _trainer(config, plan, devices, loggers, callbacks)
+    _count_from(trainer, start)
+    started = time.perf_counter()
+    folder.event("continued" if start else "started", step=start, devices=devices.describe())
+    try:
+        if start < plan.n_steps:  # a run that was killed after its last save has only its summary left to write
+            trainer.fit(module, datamodule)
+    except Exception as error:
+        folder.event("failed", step=module.finished_steps, error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        if folder.writes and config.callbacks.plot:
+            _plot(folder, data)
+    if module.finished_steps < plan.n_steps:  # trainer.max_time, or a callback such as EarlyStopping
+        folder.event("ended early", step=module.finished_steps)
+    metrics = dict(recorder.validated)
+    if "test" in datamodule.eval_windows:
+        trainer.test(module, datamodule, verbose=False)
+        metrics |= module.evaluation
+    summary = {
+        "finished": module.finished_steps >= plan.n_steps,
+        "steps": module.finished_steps,
+        "tokens": module.finished_steps * plan.step_tokens,
+        "seconds": round(time.perf_counter() - started, 1),
+        "train/loss": recorder.row.get("train/loss"),
+        **metrics,
+        "unigram_entropy": data.train.unigram_entropy(),
+        "parameters": plan.parameters["total"],
+        "config": config.identity(),
+        "corpus": data.description,
+        "data": data.fingerprint,
+        "devices": devices.describe(),
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "lightning": lightning.__version__},
+    }
+    if folder.writes:
+        folder.write_json("summary.json", summary)
+        folder.event("finished", step=module.finished_steps, **metrics)
+        print(_report(config, folder, summary, sampler, loggers), flush=True)
+    return summary
+
+
+def _is_finished(config: RunConfig, folder: RunFolder) -> bool:
+    summary = folder.summary()
+    if config.resume != "auto" or summary is None or not summary["finished"]:
+        return False
+    _refuse_changes(config, _saved_config(folder), folder.path)
+    if folder.writes:
+        print(
+            f"{folder.path} is finished after {summary['steps']:,} steps; name=... starts another run\n{_last_line(summary, folder.path)}"
+        )
+    return True
+
+
+def _saved_config(folder: RunFolder) -> dict[str, Any]:
+    state_path, _ = checkpoint.newest(folder.checkpoints)
+    return checkpoint.load(state_path)["config"] if state_path else {}
+
+
+def _resume(config: RunConfig, folder: RunFolder, identity: dict) -> tuple[Path | None, dict | None]:
+    """The checkpoint to go on from, if any, after checking that it belongs to this run."""
+    if config.resume is None:
+        if folder.checkpoints.is_dir() and any(folder.checkpoints.glob("*.ckpt")):
+            raise ValueError(
+                f"{folder.path} holds a run and resume=null; use resume=auto to continue it, or name=... for a new one"
+            )
+        return None, None
+    if config.resume == "auto":
+        path, skipped = checkpoint.newest(folder.checkpoints)
+        for reason in skipped if folder.writes else ():
+            print(f"skipped: {reason}", file=sys.stderr)
+        if path is None:
+            return None, None
+        state = checkpoint.load(path)
+        _refuse_changes(config, state["config"], path)
+    else:
+        path = Path(config.resume)
+        state = checkpoint.load(path)
+        differences = _differences(to_plain(config), state["config"], ("model", "optimizer.algorithm", "objective"))
+        if differences:
+            raise ValueError(f"{path} is a checkpoint of another model: {differences}")
+    if state["tokenizer"] != identity["tokenizer"]:
+        raise ValueError(
+            f"{path} was trained with another tokenizer (fingerprint {state['tokenizer'][:16]}, "
+            f"now {identity['tokenizer'][:16]}); use the data and tokenizer of that run"
+        )
+    if config.resume == "auto" and state["data"] != identity["data"]:
+        raise ValueError(
+            f"{path} was trained on other data (fingerprint {state['data'][:16]}, now {identity['data'][:16]}): "
+            "the corpus has changed since; restore it, or start another run with name=..."
+        )
+    return path, state
+
+
+def _refuse_changes(config: RunConfig, saved: dict[str, Any], where: Path) -> None:
+    plain = config.learned_from()
+    differences = _differences(plain, saved, tuple(plain))
+    if saved and differences:
+        raise ValueError(
+            f"{where} was made by another config: {differences}; "
+            "restore these words, or start another run with name=..."
+        )
+
+
+def _differences(now: Any, then: Any, words: tuple[str, ...] | None = None, prefix: str = "") -> str:
+    """Where two plain configs differ, as text; looked at only below `words`."""
+
+    def leaves(a: Any, b: Any, path: str) -> Iterator[str]:
+        if isinstance(a, dict):
+            b = b if isinstance(b, dict) else {}
+            for key in a:
+                yield from leaves(a[key], b.get(key), f"{path}.{key}" if path else key)
+        elif a != b:
+            yield f"{path} was {b} and is {a}"
+
+    def at(tree: Any, word: str) -> Any:
+        for key in word.split("."):
+            tree = tree.get(key) if isinstance(tree, dict) else None
+        return tree
+
+    found = [text for word in words or () for text in leaves(at(now, word), at(then, word), word)]
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+
+
+def _open_folder(config, folder: RunFolder, data: PreparedData, source: Path | None, start: int, columns) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    (folder.path / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+    data.tokenizer.save(folder.path / "tokenizer.json")
+    metrics = folder.path / "metrics.csv"
+    origin = metrics if source is None or source.parent.parent == folder.path else source.parent.parent / "metrics.csv"
+    cut_metrics(origin, metrics, start, columns)
+
+
+def _columns(config: RunConfig, devices: Devices, datamodule: WindowsDataModule) -> list[str]:
+    columns = ["step", "tokens", "train/loss", "train/lr", "train/grad_norm"]
+    if devices.precision == "16-mixed":
+        columns.append("train/loss_scale")
+    columns += ["perf/tokens_per_second", "perf/memory_gib"]
+    if devices.peak_flops is not None:
+        columns.append("perf/mfu")
+    whole = config.trainer.limit_val_batches in (None, 1.0)
+    for split in datamodule.eval_splits:
+        prefix = split if whole else f"{split}_part"
+        columns += [f"{prefix}/{name}" for name in ("loss", "perplexity", "bits_per_byte")[: 3 if whole else 2]]
+    return columns
+
+
+def _shown(config: RunConfig, folder: RunFolder, data: PreparedData, recorder: Recorder, plan: Plan) -> list[Callback]:
+    shown: list[Callback] = []
+    if config.callbacks.sample is not None:
+        shown.append(Sampler(config, folder, data.tokenizer))
+    if config.trainer.enable_progress_bar and folder.writes:
+        shown.append(ProgressBar(recorder, plan.n_steps))
+    return shown
+
+
+def _trainer(config: RunConfig, plan: Plan, devices: Devices, loggers, callbacks) -> lightning.Trainer:
+    given = config.trainer
+    own = {
+        "accelerator": devices.accelerator,
+        "devices": devices.per_node,
+        "precision": devices.precision,
+        "strategy": build_strategy(config.strategy, world_size=devices.world_size, accelerator=devices.accelerator),
+        "logger": loggers or False,
+        "callbacks": callbacks,
+        "max_steps": plan.n_steps,
+        "max_epochs": 1,
+        "val_check_interval": plan.val_every or plan.n_steps,
+        "check_val_every_n_epoch": None,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+    }
+    if plan.val_every is None:
+        own["limit_val_batches"] = 0
+    asked = {name: value for name, value in to_plain(given).items() if name not in own}
+    return lightning.Trainer(**own, **asked)
+
+
+def _count_from(trainer: lightning.Trainer, step: int) -> None:
+    # A continued run is a new fit over the steps that remain, whose counters go on: Lightning's own way restarts
+    # its loops in the middle, and may then run a validation of one batch or skip one.
+    loop = trainer.fit_loop.epoch_loop
+    for progress in (loop.batch_progress.total, loop.manual_optimization.optim_step_progress.total):
+        progress.ready = progress.completed = step
+    loop.batch_progress.total.started = loop.batch_progress.total.processed = step
+    loop._batches_that_stepped = step
+
+
+def _plot(folder: RunFolder, data: PreparedData) -> None:
+    plot_loss(
+        folder.path / "metrics.csv",
+        folder.path / "loss.png",
+        title=folder.path.name,
+        unigram_entropy=data.train.unigram_entropy(),
+    )
+
+
+def _report(config: RunConfig, folder: RunFolder, summary: dict, sampler: Sampler | None, loggers: list[Logger]) -> str:
+    lines = [""]
+    if sampler is not None and sampler.newest:
+        lines += ["The model writes:", "", *(f"    {line}" for line in sampler.newest.strip("\n").splitlines()), ""]
+    lines.append(
+        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s"
+        + ("" if summary["finished"] else " (ended before the budget)")
+    )
+    lines.append(f"unigram entropy of the training text {summary['unigram_entropy']:.4f} nats per token")
+    for split, label in (("val", "validation"), ("train_eval", "training, in eval mode"), ("test", "test")):
+        for prefix in (split, f"{split}_part"):
+            if f"{prefix}/loss" in summary:
+                lines.append(f"{label} loss {summary[f'{prefix}/loss']:.4f}")
+    if config.callbacks.plot:
+        lines.append(f"the curves are in {folder.path / 'loss.png'}")
+    lines += [hint for logger in loggers if (hint := getattr(logger, "hint", None))]
+    lines.append(_last_line(summary, folder.path))
+    return "\n".join(lines)
+
+
+def _last_line(summary: dict[str, Any], path: Path) -> str:
+    names = [name for name in ("val/loss", "val/perplexity", "val/bits_per_byte") if name in summary]
+    digits = {"val/perplexity": 2}
+    numbers = [f"{name} {summary[name]:.{digits.get(name, 4)}f}" for name in names]
+    if not numbers:
+        numbers = [f"train/loss {summary['train/loss']:.4f}"]
+    return f"{' '.join(numbers)} run {path}"
+
+
+def _quieten() -> None:
+    """Keep Lightning's advice about what gptlab does on purpose off the screen."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*GPU available but not used.*",
+        ".*The `srun` command is available.*",
+        ".*is smaller than the logging interval.*",
+        ".*`ModelParallelStrategy` is experimental.*",
+        ".*treespec, LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

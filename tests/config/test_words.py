@@ -1,0 +1,174 @@
+"""What happens to the words on the command line, through the real train.py."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptlab import compose
+from gptlab.config import RunConfig, to_plain
+from gptlab.training.config import OWNED, trainer_words
+
+ROOT = Path(__file__).parents[2]
+
+# words -> what the answer must say
+REFUSED = {
+    "model.n_embd=64": ["model.n_embd", "model.d_model"],
+    "model.d_modl=64": ["model.d_modl", "did you mean model.d_model"],
+    "+model.n_layr=3": ["model.n_layr", "did you mean model.n_layer"],
+    "lr=1": ["did you mean optimizer.lr"],
+    "model=gpt124": ["gpt124", "did you mean gpt124m"],
+    "data=shakespear": ["did you mean shakespeare"],
+    "model=null": ["not a preset", "gpt124m"],
+    "model.norm=layrnorm": ["model.norm=layrnorm", "layernorm, rmsnorm", "did you mean layernorm"],
+    "model.d_model=130": ["model.d_model=130", "not divisible by model.n_head=4", "multiple of 4"],
+    "model.n_kv_head=3": ["model.n_kv_head=3", "[1, 2, 4]"],
+    "model.dropout=1.5": ["model.dropout=1.5", "[0, 1)"],
+    "batch_tokens=1e5": ["batch_tokens=100000"],
+    "batch_tokens=many": ["batch_tokens=many", "Integer"],
+    "batch_tokens=1000": ["batch_tokens=1000", "not divisible by 128", "896 or 1024"],
+    "trainer.devices=3 trainer.accelerator=cpu": ["batch_tokens=4096", "3 devices"],
+    "data.context_length=4096": ["data.context_length=4096", "model.context_length=128"],
+    "model=gpt124m tokenizer=bpe tokenizer.vocab_size=60000": ["60,000", "50,257"],
+    "budget_steps=10 budget_tokens=100000": ["exactly one budget", "budget_steps=10", "budget_tokens=100000"],
+    "budget_tokens=10": ["budget_tokens=10", "one step"],
+    "budget_steps=0": ["budget_steps=0", "above 0"],
+    "optimizer.lr=-1": ["optimizer.lr=-1", "above 0"],
+    "optimizer=adamw optimizer.momentum=0.9": ["optimizer.momentum", "optimizer.algorithm=muon"],
+    "tokenizer=byte tokenizer.vocab_size=300": ["tokenizer.vocab_size", "tokenizer.kind=bpe"],
+    "trainer.max_steps=10": ["trainer.max_steps", "budget_steps"],
+    "trainer.gradient_clip_val=1": ["optimizer.clip_norm"],
+    "trainer.devices=two": ["trainer.devices=two", "auto"],
+    "trainer.val_check_interval=1.5": ["trainer.val_check_interval=1.5", "at most 1.0"],
+    "schedule.warmup_steps=1 schedule.warmup_tokens=100": ["schedule.warmup_steps", "schedule.warmup_tokens"],
+    "logger.wandb.project=mine": ["logger=wandb"],
+    "data.val_fraction=1.5": ["data.val_fraction=1.5"],
+    "model=small,gpt124m": ["multirun"],
+    "~model": ["model"],
+}
+
+
+def command(*words: str) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HYDRA")}
+    return subprocess.run(
+        [sys.executable, "train.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_a_wrong_word_is_answered(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", *words.split()])
+    assert compose.run(lambda config: pytest.fail("the run started")) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert "Traceback" not in err
+    for part in REFUSED[words]:
+        assert part in err
+
+
+def test_the_real_command_refuses_without_a_traceback_or_a_folder(tmp_path):
+    before = set(ROOT.iterdir())
+    done = command("model.n_embd=64")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: model.n_embd is not a word of the config; did you mean model.d_model?\n"
+    assert set(ROOT.iterdir()) <= before | {ROOT / "runs"}
+
+
+def test_showing_the_config_imports_neither_torch_nor_lightning():
+    code = (
+        "import sys; sys.argv = ['train.py', *{words}]\n"
+        "from gptlab.commands.train import main\n"
+        "assert main() == 0\n"
+        "heavy = set(sys.modules) & {{'torch', 'lightning', 'numpy', 'tiktoken', 'datasets', 'wandb', 'matplotlib'}}\n"
+        "assert not heavy, heavy\n"
+    )
+    for words in (["--cfg", "job"], ["--help"]):
+        subprocess.run([sys.executable, "-c", code.format(words=words)], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_help_names_every_preset_and_the_words():
+    shown = command("--help").stdout
+    for names in compose.groups().values():
+        assert all(name in shown for name in names)
+    assert "budget_tokens:" in shown and "clip_norm:" in shown
+
+
+def composed(monkeypatch, *words: str) -> RunConfig:
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    assert compose.run(seen.append) == 0
+    return seen[-1]
+
+
+def test_the_users_line(monkeypatch):
+    config = composed(monkeypatch, "model=gpt124m", "trainer.devices=8", "strategy=fsdp")
+    assert (config.model.n_layer, config.model.vocab_size, config.trainer.devices) == (12, 50_257, 8)
+    assert config.strategy.name.value == "fsdp"
+    assert config.tokenizer.kind == "bpe"  # the data chose one that needs no network
+    assert config.folder().startswith("runs/gpt124m-stdlib-")
+
+
+def test_the_data_choose_the_tokenizer_and_the_command_line_overrides_it(monkeypatch):
+    assert composed(monkeypatch, "data=verdict").tokenizer.kind == "gpt2"
+    assert composed(monkeypatch, "data=verdict", "tokenizer=byte").tokenizer.kind == "byte"
+    assert composed(monkeypatch, "experiment=shakespeare_char_cpu").tokenizer.kind == "char"
+    assert composed(monkeypatch, "experiment=shakespeare_char_cpu", "tokenizer=byte").tokenizer.kind == "byte"
+
+
+def test_a_budget_on_the_command_line_replaces_the_presets(monkeypatch):
+    config = composed(monkeypatch, "budget_steps=7")
+    assert (config.budget_steps, config.budget_tokens, config.tokens_per_parameter) == (7, None, None)
+
+
+def test_several_loggers_at_once(monkeypatch):
+    config = composed(monkeypatch, "logger=[wandb,tensorboard]", "logger.wandb.project=mine")
+    assert config.logger.wandb.project == "mine" and config.logger.tensorboard is not None
+
+
+def test_the_run_folder_depends_on_what_is_learned_alone(monkeypatch):
+    base = composed(monkeypatch).identity()
+    for words in (["trainer.devices=2", "trainer.accelerator=cpu"], ["strategy=fsdp"], ["logger=wandb"], ["name=x"]):
+        assert composed(monkeypatch, *words).identity() == base
+    for word in (
+        "seed=1",
+        "optimizer.lr=0.1",
+        "model.n_layer=3",
+        "data.val_fraction=0.2",
+        "trainer.precision=bf16-mixed",
+    ):
+        assert composed(monkeypatch, word).identity() != base
+
+
+def test_a_sweep_gives_each_trial_its_folder_and_a_command_line_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "optimizer.lr=0.1,0.2", "seed=3"])
+    assert compose.run(lambda config: seen.append((config, list(sys.argv)))) == 0
+    folders = [Path(config.folder()) for config, _ in seen]
+    assert [folder.name for folder in folders] == ["optimizer.lr=0.1", "optimizer.lr=0.2"]
+    assert folders[0].parent == folders[1].parent and folders[0].parent.parent == Path("runs")
+    for config, argv in seen:
+        assert "-m" not in argv and f"optimizer.lr={config.optimizer.lr}" in argv and "seed=3" in argv
+        assert f"run_dir='{config.run_dir}'" in argv
+    assert sys.argv[1] == "-m"
+
+
+def test_every_option_of_the_trainer_is_taken_or_answered():
+    from lightning import Trainer
+
+    options = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
+    assert set(trainer_words()) | set(OWNED) == options
+    assert not set(trainer_words()) & set(OWNED)
+
+
+def test_a_saved_config_reads_back(monkeypatch, tmp_path):
+    import yaml
+
+    config = composed(monkeypatch, "experiment=verdict", "logger=wandb")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(to_plain(config)))
+    again = compose.load(path)
+    assert again == config and type(again.data) is type(config.data)

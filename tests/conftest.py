@@ -1,0 +1,19 @@
+"""What every test needs: one thread for tiny shapes, and a cache of its own."""
+
+import os
+
+# On tiny shapes a second thread costs more than it brings; processes that tests start inherit the setting.
+os.environ["OMP_NUM_THREADS"] = "1"
+# A run must never reach for a network or for a person's own cache.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A cache folder that the whole session shares, so that a corpus is prepared once."""
+    folder = tmp_path_factory.getbasetemp().parent / "gptlab-cache"
+    os.environ["GPTLAB_CACHE"] = str(folder)
+    return folder

@@ -1,0 +1,403 @@
+"""Prepared data: split as asked, tokenised alike on any number of processes, cached once, never half."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptlab.data import prepare as prepare_module
+from gptlab.data.config import (
+    BpeConfig,
+    ByteConfig,
+    CharConfig,
+    Gpt2Config,
+    HuggingFaceConfig,
+    Split,
+    TextConfig,
+    TokenizerFileConfig,
+)
+from gptlab.data.encode import Encoders, Unit, encode_unit
+from gptlab.data.prepare import prepare
+from gptlab.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
+
+SOURCE = str(Path(prepare_module.__file__).parents[2])
+WORDS = ["the", "cat's", "12", "mats\n\n\tsat", "", "on", "éa漢", "it;", "and\r\nwe'll", "see.", ""]
+
+
+def prose(seed, n_words=400):
+    rng = random.Random(seed)
+    return "".join(rng.choice(WORDS) + rng.choice((" ", " ", "\n", "  ", "\n\n")) for _ in range(n_words))
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Writes documents as files and gives their config."""
+
+    def make(*texts, **words):
+        root = tmp_path / "texts"
+        root.mkdir(exist_ok=True)
+        for number, text in enumerate(texts):
+            (root / f"{number:03d}.txt").write_bytes(text.encode())
+        path = root / "000.txt" if len(texts) == 1 else root
+        return TextConfig(**{"path": str(path), "cache_dir": str(tmp_path / "cache"), "n_processes": 1, **words})
+
+    return make
+
+
+def run(config, tokenizer=None):
+    return prepare(config, tokenizer or ByteConfig(), progress=False)
+
+
+def built(tmp_path):
+    """What lies in the cache beside the locks, hidden files included."""
+    return sorted(path.name for path in (tmp_path / "cache").iterdir() if path.name != "locks")
+
+
+@pytest.mark.parametrize(("val", "test"), [(0.1, 0.0), (0.0, 0.0), (0.3, 0.2), (0.05, 0.9), (0.0, 0.5)])
+@pytest.mark.parametrize("tokenizer", [ByteConfig(), CharConfig(), BpeConfig(vocab_size=400)])
+def test_fractions_of_one_text_are_its_parts_encoded(make, val, test, tokenizer):
+    text = prose(0)
+    data = run(make(text, val_fraction=val, test_fraction=test), tokenizer)
+    cuts = [int(round(1 - val - test, 9) * len(text)), int(round(1 - test, 9) * len(text))]
+    parts = {"train": text[: cuts[0]], "val": text[cuts[0] : cuts[1]], "test": text[cuts[1] :]}
+    for name, part in parts.items():
+        file = getattr(data, name)
+        if not part:
+            assert file is None
+            continue
+        assert file.tokens.tolist() == data.tokenizer.encode(part).tolist()
+        assert (file.n_documents, file.n_bytes, file.n_characters) == (1, len(part.encode()), len(part))
+        assert (file.vocab_size, file.tokenizer) == (data.tokenizer.vocab_size, data.tokenizer.fingerprint)
+    if not val:
+        assert data.val is None
+
+
+def test_the_first_nine_tenths_are_nanogpts(make):
+    for n in (20, 21, 999, 1003, 12_345):
+        text = prose(n, 4000)[:n]
+        data = run(make(text))
+        assert data.train.n_characters == int(0.9 * n)
+
+
+@pytest.mark.skipif(
+    not os.environ.get("TIKTOKEN_CACHE_DIR"), reason="TIKTOKEN_CACHE_DIR is not set: no GPT-2 vocabulary"
+)
+def test_gpt2(make):
+    import tiktoken
+
+    text = prose(4)
+    data = run(make(text), Gpt2Config())
+    at = int(0.9 * len(text))
+    for file, part in ((data.train, text[:at]), (data.val, text[at:])):
+        assert file.tokens.dtype == np.uint16
+        assert file.tokens.tolist() == tiktoken.get_encoding("gpt2").encode_ordinary(part)
+
+
+@pytest.mark.parametrize("tokenizer", [ByteConfig(), CharConfig(), BpeConfig(vocab_size=400)])
+def test_fractions_cut_many_documents_where_the_joined_text_would_be(make, tokenizer):
+    texts = [prose(seed, 30) for seed in range(10)]
+    data = run(make(*texts, val_fraction=0.25, test_fraction=0.25), tokenizer)
+    n = sum(map(len, texts))
+    bounds = [0, int(0.5 * n), int(0.75 * n), n]
+    eot = data.tokenizer.eot
+    for number, file in enumerate((data.train, data.val, data.test)):
+        expected, n_documents, position = [], 0, 0
+        for text in texts:
+            low, high = max(bounds[number] - position, 0), max(bounds[number + 1] - position, 0)
+            part, position = text[low:high], position + len(text)
+            if part:
+                expected += [eot] * (n_documents > 0 and eot is not None) + data.tokenizer.encode(part).tolist()
+                n_documents += 1
+        assert file.tokens.tolist() == expected
+        assert file.n_documents == n_documents
+    assert sum(file.n_bytes for file in (data.train, data.val, data.test)) == sum(len(text.encode()) for text in texts)
+
+
+def pieces(file, eot):
+    return "".join(map(chr, file.tokens.tolist())).split(chr(eot)) if file else []
+
+
+@pytest.mark.parametrize(
+    ("n", "val", "test"), [(200, 0.1, 0.1), (40, 0.5, 0.2), (3, 0.01, 0.01), (2, 0.9, 0.0), (3, 0.4, 0.59)]
+)
+def test_documents_are_split_whole(make, n, val, test):
+    texts = [f"document {number}" for number in range(n)]
+    config = make(*texts, split=Split.document, val_fraction=val, test_fraction=test)
+    data = run(config)
+    parts = [pieces(file, 256) for file in (data.train, data.val, data.test)]
+    assert sorted(chain(*parts)) == sorted(texts)
+    assert data.train.n_documents >= 1 and data.val.n_documents >= 1
+    assert (data.test is None) == (test == 0) and (data.test is None or data.test.n_documents >= 1)
+    for part in parts:
+        assert part == sorted(part, key=lambda text: int(text.split()[1]))
+    if n == 200:
+        assert 8 <= len(parts[1]) <= 36 and 8 <= len(parts[2]) <= 36
+
+
+def test_a_documents_split_does_not_hang_on_the_others(make, tmp_path):
+    texts = [f"document {number}" for number in range(100)]
+    words = {"split": Split.document, "val_fraction": 0.2}
+    before = set(pieces(run(make(*texts, **words)).val, 256))
+    for number in range(0, 100, 2):
+        (tmp_path / "texts" / f"{number:03d}.txt").unlink()
+    after = set(pieces(run(make(path=str(tmp_path / "texts"), **words)).val, 256))
+    assert after == {text for text in before if int(text.split()[1]) % 2}
+
+
+def test_too_little_text_for_the_splits_says_what_to_do(make, tmp_path):
+    with pytest.raises(ValueError, match=r"train, val and the corpus has 1; use data\.split=fraction"):
+        run(make("one", split=Split.document))
+    with pytest.raises(ValueError, match=r"train, val, test and the corpus has 2; use data\.split=fraction"):
+        run(make("one", "two", split=Split.document, test_fraction=0.1))
+    with pytest.raises(ValueError, match=r"data\.val_fraction=0.01 is empty: the corpus has 3 characters"):
+        run(make("abc", val_fraction=0.01, test_fraction=0.5))
+    with pytest.raises(ValueError, match=r"the training split is empty: the corpus has 3 characters"):
+        run(make("abc", val_fraction=0.9))
+    with pytest.raises(ValueError, match=r"data\.val_fraction=1\.5 is outside"):
+        run(make("abc", val_fraction=1.5))
+    assert built(tmp_path) == []
+
+
+def test_one_document_is_enough_without_other_splits(make):
+    assert run(make("one", split=Split.document, val_fraction=0.0)).train.n_tokens == 3
+
+
+def test_char_knows_the_whole_corpus_and_bpe_the_training_split(make):
+    assert run(make("a" * 90 + "z" * 10), CharConfig()).tokenizer.characters == "az"
+    data = run(make("ab" * 450 + "zq" * 50), BpeConfig(vocab_size=300))
+    assert data.tokenizer.fingerprint == BpeTokenizer.train(300, ["ab" * 450]).fingerprint
+
+
+@pytest.mark.parametrize("tokenizer", [BpeConfig(vocab_size=400), Gpt2Config(), "file"])
+def test_processes_and_chunks_change_nothing(make, tmp_path, monkeypatch, tokenizer):
+    if isinstance(tokenizer, Gpt2Config) and not os.environ.get("TIKTOKEN_CACHE_DIR"):
+        pytest.skip("TIKTOKEN_CACHE_DIR is not set: no GPT-2 vocabulary")
+    if tokenizer == "file":
+        tokenizer = TokenizerFileConfig(path=str(tmp_path / "t.json"))
+        _library().save(tokenizer.path)
+    texts = [prose(seed, random.Random(seed).randrange(1, 3000)) for seed in range(12)]
+    words = {"val_fraction": 0.2, "test_fraction": 0.1}
+    contents = []
+    for n_processes, small, unit, block in ((1, 10**9, 10**9, 1 << 18), (2, 0, 1000, 777), (3, 0, 1, 64)):
+        monkeypatch.setattr(prepare_module, "_SMALL_CORPUS_BYTES", small)
+        monkeypatch.setattr(prepare_module, "_UNIT_CHARACTERS", unit)
+        monkeypatch.setattr("gptlab.data.corpus._BLOCK_BYTES", block)
+        data = run(
+            make(*texts, n_processes=n_processes, cache_dir=str(tmp_path / f"c{n_processes}"), **words), tokenizer
+        )
+        contents.append({name: (data.folder / f"{name}.bin").read_bytes() for name in ("train", "val", "test")})
+    assert contents[0] == contents[1] == contents[2]
+
+
+def _library():
+    import tokenizers
+
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    trained.train_from_iterator([prose(1)], tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    return trained
+
+
+def units(*texts):
+    return [Unit(part="train", texts=[text], n_documents=1, n_characters=1, n_bytes=1) for text in texts]
+
+
+def test_a_workers_refusal_is_the_callers_error():
+    with Encoders(CharTokenizer("ab"), 2) as encoders:
+        processes = list(encoders._workers)
+        with pytest.raises(ValueError, match=r"character 'x' \(U\+0078\)"):
+            list(encoders.map(units("ab", "axb", "b")))
+    assert all(process.poll() is not None for process in processes)
+
+
+def test_a_killed_worker_is_an_error_and_not_a_hang():
+    with Encoders(ByteTokenizer(), 2) as encoders:
+        assert len(list(encoders.map(units("a", "b", "c")))) == 3
+        encoders._workers[0].send_signal(signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="tokenising process ended early"):
+            list(encoders.map(units(*"abcdefgh")))
+
+
+def test_units_come_back_in_order_with_end_of_text_between():
+    tokenizer = ByteTokenizer()
+    wanted = units(*(prose(seed, 20) for seed in range(50)))
+    for unit in wanted:
+        unit.texts = [*unit.texts, None, "é"]
+    with Encoders(tokenizer, 2) as encoders:
+        for unit, (same, ids) in zip(wanted, encoders.map(iter(wanted)), strict=True):
+            assert same is unit
+            assert ids.tolist() == encode_unit(tokenizer, unit.texts).tolist()
+            assert ids.tolist() == [*unit.texts[0].encode(), 256, *"é".encode()]
+
+
+def test_the_second_call_prepares_nothing(make, monkeypatch):
+    config = make(prose(0))
+    first = run(config, BpeConfig(vocab_size=300))
+
+    def build(*words, **more):
+        raise AssertionError("prepared again")
+
+    monkeypatch.setattr(prepare_module, "_build", build)
+    second = run(config, BpeConfig(vocab_size=300))
+    assert (second.folder, second.fingerprint, second.description) == (
+        first.folder,
+        first.fingerprint,
+        first.description,
+    )
+    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
+    assert np.array_equal(second.train.tokens, first.train.tokens)
+    assert first.folder.name == f"text-{first.fingerprint[:16]}" and len(first.fingerprint) == 64
+    assert "1 document, " in first.description and str(config.path) in first.description
+
+
+def test_content_tokenizer_and_split_each_change_the_key(make):
+    config = make(prose(0))
+    folders = [
+        run(config).folder,
+        run(config, CharConfig()).folder,
+        run(config, BpeConfig(vocab_size=300)).folder,
+        run(config, BpeConfig(vocab_size=301)).folder,
+        run(make(prose(0), val_fraction=0.2)).folder,
+        run(make(prose(0), test_fraction=0.1)).folder,
+        run(make(prose(1))).folder,
+    ]
+    assert len(set(folders)) == 7
+    assert run(make(prose(1), context_length=5, stride=2, shuffle=False, n_workers=3)).folder == folders[-1]
+
+
+def test_the_cache_lies_where_the_environment_says(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTLAB_CACHE", str(tmp_path / "elsewhere"))
+    assert run(make(prose(0), cache_dir=None)).folder.parent == tmp_path / "elsewhere"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be made.*set data\.cache_dir or GPTLAB_CACHE"):
+        run(make(prose(0), cache_dir=str(tmp_path / "file" / "cache")))
+
+
+def test_altered_caches_are_refused_by_name(make):
+    config = make(prose(0))
+    folder = run(config).folder
+    for name in ("train.bin", "val.bin", "tokenizer.json", "corpus.json"):
+        whole = (folder / name).read_bytes()
+        for content in (whole[:-3], whole[:-3] + b"???"):
+            (folder / name).write_bytes(content)
+            with pytest.raises(ValueError, match=rf"{folder}/{name}.*run again"):
+                run(config)
+        (folder / name).write_bytes(whole)
+    (folder / "tokenizer.json").write_text(json.dumps({"kind": "char", "characters": "a"} | _fingerprint_of("a")))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        run(config)
+
+
+def _fingerprint_of(characters):
+    return {"fingerprint": CharTokenizer(characters).fingerprint}
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_error_half_way_leaves_no_half_cache(make, tmp_path, monkeypatch, error):
+    texts = [prose(seed) for seed in range(5)]
+    config = make(*texts)
+    whole = Encoders.map
+
+    def broken(self, units):
+        for number, result in enumerate(whole(self, units)):
+            if number == 2:
+                raise error("half way")
+            yield result
+
+    monkeypatch.setattr(prepare_module, "_UNIT_CHARACTERS", 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoders, "map", broken)
+        with pytest.raises(error, match="half way"):
+            run(config)
+    assert built(tmp_path) == []
+    assert run(config).train.n_documents == 5
+
+
+BUILD_AND = """
+import os, signal, sys, time
+from gptlab.data import prepare as module
+from gptlab.data.config import ByteConfig, TextConfig
+whole = module._measure
+def watched(corpus):
+    with open(sys.argv[3], "a") as log:
+        log.write("built\\n")
+    if sys.argv[4] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.3)
+    return whole(corpus)
+module._measure = watched
+data = module.prepare(TextConfig(path=sys.argv[1], cache_dir=sys.argv[2]), ByteConfig(), progress=False)
+print(data.folder, data.train.n_tokens)
+"""
+
+
+def start(config, tmp_path, what):
+    command = [sys.executable, "-c", BUILD_AND, config.path, config.cache_dir, str(tmp_path / "log"), what]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": SOURCE})
+
+
+def test_of_processes_that_start_at_once_one_prepares(make, tmp_path):
+    config = make(prose(0))
+    processes = [start(config, tmp_path, "build") for _ in range(2)]
+    answers = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert answers[0] == answers[1] and str(tmp_path) in answers[0]
+    assert (tmp_path / "log").read_text() == "built\n"
+
+
+def test_a_kill_leaves_nothing_that_the_next_call_trips_over(make, tmp_path):
+    config = make(prose(0))
+    process = start(config, tmp_path, "kill")
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert all(name.startswith(".") for name in built(tmp_path))
+    folder = run(config).folder
+    assert built(tmp_path) == [folder.name]
+
+
+def test_huggingface_is_read_once(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    texts = [prose(seed, 20) for seed in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = HuggingFaceConfig(path=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache"), n_processes=1)
+    data = run(config, BpeConfig(vocab_size=300))
+    assert data.train.n_documents + data.val.n_documents == 30
+    found = [data.tokenizer.decode(file.tokens).split("<|endoftext|>") for file in (data.train, data.val)]
+    assert sorted(chain(*found)) == sorted(texts)
+    assert sorted(path.name for path in data.folder.iterdir()) == [
+        "corpus.json",
+        "tokenizer.json",
+        "train.bin",
+        "val.bin",
+    ]
+
+
+def test_the_files_are_the_same_on_every_machine(make):
+    """The bytes of a token file are a format: a changed checksum here is a new version of it."""
+    data = run(make("abc\n" * 10, val_fraction=0.0))
+    assert data.train.checksum == hashlib.sha256(np.array([97, 98, 99, 10] * 10, dtype="<u2").tobytes()).hexdigest()
+    assert data.train.tokenizer == hashlib.sha256(b"byte\0").hexdigest()
+
+
+def test_nothing_heavy_is_imported(make):
+    code = (
+        "import sys; from gptlab.data import prepare, windows, order;"
+        "heavy = {'torch', 'lightning', 'datasets', 'tiktoken', 'tokenizers', 'rich'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": SOURCE})
+
+
+def test_the_progress_bar_goes_to_standard_error(make, capfd):
+    prepare(make(prose(0)), ByteConfig(), progress=True)
+    out, err = capfd.readouterr()
+    assert out == "" and "tokenising" in err

@@ -1,0 +1,128 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gptlab.models.build import build_model, init_weights, initial_values, shape_model
+from gptlab.models.config import DecoderConfig, Feedforward, Init, Position
+
+WORDS = 50
+CONFIG = DecoderConfig(n_layer=3, n_head=4, d_model=64, context_length=16, init_std=0.1)
+each_init = pytest.mark.parametrize("init", Init)
+
+
+def values(config, seed=0):
+    return {name: p.detach() for name, p in build_model(config, WORDS, seed=seed).named_parameters()}
+
+
+@each_init
+def test_values_depend_on_seed_and_name_alone(init):
+    config = replace(CONFIG, init=init, tied_head=False)
+    torch.manual_seed(1)
+    first = values(config)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    again = values(config)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = values(config, seed=1)
+    drawn = [name for name in first if first[name].std() > 0]
+    assert drawn and all(not torch.equal(first[name], other[name]) for name in drawn)
+    assert not torch.equal(first["blocks.0.attn.q.weight"], first["blocks.1.attn.q.weight"])
+    assert not torch.equal(first["blocks.0.attn.q.weight"], first["blocks.0.attn.k.weight"])
+
+
+@each_init
+def test_values_do_not_depend_on_what_else_there_is(init):
+    config = replace(CONFIG, init=init, tied_head=False)
+    first = values(config)
+    other = values(replace(config, feedforward=Feedforward.swiglu, position=Position.rotary))
+    shared = [name for name in first if name in other and "ffn" not in name]
+    assert len(shared) > 30 and all(torch.equal(first[name], other[name]) for name in shared)
+    model = build_model(config, WORDS, seed=3)
+    model.blocks = torch.nn.ModuleList(reversed(model.blocks))
+    init_weights(model, config, 0)
+    assert all(torch.equal(first[name], p) for name, p in model.named_parameters())
+
+
+def near(tensor, std, mean=0.0):
+    n = tensor.numel()
+    assert abs(tensor.mean() - mean) < 5 * std / math.sqrt(n)
+    assert abs(tensor.std() / std - 1) < 5 / math.sqrt(n)
+
+
+def test_gpt2():
+    for name, value in values(replace(CONFIG, tied_head=False)).items():
+        if name.endswith("bias"):
+            assert not value.any(), name
+        elif "norm" in name:
+            assert (value == 1).all(), name
+        else:
+            residual = name.endswith(("out.weight", "down.weight"))
+            near(value, 0.1 / math.sqrt(6) if residual else 0.1)
+
+
+def test_torch():
+    torch.manual_seed(0)
+    for name, value in values(replace(CONFIG, init=Init.torch, tied_head=False)).items():
+        if "norm" in name:
+            assert (value == (1 if name.endswith("weight") else 0)).all(), name
+        elif "emb" in name:
+            near(value, 1.0)
+        else:
+            width = 256 if "down" in name else 64
+            default = torch.nn.Linear(width, len(value))
+            reference = (default.bias if name.endswith("bias") else default.weight).detach()
+            bound = 1 / math.sqrt(width)
+            near(value, bound / math.sqrt(3))
+            for drawn in (value, reference):
+                assert 0.8 * bound < drawn.abs().max() <= bound, name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_zero(tied):
+    config = replace(CONFIG, init=Init.zero, tied_head=tied)
+    for name, value in values(config).items():
+        if name.endswith(("out.weight", "down.weight", "bias", "lm_head.weight")):
+            assert not value.any(), name
+        elif "norm" in name:
+            assert (value == 1).all(), name
+        elif "emb" in name:
+            near(value, 0.1 if tied else 1.0)
+        else:
+            near(value, 1 / math.sqrt(3 * 64))
+    model = build_model(config, WORDS, seed=0)
+    x = torch.randn(2, 5, 64)
+    assert torch.equal(model.blocks[1](x, causal=True), x)
+    if not tied:
+        assert not model(torch.zeros(1, 3, dtype=torch.int64)).any()
+
+
+def test_built_on_the_cpu_in_float32_and_shaped_without_memory():
+    assert {(p.device.type, p.dtype) for p in build_model(CONFIG, WORDS, seed=0).parameters()} == {
+        ("cpu", torch.float32)
+    }
+    assert {p.device.type for p in shape_model(CONFIG, WORDS).parameters()} == {"meta"}
+
+
+def test_whole_values_for_a_model_that_has_none():
+    built = values(CONFIG)
+    given = {name: value for name, _, value in initial_values(shape_model(CONFIG, WORDS), CONFIG, 0)}
+    assert list(given) == list(built) and all(torch.equal(given[name], built[name]) for name in built)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"d_model": 770, "n_head": 12}, "use a multiple of 12 or set model.d_head"),
+        ({"n_kv_head": 3}, r"use one of \[1, 2, 4\]"),
+        ({"position": Position.rotary, "d_head": 7}, "set an even model.d_head"),
+        ({"dropout_residual": 1.0}, r"outside \[0, 1\)"),
+        ({"n_layer": 0}, "at least 1"),
+        ({"logit_softcap": 0.0}, "above 0"),
+    ],
+)
+def test_wrong_configs_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(replace(CONFIG, **wrong), WORDS, seed=0)

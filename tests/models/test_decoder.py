@@ -1,0 +1,209 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gptlab.models.build import build_model
+from gptlab.models.config import DecoderConfig, Feedforward, Init, Norm, Position
+from gptlab.nn.loss import linear_cross_entropy
+
+WORDS = 23
+TINY = DecoderConfig(n_layer=2, n_head=4, d_model=24, context_length=12, init_std=0.3)
+OPTIONS = [
+    *({"position": value} for value in Position),
+    *({"norm": value} for value in Norm),
+    *({"feedforward": value} for value in Feedforward),
+    *({"init": value} for value in Init),
+    {"n_kv_head": 2, "position": Position.rotary},
+    {"n_kv_head": 1, "qk_norm": True},
+    {"qk_norm": True, "position": Position.rotary, "norm": Norm.rmsnorm},
+    {"d_head": 10, "d_ff": 17},
+    {"bias": False},
+    {"bias": False, "qkv_bias": True},
+    {"qkv_bias": False},
+    {"tied_head": False, "logit_softcap": 0.5},
+]
+each_option = pytest.mark.parametrize("option", OPTIONS, ids=str)
+
+
+def tokens(batch=3, length=12, seed=0):
+    return torch.randint(WORDS, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def spread(model, std=0.3):
+    """Draw every parameter, so that no zero and no symmetry hides an error."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=std)
+    return model
+
+
+@each_option
+def test_a_changed_token_leaves_earlier_outputs_alone_and_changes_later_ones(option):
+    model = spread(build_model(replace(TINY, **option), WORDS, seed=0)).eval()
+    before = tokens()
+    for place in (0, 5, 11):
+        after = before.clone()
+        after[:, place] = (after[:, place] + 1) % WORDS
+        a, b = model(before), model(after)
+        change = (a - b).abs().amax((0, 2))  # (T)
+        assert (change[:place] <= 1e-6).all()
+        assert (change[place:] > 1e-6).all()
+
+
+@each_option
+def test_every_parameter_gets_a_gradient(option):
+    model = spread(build_model(replace(TINY, **option), WORDS, seed=0))
+    linear_cross_entropy(model.hidden(tokens()), model.output, tokens(seed=1)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        # a bias shared by all keys moves all scores of a query alike, which the softmax does not see
+        assert parameter.grad.abs().max() > 1e-7 or name.endswith("attn.k.bias"), name
+
+
+@pytest.mark.parametrize("position", [Position.rotary, Position.none])
+def test_rotary_and_no_positions_look_at_distances_only(position):
+    model = spread(build_model(replace(TINY, n_layer=1, position=position), WORDS, seed=0))
+    attention = model.blocks[0].attn
+    x = torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(2))
+    rotary = model.rotary
+    rotations = (
+        [None] * 2 if rotary is None else [tuple(t[a : a + 5] for t in (rotary.cos, rotary.sin)) for a in (0, 6)]
+    )
+    a, b = (attention(x, rotation=rotation, causal=True) for rotation in rotations)
+    assert (a - b).abs().max() <= 1e-5 * a.abs().max()
+
+
+def test_order_matters_with_each_kind_of_position_but_none():
+    for position in Position:
+        model = spread(build_model(replace(TINY, n_layer=1, position=position), WORDS, seed=0))
+        swapped = tokens()
+        swapped[:, :2] = swapped[:, :2].flip(1)
+        different = (model(tokens())[:, -1] - model(swapped)[:, -1]).abs().max() > 1e-4
+        assert different == (position is not Position.none)
+
+
+@pytest.mark.parametrize(
+    "option", [{}, {"n_kv_head": 2}, {"qkv_bias": False}, {"qk_norm": True, "position": Position.rotary}], ids=str
+)
+def test_joint_projection_is_three_projections(option):
+    model = spread(build_model(replace(TINY, **option), WORDS, seed=0))
+    results = []
+    for joint in (True, False):
+        for block in model.blocks:
+            assert block.attn.joint_projection in (True, joint)
+            block.attn.joint_projection = joint
+        model.zero_grad()
+        logits = model(tokens())
+        logits.square().sum().backward()
+        results.append([logits, *(p.grad.clone() for p in model.parameters())])
+    largest = max(b.abs().max() for b in results[1][1:])
+    for a, b in zip(*results, strict=True):  # the gradient of a key's bias is zero but for rounding
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max() + 1e-6 * largest
+
+
+def test_logit_softcap():
+    plain = spread(build_model(TINY, WORDS, seed=0))
+    capped = spread(build_model(replace(TINY, logit_softcap=2.0), WORDS, seed=0))
+    logits = plain(tokens())
+    assert logits.abs().max() > 4
+    assert torch.allclose(capped(tokens()), 2 * torch.tanh(logits / 2), rtol=1e-5, atol=1e-6)
+    losses = [linear_cross_entropy(m.hidden(tokens()), m.output, tokens(seed=1)) for m in (plain, capped)]
+    expected = F.cross_entropy(capped(tokens()).flatten(0, 1), tokens(seed=1).flatten(), reduction="sum")
+    assert losses[0] != losses[1] and torch.allclose(losses[1], expected)
+
+
+@pytest.mark.parametrize("place", ["embedding", "attention", "residual"])
+def test_dropout_by_place(place):
+    still = spread(build_model(TINY, WORDS, seed=0))
+    model = spread(build_model(replace(TINY, **{f"dropout_{place}": 0.5}), WORDS, seed=0))
+    everywhere = build_model(replace(TINY, dropout=0.5, **{f"dropout_{place}": 0.0}), WORDS, seed=0)
+    rates = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    rates += [block.attn.dropout for block in model.blocks]
+    assert sorted(set(rates)) == [0.0, 0.5]
+    assert (model.drop.p, model.blocks[0].drop.p, model.blocks[0].attn.dropout) == tuple(
+        0.5 if name == place else 0.0 for name in ("embedding", "residual", "attention")
+    )
+    assert (everywhere.drop.p, everywhere.blocks[0].drop.p, everywhere.blocks[0].attn.dropout) == tuple(
+        0.0 if name == place else 0.5 for name in ("embedding", "residual", "attention")
+    )
+    torch.manual_seed(0)
+    first, second = model(tokens()), model(tokens())
+    assert not torch.allclose(first, second)
+    model.eval()
+    assert torch.equal(model(tokens()), model(tokens()))
+    assert torch.equal(model(tokens()), still.eval()(tokens()))
+
+
+def test_dropout_keeps_the_expected_share():
+    model = build_model(replace(TINY, dropout_embedding=0.25, d_model=512, n_head=1), WORDS, seed=0)
+    seen = []
+    model.drop.register_forward_hook(lambda module, args, result: seen.append((args[0], result)))
+    torch.manual_seed(0)
+    model(tokens())
+    before, after = seen[0]
+    kept = after != 0
+    assert 0.72 < kept.float().mean() < 0.78
+    assert torch.allclose(after[kept], before[kept] / 0.75)
+
+
+def test_too_many_tokens_are_refused_for_each_kind_of_position():
+    for position in Position:
+        model = build_model(replace(TINY, position=position), WORDS, seed=0)
+        with pytest.raises(
+            ValueError, match=r"13 tokens do not fit model\.context_length=12; .* model\.context_length=13"
+        ):
+            model.hidden(tokens(length=13))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameter_names(tied):
+    model = build_model(DecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=4, tied_head=tied), WORDS, seed=0)
+    expected = ["tok_emb.weight", "pos_emb.weight"]
+    for module in ("norm1", "attn.q", "attn.k", "attn.v", "attn.out", "norm2", "ffn.up", "ffn.down"):
+        expected += [f"blocks.0.{module}.weight", f"blocks.0.{module}.bias"]
+    expected += ["final_norm.weight", "final_norm.bias"] + ([] if tied else ["lm_head.weight"])
+    assert list(model.state_dict()) == expected
+    assert (model.output.weight is model.tok_emb.weight) == tied
+
+
+def test_rotary_tables_stay_exact_and_out_of_the_state():
+    config = replace(TINY, position=Position.rotary)
+    model = build_model(config, WORDS, seed=0)
+    assert not any("rotary" in name for name in model.state_dict())
+    cos = model.rotary.cos.clone()
+    angles = torch.arange(12)[:, None] * 10_000.0 ** (-torch.arange(0, 6, 2) / 6)
+    assert torch.allclose(cos[:, 0], angles.cos().repeat(1, 2), atol=1e-6)
+    model.to(torch.bfloat16)
+    assert model.rotary.cos.dtype == torch.float32 and torch.equal(model.rotary.cos, cos)
+    assert model(tokens()).dtype == torch.bfloat16
+    with torch.inference_mode():
+        model.float().to("meta")
+    model.to_empty(device="cpu")
+    assert torch.equal(model.rotary.cos, cos)
+
+
+def test_rope_theta_and_norm_eps_are_obeyed():
+    base = replace(TINY, position=Position.rotary, norm=Norm.rmsnorm)
+    logits = [
+        spread(build_model(replace(base, **option), WORDS, seed=0))(tokens())
+        for option in ({}, {"rope_theta": 100.0}, {"norm_eps": 0.1})
+    ]
+    assert not torch.allclose(logits[0], logits[1]) and not torch.allclose(logits[0], logits[2])
+
+
+@each_option
+def test_one_batch_can_be_overfitted(option):
+    model = build_model(replace(TINY, **{"init_std": 0.1, **option}), WORDS, seed=0)
+    inputs, targets = tokens(2, 8), tokens(2, 8, seed=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        total = linear_cross_entropy(model.hidden(inputs), model.output, targets) / targets.numel()
+        total.backward()
+        optimizer.step()
+    # Without positions a repeated prefix is all there is, and capped logits stop at log(1 + 22 / e).
+    floor = 2.3 if "logit_softcap" in option else 0.1
+    assert total < floor

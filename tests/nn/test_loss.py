@@ -1,0 +1,135 @@
+import pytest
+import torch
+
+from gptlab.nn.loss import Output, linear_cross_entropy
+
+WORDS, WIDTH = 37, 8
+
+
+def example(*, bias, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(3, 11, WIDTH, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(WORDS, WIDTH, generator=generator).requires_grad_()
+    shift = torch.randn(WORDS, generator=generator).requires_grad_() if bias else None
+    targets = torch.randint(WORDS, (3, 11), generator=generator)
+    return hidden, weight, shift, targets
+
+
+def near(a, b, tolerance):
+    assert a.dtype == b.dtype
+    assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+def reference(hidden, output, targets):
+    weight, bias = output.weight.double(), 0 if output.bias is None else output.bias.double()
+    logits = output.scale * hidden.double() @ weight.T + bias
+    if output.softcap is not None:
+        logits = output.softcap * torch.tanh(logits / output.softcap)
+    log_p = logits - logits.exp().sum(-1, keepdim=True).log()
+    picked = log_p.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return -(picked * (targets != -100)).sum()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 32, 33, None])
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize(
+    "scale, softcap, bias", [(1.0, None, False), (0.5, 2.0, True), (1.0, 5.0, False), (3.0, None, True)]
+)
+def test_equals_explicit_maths_with_all_gradients(chunk_size, ignored, scale, softcap, bias):
+    hidden, weight, shift, targets = example(bias=bias)
+    if ignored:
+        targets[1] = -100
+        targets[:, 3] = -100
+    output = Output(weight=weight, bias=shift, scale=scale, softcap=softcap)
+    inputs = [x for x in (hidden, weight, shift) if x is not None]
+    expected = reference(hidden, output, targets)
+    expected_gradients = torch.autograd.grad(0.3 * expected, inputs)
+    obtained = linear_cross_entropy(hidden, output, targets, chunk_size=chunk_size)
+    assert obtained.dtype == torch.float32 and obtained.shape == ()
+    near(obtained.double(), expected, 1e-6)
+    for gradient, wanted in zip(torch.autograd.grad(0.3 * obtained, inputs), expected_gradients, strict=True):
+        near(gradient, wanted, 2e-6)
+
+
+def test_other_ignore_index_and_all_ignored():
+    hidden, weight, _, targets = example(bias=False)
+    for chunk_size in (4, 100):
+        total = linear_cross_entropy(hidden, Output(weight), targets.fill_(-1), ignore_index=-1, chunk_size=chunk_size)
+        assert total == 0
+        assert all(not g.any() for g in torch.autograd.grad(total, (hidden, weight)))
+
+
+def test_only_gradients_that_are_needed():
+    hidden, weight, shift, targets = example(bias=True)
+    frozen = Output(weight.detach(), shift.detach())
+    linear_cross_entropy(hidden, frozen, targets, chunk_size=5).backward()
+    assert hidden.grad is not None
+    with torch.no_grad():
+        assert not linear_cross_entropy(hidden, Output(weight), targets, chunk_size=5).requires_grad
+    linear_cross_entropy(hidden.detach(), Output(weight), targets, chunk_size=5).backward()
+    assert weight.grad is not None and shift.grad is None
+
+
+@pytest.mark.parametrize("chunk_size", [5, 100])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision(chunk_size, autocast):
+    hidden, weight, shift, targets = example(bias=True, dtype=torch.float32 if autocast else torch.bfloat16)
+    output = Output(weight, shift, softcap=4.0)
+    expected = reference(hidden, output, targets)
+    expected_gradients = torch.autograd.grad(expected, (hidden, weight, shift))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        total = linear_cross_entropy(hidden, output, targets, chunk_size=chunk_size)
+    assert total.dtype == torch.float32
+    near(total.double(), expected, 5e-3)
+    for gradient, wanted in zip(torch.autograd.grad(total, (hidden, weight, shift)), expected_gradients, strict=True):
+        near(gradient, wanted, 3e-2)
+    if autocast:  # a product in bfloat16 differs from one in float32
+        assert total != linear_cross_entropy(hidden, output, targets, chunk_size=chunk_size)
+
+
+def test_a_second_backward_is_refused():
+    hidden, weight, _, targets = example(bias=False)
+    total = linear_cross_entropy(hidden, Output(weight), targets, chunk_size=5)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+def test_never_holds_all_logits():
+    n, words, limit = 2048, 1024, 128 * 1024
+    hidden, weight = torch.randn(n, 2, requires_grad=True), torch.randn(words, 2, requires_grad=True)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    with Watch():
+        linear_cross_entropy(hidden, Output(weight), torch.zeros(n, dtype=torch.int64), chunk_size=128).backward()
+    assert largest == limit < n * words
+
+
+@pytest.mark.parametrize("wrong", [-1, WORDS, -101])
+def test_targets_outside_the_vocabulary(wrong):
+    hidden, weight, _, targets = example(bias=False)
+    targets[2, 5] = wrong
+    with pytest.raises(ValueError, match=rf"target {wrong} is outside the vocabulary of {WORDS} words; use 0 to"):
+        linear_cross_entropy(hidden, Output(weight), targets)
+
+
+def test_shapes_that_do_not_fit():
+    hidden, weight, _, targets = example(bias=False)
+    with pytest.raises(ValueError, match=r"use hidden \(\*targets.shape, 8\)"):
+        linear_cross_entropy(hidden[:, :5], Output(weight), targets)
+
+
+def test_softcap_bounds_logits():
+    hidden, weight, shift, _ = example(bias=True)
+    plain, capped = Output(weight, shift).logits(100 * hidden), Output(weight, shift, softcap=3.0).logits(100 * hidden)
+    assert plain.abs().max() > 100 and capped.abs().max() <= 3
+    small = Output(weight, softcap=1e4).logits(hidden)
+    near(small, hidden @ weight.T, 1e-5)

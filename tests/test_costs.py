@@ -1,0 +1,131 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import gptlab.nn.loss as loss
+from gptlab import costs
+from gptlab.models.build import build_model, shape_model
+from gptlab.models.config import DecoderConfig, Feedforward, Norm, Position
+
+SMALL = {"n_layer": 3, "n_head": 4, "d_model": 32, "context_length": 16}
+CONFIGS = [
+    DecoderConfig(**SMALL),
+    DecoderConfig(**SMALL, bias=False, tied_head=False),
+    DecoderConfig(**SMALL, qkv_bias=False, tied_head=False, position=Position.none),
+    DecoderConfig(**SMALL, bias=False, qkv_bias=True, d_head=6, d_ff=50, feedforward=Feedforward.relu2),
+    DecoderConfig(**SMALL, n_kv_head=2, norm=Norm.rmsnorm, position=Position.rotary, feedforward=Feedforward.swiglu),
+    DecoderConfig(**SMALL, n_kv_head=1, norm=Norm.rmsnorm, bias=False, qk_norm=True, feedforward=Feedforward.swiglu),
+]
+GPT2 = {"context_length": 1024}
+PUBLISHED = {
+    "gpt2": (DecoderConfig(n_layer=12, d_model=768, n_head=12, **GPT2), 124_439_808),
+    "gpt2-medium": (DecoderConfig(n_layer=24, d_model=1024, n_head=16, **GPT2), 354_823_168),
+    "gpt2-large": (DecoderConfig(n_layer=36, d_model=1280, n_head=20, **GPT2), 774_030_080),
+    "gpt2-xl": (DecoderConfig(n_layer=48, d_model=1600, n_head=25, **GPT2), 1_557_611_200),
+    "verdict": (
+        DecoderConfig(n_layer=12, d_model=768, n_head=12, context_length=256, tied_head=False, qkv_bias=False),
+        162_419_712,
+    ),
+}
+
+
+def count(parameters):
+    return sum(p.numel() for p in parameters)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
+def test_parameter_counts_equal_the_built_models(config):
+    model, counts = shape_model(config, 40), costs.parameter_counts(config, 40)
+    built = {
+        "embedding": count(model.tok_emb.parameters()),
+        "position": 0 if model.pos_emb is None else count(model.pos_emb.parameters()),
+        "attention": sum(count(block.attn.parameters()) for block in model.blocks),
+        "feedforward": sum(count(block.ffn.parameters()) for block in model.blocks),
+        "norm": sum(count(p) for p in ([q for n, q in model.named_parameters() if "norm" in n],)),
+        "head": 0 if model.lm_head is None else count(model.lm_head.parameters()),
+        "total": count(model.parameters()),
+        "active": count(model.parameters()),
+    }
+    assert counts == built
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name):
+    config, published = PUBLISHED[name]
+    assert costs.parameter_counts(config, 50_257)["total"] == published
+    assert count(shape_model(config, 50_257).parameters()) == published
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
+def test_flops_equal_a_count_of_the_forward_pass(config):
+    model = shape_model(config, 40)
+    tokens = torch.zeros((2, 16), dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(tokens)
+    assert 3 * counter.get_total_flops() == 2 * 16 * costs.flops_per_token(config, 40, 16)["per_token_exact"]
+
+
+def test_six_n_leaves_out_what_is_only_looked_up():
+    tied, untied = (DecoderConfig(**SMALL, tied_head=tied) for tied in (True, False))
+    flops = [costs.flops_per_token(config, 40, 16)["per_token_6n"] for config in (tied, untied)]
+    assert flops[0] == flops[1] == 6 * (costs.parameter_counts(tied, 40)["total"] - 16 * 32)
+
+
+@pytest.mark.parametrize("feedforward", Feedforward)
+def test_activations_are_what_autograd_keeps(feedforward):
+    config = DecoderConfig(**SMALL, feedforward=feedforward, bias=False)
+    model = build_model(config, 40, seed=0)
+    kept = {}
+
+    def keep(tensor):
+        if tensor.numel() >= 8 * 16 and not any(tensor.is_set_to(p) for p in model.parameters()):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    for block in model.blocks:
+        block.attn.joint_projection = False  # its joined weight is no activation
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.hidden(torch.zeros((8, 16), dtype=torch.int64))
+    measured = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights)
+    measured += hidden.nbytes
+    predicted = costs.memory_bytes(
+        config, 40, micro_batch_size=8, context_length=16, optimizer="adamw", precision="32-true"
+    )["activations"]
+    assert predicted == pytest.approx(measured, rel=0.05)
+
+
+def test_memory_by_part():
+    config = DecoderConfig(**SMALL)
+    n = costs.parameter_counts(config, 40)["total"]
+    known = {"micro_batch_size": 2, "context_length": 16}
+    full = costs.memory_bytes(config, 40, optimizer="adamw", precision="32-true", **known)
+    assert (full["weights"], full["gradients"], full["optimizer"]) == (4 * n, 4 * n, 8 * n)
+    assert full["total"] == sum(value for name, value in full.items() if name != "total")
+    quarter = costs.memory_bytes(config, 40, optimizer="adamw", precision="32-true", n_shards=4, **known)
+    assert quarter["weights"] == 4 * -(-n // 4)
+    assert quarter["activations"] == full["activations"]
+    half = costs.memory_bytes(config, 40, optimizer="adamw", precision="bf16-true", **known)
+    assert 2 * half["activations"] == full["activations"]
+    muon = costs.memory_bytes(config, 40, optimizer="muon", precision="32-true", **known)
+    hidden = sum(p.numel() for p in shape_model(config, 40).blocks.parameters() if p.ndim == 2)
+    assert full["optimizer"] - muon["optimizer"] == 4 * hidden
+
+
+def test_logits_are_bounded_as_the_loss_bounds_them():
+    assert costs.LOGITS_CHUNK == loss.CHUNK_ELEMENTS_GPU
+    config = DecoderConfig(**SMALL)
+    sizes = [
+        costs.memory_bytes(
+            config, 50_257, micro_batch_size=n, context_length=16, optimizer="adamw", precision="32-true"
+        )
+        for n in (1000, 2000)
+    ]
+    assert sizes[0]["logits"] == sizes[1]["logits"] == 8 * costs.LOGITS_CHUNK
+
+
+@pytest.mark.parametrize("word", [{"optimizer": "adam"}, {"precision": "16"}])
+def test_unknown_words_are_refused(word):
+    words = {"optimizer": "adamw", "precision": "32-true"} | word
+    with pytest.raises(ValueError, match="is unknown here; use one of"):
+        costs.memory_bytes(DecoderConfig(**SMALL), 40, micro_batch_size=1, context_length=16, **words)
