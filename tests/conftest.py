@@ -17,3 +17,12 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp().parent / "gptlab-cache"
     os.environ["GPTLAB_CACHE"] = str(folder)
     return folder
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="rewrite the golden losses")
+
+
+@pytest.fixture
+def update_golden(request):
+    return request.config.getoption("--update-golden")

@@ -62,7 +62,7 @@ def command(*words: str) -> subprocess.CompletedProcess:
 def test_a_wrong_word_is_answered(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", *words.split()])
     assert compose.run(lambda config: pytest.fail("the run started")) == 2
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1, err
     assert "Traceback" not in err
     for part in REFUSED[words]:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
 
 from gptlab.config import RunConfig, to_plain
 from gptlab.generation.sampling import generate
 from gptlab.training import checkpoint
 from gptlab.training.devices import memory_gib
 from gptlab.training.folder import MetricsFile, RunFolder
+from gptlab.training.plan import Plan
 
 METER_SECONDS = 0.5  # over which tokens per second are measured
 SHOW_SECONDS = 0.25  # between two pictures of the progress bar
@@ -40,15 +42,14 @@ class Recorder(Callback):
     On a GPU the numbers of several steps are read at once, so that no step waits for the device.
     """
 
-    def __init__(
-        self, config: RunConfig, folder: RunFolder, *, columns: list[str], n_steps: int, val_every: int | None
-    ):
+    def __init__(self, config: RunConfig, folder: RunFolder, plan: Plan, *, columns: list[str]):
         self.folder = folder
+        self.devices = plan.devices
         self.columns = columns
         self.batch_tokens = config.windows_per_step * config.context_length
         self.log_every = config.trainer.log_every_n_steps
-        self.n_steps = n_steps
-        self.val_every = val_every
+        self.n_steps = plan.n_steps
+        self.val_every = plan.val_every
         self.flops_per_token: float | None = None
         self.peak_flops: float | None = None
         self.row: dict[str, float | int] = {}  # of the newest step that was read
@@ -78,6 +79,13 @@ class Recorder(Callback):
         self.window = 1 if module.device.type == "cpu" else self.log_every
         if self.folder.writes:
             self._file = MetricsFile(self.folder.path / "metrics.csv", self.columns)
+        held = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
+        self.folder.event(
+            "continued" if module.finished_steps else "started",
+            step=module.finished_steps,
+            devices=self.devices,
+            parameter_bytes=sum(p.numel() * p.element_size() for p in held),  # on this device
+        )
         self._listen()
         self._restart_meter(module)
 
@@ -104,10 +112,17 @@ class Recorder(Callback):
 
     def on_train_end(self, trainer, module) -> None:
         self.read(trainer, module)
-        self.flush()
+
+    def teardown(self, trainer, module, stage) -> None:
+        self._close()
 
     def on_exception(self, trainer, module, exception) -> None:
-        self.flush()
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def read(self, trainer, module, *, hold_last: bool = False) -> None:
         """Fetch the pending steps' numbers; with `hold_last` the last row waits for its evaluation."""

@@ -273,5 +273,10 @@ class CallbacksConfig:
             raise ValueError(f"callbacks.sample.n_tokens={self.sample.n_tokens} must be at least 1")
 
 
+def is_whole(limit: Any) -> bool:
+    """Whether a `limit_..._batches` leaves nothing out: 1.0 is all batches, 1 is one."""
+    return limit is None or (isinstance(limit, float) and limit == 1.0)
+
+
 def trainer_words() -> list[str]:
     return [f.name for f in fields(TrainerConfig)]

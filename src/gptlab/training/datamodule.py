@@ -85,11 +85,11 @@ def _every_token_once(tokens: np.ndarray, context_length: int) -> SlidingWindows
 class WindowsDataModule(lightning.LightningDataModule):
     """Sliding windows over the prepared token files."""
 
-    def __init__(self, config: RunConfig, data: PreparedData, objective, *, start_step: int, n_steps: int):
+    def __init__(self, config: RunConfig, data: PreparedData, objective, *, n_steps: int):
         super().__init__()
         self.config = config
         self.objective = objective
-        self.start_step = start_step
+        self.start_step = 0
         self.n_steps = n_steps
         length, stride = config.context_length, config.data.stride or config.context_length
         self.train_windows = SlidingWindows(data.train.tokens, length, stride)

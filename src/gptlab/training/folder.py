@@ -5,6 +5,8 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +18,29 @@ class RunFolder:
         self.path = path
         self.writes = writes
         self.checkpoints = path / "checkpoints"
-        self._lock = None
 
-    def lock(self) -> None:
-        """Keep every other process out until this one ends; ValueError where another is in."""
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep every other process out; ValueError where another is in."""
         if not self.writes:
+            yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / "lock", "a+")  # noqa: SIM115  (held open: closing it would give the lock back)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip()
-            self._lock.close()
-            raise ValueError(
-                f"{self.path} is being written by another run (process {holder}); "
-                "wait for it, stop it, or give this run another name with name=..."
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
-        if self.checkpoints.is_dir():
+        with open(self.path / "lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise ValueError(
+                    f"{self.path} is being written by another run (process {file.read().strip()}); "
+                    "wait for it, stop it, or give this run another name with name=..."
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
             for left in self.checkpoints.glob(".*.tmp"):  # of a save that was killed
                 left.unlink()
-
-    def unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+            yield
 
     def event(self, kind: str, **facts: Any) -> None:
         """Put one line on the record in events.jsonl."""

@@ -10,7 +10,7 @@ from gptlab.config import RunConfig, to_plain
 from gptlab.training.config import TensorboardConfig, WandbConfig
 
 
-def build_loggers(config: RunConfig, folder: Path, *, resumed: bool) -> list[Logger]:
+def build_loggers(config: RunConfig, folder: Path) -> list[Logger]:
     """The loggers that the config asks for, opened on the first rank."""
     loggers: list[Logger] = []
     if config.logger.wandb is not None:

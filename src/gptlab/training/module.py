@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from gptlab.config import RunConfig
 from gptlab.models.build import build_model
+from gptlab.training.config import is_whole
 from gptlab.training.optim import build_optimizer
 from gptlab.training.schedule import Schedule
 from gptlab.training.strategy import parallelise, synchronise_gradients
@@ -89,12 +90,12 @@ class LanguageModule(lightning.LightningModule):
         self._add("test", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self.evaluation = self._means(whole=self.trainer.limit_val_batches in (None, 1.0))
+        self.evaluation = self._means(whole=is_whole(self.config.trainer.limit_val_batches))
         # Other people's callbacks (EarlyStopping) look for values here.
         self.log_dict(self.evaluation, logger=False)
 
     def on_test_epoch_end(self) -> None:
-        self.evaluation = self._means(whole=self.trainer.limit_test_batches in (None, 1.0))
+        self.evaluation = self._means(whole=is_whole(self.config.trainer.limit_test_batches))
 
     def _add(self, split: str, batch: dict[str, torch.Tensor]) -> None:
         loss = self.objective.loss(self.model, batch)

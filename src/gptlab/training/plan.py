@@ -30,32 +30,29 @@ class Plan:
     def text(self, config: RunConfig, folder: Path, start: int) -> str:
         """The plan for a person."""
         total = self.n_steps * self.step_tokens
-        parts = ", ".join(
-            f"{name} {count:,}" for name, count in self.parameters.items() if name not in ("total", "active") and count
-        )
-        micro = config.windows_per_step // self.world_size // self.accumulation
-        batch = f"{self.step_tokens:,} tokens a step = {micro} windows x {config.context_length} tokens"
-        batch += f" x {self.world_size} device{'s' * (self.world_size > 1)} x {self.accumulation} pass{'es' * (self.accumulation > 1)}"
-        memory = ", ".join(f"{name} {_gib(size)}" for name, size in self.memory.items() if name != "total")
-        epochs = total / max(1, self.train_tokens)
-        rows = [
-            ("model", f"{config.preset}: {self.parameters['total']:,} parameters ({parts})"),
-            ("corpus", f"{self.corpus}; {self.train_tokens:,} training and {self.val_tokens:,} validation tokens"),
-            ("tokenizer", f"{config.tokenizer.kind}, {self.vocab_size:,} words"),
-            (
-                "budget",
-                f"{self.n_steps:,} steps, {total:,} tokens ({epochs:.2f} epochs), {total / self.parameters['total']:.1f} per parameter",
-            ),
-            ("batch", batch),
-            (
-                "compute",
-                f"{self.flops_per_token / 1e6:,.1f} MFLOP per token, {self.flops_per_token * total / 1e12:,.1f} TFLOP in all",
-            ),
-            ("memory", f"about {_gib(self.memory['total'])} per device ({memory})"),
-            ("devices", self.devices),
-            ("run", f"{folder}" + (f", continued from step {start:,}" if start else "")),
+        n_parameters = self.parameters["total"]
+        parts = [f"{k} {n:,}" for k, n in self.parameters.items() if n and k not in ("total", "active")]
+        sizes = [f"{name} {_bytes(size)}" for name, size in self.memory.items() if name != "total"]
+        windows = config.windows_per_step // self.world_size // self.accumulation
+        factors = [
+            f"{windows} windows",
+            f"{config.context_length} tokens",
+            _plural(self.world_size, "device"),
+            _plural(self.accumulation, "pass", "passes"),
         ]
-        return "\n".join(f"{name:<10} {text}" for name, text in rows)
+        epochs, per_parameter = total / max(1, self.train_tokens), total / n_parameters
+        rows = {
+            "model": f"{config.preset}: {n_parameters:,} parameters ({', '.join(parts)})",
+            "corpus": f"{self.corpus}; {self.train_tokens:,} training and {self.val_tokens:,} validation tokens",
+            "tokenizer": f"{config.tokenizer.kind}, {self.vocab_size:,} words",
+            "budget": f"{self.n_steps:,} steps, {total:,} tokens: {epochs:.2f} epochs, {per_parameter:.1f} a parameter",
+            "batch": f"{self.step_tokens:,} tokens a step = {' x '.join(factors)}",
+            "compute": f"{_flops(self.flops_per_token)} per token, {_flops(self.flops_per_token * total)} in all",
+            "memory": f"about {_bytes(self.memory['total'])} per device ({', '.join(sizes)})",
+            "devices": self.devices,
+            "run": f"{folder}" + (f", continued from step {start:,}" if start else ""),
+        }
+        return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
 
 
 def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_size: int) -> Plan:
@@ -96,5 +93,16 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
     )
 
 
-def _gib(size: int) -> str:
+def _plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _bytes(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _flops(count: float) -> str:
+    for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if count >= size:
+            return f"{count / size:,.1f} {prefix}FLOP"
+    return f"{count / 1e6:,.1f} MFLOP"

@@ -19,8 +19,9 @@ from gptlab.data.prepare import PreparedData, prepare
 from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
 from gptlab.training.callbacks import Checkpoints, ProgressBar, Recorder, Sampler
+from gptlab.training.config import is_whole
 from gptlab.training.datamodule import WindowsDataModule
-from gptlab.training.devices import Devices, find_devices, first_rank
+from gptlab.training.devices import Devices, find_devices, first_rank, keep_freed_memory
 from gptlab.training.folder import RunFolder, cut_metrics, read_metrics
 from gptlab.training.loggers import build_loggers
 from gptlab.training.module import LanguageModule
@@ -33,10 +34,13 @@ from gptlab.training.strategy import build_strategy
 def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Carry out a run, or continue it, and return its summary.
 
-    `callbacks` are other people's, beside those of gptlab. Leaves everything in the run folder; raises ValueError for what a user can change, Stopped after a signal.
+    `callbacks` are other people's, beside those of gptlab. Leaves everything in the run folder. Raises ValueError for
+    what a user can change, Failure for what nobody can, Stopped after a signal.
     """
     _quieten()
     devices = find_devices(config.trainer)
+    if devices.accelerator == "cpu":
+        keep_freed_memory()
     config.check(devices.world_size)
     folder = RunFolder(Path(config.folder()), writes=first_rank())
     if _is_finished(config, folder):
@@ -45,87 +49,91 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
     check_vocabulary(vocab_size, data.tokenizer.vocab_size, config.tokenizer.kind)
     plan = make_plan(config, data, devices, vocab_size)
-    folder.lock()
-    try:
-        return _fit(config, folder, data, plan, devices, callbacks)
-    finally:
-        folder.unlock()
-
-
-def _fit(config: RunConfig, folder: RunFolder, data: PreparedData, plan: Plan, devices: Devices, extra) -> dict:
-    schedule = build_schedule(config.schedule, n_steps=plan.n_steps, batch_tokens=plan.step_tokens)
     objective = build_objective(config.objective)
-    identity = {"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint}
-    source, state = _resume(config, folder, identity)
+    datamodule = WindowsDataModule(config, data, objective, n_steps=plan.n_steps)
+    source, state = _resume(config, folder, fingerprints(data))
     start = state["step"] if state else 0
     if start > plan.n_steps:
         raise ValueError(
             f"{source} is at step {start:,} and the budget is {plan.n_steps:,} steps; raise the budget to go on"
         )
-    datamodule = WindowsDataModule(config, data, objective, start_step=start, n_steps=plan.n_steps)
-    n_bytes = {"train_eval": data.train.n_bytes} | {
-        split: file.n_bytes for split, file in (("val", data.val), ("test", data.test)) if file is not None
-    }
-    module = LanguageModule(config, objective, schedule, vocab_size=plan.vocab_size, n_bytes=n_bytes)
-    module.finished_steps = start
+    datamodule.start_step = start
+    module = _module(config, data, plan, objective, start)
 
-    columns = _columns(config, devices, datamodule)
-    loggers: list[Logger] = []
-    if folder.writes:
-        if config.trainer.enable_model_summary:
-            print(plan.text(config, folder.path, start), flush=True)
-        _open_folder(config, folder, data, source, start, columns)
-        loggers = build_loggers(config, folder.path, resumed=start > 0)
-    recorder = Recorder(config, folder, columns=columns, n_steps=plan.n_steps, val_every=plan.val_every)
-    recorder.recall(read_metrics(folder.path / "metrics.csv"))
-    if devices.peak_flops is not None:
-        recorder.measure_mfu(plan.flops_per_token, devices.peak_flops * devices.world_size)
-    callbacks: list[Callback] = [
-        recorder,
-        Checkpoints(config, folder, recorder, identity=identity, state=state),
-        *_shown(config, folder, data, recorder, plan),
-        *extra,
-    ]
-    sampler = next((c for c in callbacks if isinstance(c, Sampler)), None)
-    trainer = _trainer(config, plan, devices, loggers, callbacks)
-    _count_from(trainer, start)
-    started = time.perf_counter()
-    folder.event("continued" if start else "started", step=start, devices=devices.describe())
-    try:
-        if start < plan.n_steps:  # a run that was killed after its last save has only its summary left to write
-            trainer.fit(module, datamodule)
-    except Exception as error:
-        folder.event("failed", step=module.finished_steps, error=f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        if folder.writes and config.callbacks.plot:
-            _plot(folder, data)
-    if module.finished_steps < plan.n_steps:  # trainer.max_time, or a callback such as EarlyStopping
-        folder.event("ended early", step=module.finished_steps)
-    metrics = dict(recorder.validated)
-    if "test" in datamodule.eval_windows:
-        trainer.test(module, datamodule, verbose=False)
-        metrics |= module.evaluation
-    summary = {
-        "finished": module.finished_steps >= plan.n_steps,
-        "steps": module.finished_steps,
-        "tokens": module.finished_steps * plan.step_tokens,
-        "seconds": round(time.perf_counter() - started, 1),
-        "train/loss": recorder.row.get("train/loss"),
-        **metrics,
-        "unigram_entropy": data.train.unigram_entropy(),
-        "parameters": plan.parameters["total"],
-        "config": config.identity(),
-        "corpus": data.description,
-        "data": data.fingerprint,
-        "devices": devices.describe(),
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "lightning": lightning.__version__},
-    }
-    if folder.writes:
-        folder.write_json("summary.json", summary)
-        folder.event("finished", step=module.finished_steps, **metrics)
-        print(_report(config, folder, summary, sampler, loggers), flush=True)
-    return summary
+    with folder.lock():
+        columns = _columns(config, devices, datamodule)
+        loggers = []
+        if folder.writes:
+            if config.trainer.enable_model_summary:
+                print(plan.text(config, folder.path, start), flush=True)
+            _open_folder(config, folder, data, source, start, columns)
+            loggers = build_loggers(config, folder.path)
+        recorder = Recorder(config, folder, plan, columns=columns)
+        recorder.recall(read_metrics(folder.path / "metrics.csv"))
+        sampler = Sampler(config, folder, data.tokenizer)
+        own = [recorder, Checkpoints(config, folder, recorder, identity=fingerprints(data), state=state)]
+        if config.callbacks.sample is not None:
+            own.append(sampler)
+        if config.trainer.enable_progress_bar and folder.writes:
+            own.append(ProgressBar(recorder, plan.n_steps))
+        trainer = _trainer(config, plan, devices, loggers, [*own, *callbacks])
+        _count_from(trainer, start)
+        started = time.perf_counter()
+        try:
+            if start < plan.n_steps:  # a run that was killed after its last save has only its summary left to write
+                trainer.fit(module, datamodule)
+        except Exception as error:
+            folder.event("failed", step=module.finished_steps, error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            if folder.writes and config.callbacks.plot:
+                _plot(folder, data)
+        metrics = dict(recorder.validated)
+        if "test" in datamodule.eval_windows:
+            trainer.test(module, datamodule, verbose=False)
+            metrics |= module.evaluation
+        summary = {
+            "finished": module.finished_steps >= plan.n_steps,  # not after trainer.max_time, or early stopping
+            "steps": module.finished_steps,
+            "tokens": module.finished_steps * plan.step_tokens,
+            "seconds": round(time.perf_counter() - started, 1),
+            "train/loss": recorder.row.get("train/loss"),
+            **metrics,
+            "unigram_entropy": data.train.unigram_entropy(),
+            "parameters": plan.parameters["total"],
+            "config": config.identity(),
+            "corpus": data.description,
+            "data": data.fingerprint,
+            "devices": plan.devices,
+            "versions": {
+                "python": sys.version.split()[0],
+                "torch": torch.__version__,
+                "lightning": lightning.__version__,
+            },
+        }
+        if folder.writes:
+            folder.write_json("summary.json", summary)
+            folder.event("finished" if summary["finished"] else "ended early", step=module.finished_steps, **metrics)
+            print(_report(config, folder, summary, sampler.newest, loggers), flush=True)
+        return summary
+
+
+def _module(config: RunConfig, data: PreparedData, plan: Plan, objective, start: int) -> LanguageModule:
+    files = {"train_eval": data.train, "val": data.val, "test": data.test}
+    module = LanguageModule(
+        config,
+        objective,
+        build_schedule(config.schedule, n_steps=plan.n_steps, batch_tokens=plan.step_tokens),
+        vocab_size=plan.vocab_size,
+        n_bytes={split: file.n_bytes for split, file in files.items() if file is not None},
+    )
+    module.finished_steps = start
+    return module
+
+
+def fingerprints(data: PreparedData) -> dict[str, str]:
+    """What a checkpoint remembers of its data, and a continued run has to match."""
+    return {"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint}
 
 
 def _is_finished(config: RunConfig, folder: RunFolder) -> bool:
@@ -134,9 +142,8 @@ def _is_finished(config: RunConfig, folder: RunFolder) -> bool:
         return False
     _refuse_changes(config, _saved_config(folder), folder.path)
     if folder.writes:
-        print(
-            f"{folder.path} is finished after {summary['steps']:,} steps; name=... starts another run\n{_last_line(summary, folder.path)}"
-        )
+        print(f"{folder.path} is finished after {summary['steps']:,} steps; name=... starts another run")
+        print(_last_line(summary, folder.path))
     return True
 
 
@@ -226,20 +233,11 @@ def _columns(config: RunConfig, devices: Devices, datamodule: WindowsDataModule)
     columns += ["perf/tokens_per_second", "perf/memory_gib"]
     if devices.peak_flops is not None:
         columns.append("perf/mfu")
-    whole = config.trainer.limit_val_batches in (None, 1.0)
+    whole = is_whole(config.trainer.limit_val_batches)
     for split in datamodule.eval_splits:
         prefix = split if whole else f"{split}_part"
         columns += [f"{prefix}/{name}" for name in ("loss", "perplexity", "bits_per_byte")[: 3 if whole else 2]]
     return columns
-
-
-def _shown(config: RunConfig, folder: RunFolder, data: PreparedData, recorder: Recorder, plan: Plan) -> list[Callback]:
-    shown: list[Callback] = []
-    if config.callbacks.sample is not None:
-        shown.append(Sampler(config, folder, data.tokenizer))
-    if config.trainer.enable_progress_bar and folder.writes:
-        shown.append(ProgressBar(recorder, plan.n_steps))
-    return shown
 
 
 def _trainer(config: RunConfig, plan: Plan, devices: Devices, loggers, callbacks) -> lightning.Trainer:
@@ -285,10 +283,10 @@ def _plot(folder: RunFolder, data: PreparedData) -> None:
     )
 
 
-def _report(config: RunConfig, folder: RunFolder, summary: dict, sampler: Sampler | None, loggers: list[Logger]) -> str:
+def _report(config: RunConfig, folder: RunFolder, summary: dict, sample: str, loggers: list[Logger]) -> str:
     lines = [""]
-    if sampler is not None and sampler.newest:
-        lines += ["The model writes:", "", *(f"    {line}" for line in sampler.newest.strip("\n").splitlines()), ""]
+    if sample:
+        lines += ["The model writes:", "", *(f"    {line}" for line in sample.strip("\n").splitlines()), ""]
     lines.append(
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s"
         + ("" if summary["finished"] else " (ended before the budget)")

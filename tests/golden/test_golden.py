@@ -1,0 +1,56 @@
+"""Twenty steps whose losses must not move: a change that should not alter computation leaves these files untouched.
+
+`pytest --update-golden` rewrites them.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from runs import small_run
+
+from gptlab.models.config import DecoderConfig, Feedforward, Init, Norm, Position
+from gptlab.training.config import AdamWConfig, MuonConfig, ScheduleConfig
+from gptlab.training.folder import read_metrics
+from gptlab.training.run import train
+
+HERE = Path(__file__).parent
+SHAPE = {"n_layer": 2, "n_head": 4, "d_model": 32, "context_length": 16}
+
+RUNS = {
+    "causal_lm_gpt2_adamw": {
+        "model": DecoderConfig(**SHAPE, dropout=0.1),
+        "optimizer": AdamWConfig(lr=1e-2),
+    },
+    "causal_lm_modern_muon": {
+        "model": DecoderConfig(
+            **SHAPE,
+            n_kv_head=2,
+            position=Position.rotary,
+            norm=Norm.rmsnorm,
+            feedforward=Feedforward.relu2,
+            bias=False,
+            qk_norm=True,
+            tied_head=False,
+            logit_softcap=15.0,
+            init=Init.zero,
+        ),
+        "optimizer": MuonConfig(lr=1e-2),
+    },
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_stay(name, tmp_path, update_golden):
+    torch.set_num_threads(1)
+    config = small_run(
+        tmp_path / "run", budget_steps=20, schedule=ScheduleConfig(warmup_steps=4), micro_batch_size=4, **RUNS[name]
+    )
+    train(config)
+    losses = [row["train/loss"] for row in read_metrics(tmp_path / "run" / "metrics.csv")]
+    file = HERE / f"{name}.txt"
+    if update_golden:
+        file.write_text("".join(f"{loss:.7f}\n" for loss in losses))
+    expected = [float(line) for line in file.read_text().split()]
+    assert losses == pytest.approx(expected, abs=1e-4)
+    assert losses[-1] < losses[0] - 1, "it learns"

@@ -1,0 +1,99 @@
+"""Small runs that several tests carry out."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from gptlab.config import RunConfig
+from gptlab.data.config import ByteConfig, TextConfig
+from gptlab.models.config import DecoderConfig
+from gptlab.training.config import (
+    AdamWConfig,
+    CallbacksConfig,
+    CheckpointConfig,
+    SampleConfig,
+    ScheduleConfig,
+    TrainerConfig,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_text(path: Path, n_characters: int = 20_000) -> Path:
+    """English with some order in it, the same on every machine."""
+    words = (
+        "the of and a to in is that for it as was with be by on not he his but at are this have from or had an".split()
+    )
+    state, text = 1, []
+    while sum(map(len, text)) + len(text) < n_characters:
+        state = (state * 1_103_515_245 + 12_345) % 2**31
+        text.append(words[(state >> 16) % len(words)] + (".\n" if state % 11 == 0 else ""))
+    path.write_text(" ".join(text)[:n_characters])
+    return path
+
+
+def small_run(folder: Path, **words) -> RunConfig:
+    """A run of ten steps on bytes, without dropout, as an object."""
+    text = folder.parent / "text.txt"
+    if not text.exists():
+        write_text(text)
+    model = DecoderConfig(n_layer=2, n_head=2, d_model=32, context_length=16)
+    given = {
+        "model": model,
+        "data": TextConfig(path=str(text)),
+        "tokenizer": ByteConfig(),
+        "optimizer": AdamWConfig(lr=1e-2),
+        "schedule": ScheduleConfig(warmup_steps=2),
+        "trainer": TrainerConfig(accelerator="cpu", devices=1, val_check_interval=5, enable_progress_bar=False),
+        "callbacks": CallbacksConfig(checkpoint=CheckpointConfig(), sample=SampleConfig(n_tokens=8), plot=False),
+        "batch_tokens": 128,
+        "budget_steps": 10,
+        "run_dir": str(folder),
+    }
+    return RunConfig(**given | words)
+
+
+def words_of(text: Path, **more) -> list[str]:
+    """The same run as words for train.py."""
+    words = {
+        "data": "text",
+        "data.path": text,
+        "tokenizer": "byte",
+        "model.n_layer": 2,
+        "model.n_head": 2,
+        "model.d_model": 32,
+        "model.context_length": 16,
+        "batch_tokens": 128,
+        "budget_steps": 10,
+        "optimizer": "adamw",
+        "optimizer.lr": 1e-2,
+        "schedule.warmup_steps": 2,
+        "trainer.val_check_interval": 5,
+        "trainer.enable_progress_bar": "false",
+        "trainer.accelerator": "cpu",
+        "callbacks.sample": "null",
+        "callbacks.plot": "false",
+    }
+    return [f"{key}={value}" for key, value in {**words, **more}.items()]
+
+
+def train(
+    words: list[str], folder: Path, *, program: Path = ROOT / "train.py", **environment
+) -> subprocess.CompletedProcess:
+    """Run the real command in `folder`."""
+    return subprocess.run(
+        [sys.executable, str(program), *words],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def learned(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv as text, without what depends on the clock."""
+    with open(run / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]

@@ -1,0 +1,150 @@
+"""What README.md and docs/ promise, tried: commands are run, lists are held against the code."""
+
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from math import prod
+from pathlib import Path
+
+import pytest
+from test_floors import FLOOR
+
+from gptlab import compose
+from gptlab.config import PLACE, RunConfig
+from gptlab.data.config import SOURCES, TOKENIZERS
+from gptlab.training.config import OWNED, trainer_words
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+QUICK_START = "pip install -e . && python train.py"
+TEST = 'pip install -e ".[test]" && pytest'
+LAST_LINE = re.compile(r"val/loss (\d+\.\d{4}) val/perplexity \d+\.\d{2} val/bits_per_byte \d+\.\d{4} run (runs/\S+)")
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")],
+    key=lambda page: page.relative_to(ROOT).as_posix(),
+)
+
+
+def fences(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+SHELL_LINES = [line for block in fences("sh") for line in block.splitlines()]
+COMMANDS = [
+    " ".join(shlex.quote(word) for word in shlex.split(line, comments=True))
+    for line in SHELL_LINES
+    if line.startswith("python train.py")
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty place to run in, with some text of one's own."""
+    words = ["it", "was", "the", "best", "of", "times", "the", "worst", "age", "of", "wisdom", "and", "foolishness"]
+    draw = random.Random(0)
+    lines = (" ".join(draw.choices(words, k=10)).capitalize() + "." for _ in range(2000))
+    (tmp_path / "input.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str, timeout: int = 300) -> str:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HYDRA")}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_the_first_screen_holds_the_two_commands():
+    screen = "\n".join(README.splitlines()[:20])
+    shown = [line.split("#")[0].strip() for line in screen.splitlines()]
+    assert QUICK_START in shown and TEST in shown
+
+
+def test_continuous_integration_runs_the_readmes_test_command():
+    script = ROOT / ".ci" / "run"
+    assert TEST in script.read_text().splitlines()
+    assert os.access(script, os.X_OK)
+    assert ".ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+
+
+def test_commands_are_found_and_few():
+    assert "python train.py model=gpt124m trainer.devices=8 strategy=fsdp" in COMMANDS
+    assert len(COMMANDS) <= 7, "each is started by the tests"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_works(command, folder):
+    words = [word.replace("=FILE", "=input.txt") for word in shlex.split(command)[2:]] + ["debug=smoke"]
+    if any(word.startswith(("trainer.devices=", "strategy=")) for word in words):
+        words += ["trainer.accelerator=cpu", "trainer.devices=2"]
+    n_runs = prod(word.count(",") + 1 for word in words if "[" not in word) if "-m" in words else 1
+    lines = run(folder, str(ROOT / "train.py"), *words).splitlines()
+    ends = [line for line in lines if LAST_LINE.fullmatch(line)]
+    assert lines[-1] in ends and len(ends) == n_runs
+    for end in ends:
+        left = folder / LAST_LINE.fullmatch(end)[2]
+        for name in re.findall(r"^\| `([\w.]+)/?` \|", README.split("## What a run leaves")[1], re.MULTILINE):
+            assert (left / name).exists(), f"{name} is promised and missing"
+
+
+def test_the_python_example_works(folder):
+    (example,) = fences("python")
+    assert "val/loss" in run(folder, "-c", example)
+
+
+def test_refusals_are_quoted_as_they_are(monkeypatch, capsys):
+    shown = re.findall(r"^\$ python train\.py (.+)\n(error: .+)$", README, re.MULTILINE)
+    assert shown
+    for words, answer in shown:
+        monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(words)])
+        assert compose.run(lambda config: pytest.fail("the run started")) == 2
+        assert capsys.readouterr().err.strip() == answer
+
+
+@pytest.mark.slow
+def test_the_quick_start_learns(folder):
+    lines = run(folder, str(ROOT / "train.py"), timeout=1800).splitlines()
+    (entropy,) = (float(line.split()[-5]) for line in lines if line.startswith("unigram entropy"))
+    assert float(LAST_LINE.fullmatch(lines[-1])[1]) < entropy
+
+
+def test_the_drawn_house_is_the_tested_one():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (.+?) \|", page, re.MULTILINE)
+    drawn = {}
+    for floor, names in rows:
+        drawn |= {name.removesuffix(".py").rstrip("/"): int(floor) for name in names.split("`")[1::2]}
+    drawn.pop("config")
+    there = {path.stem for path in (ROOT / "src" / "gptlab").iterdir() if path.name[0] not in "._"} - {"config"}
+    assert drawn == {room: floor for room, floor in FLOOR.items() if room in there}
+
+
+def test_every_word_is_documented():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    said = set(re.findall(r"`([^`\n]+)`", page))
+    words = {f.name for f in fields(RunConfig)} | set(PLACE)
+    words |= {f"trainer.{name}" for name in [*trainer_words(), *OWNED]}
+    presets = {name for names in compose.groups().values() for name in names}
+    assert not (words | presets) - said
+
+
+def test_every_source_and_tokenizer_is_documented():
+    page = (ROOT / "docs" / "data.md").read_text()
+    for name in SOURCES:
+        assert f"`{name}`" in page
+    for kind in TOKENIZERS:
+        assert f"`{kind}`" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        # A plot is made by the experiment itself.
+        if not target.startswith(("http", "#")) and not target.endswith("loss.png"):
+            assert (page.parent / target.split("#")[0]).exists(), f"{page.name} points at {target}"

@@ -1,0 +1,103 @@
+"""The real train.py, killed and started again with the same command, ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import ROOT, learned, train, words_of, write_text
+
+# Runs train.py as it is, and pulls the plug at a chosen moment.
+DRIVER = """
+import os, runpy, signal, sys
+
+if __name__ == "__main__":
+    moment, count = os.environ["KILL_AT"].split(":")
+    left = int(count)
+
+    def counted(function):
+        def wrapper(*args, **kwargs):
+            global left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return wrapper
+
+    if moment == "fsync":  # inside a save: the temporary file is written and not yet in place
+        os.fsync = counted(os.fsync)
+    elif moment == "replace":
+        os.replace = counted(os.replace)
+    else:
+        from gptlab.training.module import LanguageModule
+        LanguageModule.training_step = counted(LanguageModule.training_step)
+    sys.argv[0] = {program!r}
+    runpy.run_path({program!r}, run_name="__main__")
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    write_text(tmp_path / "text.txt")
+    (tmp_path / "driver.py").write_text(DRIVER.format(program=str(ROOT / "train.py")))
+    return tmp_path
+
+
+def saves(run):
+    return [
+        e for line in (run / "events.jsonl").read_text().splitlines() if (e := json.loads(line))["event"] == "saved"
+    ]
+
+
+def test_sigkill_between_and_inside_saves_changes_no_bit(place):
+    words = words_of(
+        place / "text.txt",
+        budget_steps=24,
+        **{
+            "model.dropout": 0.1,
+            "data.n_workers": 2,
+            "data.stride": 5,
+            "callbacks.checkpoint.every_steps": 4,
+            "trainer.val_check_interval": 6,
+            "optimizer": "muon",
+        },
+    )
+    done = train([*words, "run_dir=straight"], place)
+    assert done.returncode == 0, done.stderr
+    expected = learned(place / "straight")
+    assert len(expected) == 24 and sum(bool(row["val/loss"]) for row in expected) == 4
+
+    for moment in ("training_step:7", "fsync:2", "replace:9", "training_step:5"):
+        killed = train([*words, "run_dir=killed"], place, program=place / "driver.py", KILL_AT=moment)
+        assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
+        assert not (place / "killed" / "summary.json").exists()
+    done = train([*words, "run_dir=killed"], place)
+    assert done.returncode == 0, done.stderr
+    assert learned(place / "killed") == expected
+    events = [json.loads(line) for line in (place / "killed" / "events.jsonl").read_text().splitlines()]
+    continued = [event["step"] for event in events if event["event"] == "continued"]
+    assert continued and all(step % 4 == 0 and step > 0 for step in continued)
+    assert not list((place / "killed" / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_run_and_says_how_to_go_on(place, signum, code):
+    words = [*words_of(place / "text.txt", budget_steps=100_000), "run_dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words], cwd=place, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    metrics = place / "run" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 5):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert f"stopped by {signal.Signals(signum).name}, saved at step" in err and "run_dir=run" in err
+    assert "Traceback" not in err
+    steps = [int(row["step"]) for row in learned(place / "run")]
+    assert steps == list(range(1, len(steps) + 1)) and saves(place / "run")[-1]["step"] == steps[-1]
