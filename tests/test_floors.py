@@ -29,7 +29,7 @@ HOMES = {
     "datasets": ("data/corpus",),
     "transformers": ("interop",),
     "matplotlib": ("lab", "training/plot"),
-    "wandb": (),
+    "wandb": ("training/loggers",),
 }
 
 FILES = sorted(SOURCE.rglob("*.py"))

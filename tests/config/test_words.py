@@ -96,6 +96,22 @@ def test_help_names_every_preset_and_the_words():
     assert "budget_tokens:" in shown and "clip_norm:" in shown
 
 
+def test_the_shell_completes_presets_and_words():
+    def completed(line: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "train.py", "-sc", "query=bash"],
+            cwd=ROOT,
+            env={**os.environ, "COMP_LINE": line},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done.stdout.split()
+
+    assert "model=gpt124m" in completed("python train.py model=gpt1")
+    assert "optimizer.lr=" in completed("python train.py optimizer.l")
+
+
 def composed(monkeypatch, *words: str) -> RunConfig:
     seen = []
     monkeypatch.setattr(sys, "argv", ["train.py", *words])

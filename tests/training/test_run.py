@@ -150,6 +150,28 @@ def test_a_path_continues_under_another_budget(tmp_path):
         train(small_run(tmp_path / "less", budget_steps=5, resume=str(last)))
 
 
+def test_a_run_goes_back_to_a_checkpoint_of_its_own(tmp_path):
+    settings = CallbacksConfig(checkpoint=CheckpointConfig(every_steps=5, keep_last=9), sample=None, plot=False)
+    straight = train(small_run(tmp_path / "run", callbacks=settings))
+    expected = read_metrics(tmp_path / "run" / "metrics.csv")
+    middle = tmp_path / "run" / "checkpoints" / "step_00000005.ckpt"
+    again = train(small_run(tmp_path / "run", callbacks=settings, resume=str(middle)))
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [row["train/loss"] for row in rows] == [row["train/loss"] for row in expected]
+    assert again["val/loss"] == straight["val/loss"]
+    other = small_run(tmp_path / "other", callbacks=settings, resume=str(middle))
+    train(other)
+    with pytest.raises(ValueError, match=r"has gone on from resume=.*leave resume out"):
+        train(other)
+
+
+def test_a_tokenizer_with_fewer_words_than_the_model(tmp_path):
+    config = small_run(tmp_path / "run")
+    config.model.vocab_size = 50_000
+    train(config)
+    assert (tmp_path / "run" / "samples.txt").read_text().count("--- step") == 2
+
+
 def test_changed_text_is_refused(tmp_path):
     train(small_run(tmp_path / "run"))
     (tmp_path / "run" / "summary.json").unlink()

@@ -22,13 +22,17 @@ def generate(
     *,
     context_length: int,
     temperature: float = 1.0,
+    n_words: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Continue a prompt: tokens (1, T) -> (1, T + n_tokens); the model sees the last `context_length` of them."""
+    """Continue a prompt: tokens (1, T) -> (1, T + n_tokens); the model sees the last `context_length` of them.
+
+    Of the model's rows only the first `n_words` are drawn (null: all): a tokenizer may have fewer words.
+    """
     if tokens.shape[-1] == 0:
         raise ValueError("the prompt has no tokens; give it at least one")
     for _ in range(n_tokens):
         hidden = model.hidden(tokens[:, -context_length:])[:, -1]  # (1, D)
-        probabilities = next_token_probabilities(model.output.logits(hidden), temperature)  # (1, V)
+        probabilities = next_token_probabilities(model.output.logits(hidden)[:, :n_words], temperature)  # (1, V)
         tokens = torch.cat((tokens, torch.multinomial(probabilities, 1, generator=generator)), 1)
     return tokens

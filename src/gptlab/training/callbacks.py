@@ -1,6 +1,7 @@
 """What happens around the steps: recording, saving, sampling, showing."""
 
 import math
+import shlex
 import signal
 import sys
 import time
@@ -50,18 +51,14 @@ class Recorder(Callback):
         self.log_every = config.trainer.log_every_n_steps
         self.n_steps = plan.n_steps
         self.val_every = plan.val_every
-        self.flops_per_token: float | None = None
-        self.peak_flops: float | None = None
+        self.flops_per_token = plan.flops_per_token
+        self.peak_flops = plan.peak_flops
         self.row: dict[str, float | int] = {}  # of the newest step that was read
         self.validated: dict[str, float] = {}  # the newest evaluation
         self.stop_signal = 0
         self._pending: list[tuple[int, dict]] = []
         self._rate: dict[str, float] = {}
         self._file: MetricsFile | None = None
-
-    def measure_mfu(self, flops_per_token: float, peak_flops: float) -> None:
-        """Log the share of `peak_flops` (all devices) that the run's arithmetic uses."""
-        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
 
     def recall(self, rows: list[dict[str, float]]) -> None:
         """Take the newest numbers of a run that is continued from its metrics.csv."""
@@ -220,6 +217,7 @@ class Checkpoints(Callback):
         checkpoint.restore_model(module.model, self._state["model"])
         checkpoint.restore_optimizer(module.model, trainer.optimizers[0], self._state["optimizer"])
         trainer.precision_plugin.load_state_dict(self._state["precision"])
+        torch.set_rng_state(self._state["random"])  # steps draw from their own; what is around them goes on
         for callback in trainer.callbacks:
             if callback.state_key in self._state["callbacks"]:
                 callback.load_state_dict(self._state["callbacks"][callback.state_key])
@@ -323,6 +321,7 @@ class Sampler(Callback):
                 settings.n_tokens,
                 context_length=self.config.context_length,
                 temperature=settings.temperature,
+                n_words=self.tokenizer.vocab_size,
                 generator=generator,
             )
         self.newest = self.tokenizer.decode(tokens[0].tolist())
@@ -400,8 +399,6 @@ class ProgressBar(Callback):
 
 
 def command() -> str:
-    """The line that started this run, for a shell."""
-    import shlex
-
+    """The line that carries this run on, for a shell: the one that started it, without a place to start from."""
     program = Path(sys.argv[0]).name
-    return shlex.join(["python", program, *sys.argv[1:]])
+    return shlex.join(["python", program, *(word for word in sys.argv[1:] if not word.startswith("resume="))])

@@ -12,6 +12,7 @@ from gptlab.data.order import window_index
 from gptlab.data.prepare import PreparedData
 from gptlab.data.windows import SlidingWindows
 
+ORDER_SAMPLES = 4096  # whose order is worked out at once
 EVAL_TOKENS = 16_384  # of one forward pass without gradients
 
 
@@ -27,13 +28,23 @@ class TrainBatches(Dataset):
         self.rank = rank
         self.world_size = world_size
         self.n_windows = min(len(windows), max_windows or len(windows))
+        self._block = -1
+        self._block_windows = np.empty((0, 0), dtype=np.int64)  # (steps, this rank's windows)
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        share = self.per_step // self.world_size
-        first = step * self.per_step + self.rank * share
-        samples = np.arange(first, first + share)
-        index = window_index(self.seed, samples, self.n_windows, self.shuffle)
-        return self.objective.collate(self.windows.gather(index))
+        return self.objective.collate(self.windows.gather(self._windows_of(step)))
+
+    def _windows_of(self, step: int) -> np.ndarray:
+        # The order of many samples takes hardly longer to work out than that of a few.
+        n_steps = max(1, ORDER_SAMPLES // self.per_step)
+        block, row = divmod(step, n_steps)
+        if block != self._block:
+            share = self.per_step // self.world_size
+            steps = np.arange(block * n_steps, (block + 1) * n_steps)[:, None]
+            samples = steps * self.per_step + self.rank * share + np.arange(share)
+            self._block_windows = window_index(self.seed, samples, self.n_windows, self.shuffle)
+            self._block = block
+        return self._block_windows[row]
 
 
 class Steps(Sampler):

@@ -21,6 +21,7 @@ def build_loggers(config: RunConfig, folder: Path) -> list[Logger]:
 
 
 def _wandb(settings: WandbConfig, config: RunConfig, folder: Path) -> Logger:
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
     swept = folder.parent.name != "runs"
@@ -42,6 +43,7 @@ def _wandb(settings: WandbConfig, config: RunConfig, folder: Path) -> Logger:
             save_dir=str(folder),
             offline=offline,
             config=to_plain(config),
+            settings=wandb.Settings(silent=True),  # the last line on the screen is gptlab's
         )
         run = logger.experiment
     run.define_metric("step")

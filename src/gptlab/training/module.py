@@ -131,5 +131,9 @@ class LanguageModule(lightning.LightningModule):
 
     def _reseed(self, step: int) -> None:
         # Dropout is a function of (seed, step, rank): a resumed run draws what the uninterrupted one drew.
-        seed = (self.config.seed * 1_000_003 + step) * 65_536 + self.trainer.global_rank
-        torch.manual_seed(seed % 2**63)
+        seed = ((self.config.seed * 1_000_003 + step) * 65_536 + self.trainer.global_rank) % 2**63
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would walk over every backend, each step
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)

@@ -16,9 +16,11 @@ class Plan:
     n_steps: int
     step_tokens: int  # target tokens of one optimiser step, over all devices
     val_every: int | None  # steps between evaluations; None where there is no validation split
-    vocab_size: int
+    vocab_size: int  # rows of the model
+    n_words: int  # of the tokenizer
     parameters: dict[str, int]
     flops_per_token: float
+    peak_flops: float | None  # per second, of all devices
     memory: dict[str, int]  # bytes per device
     accumulation: int  # forward passes per device and step
     corpus: str
@@ -44,7 +46,7 @@ class Plan:
         rows = {
             "model": f"{config.preset}: {n_parameters:,} parameters ({', '.join(parts)})",
             "corpus": f"{self.corpus}; {self.train_tokens:,} training and {self.val_tokens:,} validation tokens",
-            "tokenizer": f"{config.tokenizer.kind}, {self.vocab_size:,} words",
+            "tokenizer": f"{config.tokenizer.kind}, {self.n_words:,} words",
             "budget": f"{self.n_steps:,} steps, {total:,} tokens: {epochs:.2f} epochs, {per_parameter:.1f} a parameter",
             "batch": f"{self.step_tokens:,} tokens a step = {' x '.join(factors)}",
             "compute": f"{_flops(self.flops_per_token)} per token, {_flops(self.flops_per_token * total)} in all",
@@ -73,8 +75,10 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
         step_tokens=step_tokens,
         val_every=val_every if data.val is not None else None,
         vocab_size=vocab_size,
+        n_words=data.tokenizer.vocab_size,
         parameters=parameters,
         flops_per_token=costs.flops_per_token(config.model, vocab_size, config.context_length)["per_token_exact"],
+        peak_flops=None if devices.peak_flops is None else devices.peak_flops * devices.world_size,
         memory=costs.memory_bytes(
             config.model,
             vocab_size,

@@ -5,6 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from gptlab.config import RunConfig, check_vocabulary, to_plain
 from gptlab.data.prepare import PreparedData, prepare
 from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
-from gptlab.training.callbacks import Checkpoints, ProgressBar, Recorder, Sampler
+from gptlab.training.callbacks import Checkpoints, ProgressBar, Recorder, Sampler, Stopped
 from gptlab.training.config import is_whole
 from gptlab.training.datamodule import WindowsDataModule
 from gptlab.training.devices import Devices, find_devices, first_rank, keep_freed_memory
@@ -29,6 +31,8 @@ from gptlab.training.plan import Plan, make_plan
 from gptlab.training.plot import plot_loss
 from gptlab.training.schedule import build_schedule
 from gptlab.training.strategy import build_strategy
+
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
@@ -76,18 +80,19 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
             own.append(sampler)
         if config.trainer.enable_progress_bar and folder.writes:
             own.append(ProgressBar(recorder, plan.n_steps))
-        trainer = _trainer(config, plan, devices, loggers, [*own, *callbacks])
+        trainer = _trainer(config, folder, plan, devices, loggers, [*own, *callbacks])
         _count_from(trainer, start)
         started = time.perf_counter()
         try:
             if start < plan.n_steps:  # a run that was killed after its last save has only its summary left to write
                 trainer.fit(module, datamodule)
         except Exception as error:
-            folder.event("failed", step=module.finished_steps, error=f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # what ended the run is what has to be said
+                if not isinstance(error, Stopped):
+                    folder.event("failed", step=module.finished_steps, error=f"{type(error).__name__}: {error}")
+                _plot(config, folder, data)
             raise
-        finally:
-            if folder.writes and config.callbacks.plot:
-                _plot(folder, data)
+        _plot(config, folder, data)
         metrics = dict(recorder.validated)
         if "test" in datamodule.eval_windows:
             trainer.test(module, datamodule, verbose=False)
@@ -171,6 +176,12 @@ def _resume(config: RunConfig, folder: RunFolder, identity: dict) -> tuple[Path 
     else:
         path = Path(config.resume)
         state = checkpoint.load(path)
+        own, _ = checkpoint.newest(folder.checkpoints)
+        if own is not None and path.resolve().parent != folder.checkpoints.resolve():
+            raise ValueError(
+                f"{folder.path} has gone on from resume={path} already; "
+                "leave resume out to continue it, or start again elsewhere with name=..."
+            )
         differences = _differences(to_plain(config), state["config"], ("model", "optimizer.algorithm", "objective"))
         if differences:
             raise ValueError(f"{path} is a checkpoint of another model: {differences}")
@@ -224,6 +235,11 @@ def _open_folder(config, folder: RunFolder, data: PreparedData, source: Path | N
     metrics = folder.path / "metrics.csv"
     origin = metrics if source is None or source.parent.parent == folder.path else source.parent.parent / "metrics.csv"
     cut_metrics(origin, metrics, start, columns)
+    (folder.path / "summary.json").unlink(missing_ok=True)  # of before it was taken back
+    for later in folder.checkpoints.glob("step_*.ckpt"):
+        if int(later.stem.removeprefix("step_")) > start:  # the run was taken back, or they are damaged
+            later.unlink()
+            folder.event("removed", checkpoint=later.name)
 
 
 def _columns(config: RunConfig, devices: Devices, datamodule: WindowsDataModule) -> list[str]:
@@ -240,7 +256,9 @@ def _columns(config: RunConfig, devices: Devices, datamodule: WindowsDataModule)
     return columns
 
 
-def _trainer(config: RunConfig, plan: Plan, devices: Devices, loggers, callbacks) -> lightning.Trainer:
+def _trainer(
+    config: RunConfig, folder: RunFolder, plan: Plan, devices: Devices, loggers, callbacks
+) -> lightning.Trainer:
     given = config.trainer
     own = {
         "accelerator": devices.accelerator,
@@ -260,8 +278,17 @@ def _trainer(config: RunConfig, plan: Plan, devices: Devices, loggers, callbacks
     }
     if plan.val_every is None:
         own["limit_val_batches"] = 0
+    if given.profiler is not None:
+        own["profiler"] = _profiler(given.profiler, folder)
     asked = {name: value for name, value in to_plain(given).items() if name not in own}
     return lightning.Trainer(**own, **asked)
+
+
+def _profiler(name: str, folder: RunFolder) -> Profiler:
+    """Lightning's profiler of that name, whose report is kept in the run folder."""
+    if name not in PROFILERS:
+        raise ValueError(f"trainer.profiler={name} is unknown; use {', '.join(PROFILERS)} or null")
+    return PROFILERS[name](dirpath=folder.path, filename="profile")
 
 
 def _count_from(trainer: lightning.Trainer, step: int) -> None:
@@ -274,7 +301,9 @@ def _count_from(trainer: lightning.Trainer, step: int) -> None:
     loop._batches_that_stepped = step
 
 
-def _plot(folder: RunFolder, data: PreparedData) -> None:
+def _plot(config: RunConfig, folder: RunFolder, data: PreparedData) -> None:
+    if not (config.callbacks.plot and folder.writes):
+        return
     plot_loss(
         folder.path / "metrics.csv",
         folder.path / "loss.png",
@@ -298,6 +327,8 @@ def _report(config: RunConfig, folder: RunFolder, summary: dict, sample: str, lo
                 lines.append(f"{label} loss {summary[f'{prefix}/loss']:.4f}")
     if config.callbacks.plot:
         lines.append(f"the curves are in {folder.path / 'loss.png'}")
+    if config.trainer.profiler is not None:
+        lines.append(f"the profile is in {folder.path / 'fit-profile.txt'}")
     lines += [hint for logger in loggers if (hint := getattr(logger, "hint", None))]
     lines.append(_last_line(summary, folder.path))
     return "\n".join(lines)
@@ -323,5 +354,6 @@ def _quieten() -> None:
         ".*is smaller than the logging interval.*",
         ".*`ModelParallelStrategy` is experimental.*",
         ".*treespec, LeafSpec.*",
+        ".*sync_dist=True.*",
     ):
         warnings.filterwarnings("ignore", message=message)
