@@ -35,14 +35,14 @@ def setting(folder: Path, steps: int):
     from gptlab.training.config import AdamWConfig, CallbacksConfig, ScheduleConfig, Shape, TrainerConfig
 
     return RunConfig(
-        model=DecoderConfig(n_layer=2, n_head=4, d_model=64, context_length=64),
+        model=DecoderConfig(n_layer=2, n_head=4, d_model=64, context_length=32),
         data=TextConfig(path=str(folder / "text.txt"), val_fraction=0.0, cache_dir=str(folder / "cache")),
         tokenizer=ByteConfig(),
         optimizer=AdamWConfig(lr=1e-3),
         schedule=ScheduleConfig(shape=Shape.constant),
         trainer=TrainerConfig(accelerator="cpu", devices=1, enable_model_summary=False),
         callbacks=CallbacksConfig(sample=None, plot=False),
-        batch_tokens=512,
+        batch_tokens=256,
         budget_steps=steps,
         resume=None,
         run_dir=str(folder / "run"),
@@ -67,7 +67,7 @@ class Contenders:
         self.config = setting(folder, steps)
         data = prepare(self.config.data, self.config.tokenizer, progress=False)
         self.objective = build_objective(self.config.objective)
-        windows = SlidingWindows(data.train.tokens, 64, 64)
+        windows = SlidingWindows(data.train.tokens, 32, 32)
         batches = TrainBatches(
             windows, self.objective, seed=0, shuffle=True, per_step=8, rank=0, world_size=1
         )  # fmt: skip

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gptlab.config import BUDGETS, RunConfig
+from gptlab.config import ALTERNATIVES, RunConfig
 from gptlab.data.config import SOURCES, TOKENIZERS
 from gptlab.models.config import ARCHITECTURES
 from gptlab.objectives.config import OBJECTIVES
@@ -190,12 +190,13 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def resolve(cfg: DictConfig, words: list[str] = ()) -> RunConfig:
-    """The composed config as a checked `RunConfig`; of several budgets the one among `words` counts."""
-    said = [name for name in BUDGETS if any(word.split("=")[0].lstrip("+") == name for word in words)]
-    if len(said) == 1 and cfg[said[0]] is not None:
-        for name in BUDGETS:
-            if name != said[0]:
-                cfg[name] = None
+    """The composed config as a checked `RunConfig`; of alternatives the one among `words` counts."""
+    typed = {word.split("=")[0].lstrip("+") for word in words}
+    for names in ALTERNATIVES:
+        said = typed & set(names)
+        if len(said) == 1 and OmegaConf.select(cfg, *said) is not None:
+            for name in set(names) - said:
+                OmegaConf.update(cfg, name, None)
     try:
         config = OmegaConf.to_object(cfg)
     except AttributeError as error:  # a word added with `+` that the dataclass has no slot for

@@ -9,6 +9,8 @@ from gptlab.data.config import BpeConfig, DataConfig, StdlibConfig, TokenizerCon
 from gptlab.models.config import DecoderConfig, ModelConfig
 from gptlab.objectives.config import CausalLMConfig, ObjectiveConfig
 from gptlab.training.config import (
+    DECAYS,
+    WARMUPS,
     CallbacksConfig,
     LoggersConfig,
     MuonConfig,
@@ -19,6 +21,13 @@ from gptlab.training.config import (
 )
 
 BUDGETS = ("budget_tokens", "budget_steps", "tokens_per_parameter")
+
+# Words of which one at most counts: the one on the command line replaces the preset's.
+ALTERNATIVES = (
+    BUDGETS,
+    tuple(f"schedule.{name}" for name in WARMUPS),
+    tuple(f"schedule.{name}" for name in DECAYS),
+)
 
 # What decides where and how a run is carried out and shown, but not what it learns.
 PLACE = (

@@ -30,14 +30,14 @@ REFUSED = {
     "batch_tokens=1e5": ["batch_tokens=100000"],
     "batch_tokens=many": ["batch_tokens=many", "Integer"],
     "batch_tokens=1000": ["batch_tokens=1000", "not divisible by 128", "896 or 1024"],
-    "trainer.devices=3 trainer.accelerator=cpu": ["batch_tokens=4096", "3 devices"],
+    "trainer.devices=3 trainer.accelerator=cpu": ["batch_tokens=2048", "3 devices"],
     "data.context_length=4096": ["data.context_length=4096", "model.context_length=128"],
     "model=gpt124m tokenizer=bpe tokenizer.vocab_size=60000": ["60,000", "50,257"],
     "budget_steps=10 budget_tokens=100000": ["exactly one budget", "budget_steps=10", "budget_tokens=100000"],
     "budget_tokens=10": ["budget_tokens=10", "one step"],
     "budget_steps=0": ["budget_steps=0", "above 0"],
     "optimizer.lr=-1": ["optimizer.lr=-1", "above 0"],
-    "optimizer=adamw optimizer.momentum=0.9": ["optimizer.momentum", "optimizer.algorithm=muon"],
+    "optimizer.momentum=0.9": ["optimizer.momentum", "optimizer.algorithm=muon"],
     "tokenizer=byte tokenizer.vocab_size=300": ["tokenizer.vocab_size", "tokenizer.kind=bpe"],
     "trainer.max_steps=10": ["trainer.max_steps", "budget_steps"],
     "trainer.gradient_clip_val=1": ["optimizer.clip_norm"],
@@ -135,7 +135,8 @@ def test_the_data_choose_the_tokenizer_and_the_command_line_overrides_it(monkeyp
 
 
 def test_a_budget_on_the_command_line_replaces_the_presets(monkeypatch):
-    config = composed(monkeypatch, "budget_steps=7")
+    config = composed(monkeypatch, "budget_steps=7", "schedule.warmup_steps=3")
+    assert (config.schedule.warmup_steps, config.schedule.warmup_fraction) == (3, None)
     assert (config.budget_steps, config.budget_tokens, config.tokens_per_parameter) == (7, None, None)
 
 

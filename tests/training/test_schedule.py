@@ -50,6 +50,10 @@ def test_tokens_say_the_same_as_steps(shape):
     assert in_steps == in_tokens
 
 
+def test_a_fraction_follows_the_budget():
+    assert factors(n_steps=50, warmup_fraction=0.2) == factors(n_steps=50, warmup_steps=10)
+
+
 @pytest.mark.parametrize("shape", Shape)
 def test_the_rate_never_leaves_its_bounds(shape):
     got = factors(shape=shape, warmup_steps=7, min_ratio=0.3)

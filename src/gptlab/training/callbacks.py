@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 
 from gptlab.config import RunConfig, to_plain
+from gptlab.data.prepare import PreparedData
 from gptlab.generation.sampling import generate
 from gptlab.training import checkpoint
 from gptlab.training.devices import memory_gib
@@ -55,7 +56,8 @@ class Recorder(Callback):
         self.peak_flops = plan.peak_flops
         self.row: dict[str, float | int] = {}  # of the newest step that was read
         self.validated: dict[str, float] = {}  # the newest evaluation
-        self.stop_signal = 0
+        self.received_signal = 0  # by this process
+        self.stop_signal = 0  # that all ranks know of, and act on after the same step
         self._pending: list[tuple[int, dict]] = []
         self._rate: dict[str, float] = {}
         self._file: MetricsFile | None = None
@@ -110,13 +112,8 @@ class Recorder(Callback):
     def on_train_end(self, trainer, module) -> None:
         self.read(trainer, module)
 
-    def teardown(self, trainer, module, stage) -> None:
-        self._close()
-
-    def on_exception(self, trainer, module, exception) -> None:
-        self._close()
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Finish metrics.csv, however the run ended."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -131,12 +128,14 @@ class Recorder(Callback):
             [torch.stack([*measured["terms"].values(), measured["grad_norm"]]).float() for _, measured in self._pending]
         )
         if trainer.world_size > 1:
-            flag = table.new_full((len(table), 1), float(self.stop_signal))
+            flag = table.new_full((len(table), 1), float(self.received_signal))
             # Only the loss differs over ranks; the mean of a signal that one rank got is above 0.
             table = trainer.strategy.reduce(torch.cat([table, flag], 1), reduce_op="mean")
-            if table[-1, -1] > 0 and not self.stop_signal:
-                self.stop_signal = signal.SIGTERM
+            if table[-1, -1] > 0:
+                self.stop_signal = self.received_signal or signal.SIGTERM
             table = table[:, :-1]
+        else:
+            self.stop_signal = self.received_signal
         for (step, measured), (*terms, grad_norm) in zip(self._pending, table.tolist(), strict=True):
             self.row = {"step": step, "tokens": step * self.batch_tokens}
             self.row |= {f"train/{name}": value for name, value in zip(names, terms, strict=True)}
@@ -188,9 +187,9 @@ class Recorder(Callback):
     def _listen(self) -> None:
         # Lightning's own handlers are replaced: they end a run without saving it.
         def note(signum: int, frame) -> None:
-            if self.stop_signal:
-                raise KeyboardInterrupt  # asked twice: at once
-            self.stop_signal = signum
+            if self.received_signal:
+                raise Stopped(signum, f"stopped at once; this continues it from its last checkpoint:\n  {command()}")
+            self.received_signal = signum
             if self.folder.writes and sys.stderr is not None:
                 print("\nstopping after this step; once more stops at once", file=sys.stderr)
 
@@ -298,20 +297,21 @@ class Checkpoints(Callback):
 class Sampler(Callback):
     """Lets the model write at each evaluation: where people look before they read a loss."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, tokenizer):
+    def __init__(self, config: RunConfig, folder: RunFolder, data: PreparedData):
         self.config = config
         self.folder = folder
-        self.tokenizer = tokenizer
+        self.tokenizer = data.tokenizer
         self.newest = ""
+        settings = config.callbacks.sample
+        # Before training, so that a prompt that cannot be spelt costs no work.
+        prompt = self.tokenizer.encode(settings.prompt or "").tolist() or [int(data.train.tokens[0])]
+        self.prompt = prompt[-config.context_length :]
 
     def on_validation_end(self, trainer, module) -> None:
         if trainer.state.fn != "fit":
             return
         settings = self.config.callbacks.sample
-        prompt = self.tokenizer.encode(settings.prompt).tolist()
-        if not prompt:
-            prompt = [self.tokenizer.eot or 0]
-        tokens = torch.tensor([prompt[-self.config.context_length :]], device=module.device)
+        tokens = torch.tensor([self.prompt], device=module.device)
         # Every rank writes the same text, since with a sharded model none can write alone.
         generator = torch.Generator(module.device).manual_seed(self.config.seed)
         with torch.no_grad(), trainer.precision_plugin.forward_context():

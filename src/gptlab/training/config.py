@@ -68,6 +68,10 @@ class MuonConfig(OptimizerConfig):
 OPTIMIZERS = {config().algorithm: config for config in (AdamWConfig, MuonConfig)}
 
 
+WARMUPS = ("warmup_steps", "warmup_tokens", "warmup_fraction")
+DECAYS = ("decay_steps", "decay_tokens")
+
+
 class Shape(Enum):
     """The learning rate after warmup."""
 
@@ -84,21 +88,23 @@ class ScheduleConfig:
     shape: Shape = Shape.cosine
     warmup_steps: int | None = None
     warmup_tokens: int | None = None  # instead of warmup_steps
+    warmup_fraction: float | None = None  # of the run, instead of either
     decay_steps: int | None = None  # the step at which the floor is reached; null: the whole budget
     decay_tokens: int | None = None  # instead of decay_steps
     decay_fraction: float = 0.2  # wsd: the last part of the run, in which the rate falls linearly
     min_ratio: float = 0.1  # the floor, as a part of the peak
 
     def check(self) -> None:
-        for a, b in (("warmup_steps", "warmup_tokens"), ("decay_steps", "decay_tokens")):
-            if getattr(self, a) is not None and getattr(self, b) is not None:
-                raise ValueError(f"schedule.{a} and schedule.{b} say the same thing twice; set one and leave one null")
+        for names in (WARMUPS, DECAYS):
+            given = [f"schedule.{name}" for name in names if getattr(self, name) is not None]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} say the same thing twice; set one and the others to null")
         for name in ("warmup_steps", "warmup_tokens", "decay_steps", "decay_tokens"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"schedule.{name}={value} must be 0 or more")
-        for name in ("min_ratio", "decay_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("min_ratio", "decay_fraction", "warmup_fraction"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"schedule.{name}={getattr(self, name)} is outside [0, 1]")
 
 
@@ -247,7 +253,7 @@ class CheckpointConfig:
 class SampleConfig:
     """Text that the model writes at each validation."""
 
-    prompt: str = "\n"
+    prompt: str | None = None  # null: the first token of the training text
     n_tokens: int = 200
     temperature: float = 0.8
 

@@ -64,6 +64,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     datamodule.start_step = start
     module = _module(config, data, plan, objective, start)
 
+    sampler = Sampler(config, folder, data) if config.callbacks.sample is not None else None
+
     with folder.lock():
         columns = _columns(config, devices, datamodule)
         loggers = []
@@ -74,9 +76,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
             loggers = build_loggers(config, folder.path)
         recorder = Recorder(config, folder, plan, columns=columns)
         recorder.recall(read_metrics(folder.path / "metrics.csv"))
-        sampler = Sampler(config, folder, data.tokenizer)
         own = [recorder, Checkpoints(config, folder, recorder, identity=fingerprints(data), state=state)]
-        if config.callbacks.sample is not None:
+        if sampler is not None:
             own.append(sampler)
         if config.trainer.enable_progress_bar and folder.writes:
             own.append(ProgressBar(recorder, plan.n_steps))
@@ -87,11 +88,13 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
             if start < plan.n_steps:  # a run that was killed after its last save has only its summary left to write
                 trainer.fit(module, datamodule)
         except Exception as error:
+            recorder.close()
             with suppress(OSError):  # what ended the run is what has to be said
                 if not isinstance(error, Stopped):
                     folder.event("failed", step=module.finished_steps, error=f"{type(error).__name__}: {error}")
                 _plot(config, folder, data)
             raise
+        recorder.close()
         _plot(config, folder, data)
         metrics = dict(recorder.validated)
         if "test" in datamodule.eval_windows:
@@ -119,7 +122,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
         if folder.writes:
             folder.write_json("summary.json", summary)
             folder.event("finished" if summary["finished"] else "ended early", step=module.finished_steps, **metrics)
-            print(_report(config, folder, summary, sampler.newest, loggers), flush=True)
+            print(_report(config, folder, summary, sampler.newest if sampler else "", loggers), flush=True)
         return summary
 
 

@@ -35,7 +35,7 @@ def build_schedule(config: ScheduleConfig, *, n_steps: int, batch_tokens: int) -
     def in_steps(steps: int | None, tokens: int | None) -> int | None:
         return -(-tokens // batch_tokens) if tokens is not None else steps
 
-    warmup = in_steps(config.warmup_steps, config.warmup_tokens) or 0
+    warmup = in_steps(config.warmup_steps, config.warmup_tokens) or round(n_steps * (config.warmup_fraction or 0))
     end = in_steps(config.decay_steps, config.decay_tokens)
     end = n_steps if end is None else end
     if warmup > end:
