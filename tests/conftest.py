@@ -14,7 +14,8 @@ import pytest
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """A cache folder that the whole session shares, so that a corpus is prepared once."""
-    folder = tmp_path_factory.getbasetemp().parent / "gptlab-cache"
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gptlab-cache"
     os.environ["GPTLAB_CACHE"] = str(folder)
     return folder
 

@@ -57,6 +57,14 @@ def test_two_processes_equal_one(place, words, one, strategy):
     assert whole / share <= started["parameter_bytes"] <= 1.02 * whole / share
 
 
+def test_muon_orthogonalises_whole_matrices_whatever_their_shards(place, words):
+    words = [word for word in words if not word.startswith("optimizer=")]
+    for name, how in (("muon", []), ("muon-fsdp", [*TWO, "strategy=fsdp"])):
+        done = train([*words, "optimizer=muon", "optimizer.lr=0.01", *how, f"run_dir={name}"], place)
+        assert done.returncode == 0, done.stderr
+    close(read_metrics(place / "muon-fsdp" / "metrics.csv"), read_metrics(place / "muon" / "metrics.csv"))
+
+
 @pytest.mark.parametrize(("saved", "continued"), [("fsdp", "one"), ("one", "ddp"), ("ddp", "fsdp")])
 def test_a_run_goes_on_under_another_strategy(place, words, one, saved, continued):
     """Saved at step 5 under one strategy, carried on to step 10 under another."""

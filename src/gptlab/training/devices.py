@@ -46,7 +46,7 @@ class Devices:
             if self.accelerator == "cuda"
             else self.accelerator
         )
-        threads = f" ({torch.get_num_threads()} threads)" if self.accelerator == "cpu" else ""
+        threads = f" (threads: {torch.get_num_threads()})" if self.accelerator == "cpu" else ""
         return f"{self.world_size} x {kind}{threads}, {self.precision}"
 
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 # Keller Jordan's quintic: steep at 0 while singular values end near 1 (kellerjordan.github.io/posts/muon).
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -25,6 +26,17 @@ def orthogonalise(matrices: Tensor, n_steps: int = 5) -> Tensor:
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _orthogonalise_all(matrices: list[Tensor], n_steps: int) -> list[Tensor]:
+    """Each matrix as a whole: what one shard alone would become is not a part of what the whole becomes."""
+    if not isinstance(matrices[0], DTensor):
+        return list(orthogonalise(torch.stack(matrices), n_steps))
+    whole = orthogonalise(torch.stack([m.full_tensor() for m in matrices]), n_steps)
+    return [
+        distribute_tensor(update, m.device_mesh, m.placements, src_data_rank=None)
+        for update, m in zip(whole, matrices, strict=True)
+    ]
 
 
 class Muon(torch.optim.AdamW):
@@ -74,7 +86,7 @@ class Muon(torch.optim.AdamW):
         averages = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-        updates = orthogonalise(torch.stack(ahead), group["n_steps"])
+        updates = _orthogonalise_all(ahead, group["n_steps"])
         lr = group["lr"]
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(parameters, updates.unbind(), alpha=-lr * 0.2 * max(parameters[0].shape) ** 0.5)
+        torch._foreach_add_(parameters, updates, alpha=-lr * 0.2 * max(parameters[0].shape) ** 0.5)
