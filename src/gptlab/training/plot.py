@@ -38,8 +38,10 @@ def plot_loss(metrics: Path, target: Path, *, title: str, unigram_entropy: float
     right = above.twinx()
     low, high = above.get_ylim()
     right.set_ylim(low, high)
-    ticks = [t for t in _perplexity_ticks() if low <= math.log(t) <= high]
-    right.set_yticks([math.log(t) for t in ticks], [f"{t:,.4g}" for t in ticks])
+    ticks = _perplexity_ticks(low, high)
+    right.set_yticks(
+        [math.log(tick) for tick in ticks], [f"{tick:,.0f}" if tick >= 10 else f"{tick:g}" for tick in ticks]
+    )
     right.set_ylabel("perplexity")
 
     beneath.plot(*_series(rows, "train/lr"), color="tab:purple", linewidth=1.5)
@@ -70,8 +72,14 @@ def _smooth(values: list[float]) -> list[float]:
     return smooth
 
 
-def _perplexity_ticks() -> list[float]:
-    return [mantissa * 10.0**power for power in range(0, 7) for mantissa in (1, 1.5, 2, 3, 5, 7)]
+def _perplexity_ticks(low: float, high: float, most: int = 12) -> list[float]:
+    """Round perplexities whose logarithms lie within the axis, as many as can be read."""
+    for mantissas in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        powers = (mantissa * 10.0**power for power in range(0, 8) for mantissa in mantissas)
+        ticks = [tick for tick in powers if low <= math.log(tick) <= high]
+        if len(ticks) <= most:
+            break
+    return ticks
 
 
 def _short(value: float) -> str:
