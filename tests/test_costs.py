@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import gptlab.nn.loss as loss
 from gptlab import costs
 from gptlab.models.build import build_model, shape_model
-from gptlab.models.config import DecoderConfig, Feedforward, Norm, Position
+from gptlab.models.config import AttentionPattern, DecoderConfig, Feedforward, Norm, NormPlacement, Position
 
 SMALL = {"n_layer": 3, "n_head": 4, "d_model": 32, "context_length": 16}
 CONFIGS = [
@@ -15,6 +15,8 @@ CONFIGS = [
     DecoderConfig(**SMALL, bias=False, qkv_bias=True, d_head=6, d_ff=50, feedforward=Feedforward.relu2),
     DecoderConfig(**SMALL, n_kv_head=2, norm=Norm.rmsnorm, position=Position.rotary, feedforward=Feedforward.swiglu),
     DecoderConfig(**SMALL, n_kv_head=1, norm=Norm.rmsnorm, bias=False, qk_norm=True, feedforward=Feedforward.swiglu),
+    DecoderConfig(**SMALL, norm_placement=NormPlacement.post),
+    DecoderConfig(**SMALL, attention_pattern=AttentionPattern.alternating, attention_window=4),
 ]
 GPT2 = {"context_length": 1024}
 PUBLISHED = {
@@ -71,9 +73,11 @@ def test_six_n_leaves_out_what_is_only_looked_up():
     assert flops[0] == flops[1] == 6 * (costs.parameter_counts(tied, 40)["total"] - 16 * 32)
 
 
-@pytest.mark.parametrize("feedforward", Feedforward)
-def test_activations_are_what_autograd_keeps(feedforward):
-    config = DecoderConfig(**SMALL, feedforward=feedforward, bias=False)
+@pytest.mark.parametrize(
+    "option", [*({"feedforward": value} for value in Feedforward), {"norm_placement": NormPlacement.post}], ids=str
+)
+def test_activations_are_what_autograd_keeps(option):
+    config = DecoderConfig(**SMALL, **option, bias=False)
     model = build_model(config, 40, seed=0)
     kept = {}
 

@@ -14,6 +14,7 @@ FLOOR = {
     "models": 1,
     "objectives": 2,
     "generation": 2,
+    "interop": 2,
     "costs": 2,
     "training": 3,
     "lab": 4,

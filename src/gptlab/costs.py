@@ -1,6 +1,6 @@
 """What a run costs, before it starts: parameters, floating-point operations and bytes, by arithmetic alone."""
 
-from gptlab.models.config import DecoderConfig, Feedforward, Norm, Position
+from gptlab.models.config import DecoderConfig, Feedforward, Norm, NormPlacement, Position
 
 LOGITS_CHUNK = 2**27  # at most so many logits exist at a time on a GPU (nn/loss.py)
 
@@ -18,8 +18,7 @@ OPTIMIZERS = ("adamw", "muon")
 def parameter_counts(config: DecoderConfig, vocab_size: int) -> dict[str, int]:
     """Count parameters by part; a tied head counts as embedding, `active` are those that one token uses."""
     c = config
-    bias = int(c.bias)
-    qkv_bias = bias if c.qkv_bias is None else int(c.qkv_bias)
+    bias, qkv_bias = int(c.bias), int(c.attention_biased)
     queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
     attention = (c.d_model + qkv_bias) * (queries + 2 * keys) + (queries + bias) * c.d_model
     n_up = 2 if c.feedforward is Feedforward.swiglu else 1
@@ -30,7 +29,7 @@ def parameter_counts(config: DecoderConfig, vocab_size: int) -> dict[str, int]:
         "position": c.context_length * c.d_model if c.position is Position.learned else 0,
         "attention": c.n_layer * attention,
         "feedforward": c.n_layer * feedforward,
-        "norm": (2 * c.n_layer + 1) * norm,
+        "norm": _n_norms(c) * norm,
         "head": 0 if c.tied_head else vocab_size * c.d_model,
     }
     total = sum(parts.values())
@@ -42,7 +41,8 @@ def flops_per_token(config: DecoderConfig, vocab_size: int, context_length: int)
 
     `per_token_6n` is 6 N, where N leaves out tables that are only looked up (arXiv:2001.08361, section 2.1, with the
     head). `per_token_exact` counts the matrix products, and attention scores in full, masked or not (PaLM,
-    arXiv:2204.02311, appendix B), which is the convention for MFU.
+    arXiv:2204.02311, appendix B), which is the convention for MFU. A banded block counts like a dense one: its band is
+    a mask over all scores, so that is also what the hardware does.
     """
     c = config
     counts = parameter_counts(c, vocab_size)
@@ -87,7 +87,7 @@ def memory_bytes(
     if c.qk_norm:
         per_layer += queries + keys
     per_layer += (4 if c.feedforward is Feedforward.swiglu else 2) * c.ff_width
-    streams = (2 * c.n_layer + 1) * c.d_model  # what each norm reads
+    streams = _n_norms(c) * c.d_model  # what each norm reads
     activations = n_tokens * (c.n_layer * per_layer * activation + streams * stream + c.d_model * activation)
 
     parts = {
@@ -98,6 +98,10 @@ def memory_bytes(
         "logits": min(n_tokens * vocab_size, max(LOGITS_CHUNK, vocab_size)) * (4 + activation),
     }
     return parts | {"total": sum(parts.values())}
+
+
+def _n_norms(c: DecoderConfig) -> int:
+    return 2 * c.n_layer + (1 if c.norm_placement is NormPlacement.pre else 0)
 
 
 def _hidden_matrices(c: DecoderConfig) -> int:

@@ -9,7 +9,25 @@ from gptlab.costs import parameter_counts
 from gptlab.models.build import shape_model
 
 PRESETS = [(group, name) for group, names in compose.groups().items() for name in names]
-COUNTS = {"gpt124m": 124_439_808, "gpt355m": 354_823_168, "gpt774m": 774_030_080, "gpt1558m": 1_557_611_200}
+COUNTS = {
+    "gpt1": 116_534_784,
+    "gpt124m": 124_439_808,
+    "gpt355m": 354_823_168,
+    "gpt774m": 774_030_080,
+    "gpt1558m": 1_557_611_200,
+    "gpt3_125m": 125_226_240,
+    "gpt3_350m": 355_871_744,
+    "gpt3_760m": 760_300_032,
+    "gpt3_1.3b": 1_315_723_264,
+    "gpt3_2.7b": 2_651_553_280,
+    "gpt3_6.7b": 6_658_404_352,
+    "gpt3_13b": 12_853_386_240,
+    "gpt3_175b": 174_604_259_328,
+    "llama_150m": 151_872_000,
+    "llama_1b": 1_235_814_400,
+    "llama_3b": 3_212_749_824,
+    "llama_8b": 8_030_261_248,
+}
 
 
 def composed(monkeypatch, *words):
@@ -43,3 +61,58 @@ def test_the_books_model(monkeypatch):
     config = composed(monkeypatch, "experiment=verdict")
     assert parameter_counts(config.model, 50_257)["total"] == 162_419_712
     assert (config.optimizer.lr, config.optimizer.clip_norm, config.optimizer.decay.value) == (4e-4, None, "all")
+
+
+# Layers, width, heads, width of a head, batch and learning rate: table 2.1 of arXiv 2005.14165, where it agrees with
+# itself. XL is printed with 24 heads and 13B with 5140 channels.
+GPT3 = {
+    "gpt3_125m": (12, 768, 12, 64, 0.5e6, 6.0e-4),
+    "gpt3_350m": (24, 1024, 16, 64, 0.5e6, 3.0e-4),
+    "gpt3_760m": (24, 1536, 16, 96, 0.5e6, 2.5e-4),
+    "gpt3_1.3b": (24, 2048, 16, 128, 1e6, 2.0e-4),
+    "gpt3_2.7b": (32, 2560, 32, 80, 1e6, 1.6e-4),
+    "gpt3_6.7b": (32, 4096, 32, 128, 2e6, 1.2e-4),
+    "gpt3_13b": (40, 5120, 40, 128, 2e6, 1.0e-4),
+    "gpt3_175b": (96, 12288, 96, 128, 3.2e6, 0.6e-4),
+}
+
+
+@pytest.mark.parametrize("name", GPT3)
+def test_gpt3s_recipe(name, monkeypatch):
+    config = composed(monkeypatch, f"model={name}")
+    model, optimizer, schedule = config.model, config.optimizer, config.schedule
+    *sizes, batch_tokens, lr = GPT3[name]
+    assert [model.n_layer, model.d_model, model.n_head, model.head_width] == sizes
+    assert (model.vocab_size, model.context_length) == (50_257, 2048)
+    assert config.batch_tokens == pytest.approx(batch_tokens, rel=0.05)
+    assert (optimizer.algorithm, optimizer.lr) == ("adamw", lr)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.95, 1e-8)
+    assert (optimizer.clip_norm, optimizer.weight_decay) == (1.0, 0.1)
+    assert (schedule.shape.value, schedule.min_ratio) == ("cosine", 0.1)
+    assert (schedule.warmup_tokens, schedule.decay_tokens, config.budget_tokens) == (
+        375 * 10**6,
+        260 * 10**9,
+        300 * 10**9,
+    )
+    windows = [model.window_of(block) for block in range(4)]
+    assert windows == [None, 256, None, 256]
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTS if name.startswith(("gpt3", "llama", "gpt1"))])
+def test_names_give_the_size(name):
+    size = name.removeprefix("gpt3_").removeprefix("llama_").removeprefix("gpt")
+    if size != "1":
+        millions = float(size[:-1]) * {"m": 1, "b": 1000}[size[-1]]
+        assert COUNTS[name] == pytest.approx(millions * 1e6, rel=0.25)
+
+
+@pytest.mark.parametrize("name", ["gpt1", *GPT3, "llama_150m", "llama_1b", "llama_3b", "llama_8b"])
+def test_each_model_can_be_smoked(name, monkeypatch):
+    config = composed(monkeypatch, f"model={name}", "debug=smoke")
+    assert (config.model.n_layer, config.context_length, config.budget_steps) == (2, 64, 3)
+    config.check(devices=1)
+
+
+def test_a_word_replaces_the_presets_way_to_say_it(monkeypatch):
+    config = composed(monkeypatch, "model=gpt3_125m", "schedule.warmup_steps=10", "budget_steps=20")
+    assert (config.schedule.warmup_tokens, config.budget_tokens) == (None, None)

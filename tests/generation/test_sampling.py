@@ -1,19 +1,20 @@
 import pytest
 import torch
 
-from gptlab.generation.sampling import generate, next_token_probabilities
-from gptlab.models.build import build_model
-from gptlab.models.config import DecoderConfig
+from gptlab.generation.decode import choose
+from gptlab.generation.sampling import (
+    Sampling,
+    apply_temperature,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    next_token_probabilities,
+    penalise_repetition,
+)
 
-WORDS = 13
 LOGITS = torch.tensor([1.5, -1.8, 0.9, -3.2])
-
-
-@pytest.fixture
-def model():
-    return build_model(
-        DecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=6, init_std=0.5), WORDS, seed=0
-    ).eval()
+ROWS = 3 * torch.randn(40, 57, generator=torch.Generator().manual_seed(0))
+SEEN = torch.randint(57, (40, 9), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,9 @@ def model():
     ],
 )
 def test_probabilities(temperature, expected):
-    assert torch.allclose(next_token_probabilities(LOGITS, temperature), torch.tensor(expected), rtol=1e-5)
+    expected = torch.tensor(expected)
+    assert torch.allclose(next_token_probabilities(LOGITS, temperature), expected, rtol=1e-5)
+    assert torch.allclose(Sampling(temperature=temperature).probabilities(LOGITS[None]), expected, rtol=1e-5)
 
 
 def test_temperature_goes_from_greedy_to_uniform():
@@ -37,32 +40,115 @@ def test_temperature_goes_from_greedy_to_uniform():
         next_token_probabilities(LOGITS, -0.1)
 
 
-def test_greedy_is_the_argmax_of_the_last_context(model):
-    prompt = torch.tensor([[3, 1, 4]])
-    result = generate(model, prompt, 9, context_length=6, temperature=0.0)
-    assert result.shape == (1, 12) and torch.equal(result[:, :3], prompt)
-    for end in range(3, 12):
-        assert result[0, end] == model(result[:, max(0, end - 6) : end])[0, -1].argmax()
+def filters(transformers):
+    """Ours and theirs, by what they are called with."""
+    lp = transformers.generation.logits_process
+    for temperature in (0.3, 1.7):
+        theirs = lp.TemperatureLogitsWarper(temperature)
+        yield f"temperature {temperature}", lambda x, t=temperature: apply_temperature(x, t), theirs
+    for k in (1, 5, 57, 100):
+        yield f"top_k {k}", lambda x, k=k: keep_top_k(x, k), lp.TopKLogitsWarper(k)
+    for p in (0.01, 0.5, 0.9, 0.999, 1.0):
+        yield f"top_p {p}", lambda x, p=p: keep_top_p(x, p), lp.TopPLogitsWarper(p)
+    for p in (0.0, 0.05, 0.5, 1.0):
+        yield f"min_p {p}", lambda x, p=p: keep_min_p(x, p), lp.MinPLogitsWarper(p)
+    for penalty in (0.7, 1.0, 1.3):
+        theirs = lp.RepetitionPenaltyLogitsProcessor(penalty)
+        yield f"penalty {penalty}", lambda x, p=penalty: penalise_repetition(x, SEEN.tolist(), p), theirs
 
 
-def test_draws_are_reproducible_and_follow_the_probabilities(model):
-    prompt = torch.tensor([[3, 1, 4]])
-    global_state = torch.get_rng_state()
-    first, again, other = (
-        generate(model, prompt, 20, context_length=6, generator=torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert torch.equal(global_state, torch.get_rng_state())
-    generator = torch.Generator().manual_seed(0)
-    draws = [generate(model, prompt, 1, context_length=6, generator=generator)[0, -1].item() for _ in range(200)]
-    expected = next_token_probabilities(model(prompt)[0, -1], 1.0)
-    share = torch.bincount(torch.tensor(draws), minlength=WORDS) / len(draws)
-    assert (share - expected).abs().max() < 0.12
+def test_each_filter_equals_transformers():
+    transformers = pytest.importorskip("transformers")
+    for name, ours, theirs in filters(transformers):
+        before = ROWS.clone()
+        assert torch.equal(ours(ROWS), theirs(SEEN, ROWS.clone())), name
+        assert torch.equal(ROWS, before), f"{name} writes into its input"
 
 
-def test_nothing_to_draw_and_nothing_to_go_on(model):
-    prompt = torch.tensor([[3, 1]])
-    assert torch.equal(generate(model, prompt, 0, context_length=6), prompt)
-    with pytest.raises(ValueError, match="give it at least one"):
-        generate(model, prompt[:, :0], 1, context_length=6)
+def test_all_filters_together_equal_transformers():
+    transformers = pytest.importorskip("transformers")
+    lp = transformers.generation.logits_process
+    expected = ROWS.clone()
+    for theirs in (
+        lp.RepetitionPenaltyLogitsProcessor(1.2),
+        lp.TemperatureLogitsWarper(1.5),
+        lp.TopKLogitsWarper(20),
+        lp.TopPLogitsWarper(0.9),
+        lp.MinPLogitsWarper(0.02),
+    ):
+        expected = theirs(SEEN, expected)
+    sampling = Sampling(repetition_penalty=1.2, temperature=1.5, top_k=20, top_p=0.9, min_p=0.02)
+    assert torch.equal(sampling.filtered(ROWS, SEEN.tolist()), expected)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p():
+    for p in (0.2, 0.6, 0.95):
+        probabilities = torch.softmax(ROWS, -1)
+        kept = keep_top_p(ROWS, p).isfinite()
+        mass = (probabilities * kept).sum(-1)
+        assert (mass >= p).all()
+        least = probabilities.masked_fill(~kept, torch.inf).amin(-1)
+        assert (mass - least < p).all()  # one word fewer would not reach it
+        assert (probabilities.masked_fill(kept, 0).amax(-1) <= least).all()
+    halves = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    assert keep_top_p(halves, 0.5).isfinite().tolist() == [[True, False, False]]
+    assert keep_top_p(halves, 0.51).isfinite().tolist() == [[True, True, False]]
+
+
+FILTERS = {
+    "plain": {},
+    "temperature": {"temperature": 0.6},
+    "top_k": {"top_k": 3},
+    "top_p": {"top_p": 0.8},
+    "min_p": {"min_p": 0.1},
+    "repetition_penalty": {"repetition_penalty": 1.8},
+    "all": {"temperature": 1.3, "top_k": 6, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.2},
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_draws_follow_the_distribution(name, fits):
+    logits = 1.5 * torch.randn(9, generator=torch.Generator().manual_seed(3))
+    seen = [1, 4, 4, 7]
+    n, generator = 20_000, torch.Generator().manual_seed(5)
+    sampling = Sampling(**FILTERS[name])
+    draws = [choose(logits[None], sampling, [seen], [generator])[0] for _ in range(n)]
+    # The distribution, written out word by word.
+    s = sampling
+    scores = [float(x) for x in logits]
+    for word in set(seen):
+        scores[word] *= s.repetition_penalty if scores[word] < 0 else 1 / s.repetition_penalty
+    weight = {word: torch.tensor(x / s.temperature).double().exp().item() for word, x in enumerate(scores)}
+    if s.top_k:
+        weight = dict(sorted(weight.items(), key=lambda item: -item[1])[: s.top_k])
+    if s.top_p:
+        total, reached, kept = sum(weight.values()), 0.0, {}
+        for word, w in sorted(weight.items(), key=lambda item: -item[1]):
+            if reached < s.top_p:
+                kept[word] = w
+            reached += w / total
+        weight = kept
+    if s.min_p:
+        weight = {word: w for word, w in weight.items() if w >= s.min_p * max(weight.values())}
+    expected = torch.tensor([weight.get(word, 0.0) for word in range(9)]).double()
+    expected /= expected.sum()
+    assert fits(draws, expected)
+    assert not fits(draws, expected.roll(1))
+
+
+@pytest.mark.parametrize(
+    "word, value, allowed",
+    [
+        ("temperature", -0.5, "below 0; use 0"),
+        ("temperature", float("nan"), "below 0; use 0"),
+        ("top_k", 0, "below 1; use at least 1"),
+        ("top_p", 0.0, r"outside \(0, 1\]"),
+        ("top_p", 1.5, r"outside \(0, 1\]"),
+        ("min_p", -0.1, r"outside \[0, 1\]"),
+        ("min_p", 1.1, r"outside \[0, 1\]"),
+        ("repetition_penalty", 0.0, "must be above 0"),
+    ],
+)
+def test_values_outside_their_range(word, value, allowed):
+    with pytest.raises(ValueError, match=rf"{word}={value} .*{allowed}"):
+        Sampling(**{word: value}).check()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gptlab.models.build import build_model, init_weights, initial_values, shape_model
-from gptlab.models.config import DecoderConfig, Feedforward, Init, Position
+from gptlab.models.config import AttentionPattern, DecoderConfig, Feedforward, Init, Position
 
 WORDS = 50
 CONFIG = DecoderConfig(n_layer=3, n_head=4, d_model=64, context_length=16, init_std=0.1)
@@ -61,6 +61,12 @@ def test_gpt2():
         else:
             residual = name.endswith(("out.weight", "down.weight"))
             near(value, 0.1 / math.sqrt(6) if residual else 0.1)
+
+
+def test_normal():
+    for name, value in values(replace(CONFIG, init=Init.normal, tied_head=False)).items():
+        if not name.endswith("bias") and "norm" not in name:
+            near(value, 0.1)
 
 
 def test_torch():
@@ -121,6 +127,12 @@ def test_whole_values_for_a_model_that_has_none():
         ({"dropout_residual": 1.0}, r"outside \[0, 1\)"),
         ({"n_layer": 0}, "at least 1"),
         ({"logit_softcap": 0.0}, "above 0"),
+        ({"attention_pattern": AttentionPattern.banded}, "needs a width; set model.attention_window, such as 256"),
+        ({"attention_window": 8}, "model.attention_window=8 has no effect on model.attention_pattern=dense"),
+        (
+            {"attention_pattern": AttentionPattern.banded, "attention_window": 0},
+            "attention_window=0 must be at least 1",
+        ),
     ],
 )
 def test_wrong_configs_are_refused(wrong, message):

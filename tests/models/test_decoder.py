@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from gptlab.models.build import build_model
-from gptlab.models.config import DecoderConfig, Feedforward, Init, Norm, Position
+from gptlab.models.config import (
+    AttentionPattern,
+    DecoderConfig,
+    Feedforward,
+    Init,
+    Norm,
+    NormPlacement,
+    Position,
+)
 from gptlab.nn.loss import linear_cross_entropy
 
 WORDS = 23
@@ -23,6 +31,9 @@ OPTIONS = [
     {"bias": False, "qkv_bias": True},
     {"qkv_bias": False},
     {"tied_head": False, "logit_softcap": 0.5},
+    {"norm_placement": NormPlacement.post},
+    {"norm_placement": NormPlacement.post, "norm": Norm.rmsnorm, "bias": False, "position": Position.rotary},
+    {"attention_pattern": AttentionPattern.alternating, "attention_window": 3},
 ]
 each_option = pytest.mark.parametrize("option", OPTIONS, ids=str)
 
@@ -207,3 +218,46 @@ def test_one_batch_can_be_overfitted(option):
     # Without positions a repeated prefix is all there is, and capped logits stop at log(1 + 22 / e).
     floor = 2.3 if "logit_softcap" in option else 0.1
     assert total < floor
+
+
+def test_post_norm_is_the_papers_formula():
+    model = spread(build_model(replace(TINY, norm_placement=NormPlacement.post), WORDS, seed=0)).eval()
+    x = model.tok_emb(tokens()) + model.pos_emb(torch.arange(12))
+    for block in model.blocks:
+        x = block.norm1(x + block.attn(x, causal=True))
+        x = block.norm2(x + block.ffn(x))
+    assert torch.equal(model.hidden(tokens()), x)
+    assert model.final_norm is None and not any("final_norm" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize("pattern", [AttentionPattern.banded, AttentionPattern.alternating])
+def test_a_banded_block_sees_its_window(pattern):
+    config = replace(TINY, attention_pattern=pattern, attention_window=4)
+    model = spread(build_model(config, WORDS, seed=0)).eval()
+    reach = []
+    for block in range(2):
+        x = torch.randn(1, 12, 24, generator=torch.Generator().manual_seed(2))
+        changed = x.clone()
+        changed[0, 2] = -x[0, 2]
+        seen = []
+        hook = model.blocks[block].attn.register_forward_hook(
+            lambda module, args, result, seen=seen: seen.append(result)
+        )
+        for value in (x, changed):
+            model.blocks[block].register_forward_pre_hook(lambda module, args, value=value: (value,))
+            model(tokens(batch=1))
+        hook.remove()
+        difference = (seen[0] - seen[1]).abs().amax((0, 2))
+        reach.append((difference > 1e-6).nonzero().flatten().tolist())
+    banded, dense = [2, 3, 4, 5], list(range(2, 12))
+    assert reach == [banded if pattern is AttentionPattern.banded else dense, banded]
+
+
+def test_a_window_as_long_as_the_text_changes_nothing():
+    dense = spread(build_model(TINY, WORDS, seed=0))
+    options = {"attention_pattern": AttentionPattern.banded, "attention_window": 12}
+    banded = spread(build_model(replace(TINY, **options), WORDS, seed=0))
+    assert torch.equal(dense(tokens()), banded(tokens()))
+    shorter = spread(build_model(replace(TINY, **options | {"attention_window": 11}), WORDS, seed=0))
+    change = (dense(tokens()) - shorter(tokens())).abs().amax((0, 2))
+    assert change[:11].max() <= 1e-5 and change[11] > 1e-5

@@ -258,7 +258,7 @@ class BpeTokenizer(_TiktokenTokenizer):
         trained.train_from_iterator(_first_characters(texts, _TRAINING_CHARACTERS), trainer)
         # A later fork (a loader's workers) would otherwise be warned about the threads that training used.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        byte_of = _byte_alphabet()
+        byte_of = byte_alphabet()
         by_id = sorted(trained.get_vocab().items(), key=lambda item: item[1])
         return cls([bytes(byte_of[character] for character in word) for word, _ in by_id])
 
@@ -437,7 +437,7 @@ def _first_characters(texts: Iterable[str], limit: int) -> Iterator[str]:
             return
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The byte of each character in GPT-2's spelling of bytes: printable ones stand for themselves, the others follow
     from U+0100 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}

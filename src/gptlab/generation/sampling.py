@@ -1,38 +1,101 @@
-"""Drawing tokens from a model, one at a time."""
+"""From logits to the probabilities of the next token: pure functions of logits (..., V)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+
+def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Divide by the temperature; at 0 only the likeliest word is left, the first of several."""
+    if not temperature >= 0:
+        raise ValueError(f"temperature={temperature} is below 0; use 0 for the likeliest word, 1 for the model's own")
+    if temperature == 0:
+        best = logits.argmax(-1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
+    return logits / temperature
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Rule out all but the `k` likeliest words and those tied with the last of them (arXiv:1805.04833, section 5.4)."""
+    if k < 1:
+        raise ValueError(f"top_k={k} is below 1; use at least 1, or null for all words")
+    if k >= logits.shape[-1]:
+        return logits
+    return logits.masked_fill(logits < logits.topk(k).values[..., -1:], -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the smallest set of likeliest words whose mass reaches `p` (arXiv:1904.09751, section 3.1)."""
+    if not 0 < p <= 1:
+        raise ValueError(f"top_p={p} is outside (0, 1]; use 1, or null, for all words")
+    if p == 1:
+        return logits
+    ordered, words = torch.softmax(logits, -1).sort(descending=True, stable=True)
+    reached = ordered.cumsum(-1) - ordered >= p  # by the words before
+    return logits.masked_fill(reached.scatter(-1, words, reached), -torch.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the words that are at least `p` times as likely as the likeliest (arXiv:2407.01082, section 3)."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"min_p={p} is outside [0, 1]; use 0, or null, for all words")
+    probabilities = torch.softmax(logits, -1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
+
+
+def penalise_repetition(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Make each row's seen words less likely: logits (B, V) above 0 are divided, below 0 multiplied by the penalty.
+
+    arXiv:1909.05858, section 4.1; `seen` is the words of each row, the prompt's included.
+    """
+    if not penalty > 0:
+        raise ValueError(f"repetition_penalty={penalty} must be above 0; use 1 for none, more for less repetition")
+    if penalty == 1:
+        return logits
+    logits = logits.clone()
+    for row, words in zip(logits, seen, strict=True):
+        known = torch.tensor(sorted(set(words)), device=logits.device)
+        known = known[known < len(row)]
+        row[known] = torch.where(row[known] < 0, row[known] * penalty, row[known] / penalty)
+    return logits
+
+
+@dataclass(kw_only=True, slots=True)
+class Sampling:
+    """How a token is chosen."""
+
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0  # 0: the likeliest word
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def probabilities(self, logits: Tensor, seen: Sequence[Sequence[int]] = ()) -> Tensor:
+        """Probabilities (B, V) of logits (B, V); `seen` is needed for the repetition penalty alone."""
+        return torch.softmax(self.filtered(logits, seen), -1)
+
+    def filtered(self, logits: Tensor, seen: Sequence[Sequence[int]] = ()) -> Tensor:
+        """The logits after penalty, temperature and filters, in that order."""
+        logits = logits.float()
+        if self.repetition_penalty != 1:
+            logits = penalise_repetition(logits, seen, self.repetition_penalty)
+        if self.temperature != 1:
+            logits = apply_temperature(logits, self.temperature)
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None:
+            logits = keep_top_p(logits, self.top_p)
+        if self.min_p is not None:
+            logits = keep_min_p(logits, self.min_p)
+        return logits
+
+    def check(self) -> None:
+        """Refuse values outside their range, before any model is read."""
+        self.filtered(torch.zeros(1, 2), [[0]])
 
 
 def next_token_probabilities(logits: Tensor, temperature: float) -> Tensor:
     """Turn logits (..., V) into probabilities (..., V); temperature 0 gives all of it to the likeliest word."""
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature} is below 0; use 0 for the likeliest word, 1 for the model's own")
-    if temperature == 0:
-        best = logits.argmax(-1, keepdim=True)
-        return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, best, 1.0)
-    return torch.softmax(logits.float() / temperature, -1)
-
-
-@torch.no_grad()  # not inference_mode, whose tensors no later training step may use
-def generate(
-    model: nn.Module,
-    tokens: Tensor,
-    n_tokens: int,
-    *,
-    context_length: int,
-    temperature: float = 1.0,
-    n_words: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Continue a prompt: tokens (1, T) -> (1, T + n_tokens); the model sees the last `context_length` of them.
-
-    Of the model's rows only the first `n_words` are drawn (null: all): a tokenizer may have fewer words.
-    """
-    if tokens.shape[-1] == 0:
-        raise ValueError("the prompt has no tokens; give it at least one")
-    for _ in range(n_tokens):
-        hidden = model.hidden(tokens[:, -context_length:])[:, -1]  # (1, D)
-        probabilities = next_token_probabilities(model.output.logits(hidden)[:, :n_words], temperature)  # (1, V)
-        tokens = torch.cat((tokens, torch.multinomial(probabilities, 1, generator=generator)), 1)
-    return tokens
+    return torch.softmax(apply_temperature(logits.float(), temperature), -1)

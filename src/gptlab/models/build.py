@@ -61,8 +61,9 @@ def _initial_value(name: str, parameter: Tensor, module: nn.Module, config: Mode
         return value.uniform_(-bound, bound, generator=generator)
     if name.endswith("bias"):
         return value.zero_()
-    if config.init is Init.gpt2:
-        std = config.init_std / math.sqrt(2 * config.n_layer) if residual else config.init_std
+    if config.init in (Init.gpt2, Init.normal):
+        shrinks = residual and config.init is Init.gpt2
+        std = config.init_std / math.sqrt(2 * config.n_layer) if shrinks else config.init_std
         return value.normal_(std=std, generator=generator)
     # Init.zero: each block starts as the identity and an untied head as the uniform distribution. Embeddings are of
     # unit size, unless they are the head as well, whose logits would then be too large. Other matrices have the

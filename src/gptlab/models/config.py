@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any, get_type_hints
 
 
 class Position(Enum):
@@ -13,10 +14,25 @@ class Position(Enum):
 
 
 class Norm(Enum):
-    """The normalisation before each sublayer and after the last block."""
+    """The normalisation of each sublayer."""
 
     layernorm = "layernorm"
     rmsnorm = "rmsnorm"
+
+
+class NormPlacement(Enum):
+    """Where a sublayer is normalised."""
+
+    pre = "pre"  # its input, and once more after the last block (GPT-2)
+    post = "post"  # the stream after it was added, and nothing after the last block (GPT-1)
+
+
+class AttentionPattern(Enum):
+    """How far back each block looks."""
+
+    dense = "dense"
+    alternating = "alternating"  # every second block, from the second on, sees `attention_window` tokens (GPT-3)
+    banded = "banded"  # every block does (Mistral's sliding window)
 
 
 class Feedforward(Enum):
@@ -31,6 +47,7 @@ class Init(Enum):
     """Where the weights start."""
 
     gpt2 = "gpt2"  # normal, residual projections scaled by 1/sqrt(2 n_layer)
+    normal = "normal"  # normal, all alike (GPT-1)
     torch = "torch"  # each layer's own default in PyTorch
     zero = "zero"  # normal, residual projections and an untied head at zero
 
@@ -42,6 +59,7 @@ class ModelConfig:
     architecture: str = "decoder"
     vocab_size: int | None = None  # null: the tokenizer's
     context_length: int = 256
+    init_from: str | None = None  # weights to start from: a run folder, a .ckpt, a transformers folder or a hub name
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,6 +77,9 @@ class DecoderConfig(ModelConfig):
     rope_theta: float = 10_000.0
     norm: Norm = Norm.layernorm
     norm_eps: float = 1e-5
+    norm_placement: NormPlacement = NormPlacement.pre
+    attention_pattern: AttentionPattern = AttentionPattern.dense
+    attention_window: int | None = None  # tokens that a banded block sees, its own included
     feedforward: Feedforward = Feedforward.gelu
     bias: bool = True  # of every linear layer but the head, and of LayerNorm
     qkv_bias: bool | None = None  # null: bias
@@ -88,13 +109,28 @@ class DecoderConfig(ModelConfig):
             return -(-8 * self.d_model // (3 * 64)) * 64
         return 4 * self.d_model
 
+    @property
+    def attention_biased(self) -> bool:
+        """Whether the projections to queries, keys and values have biases."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    def window_of(self, block: int) -> int | None:
+        """How many tokens that block sees, its own included; None where it sees all before."""
+        banded = self.attention_pattern is AttentionPattern.banded or (
+            self.attention_pattern is AttentionPattern.alternating and block % 2 == 1
+        )
+        return self.attention_window if banded else None
+
     def dropout_at(self, place: str) -> float:
         """The rate at "embedding", "attention" or "residual"."""
         rate = getattr(self, f"dropout_{place}")
         return self.dropout if rate is None else rate
 
     def check(self) -> None:
-        for name in ("context_length", "n_layer", "n_head", "d_model", "vocab_size", "n_kv_head", "d_head", "d_ff"):
+        for name in (
+            *("context_length", "n_layer", "n_head", "d_model", "vocab_size", "n_kv_head", "d_head", "d_ff"),
+            "attention_window",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"model.{name}={value} must be at least 1")
@@ -113,6 +149,16 @@ class DecoderConfig(ModelConfig):
                 f"model.position=rotary turns pairs of channels, and the head width is {self.head_width}; "
                 "set an even model.d_head"
             )
+        pattern, window = self.attention_pattern, self.attention_window
+        if pattern is not AttentionPattern.dense and window is None:
+            raise ValueError(
+                f"model.attention_pattern={pattern.value} needs a width; set model.attention_window, such as 256"
+            )
+        if pattern is AttentionPattern.dense and window is not None:
+            raise ValueError(
+                f"model.attention_window={window} has no effect on model.attention_pattern=dense; "
+                "set model.attention_pattern to alternating or banded, or model.attention_window=null"
+            )
         for name in ("dropout", "dropout_embedding", "dropout_attention", "dropout_residual"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -124,3 +170,18 @@ class DecoderConfig(ModelConfig):
 
 
 ARCHITECTURES = {"decoder": DecoderConfig}
+
+
+def model_from_plain(plain: dict[str, Any]) -> ModelConfig:
+    """The config that `to_plain` made plain, as a checkpoint holds it; options it lacks have their defaults."""
+    kind = ARCHITECTURES.get(plain.get("architecture"))
+    if kind is None:
+        raise ValueError(
+            f"model.architecture={plain.get('architecture')} is unknown; known: {', '.join(ARCHITECTURES)}"
+        )
+    hints = get_type_hints(kind)
+    unknown = sorted(plain.keys() - hints.keys())
+    if unknown:
+        raise ValueError(f"model.{unknown[0]} is an option that this version of gptlab does not know; upgrade gptlab")
+    enums = {name for name in plain if isinstance(hints[name], type) and issubclass(hints[name], Enum)}
+    return kind(**{name: hints[name](value) if name in enums else value for name, value in plain.items()})

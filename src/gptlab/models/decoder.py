@@ -1,13 +1,15 @@
-"""The decoder-only transformer: GPT-2, GPT-3, Llama and what lies between."""
+"""The decoder-only transformer: GPT-1 to GPT-3, Llama and what lies between."""
 
 import torch
 from torch import Tensor, nn
 
-from gptlab.models.config import DecoderConfig, Feedforward, Norm, Position
+from gptlab.models.config import DecoderConfig, Feedforward, Norm, NormPlacement, Position
 from gptlab.nn.attention import Attention
-from gptlab.nn.block import Block
+from gptlab.nn.block import Block, PostNormBlock
+from gptlab.nn.cache import KVCache
 from gptlab.nn.feedforward import GELU, SquaredReLU, SwiGLU
 from gptlab.nn.loss import Output
+from gptlab.nn.mask import causal_band
 from gptlab.nn.norm import LayerNorm, RMSNorm
 from gptlab.nn.position import Rotary
 
@@ -26,11 +28,13 @@ class Decoder(nn.Module):
         self.rotary = Rotary(c.head_width, c.context_length, theta=c.rope_theta) if rotary else None
         self.drop = nn.Dropout(c.dropout_at("embedding"))
         self.blocks = nn.ModuleList(_block(c) for _ in range(c.n_layer))
-        self.final_norm = _norm(c)
+        self.final_norm = _norm(c) if c.norm_placement is NormPlacement.pre else None
         self.lm_head = None if c.tied_head else nn.Linear(c.d_model, vocab_size, bias=False)
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """What the head reads: tokens (B, T) -> (B, T, D)."""
+    def hidden(self, tokens: Tensor, *, cache: KVCache | None = None) -> Tensor:
+        """What the head reads: tokens (B, T) -> (B, T, D); with a cache they go on from what it holds, and into it."""
+        if cache is not None:
+            return self._continue(tokens, cache)
         n_positions = tokens.shape[-1]
         if n_positions > self.config.context_length:
             raise ValueError(
@@ -42,9 +46,31 @@ class Decoder(nn.Module):
             x = x + self.pos_emb(torch.arange(n_positions, device=tokens.device))
         x = self.drop(x)
         rotation = None if self.rotary is None else self.rotary(n_positions)
-        for block in self.blocks:
-            x = block(x, rotation=rotation, causal=True)
-        return self.final_norm(x)
+        dense = {"causal": True}
+        banded = self._banded(n_positions, tokens.device)
+        for i, block in enumerate(self.blocks):
+            sight = dense if self.config.window_of(i) is None else banded
+            x = block(x, rotation=rotation, **sight)
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def _continue(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        cache.read(tokens.shape[-1], tokens.device)
+        x = self.tok_emb(tokens)  # (B, T, D)
+        if self.pos_emb is not None:
+            x = x + self.pos_emb(cache.positions)
+        x = self.drop(x)
+        rotation = None if self.rotary is None else self.rotary.at(cache.positions)
+        for i, block in enumerate(self.blocks):
+            x = block(x, rotation=rotation, **cache.sight(i, self.config.window_of(i)))
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def _banded(self, n_positions: int, device: torch.device) -> dict[str, Tensor | bool]:
+        """What a banded block's queries may look at, as `Attention` takes it."""
+        window = self.config.attention_window
+        if window is None or window >= n_positions:
+            return {"causal": True}  # SDPA knows this mask without having to read one
+        positions = torch.arange(n_positions, device=device)
+        return {"mask": causal_band(positions, positions, window)}
 
     @property
     def output(self) -> Output:
@@ -64,12 +90,13 @@ def _block(c: DecoderConfig) -> Block:
         n_kv_head=c.kv_heads,
         d_head=c.head_width,
         bias=c.bias,
-        qkv_bias=c.bias if c.qkv_bias is None else c.qkv_bias,
+        qkv_bias=c.attention_biased,
         qk_norm_eps=c.norm_eps if c.qk_norm else None,
         dropout=c.dropout_at("attention"),
     )
     feedforward = FEEDFORWARDS[c.feedforward](c.d_model, c.ff_width, bias=c.bias)
-    return Block(norm1=_norm(c), attn=attention, norm2=_norm(c), ffn=feedforward, dropout=c.dropout_at("residual"))
+    kind = Block if c.norm_placement is NormPlacement.pre else PostNormBlock
+    return kind(norm1=_norm(c), attn=attention, norm2=_norm(c), ffn=feedforward, dropout=c.dropout_at("residual"))
 
 
 def _norm(c: DecoderConfig) -> nn.Module:

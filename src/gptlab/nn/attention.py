@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptlab.nn.cache import LayerCache
 from gptlab.nn.position import Rotation, rotate
 
 # Up to this size q, k and v are one product, which is faster. A large product gains nothing from it, and the joined
@@ -38,19 +39,47 @@ class Attention(nn.Module):
         self.out = nn.Linear(n_head * d_head, d_model, bias=bias)
         # To be turned off where q, k and v must be called as modules: tensor parallelism, adapters, hooks.
         self.joint_projection = self.q.weight.numel() <= JOINT_ELEMENTS
+        self._joined: tuple[Tensor, Tensor | None] | None = None
+
+    @torch.no_grad()
+    def join(self) -> None:
+        """Lay the weights of q, k and v in one matrix, for reading one token at a time.
+
+        Nothing is held twice: the three parameters become parts of it, with their names and values. To be called where
+        the weights stay on their device and in their type.
+        """
+        parts = self.q, self.k, self.v
+        # Column by column: there are more outputs than inputs, and a product with one vector reads in longer runs.
+        weight = torch.cat([part.weight for part in parts]).t().contiguous().t()
+        bias = None if self.q.bias is None else torch.cat([part.bias for part in parts])
+        rows = [part.out_features for part in parts]
+        for part, view in zip(parts, weight.split(rows), strict=True):
+            part.weight.data = view
+        if bias is not None:
+            for part, view in zip(parts, bias.split(rows), strict=True):
+                part.bias.data = view
+        self._joined = weight, bias
 
     def forward(
-        self, x: Tensor, *, rotation: Rotation | None = None, mask: Tensor | None = None, causal: bool = False
+        self,
+        x: Tensor,
+        *,
+        rotation: Rotation | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix positions: x (B, T, D) -> (B, T, D).
 
-        mask broadcasts to (B, H, T, T): True may be looked at, or a float bias that is added to the scores.
+        mask broadcasts to (B, H, T, S): True may be looked at, or a float bias that is added to the scores. S is T,
+        and with a cache all positions so far.
         """
         q, k, v = self._heads(x, rotation)
+        k, v = (k.transpose(1, 2), v.transpose(1, 2)) if cache is None else cache.extend(k, v)  # (B, G, S, K)
         mixed = F.scaled_dot_product_attention(
             q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
+            k,
+            v,
             attn_mask=mask,
             is_causal=causal,
             dropout_p=self.dropout if self.training else 0.0,
@@ -60,7 +89,9 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         parts = self.q, self.k, self.v
-        if self.joint_projection:
+        if self._joined is not None:
+            qkv = F.linear(x, *self._joined)
+        elif self.joint_projection:
             bias = None if self.q.bias is None else torch.cat([part.bias for part in parts])
             qkv = F.linear(x, torch.cat([part.weight for part in parts]), bias)
         else:

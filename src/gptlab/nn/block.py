@@ -1,4 +1,4 @@
-"""The residual block."""
+"""The residual blocks: attention, then the position-wise sublayer."""
 
 from torch import Tensor, nn
 
@@ -14,3 +14,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, **attention) -> Tensor:
         x = x + self.drop(self.attn(self.norm1(x), **attention))
         return x + self.drop(self.ffn(self.norm2(x)))
+
+
+class PostNormBlock(Block):
+    """Post-norm: the stream is normalised after each addition (arXiv:1706.03762, section 3.1; GPT-1)."""
+
+    def forward(self, x: Tensor, **attention) -> Tensor:
+        x = self.norm1(x + self.drop(self.attn(x, **attention)))
+        return self.norm2(x + self.drop(self.ffn(x)))

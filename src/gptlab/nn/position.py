@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (T, 1, K)
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (T, 1, K), or (B, T, 1, K) where rows differ
 
 
 class Rotary(nn.Module):
@@ -38,6 +38,10 @@ class Rotary(nn.Module):
 
     def forward(self, n_positions: int) -> Rotation:
         return self.cos[:n_positions], self.sin[:n_positions]
+
+    def at(self, positions: Tensor) -> Rotation:
+        """The rotation of these positions, (T,) or (B, T)."""
+        return self.cos[positions], self.sin[positions]
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from gptlab.config import RunConfig, to_plain
 from gptlab.data.prepare import PreparedData
-from gptlab.generation.sampling import generate
+from gptlab.generation.decode import generate
 from gptlab.training import checkpoint
 from gptlab.training.devices import memory_gib
 from gptlab.training.folder import MetricsFile, RunFolder
@@ -314,7 +314,9 @@ class Sampler(Callback):
         tokens = torch.tensor([self.prompt], device=module.device)
         # Every rank writes the same text, since with a sharded model none can write alone.
         generator = torch.Generator(module.device).manual_seed(self.config.seed)
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        # Compiled blocks would be compiled again for shapes that training never has.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, torch.no_grad(), trainer.precision_plugin.forward_context():
             tokens = generate(
                 module.model,
                 tokens,

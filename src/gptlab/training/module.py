@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from gptlab.config import RunConfig
 from gptlab.models.build import build_model
 from gptlab.training.config import is_whole
+from gptlab.training.initial import load_initial
 from gptlab.training.optim import build_optimizer
 from gptlab.training.schedule import Schedule
 from gptlab.training.strategy import parallelise, synchronise_gradients
@@ -34,6 +35,8 @@ class LanguageModule(lightning.LightningModule):
     def configure_model(self) -> None:
         if self.model is None:
             self.model = build_model(self.config.model, self.vocab_size, seed=self.config.seed)
+            if self.config.model.init_from is not None and self.finished_steps == 0:  # later steps have a checkpoint
+                load_initial(self.model, self.config.model, self.vocab_size)
             parallelise(self.model, self.config.strategy, getattr(self, "_device_mesh", None))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -1,0 +1,230 @@
+"""Tokens per second of one text, beside transformers, litgpt and what the machine's memory allows.
+
+    OMP_NUM_THREADS=2 python benchmarks/generation.py [--rounds 5] [--tokens 32] [--litgpt-python PATH] [--run PATH]
+
+GPT-2's 124M parameters with random weights, batch 1, greedy, float32 unless said otherwise. All take turns within one
+run. `floor` reads a matrix as large as the weights once a token, with a matrix-vector product. A rate is one over the
+median time between two tokens, so that what other programs take from single steps does not count; reading the prompt
+has a column of its own. Of the rounds the median and the range are shown.
+
+litgpt's pins clash with ours: --litgpt-python names an interpreter that can import it. --run prints what int8 costs in
+perplexity on a run's own kind of text (--text, or the run's samples.txt).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all of them: as `gptlab generate` has it
+
+import torch
+
+from gptlab.commands.generate import load_model, prepare
+from gptlab.generation.config import Precision
+from gptlab.generation.decode import decode
+from gptlab.generation.reader import Reader
+from gptlab.generation.sampling import Sampling
+from gptlab.models.build import shape_model
+from gptlab.models.config import DecoderConfig
+
+WORDS, CONTEXT = 50_257, 1024
+PROMPTS = (16, 512)
+
+LITGPT = """
+import sys, time, torch
+torch.set_num_threads({threads})
+import json
+from litgpt.generate.base import generate_fn
+from litgpt.model import GPT, Config
+config = Config(name="gpt2", block_size={context}, vocab_size={words}, padded_vocab_size={words}, n_layer=12, n_head=12,
+                n_embd=768, rotary_percentage=1.0, parallel_residual=False, bias=True, lm_head_bias=False,
+                norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP")
+torch.manual_seed(0)
+model = GPT(config).eval()
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.normal_(std=0.02)
+print("ready", sum(p.numel() for p in model.parameters()), flush=True)
+for line in sys.stdin:
+    n_prompt, n_tokens = map(int, line.split())
+    prompt = torch.randint({words}, (n_prompt,), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        model.clear_kv_cache()
+        model.max_seq_length = n_prompt + n_tokens
+        model.set_kv_cache(batch_size=1)
+        times = [time.perf_counter()]
+        for token in generate_fn(model, prompt, n_prompt + n_tokens, temperature=0.0, top_p=0.0, include_prompt=False,
+                                 include_eos=True):
+            times.append(time.perf_counter())
+        assert len(times) == n_tokens + 1
+        print(json.dumps([b - a for a, b in zip(times, times[1:])]), flush=True)
+"""
+
+# The seconds that each of so many tokens took after a prompt of so many.
+Contender = Callable[[int, int], list[float]]
+
+
+def prompt_of(n_tokens: int) -> list[int]:
+    return torch.randint(WORDS, (n_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def between(times: list[float]) -> list[float]:
+    return [b - a for a, b in pairwise(times)]
+
+
+class Clock:
+    """A streamer of transformers that notes when it is given the prompt and each token."""
+
+    def __init__(self):
+        self.times = []
+
+    def put(self, tokens) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def gptlab(precision: Precision) -> Contender:
+    config = DecoderConfig(n_layer=12, n_head=12, d_model=768, context_length=CONTEXT)
+    model = shape_model(config, WORDS).to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.02)
+    model = prepare(model, precision, torch.device("cpu"))
+
+    def run(n_prompt: int, n_tokens: int) -> list[float]:
+        prompt = prompt_of(n_prompt)
+        times = [time.perf_counter()]
+        with torch.no_grad():
+            reader = Reader(model, [prompt], n_more=n_tokens)
+            for _ in decode(reader, n_tokens, Sampling(temperature=0.0)):
+                times.append(time.perf_counter())
+        return between(times)
+
+    return run
+
+
+def transformers() -> Contender:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=None, eos_token_id=None)).eval()
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
+
+    def run(n_prompt: int, n_tokens: int) -> list[float]:
+        prompt = torch.tensor([prompt_of(n_prompt)])
+        attend = torch.ones_like(prompt)
+        clock = Clock()
+        with torch.no_grad():
+            model.generate(prompt, attention_mask=attend, do_sample=False, max_new_tokens=n_tokens, streamer=clock)
+        return between(clock.times)
+
+    return run
+
+
+def litgpt(python: str, threads: int) -> Contender:
+    worker = subprocess.Popen(
+        [python, "-c", LITGPT.format(threads=threads, context=CONTEXT, words=WORDS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
+    if not worker.stdout.readline().startswith("ready"):
+        sys.exit(f"error: {python} cannot run litgpt")
+
+    def run(n_prompt: int, n_tokens: int) -> list[float]:
+        print(n_prompt, n_tokens, file=worker.stdin, flush=True)
+        return json.loads(worker.stdout.readline())
+
+    return run
+
+
+def floor(n_weights: int) -> Contender:
+    matrix, vector = torch.randn(n_weights // 1024, 1024), torch.randn(1024)
+
+    def run(n_prompt: int, n_tokens: int) -> list[float]:
+        times = [time.perf_counter()]
+        for _ in range(n_tokens):
+            matrix @ vector
+            times.append(time.perf_counter())
+        return between(times)
+
+    return run
+
+
+def measure(contenders: dict[str, Contender], rounds: int, n_tokens: int) -> dict[tuple[str, int], list[tuple]]:
+    """(rate of tokens after the first, seconds to the first) of each round, by contender and prompt."""
+    measured = {(name, n): [] for n in PROMPTS for name in contenders}
+    for turn in range(rounds + 1):
+        for n in PROMPTS:
+            for name, run in contenders.items():
+                first, *steps = run(n, n_tokens + 1)
+                assert len(steps) == n_tokens
+                if turn:  # the first is to warm up
+                    measured[name, n].append((1 / statistics.median(steps), first))
+    return measured
+
+
+def table(contenders: dict[str, Contender], measured: dict, bytes_read: int) -> None:
+    rate = {key: statistics.median(row[0] for row in rows) for key, rows in measured.items()}
+    first = {key: statistics.median(row[1] for row in rows) for key, rows in measured.items()}
+    print(f"memory: {rate['floor', PROMPTS[0]] * bytes_read / 1e9:.1f} GB/s, {bytes_read / 1e6:.0f} MB of weights\n")
+    for n in PROMPTS:
+        print(f"prompt {n:<15} tokens/s   range            of the floor   first token")
+        for name in contenders:
+            rates = [row[0] for row in measured[name, n]]
+            shown = "" if name == "floor" else f"{first[name, n] * 1e3:8.0f} ms"
+            share = rate[name, n] / rate["floor", n]
+            print(f"{name:<22} {rate[name, n]:8.1f}   {min(rates):6.1f} to {max(rates):6.1f}   {share:9.0%}   {shown}")
+        for ours in ("gptlab", "gptlab int8"):
+            for theirs in ("transformers", "litgpt"):
+                if theirs in contenders:
+                    print(f"    {ours} / {theirs}: {rate[ours, n] / rate[theirs, n]:.2f}")
+        print()
+
+
+def perplexity(run: str, text: str) -> None:
+    from gptlab.generation.scoring import score
+
+    results = []
+    for precision in Precision:
+        model, tokenizer = load_model(run, "run")
+        results.append(score(prepare(model, precision, torch.device("cpu")), tokenizer, text).perplexity)
+        print(f"perplexity {precision.value:<5} {results[-1]:.4f} ({results[-1] / results[0] - 1:+.3%})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--litgpt-python")
+    parser.add_argument("--run")
+    parser.add_argument("--text", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.run:
+        path = given.text or Path(given.run) / "samples.txt"
+        return perplexity(given.run, path.read_text(encoding="utf-8"))
+    n_weights = 124_439_808 - CONTEXT * 768  # of the table of positions a token reads one row
+    contenders = {
+        "floor": floor(n_weights),
+        "gptlab": gptlab(Precision.float32),
+        "gptlab int8": gptlab(Precision.int8),
+        "transformers": transformers(),
+    }
+    if given.litgpt_python:
+        contenders["litgpt"] = litgpt(given.litgpt_python, given.threads)
+    table(contenders, measure(contenders, given.rounds, given.tokens), 4 * n_weights)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,451 @@
+"""The command `gptlab generate`: text from a run, a checkpoint or a transformers folder."""
+
+import difflib
+import json
+import os
+import sys
+import time
+import types
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from gptlab import compose
+from gptlab.generation.config import GenerateConfig, OutputFormat, Precision
+
+if typing.TYPE_CHECKING:
+    from torch import nn
+
+    from gptlab.data.tokenizer import Tokenizer
+    from gptlab.generation.text import TextStream
+
+HELP = """gptlab generate run=PATH prompt="..." [key=value ...]
+
+    run                 a run folder (its best checkpoint), a .ckpt file, a transformers folder or a hub name
+    prompt              the text to continue; said several times, several prompts are answered together
+    prompt_file         a text file with one prompt, or a .jsonl file with one on each line; without either
+                        word the prompt is read from standard input
+    n_tokens            at most so many new tokens (100)
+    temperature         0: the likeliest word; 1: the model's own distribution (1)
+    top_k top_p min_p   of the words, keep the k likeliest; the likeliest with mass p together; those at
+                        least p times as likely as the likeliest
+    repetition_penalty  above 1: what was said becomes less likely (1)
+    beams               search for the likeliest text with so many beams, instead of drawing
+    length_penalty      scores of beams are divided by their length to this power (1)
+    n_samples           answers to each prompt; with beams, the best so many (1)
+    stop                end before this text; may be said several times
+    seed                same seed, same text (1337)
+    precision           32, bf16 or int8, which is the fastest on a CPU (32)
+    device              cpu, cuda, cuda:1 ... (a GPU where there is one)
+    draft n_draft       a smaller model that proposes n_draft tokens at a time (4); the text keeps its distribution
+    logprobs            show each token's log-probability and so many of the likeliest words
+    output              text, or json with nothing else on standard output (text)
+"""
+
+
+@dataclass(slots=True)
+class Answer:
+    """One continuation of one prompt, while it grows and when it is done."""
+
+    prompt: int
+    sample: int
+    stream: "TextStream"
+    tokens: list[int] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)  # with logprobs=
+    score: float | None = None  # with beams=
+
+
+def main(words: list[str]) -> int:
+    """Write as the words say; returns the exit code."""
+    if not words or {"-h", "--help"} & set(words):
+        print(HELP, end="")
+        return 0
+    return compose.guard(lambda: generate(read_words(words)))
+
+
+def generate(config: GenerateConfig) -> None:
+    """Read the model, continue the prompts, and show the text as it comes."""
+    config.check()
+    prompts = _prompts(config)
+    # Threads that spin while they wait stop each other for milliseconds wherever other programs want the same cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch  # takes seconds: not for a wrong word
+
+    from gptlab.generation.text import TextStream
+
+    sampling = _sampling(config)
+    sampling.check()
+    device = _device(config.device)
+    model, tokenizer = load_model(config.run, "run")
+    draft = _draft(config, tokenizer) if config.draft else None
+    ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
+    limit = model.config.context_length
+    for row in ids:
+        if not row:
+            raise ValueError("the prompt is empty; give it at least one character")
+        if len(row) > limit:
+            raise ValueError(
+                f"the prompt has {len(row):,} tokens and the model's context holds {limit:,}; "
+                f"leave out at least {len(row) - limit:,} of them"
+            )
+    answers = [
+        Answer(i, sample, TextStream(tokenizer, row, stop=config.stop))
+        for i, row in enumerate(ids)
+        for sample in range(config.n_samples)
+    ]
+    model = prepare(model, config.precision, device)
+    if draft is not None:
+        draft = prepare(draft, config.precision, device)
+    screen = None if config.output is OutputFormat.json else _Screen(config, prompts, answers)
+    started = time.perf_counter()
+    with torch.no_grad():
+        if config.beams is not None:
+            _search(config, model, tokenizer, ids, answers)
+            if screen:
+                for answer in answers:
+                    screen.piece(answer, answer.stream.text)
+                    screen.end(answer)
+        else:
+            _draw(config, model, draft, tokenizer, sampling, ids, answers, screen)
+    seconds = time.perf_counter() - started
+    n_tokens = sum(len(answer.tokens) for answer in answers)
+    if screen is None:
+        print(json.dumps(_report(config, prompts, answers, seconds), ensure_ascii=False))
+    sys.stdout.flush()
+    print(f"{n_tokens:,} tokens in {seconds:.2f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
+
+
+def _draw(config, model, draft, tokenizer, sampling, ids, answers, screen) -> None:
+    """Draw all answers at once, or with a draft model one after another."""
+    from gptlab.generation.decode import Draw, decode, seeded
+    from gptlab.generation.reader import Reader
+    from gptlab.generation.speculative import speculate
+
+    device = next(model.parameters()).device
+    generators = seeded(config.seed, len(answers), device)
+    done: set[int] = set()
+
+    def take(row: int, draw: Draw) -> bool:
+        answer = answers[row]
+        answer.tokens.append(draw.token)
+        if config.logprobs is not None:
+            answer.steps.append(_step(draw, tokenizer))
+        piece = answer.stream.feed(draw.token)
+        ended = answer.stream.finished is not None or len(answer.tokens) == config.n_tokens
+        if ended:
+            piece += answer.stream.close()
+            done.add(row)
+        if screen:
+            screen.piece(answer, piece)
+            if ended:
+                screen.end(answer)
+        return ended
+
+    if draft is None:
+        rows = [ids[answer.prompt] for answer in answers]
+        reader = Reader(model, rows, n_more=config.n_tokens, n_words=tokenizer.vocab_size)
+        steps = decode(
+            reader,
+            config.n_tokens,
+            sampling,
+            generators=generators,
+            ends=lambda row, token: row in done,
+            n_top=config.logprobs,
+        )
+        for draws in steps:
+            for one in draws:
+                take(one.row, one)
+        return
+    for row, answer in enumerate(answers):
+        for one in speculate(
+            model,
+            draft,
+            ids[answer.prompt],
+            config.n_tokens,
+            sampling,
+            n_draft=config.n_draft or 4,
+            generator=generators[row],
+            n_words=tokenizer.vocab_size,
+            n_top=config.logprobs,
+        ):
+            if take(row, one):
+                break
+
+
+def _search(config, model, tokenizer, ids, answers) -> None:
+    """Find the best answers of each prompt with beam search."""
+    from gptlab.generation.beam import beam_search
+    from gptlab.generation.text import TextStream
+
+    for i, prompt in enumerate(ids):
+
+        def written(tokens: list[int], prompt=prompt) -> TextStream:
+            stream = TextStream(tokenizer, prompt, stop=config.stop)
+            for token in tokens:
+                stream.feed(token)
+                if stream.finished:
+                    break
+            return stream
+
+        beams = beam_search(
+            model,
+            prompt,
+            config.n_tokens,
+            n_beams=config.beams,
+            length_penalty=1.0 if config.length_penalty is None else config.length_penalty,
+            n_best=config.n_samples,
+            # Reading a text again for each candidate takes time that only stop strings are worth.
+            ends=lambda tokens: (
+                tokens[-1] == tokenizer.eot or (bool(config.stop) and written(tokens).finished is not None)
+            ),
+            n_words=tokenizer.vocab_size,
+        )
+        own = [answer for answer in answers if answer.prompt == i]
+        for answer, beam in zip(own, beams, strict=True):
+            answer.tokens, answer.score, answer.stream = beam.tokens, beam.score, written(beam.tokens)
+            answer.stream.close()
+
+
+class _Screen:
+    """Standard output for people: a single answer as it comes, several one after another."""
+
+    def __init__(self, config: GenerateConfig, prompts: list[str], answers: list[Answer]):
+        self.prompts, self.answers = prompts, answers
+        self.steps = config.logprobs is not None
+        self.single = len(answers) == 1
+        if self.single and not self.steps:
+            self._write(prompts[0])
+
+    def piece(self, answer: Answer, piece: str) -> None:
+        if not self.single:
+            return
+        if not self.steps:
+            self._write(piece)
+        elif answer.steps:
+            self._write(self._line(answer.steps[-1]))
+
+    def end(self, answer: Answer) -> None:
+        if self.single:
+            if not self.steps:
+                self._write("\n")
+            return
+        n_prompts = len(self.prompts)
+        head = [f"prompt {answer.prompt + 1}"] if n_prompts > 1 else []
+        if len(self.answers) > n_prompts:
+            head.append(f"sample {answer.sample + 1}")
+        if answer.score is not None:
+            head.append(f"score {answer.score:.4f}")
+        self._write(f"--- {', '.join(head)}\n")
+        if self.steps:
+            self._write("".join(map(self._line, answer.steps)))
+        else:
+            self._write(f"{self.prompts[answer.prompt]}{answer.stream.text}\n")
+
+    def _line(self, step: dict[str, Any]) -> str:
+        top = "  ".join(f"{word['text']!r} {word['log_p']:.4f}" for word in step["top"])
+        return f"{step['text']!r} {step['log_p']:.4f}    {top}\n"
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _step(draw, tokenizer: "Tokenizer") -> dict[str, Any]:
+    def word(token: int, log_p: float) -> dict[str, Any]:
+        return {"token": token, "text": tokenizer.decode([token]), "log_p": log_p}
+
+    return {**word(draw.token, draw.log_p), "top": [word(*pair) for pair in draw.top]}
+
+
+def _report(config: GenerateConfig, prompts: list[str], answers: list[Answer], seconds: float) -> dict[str, Any]:
+    results = []
+    for answer in answers:
+        result = {
+            "prompt": prompts[answer.prompt],
+            "text": answer.stream.text,
+            "tokens": answer.tokens,
+            "finished": answer.stream.finished or "length",
+        }
+        if answer.score is not None:
+            result["score"] = answer.score
+        if config.logprobs is not None:
+            result["logprobs"] = answer.steps
+        results.append(result)
+    n_tokens = sum(len(answer.tokens) for answer in answers)
+    return {
+        "run": config.run,
+        "seed": config.seed,
+        "results": results,
+        "n_tokens": n_tokens,
+        "seconds": seconds,
+        "tokens_per_second": n_tokens / seconds,
+    }
+
+
+def load_model(name: str, word: str) -> "tuple[nn.Module, Tokenizer]":
+    """The model at a path or of a hub name, in float32 on the CPU, and its tokenizer; `word` is what named it.
+
+    ValueError where there is no model, where its weights do not fit, and where it has no tokenizer.
+    """
+    import torch
+
+    from gptlab.interop.transformers_folder import TransformersFolder
+    from gptlab.models.build import shape_model
+    from gptlab.models.config import model_from_plain
+    from gptlab.training import checkpoint
+    from gptlab.training.initial import open_weights
+
+    source = open_weights(name, word)
+    if isinstance(source, TransformersFolder):
+        tokenizer = source.tokenizer()
+        if tokenizer is None:
+            raise ValueError(f"{word}={name} has no tokenizer.json; put the model's there")
+        model = shape_model(source.config, source.vocab_size).to_empty(device="cpu")
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                parameter.copy_(source.read(key))
+        return model.eval(), tokenizer
+    path, state = source
+    tokenizer = _tokenizer(path, state)
+    config = model_from_plain(state["config"]["model"])
+    model = shape_model(config, len(state["model"]["tok_emb.weight"])).to_empty(device="cpu")
+    checkpoint.restore_model(model, state["model"])
+    return model.eval(), tokenizer
+
+
+def _tokenizer(path: Path, state: dict[str, Any]) -> "Tokenizer":
+    from gptlab.data.tokenizer import load_tokenizer
+
+    folder = path.resolve().parent
+    found = next((p for p in (folder.parent / "tokenizer.json", folder / "tokenizer.json") if p.is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"{path} has no tokenizer: there is no {folder.parent / 'tokenizer.json'}; "
+            "name a checkpoint within its run folder, or put the run's tokenizer.json beside it"
+        )
+    tokenizer = load_tokenizer(found)
+    if state["tokenizer"] != tokenizer.fingerprint:
+        raise ValueError(f"{found} is not the tokenizer that {path} was trained with; restore that run's")
+    return tokenizer
+
+
+def _draft(config: GenerateConfig, tokenizer: "Tokenizer") -> "nn.Module":
+    model, own = load_model(config.draft, "draft")
+    if own.fingerprint != tokenizer.fingerprint:
+        raise ValueError(f"draft={config.draft} has another tokenizer than run={config.run}; use one trained with it")
+    return model
+
+
+def prepare(model: "nn.Module", precision: Precision, device) -> "nn.Module":
+    """The model ready to write with: on its device, in its precision, its weights laid out for single tokens."""
+    import torch
+
+    if precision is Precision.int8:
+        from gptlab.generation.int8 import Int8Model
+
+        return Int8Model(model.to(device)).eval()
+    from gptlab.generation.layout import lay_out
+
+    model = model.to(device, torch.bfloat16 if precision is Precision.bfloat16 else torch.float32)
+    if precision is Precision.float32 and device.type == "cpu":
+        lay_out(model)
+    return model.eval()
+
+
+def _sampling(config: GenerateConfig):
+    from gptlab.generation.sampling import Sampling
+
+    said = {f.name: getattr(config, f.name) for f in fields(Sampling)}
+    return Sampling(**{name: value for name, value in said.items() if value is not None})
+
+
+def _device(name: str | None):
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name} cannot be used ({str(error).splitlines()[0]}); use cpu") from None
+    return device
+
+
+def _prompts(config: GenerateConfig) -> list[str]:
+    if config.prompt:
+        return config.prompt
+    if config.prompt_file is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise ValueError('there is no prompt; give prompt="...", prompt_file=PATH, or text on standard input')
+        return [sys.stdin.read().removesuffix("\n")]
+    path = Path(config.prompt_file).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"prompt_file={config.prompt_file} cannot be read: {reason}") from None
+    if path.suffix != ".jsonl":
+        return [text.removesuffix("\n")]
+    return list(_rows(path, text))
+
+
+def _rows(path: Path, text: str) -> Iterator[str]:
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"prompt_file={path} has no prompt")
+    for number, line in lines:
+        row = None
+        with suppress(ValueError):
+            row = json.loads(line)
+        prompt = row.get("prompt") if isinstance(row, dict) else row
+        if not isinstance(prompt, str):
+            raise ValueError(f'{path}, line {number}: use a JSON string, or {{"prompt": "..."}}')
+        yield prompt
+
+
+def read_words(words: list[str]) -> GenerateConfig:
+    """The command line as its config; ValueError for a word that it does not have, with the nearest that it has."""
+    hints = typing.get_type_hints(GenerateConfig)
+    said: dict[str, Any] = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(hints)}"
+            raise ValueError(f"{key} is not a word of gptlab generate; {hint}")
+        if not sign:
+            raise ValueError(f"{key} needs a value; write {key}=...")
+        if hints[key] == list[str]:
+            said.setdefault(key, []).append(value)
+        elif key in said:
+            raise ValueError(f"{key}= is said twice; say it once")
+        else:
+            said[key] = None if value == "null" and _optional(hints[key]) else _read(key, value, hints[key])
+    return GenerateConfig(**said)
+
+
+def _optional(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+
+
+def _read(key: str, value: str, hint: Any) -> Any:
+    kind = typing.get_args(hint)[0] if _optional(hint) else hint
+    if issubclass(kind, Enum):
+        allowed = [member.value for member in kind]
+        if value not in allowed:
+            raise ValueError(f"{key}={value} is unknown; use {', '.join(allowed)}")
+        return kind(value)
+    read: Callable[[str], Any] = kind
+    try:
+        return read(value)
+    except ValueError:
+        raise ValueError(f"{key}={value} must be a {'whole number' if kind is int else 'number'}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

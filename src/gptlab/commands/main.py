@@ -1,0 +1,31 @@
+"""The command `gptlab VERB key=value ...`."""
+
+import difflib
+import importlib
+import sys
+
+VERBS = {
+    "convert": "weights in from a transformers folder, and out to one",
+    "generate": "text from a run, a checkpoint or a transformers folder",
+}
+
+
+def main() -> int:
+    """Hand the words to the verb's file; returns the exit code."""
+    verb, *words = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help"):
+        print("gptlab VERB key=value ...\n")
+        for name, what in VERBS.items():
+            print(f"    gptlab {name:<10} {what}")
+        print("\ngptlab VERB --help says more; python train.py trains.")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(VERBS)}"
+        print(f"error: {verb} is not a verb of gptlab; {hint}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"gptlab.commands.{verb}").main(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Weights laid out for reading one token at a time on a CPU."""
+
+import torch
+from torch import nn
+
+from gptlab.nn.attention import Attention
+
+
+@torch.no_grad()
+def lay_out(model: nn.Module) -> None:
+    """Change how `model`'s matrices lie in memory, in place: not their names, shapes or values, and nothing twice.
+
+    To be called where the model stays on its device and in its type.
+    """
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.join()
+    for module in model.modules():
+        # A product with one vector reads a matrix in long runs: along its outputs, where they are no fewer.
+        if isinstance(module, nn.Linear) and module.out_features >= module.in_features:
+            _by_columns(module.weight)
+    _by_columns(model.output.weight)
+
+
+def _by_columns(weight: nn.Parameter) -> None:
+    if weight.is_contiguous():  # the parts of a joined matrix are not
+        weight.data = weight.t().contiguous().t()

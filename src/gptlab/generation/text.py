@@ -1,0 +1,81 @@
+"""Tokens to text as they come."""
+
+from collections.abc import Sequence
+
+from gptlab.data.tokenizer import Tokenizer
+
+_REPLACEMENT = "\ufffd"
+_CONTEXT_TOKENS = 8
+
+
+class TextStream:
+    """The text of one row's tokens, in pieces that can be shown at once.
+
+    A piece never ends within a character, nor within what may become a stop string. `finished` is why the row ended:
+    "stop" or "end_of_text", None while it goes on. `text` is all that was handed out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], *, stop: Sequence[str] = ()):
+        if not all(stop):
+            raise ValueError("stop has an empty text, which would end every answer at once; leave it out")
+        for text in stop:
+            try:
+                tokenizer.encode(text)
+            except ValueError as error:
+                raise ValueError(f"stop={text!r} can never be written: {error}") from None
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        # Some tokenizers spell a text's first word differently from a later one: the prompt's end goes before.
+        self._ids = [int(token) for token in prompt[-_CONTEXT_TOKENS:]]
+        self._shown = self._decoded = ""
+        self._begin, self._end = 0, len(self._ids)  # of the ids whose text is decoded already
+        self.finished: str | None = None
+
+    @property
+    def text(self) -> str:
+        return self._shown
+
+    def feed(self, token: int) -> str:
+        """Take the next token; returns the text that it completes, often none or several characters."""
+        if token == self._tokenizer.eot:
+            piece = self.close()  # may end at a stop string after all
+            self.finished = self.finished or "end_of_text"
+            return piece
+        self._ids.append(token)
+        self._decode()
+        return self._show(final=False)
+
+    def close(self) -> str:
+        """What was held back, when no token follows."""
+        if self.finished:
+            return ""
+        self._decode(final=True)
+        return self._show(final=True)
+
+    def _decode(self, final: bool = False) -> None:
+        text = self._tokenizer.decode(self._ids[self._begin :])
+        if text.endswith(_REPLACEMENT) and not final:
+            return  # the next tokens may bring the rest of the character
+        known = self._tokenizer.decode(self._ids[self._begin : self._end])
+        self._decoded += text[len(known) :]
+        self._begin, self._end = self._end, len(self._ids)
+
+    def _show(self, final: bool) -> str:
+        start = len(self._shown)
+        found = [at for stop in self._stop if (at := self._decoded.find(stop, start)) >= 0]
+        if found:
+            self.finished = "stop"
+            end = min(found)
+        else:
+            end = len(self._decoded) - (0 if final else self._held())
+        piece = self._decoded[start:end]
+        self._shown += piece
+        return piece
+
+    def _held(self) -> int:
+        """How many of the last characters may be the beginning of a stop string."""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for length in range(min(longest, len(self._decoded) - len(self._shown)), 0, -1):
+            if any(stop.startswith(self._decoded[-length:]) for stop in self._stop):
+                return length
+        return 0

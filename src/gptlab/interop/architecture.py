@@ -1,0 +1,153 @@
+"""What a foreign architecture is, in this project's words: which options it has and what its tensors are called."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptlab.models.build import shape_model
+from gptlab.models.config import DecoderConfig, Position
+
+# What a model computes; rates of dropout, initial values and the length of the context do not belong to it.
+MEANINGS = (
+    *("n_layer", "n_head", "n_kv_head", "d_model", "d_head", "d_ff", "position", "rope_theta", "norm", "norm_eps"),
+    *("norm_placement", "attention_pattern", "attention_window", "feedforward", "bias", "qkv_bias", "qk_norm"),
+    *("tied_head", "logit_softcap"),
+)
+DERIVED = {"n_kv_head": "kv_heads", "d_head": "head_width", "d_ff": "ff_width", "qkv_bias": "attention_biased"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a foreign model keeps one of our tensors."""
+
+    name: str
+    transposed: bool = False  # (in, out), as in GPT-2's Conv1D
+    part: int = 0  # which of `parts` that lie side by side in their last dimension
+    parts: int = 1
+
+    def take(self, theirs: Tensor) -> Tensor:
+        """Our tensor out of theirs, with memory of its own."""
+        own = theirs.chunk(self.parts, -1)[self.part]
+        return (own.t() if self.transposed else own).clone(memory_format=torch.contiguous_format)
+
+    def shape(self, ours: torch.Size) -> list[int]:
+        """The shape of their tensor, from that of ours."""
+        *outer, last = reversed(ours) if self.transposed else ours
+        return [*outer, last * self.parts]
+
+
+def joined(places: list[Place], ours: list[Tensor]) -> Tensor:
+    """Their tensor out of ours, which are its parts in order."""
+    parts = [value.t() if place.transposed else value for place, value in zip(places, ours, strict=True)]
+    return (torch.cat(parts, -1) if len(parts) > 1 else parts[0]).contiguous()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Architecture:
+    """A foreign architecture as tables.
+
+    `words` maps our options to theirs (all of several have to agree). `always` are options of ours that it does not
+    have, as what they always are there. `defaults` is what a config.json means that leaves a word out. `demands` are
+    the values that a word must have for our options to express the model; the first is what we write. `read` and
+    `write` do what tables cannot.
+    """
+
+    model_type: str
+    class_name: str
+    words: Mapping[str, str | tuple[str, ...]]
+    always: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    demands: Mapping[str, tuple[Any, ...]]
+    prefix: str  # of every tensor but the head's; a model that was saved without its head lacks it
+    places: Callable[[DecoderConfig], dict[str, Place]]
+    buffers: tuple[str, ...] = ()  # how names end that hold no weights
+    read: Callable[[Mapping[str, Any]], dict[str, Any]] = field(default=lambda theirs: {})
+    write: Callable[[DecoderConfig], dict[str, Any]] = field(default=lambda config: {})
+
+    def read_config(self, theirs: Mapping[str, Any]) -> tuple[DecoderConfig, int]:
+        """Our config of a config.json's content, and the rows of its vocabulary.
+
+        ValueError where our options cannot express it, naming theirs.
+        """
+        theirs = {**self.defaults, **theirs}
+        for word, allowed in self.demands.items():
+            if theirs.get(word, allowed[0]) not in allowed:
+                raise ValueError(
+                    f"{word}={shown(theirs[word])} is what no option of gptlab expresses; "
+                    f"only {word}={' or '.join(map(shown, allowed))} is"
+                )
+        config = self._understood(theirs)
+        config.check()
+        return config, self._of(theirs, "vocab_size")
+
+    def refusals(self, config: DecoderConfig) -> list[str]:
+        """The options of a model that this architecture cannot hold, as words."""
+        wrong = {name for name, value in self.always.items() if meaning(config, name) != value}
+        back = self._understood({**self.defaults, **self.write_config(config, 1)})
+        wrong |= {name for name in MEANINGS if meaning(back, name) != meaning(config, name)}
+        if "d_head" not in self.words and config.n_head * config.head_width != config.d_model:
+            wrong.add("d_head")
+        return [f"model.{name}={shown(meaning(config, name))}" for name in MEANINGS if name in wrong]
+
+    def write_config(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
+        """The content of config.json for a model that `refusals` finds nothing against."""
+        theirs = {"architectures": [self.class_name], "model_type": self.model_type, "vocab_size": vocab_size}
+        for option, words in self.words.items():
+            theirs |= dict.fromkeys((words,) if isinstance(words, str) else words, meaning(config, option))
+        return theirs | {word: allowed[0] for word, allowed in self.demands.items()} | self.write(config)
+
+    def _understood(self, theirs: Mapping[str, Any]) -> DecoderConfig:
+        ours = dict(self.always)
+        for option, words in self.words.items():
+            values = {word: self._of(theirs, word) for word in ((words,) if isinstance(words, str) else words)}
+            ours[option], *others = values.values()
+            if any(value != ours[option] for value in others):
+                said = " with ".join(f"{word}={shown(value)}" for word, value in values.items())
+                raise ValueError(f"{said} is what no option of gptlab expresses; model.{option} is one for all of them")
+        return DecoderConfig(**ours | self.read(theirs))
+
+    def _of(self, theirs: Mapping[str, Any], word: str) -> Any:
+        if word not in theirs:
+            raise ValueError(f"{word} is not said, which a {self.model_type} model needs")
+        return theirs[word]
+
+
+def meaning(config: DecoderConfig, option: str) -> Any:
+    """What an option comes to: null may stand for another value."""
+    if option == "rope_theta" and config.position is not Position.rotary:
+        return None
+    if option.startswith("dropout_"):
+        return config.dropout_at(option.removeprefix("dropout_"))
+    return getattr(config, DERIVED.get(option, option))
+
+
+def differences(theirs: DecoderConfig, ours: DecoderConfig) -> list[str]:
+    """The words that would make our model compute what theirs does."""
+    return [
+        f"model.{name}={shown(meaning(theirs, name))}"
+        for name in MEANINGS
+        if meaning(theirs, name) != meaning(ours, name)
+    ]
+
+
+def shapes(config: DecoderConfig, vocab_size: int) -> dict[str, torch.Size]:
+    """The shape of each of our tensors, by name."""
+    return {name: value.shape for name, value in shape_model(config, vocab_size).state_dict().items()}
+
+
+def in_blocks(config: DecoderConfig, theirs: str, places: Mapping[str, Place]) -> Iterator[tuple[str, Place]]:
+    """The places of every block, from those of one; `theirs` with the block's number in {} goes before their names."""
+    for i in range(config.n_layer):
+        for ours, place in places.items():
+            name = theirs.format(i) + place.name
+            yield f"blocks.{i}.{ours}", Place(name, place.transposed, place.part, place.parts)
+
+
+def shown(value: Any) -> str:
+    """A value as a person types it."""
+    return json.dumps(value.value if isinstance(value, Enum) else value).strip('"')

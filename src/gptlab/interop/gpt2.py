@@ -1,0 +1,84 @@
+"""GPT-2 and GPT-1 as transformers keeps them: matrices (in, out), queries, keys and values in one."""
+
+from gptlab.interop.architecture import Architecture, Place, in_blocks
+from gptlab.models.config import AttentionPattern, DecoderConfig, Feedforward, Norm, NormPlacement, Position
+
+WORDS = {
+    "context_length": "n_positions",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "d_model": "n_embd",
+    "norm_eps": "layer_norm_epsilon",
+    "tied_head": "tie_word_embeddings",
+    "dropout_embedding": "embd_pdrop",
+    "dropout_attention": "attn_pdrop",
+    "dropout_residual": "resid_pdrop",
+    "init_std": "initializer_range",
+}
+ALWAYS = {
+    "position": Position.learned,
+    "norm": Norm.layernorm,
+    "attention_pattern": AttentionPattern.dense,
+    "feedforward": Feedforward.gelu,
+    "bias": True,
+    "qk_norm": False,
+    "logit_softcap": None,
+}
+DEFAULTS = {
+    "tie_word_embeddings": True,
+    "layer_norm_epsilon": 1e-5,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+    "initializer_range": 0.02,
+}
+
+
+def _places(config: DecoderConfig, tokens: str, positions: str, final_norm: str | None) -> dict[str, Place]:
+    block = {}
+    for kind in ("weight", "bias"):
+        matrix = kind == "weight"
+        for part, name in enumerate("qkv"):
+            block[f"attn.{name}.{kind}"] = Place(f"attn.c_attn.{kind}", matrix, part, 3)
+        for ours, theirs in (("attn.out", "attn.c_proj"), ("ffn.up", "mlp.c_fc"), ("ffn.down", "mlp.c_proj")):
+            block[f"{ours}.{kind}"] = Place(f"{theirs}.{kind}", matrix)
+        for ours, theirs in (("norm1", "ln_1"), ("norm2", "ln_2")):
+            block[f"{ours}.{kind}"] = Place(f"{theirs}.{kind}")
+    places = {"tok_emb.weight": Place(f"transformer.{tokens}.weight")}
+    places["pos_emb.weight"] = Place(f"transformer.{positions}.weight")
+    places |= in_blocks(config, "transformer.h.{}.", block)
+    if final_norm is not None:
+        places |= {f"final_norm.{kind}": Place(f"transformer.{final_norm}.{kind}") for kind in ("weight", "bias")}
+    if not config.tied_head:
+        places["lm_head.weight"] = Place("lm_head.weight")
+    return places
+
+
+GPT2 = Architecture(
+    model_type="gpt2",
+    class_name="GPT2LMHeadModel",
+    words=WORDS | {"d_ff": "n_inner"},
+    always=ALWAYS | {"norm_placement": NormPlacement.pre},
+    defaults=DEFAULTS | {"n_inner": None},
+    demands={
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    prefix="transformer.",
+    places=lambda config: _places(config, "wte", "wpe", "ln_f"),
+    buffers=(".attn.bias", ".attn.masked_bias"),
+)
+
+GPT1 = Architecture(
+    model_type="openai-gpt",
+    class_name="OpenAIGPTLMHeadModel",
+    words=WORDS,
+    always=ALWAYS | {"norm_placement": NormPlacement.post},
+    defaults=DEFAULTS,
+    demands={"afn": ("gelu", "gelu_new")},  # its "gelu" is the tanh form
+    prefix="transformer.",
+    places=lambda config: _places(config, "tokens_embed", "positions_embed", None),
+    buffers=(".attn.bias", ".position_ids"),
+)

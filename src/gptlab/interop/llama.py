@@ -1,0 +1,143 @@
+"""Llama, Mistral and Qwen2 as transformers keeps them: the same names, other biases and windows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gptlab.interop.architecture import Architecture, Place, in_blocks, shown
+from gptlab.models.config import AttentionPattern, DecoderConfig, Feedforward, Norm, NormPlacement, Position
+
+WORDS = {
+    "context_length": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_kv_head": "num_key_value_heads",
+    "d_model": "hidden_size",
+    "d_head": "head_dim",
+    "d_ff": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "tied_head": "tie_word_embeddings",
+    "dropout_attention": "attention_dropout",
+    "init_std": "initializer_range",
+}
+ALWAYS = {
+    "position": Position.rotary,
+    "norm": Norm.rmsnorm,
+    "norm_placement": NormPlacement.pre,
+    "feedforward": Feedforward.swiglu,
+    "qk_norm": False,
+    "logit_softcap": None,
+}
+DENSE = {"attention_pattern": AttentionPattern.dense}
+DEFAULTS = {
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "hidden_act": "silu",
+}
+BLOCK = {
+    "attn.q": "self_attn.q_proj",
+    "attn.k": "self_attn.k_proj",
+    "attn.v": "self_attn.v_proj",
+    "attn.out": "self_attn.o_proj",
+    "ffn.gate": "mlp.gate_proj",
+    "ffn.up": "mlp.up_proj",
+    "ffn.down": "mlp.down_proj",
+}
+NORMS = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+
+
+def _places(config: DecoderConfig) -> dict[str, Place]:
+    block = {f"{ours}.weight": Place(f"{theirs}.weight") for ours, theirs in {**BLOCK, **NORMS}.items()}
+    for ours, theirs in BLOCK.items():
+        if config.attention_biased if ours in ("attn.q", "attn.k", "attn.v") else config.bias:
+            block[f"{ours}.bias"] = Place(f"{theirs}.bias")
+    places = {"tok_emb.weight": Place("model.embed_tokens.weight")}
+    places |= in_blocks(config, "model.layers.{}.", block)
+    places["final_norm.weight"] = Place("model.norm.weight")
+    if not config.tied_head:
+        places["lm_head.weight"] = Place("lm_head.weight")
+    return places
+
+
+def _rotation(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """The base of the rotary frequencies, in the words of transformers 5 or of those before."""
+    given = theirs.get("rope_parameters") or {}
+    scaling = theirs.get("rope_scaling") or {}
+    for said, word in ((given, "rope_parameters"), (scaling, "rope_scaling")):
+        kind = said.get("rope_type", said.get("type", "default"))
+        if kind != "default":
+            raise ValueError(
+                f"{word} of type {shown(kind)} changes the rotary frequencies, which no option of gptlab expresses; "
+                "only the default type is"
+            )
+    if given.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(
+            f"partial_rotary_factor={given['partial_rotary_factor']} is what no option of gptlab expresses"
+        )
+    return {"rope_theta": float(given.get("rope_theta", theirs.get("rope_theta", 10_000.0)))}
+
+
+def _all_dense(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = set(theirs.get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        raise ValueError(f"layer_types with {', '.join(sorted(kinds))} are what no option of gptlab expresses")
+    return _rotation(theirs)
+
+
+def _windowed(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    window = theirs["sliding_window"]
+    if window is None:
+        return _rotation(theirs) | DENSE
+    return _rotation(theirs) | {"attention_pattern": AttentionPattern.banded, "attention_window": window}
+
+
+def _write_rotation(config: DecoderConfig) -> dict[str, Any]:
+    # Both spellings, so that versions before 5 open the folder too.
+    parameters = {"rope_type": "default", "rope_theta": config.rope_theta}
+    return {"rope_theta": config.rope_theta, "rope_parameters": parameters}
+
+
+LLAMA = Architecture(
+    model_type="llama",
+    class_name="LlamaForCausalLM",
+    words=WORDS | {"bias": ("attention_bias", "mlp_bias")},
+    always=ALWAYS | DENSE,
+    defaults=DEFAULTS | {"attention_bias": False, "mlp_bias": False},
+    demands={"hidden_act": ("silu",)},
+    prefix="model.",
+    places=_places,
+    buffers=(".rotary_emb.inv_freq",),
+    read=_rotation,
+    write=_write_rotation,
+)
+
+MISTRAL = Architecture(
+    model_type="mistral",
+    class_name="MistralForCausalLM",
+    words=WORDS,
+    always=ALWAYS | {"bias": False},
+    defaults=DEFAULTS | {"sliding_window": 4096},
+    demands={"hidden_act": ("silu",)},
+    prefix="model.",
+    places=_places,
+    buffers=(".rotary_emb.inv_freq",),
+    read=_windowed,
+    write=lambda config: _write_rotation(config) | {"sliding_window": config.attention_window},
+)
+
+QWEN2 = Architecture(
+    model_type="qwen2",
+    class_name="Qwen2ForCausalLM",
+    words=WORDS,
+    always=ALWAYS | DENSE | {"bias": False, "qkv_bias": True},
+    defaults=DEFAULTS,
+    demands={"hidden_act": ("silu",), "use_sliding_window": (False,)},
+    prefix="model.",
+    places=_places,
+    buffers=(".rotary_emb.inv_freq",),
+    read=_all_dense,
+    write=_write_rotation,
+)

@@ -1,0 +1,278 @@
+"""`gptlab generate`, in this process and once as a process of its own."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from gptlab.commands.generate import load_model, main, prepare
+from gptlab.config import RunConfig, to_plain
+from gptlab.data.config import ByteConfig, TextConfig
+from gptlab.data.tokenizer import ByteTokenizer, CharTokenizer
+from gptlab.generation.beam import beam_search
+from gptlab.generation.config import Precision
+from gptlab.generation.decode import generate
+from gptlab.models.build import build_model
+from gptlab.models.config import DecoderConfig, Position
+from gptlab.training import checkpoint
+
+CONTEXT = 24
+
+
+def write_run(folder, *, tokenizer=None, seed=0, rows=None, **options):
+    """A run folder as training leaves it, of a model with random weights."""
+    tokenizer = tokenizer or ByteTokenizer()
+    given = {"n_layer": 2, "n_head": 2, "d_model": 16, "context_length": CONTEXT, "init_std": 0.4}
+    config = RunConfig(
+        model=DecoderConfig(**given | options), data=TextConfig(path="none"), tokenizer=ByteConfig(), budget_steps=1
+    )
+    model = build_model(config.model, rows or tokenizer.vocab_size, seed=seed)
+    tokenizer_file = folder / "tokenizer.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(tokenizer_file)
+    state = {
+        "gptlab_format": checkpoint.FORMAT,
+        "step": 1,
+        "model": model.state_dict(),
+        "config": to_plain(config),
+        "tokenizer": tokenizer.fingerprint,
+        "best": None,
+    }
+    checkpoint.save(state, folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "run", position=Position.rotary)
+
+
+@pytest.fixture
+def say(run, capsys):
+    def say(*words, expect=0, where=run):
+        code = main([f"run={where}", *words])
+        out, err = capsys.readouterr()
+        assert code == expect, err
+        return out, err
+
+    return say
+
+
+@pytest.fixture
+def answers(say):
+    def answers(*words, **options):
+        out, _ = say(*words, "output=json", **options)
+        return json.loads(out)["results"]
+
+    return answers
+
+
+def test_writes_what_the_model_writes(run, say, answers):
+    model, tokenizer = load_model(str(run), "run")
+    expected = generate(model, torch.tensor([list(b"hello ")]), 60, temperature=0.0, n_words=257)[0, 6:].tolist()
+    cut = expected.index(256) + 1 if 256 in expected else 60
+    (found,) = answers("prompt=hello ", "temperature=0", "n_tokens=60")
+    assert found["tokens"] == expected[:cut]
+    text = tokenizer.decode([token for token in found["tokens"] if token != 256])
+    assert found["text"] == text and found["prompt"] == "hello "
+    out, err = say("prompt=hello ", "temperature=0", "n_tokens=60")
+    assert out == f"hello {text}\n"
+    assert err.endswith(" tokens/s\n") and f"{cut} tokens in " in err
+    assert answers("prompt=hello ", "temperature=0", "n_tokens=60", where=run / "checkpoints" / "best.ckpt") == [found]
+
+
+def test_prompts_from_words_files_and_standard_input(answers, tmp_path, monkeypatch):
+    words = ("temperature=0", "n_tokens=9")
+    one, two = answers("prompt=a = b", "prompt=longer than that\n", *words)
+    assert [one["prompt"], two["prompt"]] == ["a = b", "longer than that\n"]
+    assert answers("prompt=a = b", *words) == [one]
+    (tmp_path / "prompt.txt").write_text("longer than that\n\n")
+    assert answers(f"prompt_file={tmp_path / 'prompt.txt'}", *words) == [two]
+    (tmp_path / "prompts.jsonl").write_text('"a = b"\n\n{"prompt": "longer than that\\n"}\n')
+    assert answers(f"prompt_file={tmp_path / 'prompts.jsonl'}", *words) == [one, two]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a = b\n"))
+    assert answers(*words) == [one]
+
+
+def test_samples_and_seeds(answers, say):
+    words = ("prompt=x", "prompt=yy", "n_samples=3", "n_tokens=12")
+    found = answers(*words, "seed=1")
+    assert [row["prompt"] for row in found] == ["x"] * 3 + ["yy"] * 3
+    assert len({tuple(row["tokens"]) for row in found}) == 6
+    assert answers(*words, "seed=1") == found != answers(*words, "seed=2")
+    out, _ = say(*words, "seed=1")
+    blocks = dict(block.split(" ---\n")[0].split("\n", 1) for block in ("\n" + out).split("\n--- ")[1:])
+    assert set(blocks) == {f"prompt {p}, sample {s}" for p in (1, 2) for s in (1, 2, 3)}
+
+
+def test_ends_at_stop_strings_and_end_of_text(answers):
+    words = ("prompt=q", "temperature=1", "n_tokens=200", "n_samples=6")
+    whole = answers(*words)
+    for row in whole:
+        assert row["finished"] == ("end_of_text" if row["tokens"][-1] == 256 else "length")
+    stop = next(row["text"][9:12] for row in whole if len(row["text"]) > 30 and row["text"][9:12].isprintable())
+    for row, full in zip(answers(*words, f"stop={stop}", "stop=never there"), whole, strict=True):
+        assert row["text"] == full["text"].split(stop)[0]
+        if stop in full["text"]:
+            assert row["finished"] == "stop" and len(row["tokens"]) <= len(full["tokens"])
+
+
+def test_beams(run, answers):
+    model, _ = load_model(str(run), "run")
+    expected = beam_search(
+        model, list(b"ab"), 10, n_beams=4, n_best=2, length_penalty=0.5, n_words=257, ends=lambda t: t[-1] == 256
+    )
+    found = answers("prompt=ab", "beams=4", "n_samples=2", "length_penalty=0.5", "n_tokens=10")
+    assert [row["tokens"] for row in found] == [beam.tokens for beam in expected]
+    assert [row["score"] for row in found] == pytest.approx([beam.score for beam in expected], abs=1e-4)
+
+
+def test_log_probabilities(answers, say):
+    words = ("prompt=ab", "logprobs=5", "n_tokens=4", "temperature=0")
+    (found,) = answers(*words)
+    for step, token in zip(found["logprobs"], found["tokens"], strict=True):
+        assert step["token"] == token == step["top"][0]["token"] and len(step["top"]) == 5
+        assert step["log_p"] == step["top"][0]["log_p"] < 0
+    out, _ = say(*words)
+    assert len(out.splitlines()) == 4 and f"{found['logprobs'][0]['log_p']:.4f}" in out
+
+
+def test_a_draft_model_changes_nothing_but_time(answers, tmp_path):
+    draft = write_run(tmp_path / "draft", n_layer=1, seed=5)
+    words = ("prompt=ab", "prompt=c", "temperature=0", "n_tokens=40")
+    plain = answers(*words)
+    assert answers(*words, f"draft={draft}", "n_draft=3") == plain
+    assert len(answers("prompt=ab", "n_samples=2", f"draft={draft}")) == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_precisions(run, answers, precision):
+    assert len(answers("prompt=ab", f"precision={precision}", "n_tokens=30", "n_samples=2")) == 2
+    kind = Precision(precision)
+    model = prepare(load_model(str(run), "run")[0], kind, torch.device("cpu"))
+    if kind is Precision.int8:
+        assert not any(isinstance(module, nn.Linear) for module in model.modules())
+    else:
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    exact = load_model(str(run), "run")[0]
+    tokens = torch.tensor([list(b"some text")])
+    expected, found = exact(tokens), model.output.logits(model.hidden(tokens)).float()
+    assert (found - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
+def test_a_model_with_more_rows_than_words(answers, tmp_path):
+    folder = write_run(tmp_path / "run", tokenizer=CharTokenizer("abc"), rows=16)
+    (found,) = answers("prompt=ab", "temperature=9", "n_tokens=100", where=folder)
+    assert set(found["tokens"]) == {0, 1, 2} and len(found["text"]) == 100
+
+
+def test_a_transformers_folder(answers, say, gpt2_pair, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs, _ = gpt2_pair(n_words=256)
+    theirs.save_pretrained(tmp_path)
+    _, err = say("prompt=a", expect=2, where=tmp_path)
+    assert "has no tokenizer.json" in err
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    bytes_alone = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    bytes_alone.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_alone.decoder = tokenizers.decoders.ByteLevel()
+    bytes_alone.save(str(tmp_path / "tokenizer.json"))
+    prompt = bytes_alone.encode("some text").ids
+    expected = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt) :]
+    (found,) = answers("prompt=some text", "temperature=0", "n_tokens=20", where=tmp_path)
+    assert found["tokens"] == expected.tolist()
+
+
+def test_wrong_words_and_values(say, tmp_path):
+    for word, message in (
+        ("temprature=1", "temprature is not a word of gptlab generate; did you mean temperature?"),
+        ("n_tokens=many", "n_tokens=many must be a whole number"),
+        ("top_p=high", "top_p=high must be a number"),
+        ("n_tokens", "n_tokens needs a value"),
+        ("n_tokens=0", "n_tokens=0 is below 1"),
+        ("n_samples=0", "n_samples=0 is below 1"),
+        ("seed=1 seed=2", "seed= is said twice"),
+        ("temperature=-1", "temperature=-1.0 is below 0"),
+        ("top_p=0", "top_p=0.0 is outside (0, 1]"),
+        ("top_k=0", "top_k=0 is below 1"),
+        ("precision=fp8", "precision=fp8 is unknown; use 32, bf16, int8"),
+        ("output=xml", "output=xml is unknown; use text, json"),
+        ("device=tpu9", "device=tpu9 cannot be used"),
+        ("stop=", "stop has an empty text"),
+        ("prompt=", "the prompt is empty"),
+        ("prompt=" + "x" * 30, "the prompt has 30 tokens and the model's context holds 24; leave out at least 6"),
+        ("beams=2 temperature=1", "temperature= has no effect on beam search"),
+        ("beams=2 n_samples=3", "n_samples=3 is more than beams=2 can give"),
+        ("length_penalty=1", "length_penalty= is a word of beam search"),
+        ("n_draft=1", "n_draft= says how far a draft model goes ahead"),
+        (f"prompt_file={tmp_path}/none", "prompt= and prompt_file= are both given"),
+    ):
+        prompt = () if word.startswith("prompt=") else ("prompt=a",)
+        out, err = say(*prompt, *word.split(" "), expect=2)
+        assert out == "" and err.startswith(f"error: {message}"), err
+
+
+def test_prompt_files_that_cannot_be_read(say, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('"fine"\n[1]\n')
+    (tmp_path / "none.jsonl").write_text("\n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xff")
+    for name, message in (
+        ("absent", "cannot be read: No such file"),
+        ("bytes.txt", "cannot be read: 'utf-8' codec"),
+        ("none.jsonl", "has no prompt"),
+        ("rows.jsonl", "line 2: use a JSON string"),
+    ):
+        _, err = say(f"prompt_file={tmp_path / name}", expect=2)
+        assert err.startswith("error: ") and message in err
+
+
+def test_models_that_cannot_be_read(run, say, tmp_path):
+    alone = tmp_path / "alone" / "checkpoints" / "last.ckpt"
+    alone.parent.mkdir(parents=True)
+    alone.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes())
+    other = write_run(tmp_path / "other", tokenizer=CharTokenizer("abc"))
+    mixed = write_run(tmp_path / "mixed")
+    (mixed / "tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes())
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(b"no checkpoint")
+    for where, message in (
+        (alone, "has no tokenizer: there is no"),
+        (mixed, "is not the tokenizer that"),
+        (damaged, "is damaged or no checkpoint"),
+        (tmp_path, "holds no model"),
+    ):
+        _, err = say("prompt=a", expect=2, where=where)
+        assert err.startswith("error: ") and message in err, err
+    _, err = say("prompt=a", f"draft={other}", expect=2)
+    assert "has another tokenizer than run=" in err
+
+
+def test_without_words_it_explains_itself(capsys):
+    assert main([]) == 0
+    assert "run=PATH" in capsys.readouterr().out
+    assert main(["prompt=a"]) == 2
+    assert "needs run=PATH" in capsys.readouterr().err
+
+
+def test_as_a_process(run):
+    """Text from standard input; nothing but JSON on standard output; no trainer imported."""
+    program = (
+        "import sys; from gptlab.commands.generate import main; code = main(sys.argv[1:]);"
+        "assert not {'lightning', 'transformers'} & set(sys.modules); sys.exit(code)"
+    )
+    words = [f"run={run}", "output=json", "n_tokens=5", "temperature=0"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        input="from a pipe\n",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["results"][0]["prompt"] == "from a pipe"

@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from gptlab.generation import int8
+from gptlab.generation.int8 import Int8Linear, Int8Model
+from gptlab.models.config import Feedforward, Norm, Position
+from gptlab.nn.loss import Output
+
+
+def test_each_output_is_rounded_to_its_own_scale():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 32, generator=generator) * torch.logspace(-3, 3, 24)[:, None]
+    weight[5] = 0
+    layer = Int8Linear(weight, None)
+    assert layer.weight.dtype is torch.int8 and layer.weight.abs().max() == 127 and layer.scale.shape == (24,)
+    restored = layer.weight.float() * layer.scale.float()[:, None]
+    # Half a step, and at the largest weight what bfloat16 took from the scale.
+    assert ((restored - weight).abs() <= 0.51 * layer.scale.float()[:, None] + 2**-8 * weight.abs()).all()
+    assert (restored[5] == 0).all()
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 16, 17])
+@pytest.mark.parametrize("d_in, d_out", [(64, 96), (32, 50), (48, 257)])
+def test_the_kernel_gives_the_product_written_out(n_rows, d_in, d_out):
+    generator = torch.Generator().manual_seed(0)
+    layer = Int8Linear(torch.randn(d_out, d_in, generator=generator), torch.randn(d_out, generator=generator))
+    x = torch.randn(n_rows, d_in, generator=generator)
+    exact = x @ (layer.weight.float() * layer.scale.float()[:, None]).T + layer.bias.float()
+    assert torch.allclose(layer(x), exact, atol=1e-4)  # float32 is never given to the kernel
+    near = {"atol": 0.02 * exact.abs().max(), "rtol": 0.02}
+    assert torch.allclose(layer(x.bfloat16()).float(), exact, **near)
+    assert torch.allclose(layer.written_out(x.bfloat16()).float(), exact - layer.bias.float(), **near)
+    if hasattr(torch, "_weight_int8pack_mm"):
+        assert torch.allclose(layer.by_kernel(x.bfloat16()).float(), exact - layer.bias.float(), **near)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tied_head": False, "position": Position.rotary, "norm": Norm.rmsnorm, "feedforward": Feedforward.swiglu},
+        {"n_kv_head": 2, "qk_norm": True, "logit_softcap": 8.0, "bias": False},
+    ],
+    ids=["gpt2", "llama", "modern"],
+)
+def test_a_model_stays_near(small, options, monkeypatch):
+    model = small(d_model=32, vocab_size=257, init_std=0.15, **options)
+    tokens = torch.randint(257, (4, 12), generator=torch.Generator().manual_seed(0))
+    before = model(tokens)
+    quantised = Int8Model(model)
+    after = quantised.output.logits(quantised.hidden(tokens)).float()
+    assert (after - before).abs().mean() < 0.03 * before.abs().mean() + 0.01
+    assert not any(isinstance(module, torch.nn.Linear) for module in quantised.modules())
+    monkeypatch.setattr(int8, "kernel_takes", lambda rows: False)
+    plain = quantised.output.logits(quantised.hidden(tokens)).float()
+    assert (after - plain).abs().max() < 0.05 * before.abs().max()
+
+
+def test_the_heads_scale_and_softcap_are_kept():
+    generator = torch.Generator().manual_seed(0)
+    head = Output(torch.randn(9, 16, generator=generator), scale=0.5, softcap=2.0)
+    hidden = torch.randn(3, 16, generator=generator)
+    assert torch.allclose(int8.Int8Output(head).logits(hidden), head.logits(hidden), atol=0.05)

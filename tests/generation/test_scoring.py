@@ -1,0 +1,59 @@
+import math
+
+import pytest
+import torch
+
+from gptlab.data.tokenizer import ByteTokenizer, CharTokenizer
+from gptlab.generation.scoring import score, token_nats
+from gptlab.objectives.causal_lm import CausalLM
+from gptlab.objectives.config import CausalLMConfig
+
+CONTEXT = 12
+
+
+def test_equals_the_training_loss_within_one_window(small):
+    model = small()
+    windows = torch.randint(31, (1, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
+    objective = CausalLM(CausalLMConfig())
+    loss = objective.loss(model, objective.collate(windows))
+    assert sum(token_nats(model, windows[0].tolist())) == pytest.approx(loss.total.item(), rel=1e-5)
+
+
+def test_each_token_once_with_at_least_half_a_context(small):
+    model = small()
+    ids = torch.randint(31, (60,), generator=torch.Generator().manual_seed(0)).tolist()
+    for n in (2, 12, 13, 14, 19, 20, 60):
+        nats = token_nats(model, ids[:n])
+        assert len(nats) == n - 1
+        for i, value in enumerate(nats, 1):
+            done = 0 if i <= CONTEXT else CONTEXT + (i - CONTEXT - 1) // (CONTEXT // 2) * (CONTEXT // 2)
+            start = 0 if done == 0 else done - CONTEXT // 2
+            assert i <= CONTEXT or i - start > CONTEXT // 2
+            log_p = torch.log_softmax(model(torch.tensor([ids[start:i]]))[0, -1], -1)
+            assert value == pytest.approx(-log_p[ids[i]].item(), abs=1e-4)
+
+
+def test_means_over_a_text(small):
+    model, text = small(vocab_size=257), "naïve"
+    result = score(model, ByteTokenizer(), text)
+    assert result.tokens == list(text.encode()) and result.n_bytes == 6
+    assert result.nats == pytest.approx(token_nats(model, [256, *text.encode()]))
+    assert result.loss == pytest.approx(sum(result.nats) / 6)
+    assert result.perplexity == pytest.approx(math.exp(result.loss))
+    assert result.bits_per_byte == pytest.approx(result.loss / math.log(2))
+
+
+def test_without_an_end_of_text_the_first_token_is_only_read(small):
+    result = score(small(vocab_size=3), CharTokenizer("abé"), "éab")
+    assert result.tokens == [0, 1] and result.n_bytes == 2 and len(result.nats) == 2
+    for text in ("", "a"):
+        with pytest.raises(ValueError, match="no token to predict"):
+            score(small(vocab_size=3), CharTokenizer("abé"), text)
+
+
+def test_words_that_the_tokenizer_lacks_take_no_part(small):
+    model = small(vocab_size=300)
+    result = score(model, ByteTokenizer(), "ab")
+    logits = model(torch.tensor([[256, 97]]))[0, :, :257]
+    expected = -torch.log_softmax(logits, -1)[[0, 1], [97, 98]]
+    assert result.nats == pytest.approx(expected.tolist(), abs=1e-4)

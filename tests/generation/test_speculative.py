@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch import nn
+
+from gptlab.generation.decode import decode
+from gptlab.generation.reader import Reader
+from gptlab.generation.sampling import Sampling
+from gptlab.generation.speculative import speculate
+from gptlab.models.config import DecoderConfig, Position
+from gptlab.nn.loss import Output
+
+PROMPT = [3, 1, 4]
+GREEDY = Sampling(temperature=0.0)
+
+
+def plain(model, sampling, n_tokens, **options):
+    return [draws[0].token for draws in decode(Reader(model, [PROMPT]), n_tokens, sampling, **options)]
+
+
+@pytest.mark.parametrize("n_draft", [1, 3, 5])
+@pytest.mark.parametrize("position", list(Position), ids=lambda position: position.value)
+def test_greedy_is_the_targets_greedy_also_past_the_context(small, n_draft, position):
+    target = small(position=position)
+    drafts = {
+        "another": small(seed=1, n_layer=1),
+        "itself": target,
+        "shorter context": small(seed=1, n_layer=1, context_length=5),
+        "longer context": small(seed=1, n_layer=1, context_length=40),
+    }
+    for name, draft in drafts.items():
+        found = [draw.token for draw in speculate(target, draft, PROMPT, 40, GREEDY, n_draft=n_draft)]
+        assert found == plain(target, GREEDY, 40), name
+    penalised = Sampling(temperature=0.0, repetition_penalty=1.5)
+    found = [draw.token for draw in speculate(target, drafts["another"], PROMPT, 40, penalised, n_draft=n_draft)]
+    assert found == plain(target, penalised, 40)
+
+
+class Table(nn.Module):
+    """A model of which only the last word matters: fast enough for many draws."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.config = DecoderConfig(n_layer=0, context_length=8)
+        generator = torch.Generator().manual_seed(seed)
+        self.rows = nn.Parameter(1.2 * torch.randn(4, 4, generator=generator))
+
+    def hidden(self, tokens, *, cache):
+        cache.read(tokens.shape[1], tokens.device)
+        return self.rows[tokens]
+
+    @property
+    def output(self):
+        return Output(torch.eye(4))
+
+
+@pytest.mark.parametrize("filters", [{}, {"temperature": 0.7, "top_k": 3}, {"repetition_penalty": 1.5}], ids=str)
+def test_the_distribution_is_exactly_the_targets(fits, filters):
+    """All 64 texts of three words, each with the probability that the target alone gives it."""
+    sampling, target, draft = Sampling(**filters), Table(2), Table(3)
+    expected = torch.ones(64, dtype=torch.float64)
+    for code in range(64):
+        text = [code // 16, code // 4 % 4, code % 4]
+        for i in range(3):
+            seen = [1, 2, *text[:i]]
+            expected[code] *= sampling.probabilities(target.rows[seen[-1:]], [seen])[0, text[i]].double()
+    generator = torch.Generator().manual_seed(11)
+    draws = []
+    for _ in range(4_000 if filters else 20_000):
+        a, b, c = (d.token for d in speculate(target, draft, [1, 2], 3, sampling, n_draft=2, generator=generator))
+        draws.append(16 * a + 4 * b + c)
+    assert fits(draws, expected)
+    assert not fits(draws, expected.roll(1))
+
+
+def test_counts_and_log_probabilities(small):
+    target, draft = small(), small(seed=1)
+    assert list(speculate(target, draft, PROMPT, 0, GREEDY)) == []
+    for n in (1, 2, 7):
+        assert len(list(speculate(target, draft, PROMPT, n, Sampling()))) == n
+    ours = speculate(target, draft, PROMPT, 30, GREEDY, n_top=2)
+    theirs = decode(Reader(target, [PROMPT]), 30, GREEDY, n_top=2)
+    for a, (b,) in zip(ours, theirs, strict=True):
+        assert a.log_p == pytest.approx(b.log_p, abs=1e-4) and [w for w, _ in a.top] == [w for w, _ in b.top]

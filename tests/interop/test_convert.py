@@ -1,0 +1,307 @@
+"""`gptlab convert` and `model.init_from`, from the words to what lies on the disk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+from interop.foreign import CASES, Case, gpt2
+from runs import small_run
+
+from gptlab import compose
+from gptlab.commands import convert, main
+from gptlab.data.prepare import prepare
+from gptlab.data.tokenizer import CharTokenizer, load_tokenizer
+from gptlab.interop.transformers_folder import TransformersFolder
+from gptlab.models.build import build_model
+from gptlab.models.config import (
+    AttentionPattern,
+    DecoderConfig,
+    Feedforward,
+    Norm,
+    NormPlacement,
+    Position,
+    model_from_plain,
+)
+from gptlab.objectives.build import build_objective
+from gptlab.training import checkpoint
+from gptlab.training.datamodule import TrainBatches, WindowsDataModule
+from gptlab.training.run import train
+
+SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16}
+MODELS = {
+    "gpt2": DecoderConfig(**SHAPE),
+    "gpt1": DecoderConfig(**SHAPE, norm_placement=NormPlacement.post),
+    "llama": DecoderConfig(
+        **SHAPE,
+        n_kv_head=1,
+        position=Position.rotary,
+        norm=Norm.rmsnorm,
+        feedforward=Feedforward.swiglu,
+        bias=False,
+        tied_head=False,
+    ),
+}
+
+
+def ran(folder: Path, **words) -> Path:
+    train(small_run(folder, **words))
+    return folder
+
+
+def said(*words) -> int:
+    return convert.main([str(word) for word in words])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_trained_run_is_the_same_in_transformers(name, tmp_path):
+    run = ran(tmp_path / "run", model=MODELS[name])
+    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ours = load_tokenizer(run / "tokenizer.json")
+
+    state = checkpoint.load(run / "checkpoints" / "best.ckpt")
+    text = (tmp_path / "text.txt").read_text()
+    ids = ours.encode(text)
+    assert tokenizer(text)["input_ids"] == ids.tolist()
+    n_val = json.loads((run / "summary.json").read_text())
+    model = build_model(model_from_plain(state["config"]["model"]), ours.vocab_size, seed=0).eval()
+    model.load_state_dict(state["model"])
+
+    # The whole validation split, in windows that predict every token but the first once.
+    config = small_run(run, model=MODELS[name])
+    tokens = torch.from_numpy(prepare(config.data, config.tokenizer, progress=False).val.tokens[:].astype("int64"))
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 1, 16):
+            window = tokens[start : start + 17][None]
+            log_p = theirs(window[:, :-1]).logits.log_softmax(-1)
+            total -= float(log_p.gather(-1, window[:, 1:, None]).sum())
+            count += window.shape[1] - 1
+    assert total / count == pytest.approx(state["best"]["val/loss"], abs=1e-4)
+    assert n_val["val/loss"] >= state["best"]["val/loss"] - 1e-6
+
+    prompt = tokens[:4][None]
+    written = theirs.generate(prompt, max_new_tokens=12, do_sample=False, pad_token_id=ours.eot)
+    expected = prompt
+    while expected.shape[1] < written.shape[1]:
+        expected = torch.cat([expected, model(expected)[:, -1:].argmax(-1)], 1)
+    assert torch.equal(written, expected) and written.shape[1] > 4
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
+    assert f"| val/loss | {state['best']['val/loss']:.4f} |" in card and "d_model: 32" in card
+
+
+def test_a_named_checkpoint_is_taken(tmp_path):
+    run = ran(tmp_path / "run")
+    assert said(f"from={run / 'checkpoints' / 'last.ckpt'}", f"to={tmp_path / 'out'}", "format=transformers") == 0
+    state = checkpoint.load(run / "checkpoints" / "last.ckpt")["model"]
+    for name, value in TransformersFolder(tmp_path / "out").tensors():
+        assert torch.equal(value, state[name])
+
+
+@pytest.mark.parametrize("name", ["gpt1", "gpt2 untied", "llama tied, grouped", "mistral window", "qwen2"])
+def test_into_gptlab_and_out_again(name, tmp_path, capsys):
+    theirs = CASES[name].save(tmp_path / "theirs")
+    assert said(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
+    assert "the checkpoint gets no tokenizer" in capsys.readouterr().out
+    assert said(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}") == 0
+    assert (theirs / "model.safetensors").stat().st_size == pytest.approx(
+        (tmp_path / "back" / "model.safetensors").stat().st_size, rel=0.01
+    )
+    before, after = TransformersFolder(theirs), TransformersFolder(tmp_path / "back")
+    assert all(torch.equal(after.read(key), value) for key, value in before.tensors())
+    config = compose.load(tmp_path / "ours" / "config.yaml")
+    assert config.model.vocab_size == 61 and config.model.n_layer == before.config.n_layer
+
+
+def test_the_tokenizer_goes_with_the_model(tmp_path):
+    run = ran(tmp_path / "run")
+    assert (
+        said(f"from={run}", f"to={tmp_path / 'out'}") == said(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 0
+    )
+    ours, again = load_tokenizer(run / "tokenizer.json"), load_tokenizer(tmp_path / "in" / "tokenizer.json")
+    assert again.eot == ours.eot and again.encode("naïve").tolist() == ours.encode("naïve").tolist()
+    assert said(f"from={tmp_path / 'in'}", f"to={tmp_path / 'again'}") == 0
+    third = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert third("naïve")["input_ids"] == ours.encode("naïve").tolist() and third.eos_token_id == ours.eot
+
+
+def test_nothing_is_overwritten_unless_told(tmp_path, capsys):
+    theirs = CASES["gpt2"].save(tmp_path / "theirs")
+    target = tmp_path / "ours"
+    assert said(f"from={theirs}", f"to={target}") == 0
+    kept = (target / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert said(f"from={theirs}", f"to={target}") == 2
+    assert "is not empty; name another folder, or add overwrite=true to replace it" in capsys.readouterr().err
+    assert (target / "checkpoints" / "last.ckpt").stat().st_mtime_ns == kept
+    assert said(f"from={theirs}", f"to={target}", "overwrite=true") == 0
+    assert (target / "checkpoints" / "last.ckpt").stat().st_mtime_ns != kept
+    assert said(f"from={theirs}", f"to={theirs}", "overwrite=true") == 2
+    assert "holds from=" in capsys.readouterr().err
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("mine")
+    assert said(f"from={theirs}", f"to={tmp_path / 'notes'}", "overwrite=true") == 2
+    assert "holds no model, so overwrite=true leaves it" in capsys.readouterr().err
+    assert (tmp_path / "notes" / "diary.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "ours", "theirs"]
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, capsys):
+    words = {"qk_norm": True, "attention_pattern": AttentionPattern.alternating, "attention_window": 4}
+    run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, **words))
+    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 2
+    error = capsys.readouterr().err
+    assert (
+        "the nearest, gpt2, has no model.attention_pattern=alternating, model.attention_window=4, model.qk_norm"
+        in error
+    )
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["form=x"], "form is not a word of gptlab convert; did you mean format?"),
+        (["colour=red"], "colour is not a word of gptlab convert; known: from, to, format, overwrite"),
+        (["from"], "from needs a value; write from=..."),
+        (["from=here"], "gptlab convert needs to=PATH"),
+        (["to=here"], "gptlab convert needs from=PATH"),
+        (["from=a", "to=b", "format=onnx"], "format=onnx is unknown; use transformers or gptlab"),
+        (["from=a", "to=b", "overwrite=yes"], "overwrite=yes must be true or false"),
+        (
+            ["from=./none", "to=b"],
+            "from=./none does not exist; name a run folder, a .ckpt file or a transformers folder",
+        ),
+        (["from=empty", "to=b"], "from=empty is a folder that holds no model: neither config.json, as transformers"),
+        (["from=theirs", "to=b", "format=transformers"], "from=theirs has format=transformers already"),
+        (["from=theirs", "to=text.txt"], "to=text.txt is a file; name a folder"),
+        (["from=text.txt", "to=b"], "text.txt is damaged or no checkpoint"),
+    ],
+)
+def test_wrong_words_are_answered(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("text")
+    CASES["gpt2"].save(tmp_path / "theirs")
+    assert said(*words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_verbs(monkeypatch, capsys):
+    for words, code in ((["gptlab"], 0), (["gptlab", "--help"], 0), (["gptlab", "convert"], 0)):
+        monkeypatch.setattr("sys.argv", words)
+        assert main.main() == code
+        assert "gptlab convert" in capsys.readouterr().out
+    for verb, hint in (("convrt", "did you mean convert?"), ("dance", "use one of convert, generate")):
+        monkeypatch.setattr("sys.argv", ["gptlab", verb])
+        assert main.main() == 2
+        assert capsys.readouterr().err == f"error: {verb} is not a verb of gptlab; {hint}\n"
+
+
+BYTES = Case("GPT2Config", gpt2(vocab_size=257, n_embd=32, n_head=2, n_layer=2))
+OURS = {**SHAPE, "norm_eps": 0.03, "vocab_size": 257}
+
+
+def loss_before_training(config) -> float:
+    """What the first step measured, before it changed anything."""
+    train(config)
+    return float((Path(config.run_dir) / "metrics.csv").read_text().splitlines()[1].split(",")[2])
+
+
+def test_training_starts_from_foreign_weights(tmp_path):
+    path = BYTES.save(tmp_path / "theirs")
+    assert said(f"from={path}", f"to={tmp_path / 'ours'}") == 0
+    losses = [
+        loss_before_training(
+            small_run(tmp_path / name, model=DecoderConfig(**OURS, init_from=str(tmp_path / source)), budget_steps=2)
+        )
+        for name, source in (("a", "theirs"), ("b", "ours"), ("c", "ours/checkpoints/last.ckpt"))
+    ]
+    afresh = loss_before_training(small_run(tmp_path / "d", model=DecoderConfig(**OURS), budget_steps=2))
+    assert losses[0] == losses[1] == losses[2] != afresh
+    model = BYTES.model()
+    config = small_run(tmp_path / "a", model=DecoderConfig(**OURS, init_from=str(path)), budget_steps=2)
+    data = prepare(config.data, config.tokenizer, progress=False)
+    objective = build_objective(config.objective)
+    windows = WindowsDataModule(config, data, objective, n_steps=2).train_windows
+    batch = TrainBatches(windows, objective, seed=config.seed, shuffle=True, per_step=8, rank=0, world_size=1)[0]
+    with torch.no_grad():
+        log_p = model(batch["tokens"]).logits.log_softmax(-1).gather(-1, batch["targets"][..., None])
+    assert float(-log_p.mean()) == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_a_resumed_run_does_not_start_again(tmp_path):
+    path = BYTES.save(tmp_path / "theirs")
+    model = DecoderConfig(**OURS, init_from=str(path))
+    config = small_run(tmp_path / "run", model=model, budget_steps=10)
+    config.callbacks.checkpoint.every_steps = 5
+    config.callbacks.checkpoint.keep_last = 9
+    train(config)
+    whole = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    for later in ("step_00000010.ckpt", "last.ckpt"):
+        (tmp_path / "run" / "checkpoints" / later).unlink()
+    (tmp_path / "run" / "summary.json").unlink()
+    path.rename(tmp_path / "gone")  # what was learned since is in the checkpoint
+    train(config)
+    again = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert len(again) == len(whole) == 11
+    assert [row.split(",")[:3] for row in again] == [row.split(",")[:3] for row in whole]
+
+
+def test_the_start_belongs_to_the_identity(tmp_path):
+    plain, started = (small_run(tmp_path / "r", model=DecoderConfig(**SHAPE, init_from=x)) for x in (None, "gpt2"))
+    assert plain.identity() != started.identity()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"n_layer": 3}, r"holds another model; add model\.n_layer=2$"),
+        (
+            {"norm": Norm.rmsnorm, "n_head": 4},
+            r"add model\.n_head=2 model\.n_kv_head=2 model\.d_head=16 model\.norm=layernorm$",
+        ),
+        ({"context_length": 32}, r"add model\.context_length=24$"),
+        ({"vocab_size": 300}, r"add model\.vocab_size=257$"),
+    ],
+    ids=str,
+)
+def test_weights_of_another_model_are_refused(options, message, tmp_path):
+    path = BYTES.save(tmp_path / "theirs")
+    words = OURS | options
+    with pytest.raises(ValueError, match=message):
+        train(small_run(tmp_path / "run", model=DecoderConfig(**words, init_from=str(path))))
+    if "n_layer" in options:
+        assert said(f"from={path}", f"to={tmp_path / 'ours'}") == 0
+        with pytest.raises(ValueError, match=message):
+            train(small_run(tmp_path / "run2", model=DecoderConfig(**words, init_from=str(tmp_path / "ours"))))
+
+
+def test_config_yaml_of_an_import_says_where_it_came_from(tmp_path):
+    path = CASES["gpt2"].save(tmp_path / "theirs")
+    assert said(f"from={path}", f"to={tmp_path / 'ours'}") == 0
+    assert yaml.safe_load((tmp_path / "ours" / "config.yaml").read_text())["preset"] == "gpt2"
+
+
+def test_a_wrong_word_does_not_wait_for_torch():
+    code = "import sys; from gptlab.commands import convert; print(convert.main(['form=x']), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "2 False\n", done.stderr
+
+
+def test_a_tokenizer_of_another_run_is_refused(tmp_path, capsys):
+    run = ran(tmp_path / "run")
+    CharTokenizer("abc").save(run / "tokenizer.json")
+    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 2
+    assert "tokenizer.json is not the tokenizer that" in capsys.readouterr().err
+    (run / "tokenizer.json").unlink()
+    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert "the folder gets no tokenizer" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "tokenizer.json").exists()

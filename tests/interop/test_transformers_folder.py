@@ -1,0 +1,350 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from interop.foreign import CASES, WORDS, Case, gpt2, llama
+from safetensors.torch import load_file, save_file
+
+from gptlab.config import to_plain
+from gptlab.interop.architecture import differences, shapes
+from gptlab.interop.transformers_folder import TransformersFolder, architecture_for, from_hub, write_folder
+from gptlab.models.build import build_model
+from gptlab.models.config import (
+    AttentionPattern,
+    DecoderConfig,
+    Feedforward,
+    Norm,
+    NormPlacement,
+    Position,
+    model_from_plain,
+)
+
+
+def exported(folder: TransformersFolder, path):
+    path.mkdir()
+    write_folder(path, folder.config, folder.read, None, card="a model\n")
+    return path
+
+
+def opened(path):
+    return transformers.AutoModelForCausalLM.from_pretrained(path).eval()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_out_and_in_again_is_bit_identical(name, tmp_path):
+    case = CASES[name]
+    first = TransformersFolder(case.save(tmp_path / "theirs"))
+    second = TransformersFolder(exported(first, tmp_path / "ours"))
+    assert second.architecture is first.architecture or name == "mistral"  # which is a llama without its window
+    assert differences(second.config, first.config) == [] and second.vocab_size == first.vocab_size
+    for option in ("context_length", "dropout_attention", "dropout_embedding", "dropout_residual", "init_std"):
+        assert getattr(second.config, option) == getattr(first.config, option)
+    ours = dict(first.tensors())
+    assert ours.keys() == build_model(first.config, WORDS, seed=0).state_dict().keys()
+    for own, value in second.tensors():
+        assert torch.equal(value, ours[own]), own
+    theirs = load_file(tmp_path / "theirs" / "model.safetensors")
+    written = load_file(tmp_path / "ours" / "model.safetensors")
+    assert theirs.keys() == written.keys() and all(torch.equal(theirs[key], written[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_auto_classes_open_what_is_written(name, tmp_path):
+    case = CASES[name]
+    first = TransformersFolder(case.save(tmp_path / "theirs"))
+    reference, model = case.model(), opened(exported(first, tmp_path / "ours"))
+    tokens = torch.randint(WORDS, (2, 9), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(model(tokens).logits, reference(tokens).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_as_it_is(dtype, tmp_path):
+    theirs = CASES["llama tied, grouped"].model().to(dtype)
+    theirs.save_pretrained(tmp_path / "theirs")
+    first = TransformersFolder(tmp_path / "theirs")
+    second = TransformersFolder(exported(first, tmp_path / "ours"))
+    for (name, a), (_, b) in zip(first.tensors(), second.tensors(), strict=True):
+        assert a.dtype == b.dtype == dtype and torch.equal(a, b), name
+    assert opened(tmp_path / "ours").dtype == dtype
+
+
+def test_shards_are_read(tmp_path):
+    case = CASES["llama"]
+    whole = dict(TransformersFolder(case.save(tmp_path / "whole")).tensors())
+    parts = case.save(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list(parts.glob("*.safetensors"))) > 2
+    folder = TransformersFolder(parts)
+    assert all(torch.equal(folder.read(name), value) for name, value in whole.items())
+    next(parts.glob("*-00002-*.safetensors")).unlink()
+    with pytest.raises(ValueError, match=r"lacks model-00002-of-\d+\.safetensors, which .*index\.json names"):
+        TransformersFolder(parts)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_weights_are_read_as_weights_only(zipped, tmp_path):
+    case = CASES["gpt2"]
+    whole = dict(TransformersFolder(case.save(tmp_path / "m")).tensors())
+    state = load_file(tmp_path / "m" / "model.safetensors")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    state["lm_head.weight"] = state["transformer.wte.weight"]  # old files hold a tied head twice
+    torch.save(state, tmp_path / "m" / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    folder = TransformersFolder(tmp_path / "m")
+    assert all(torch.equal(folder.read(name), value) for name, value in whole.items())
+
+
+def test_a_model_that_was_saved_without_its_head(tmp_path):
+    case = CASES["gpt2"]
+    whole = dict(TransformersFolder(case.save(tmp_path / "m")).tensors())
+    state = load_file(tmp_path / "m" / "model.safetensors")
+    state = {name.removeprefix("transformer."): value for name, value in state.items()}
+    state["h.0.attn.bias"] = torch.ones(1, 1, 24, 24)  # the mask, which GPT-2's first files hold
+    save_file(state, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    folder = TransformersFolder(tmp_path / "m")
+    assert all(torch.equal(folder.read(name), value) for name, value in whole.items())
+
+
+def test_rotary_base_in_the_words_of_older_versions(tmp_path):
+    path = CASES["llama"].save(tmp_path / "m")
+    content = json.loads((path / "config.json").read_text())
+    del content["rope_parameters"]
+    (path / "config.json").write_text(json.dumps(content | {"rope_theta": 70.0, "rope_scaling": None}))
+    assert TransformersFolder(path).config.rope_theta == 70.0
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def damage_nothing(path, state):
+    (path / "config.json").unlink()
+
+
+def damage_kind(path, state):
+    (path / "config.json").write_text('{"model_type": "bert"}')
+
+
+def damage_json(path, state):
+    (path / "config.json").write_text("{")
+
+
+def damage_weights(path, state):
+    (path / "model.safetensors").unlink()
+
+
+def damage_bytes(path, state):
+    (path / "model.safetensors").write_bytes(b"\xff" * 40)
+
+
+def damage_missing(path, state):
+    del state["transformer.h.0.ln_1.bias"]
+
+
+def damage_many(path, state):
+    for name in [name for name in state if name.startswith("transformer.h.0")]:
+        del state[name]
+
+
+def damage_extra(path, state):
+    state["transformer.h.9.ln_1.bias"] = torch.zeros(3)
+
+
+def damage_shape(path, state):
+    state["transformer.h.1.attn.c_attn.weight"] = torch.zeros(21, 21)
+
+
+def damage_head(path, state):
+    state["lm_head.weight"] = torch.zeros(WORDS, 21)
+
+
+def damage_pickle(path, state):
+    (path / "model.safetensors").unlink()
+    (path / "pytorch_model.bin").write_bytes(pickle.dumps({"transformer.wte.weight": Evil()}))
+
+
+def damage_unsaid(path, state):
+    content = json.loads((path / "config.json").read_text())
+    del content["n_embd"]
+    (path / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (
+            damage_nothing,
+            r"is no transformers model: it has no config\.json; name the folder that save_pretrained wrote",
+        ),
+        (
+            damage_kind,
+            r"config\.json: model_type=bert is not known here; known: openai-gpt, gpt2, llama, mistral, qwen2",
+        ),
+        (damage_json, r"config\.json cannot be read"),
+        (damage_unsaid, r"config\.json: n_embd is not said, which a gpt2 model needs"),
+        (damage_weights, r"has a config\.json and no weights; it needs one of model\.safetensors, "),
+        (damage_bytes, r"model\.safetensors is damaged or not safetensors"),
+        (damage_missing, r"m lacks 1 tensor of a gpt2 model: transformer\.h\.0\.ln_1\.bias$"),
+        (damage_many, r"m lacks 12 tensors of a gpt2 model: transformer\.h\.0\.attn\.c_attn\.bias, .* and 7 more$"),
+        (damage_extra, r"m has 1 tensor that a gpt2 model does not: transformer\.h\.9\.ln_1\.bias$"),
+        (
+            damage_shape,
+            r"m: transformer\.h\.1\.attn\.c_attn\.weight is \(21, 21\) there, and config\.json asks for \(21, 63\)$",
+        ),
+        (damage_head, r"lm_head\.weight differs from transformer\.wte\.weight, and config\.json says tie_word_embed"),
+        (damage_pickle, r"pytorch_model\.bin is refused: it holds more than tensors"),
+    ],
+)
+def test_what_is_no_model_is_refused(damage, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = CASES["gpt2"].save(tmp_path / "m")
+    before = load_file(path / "model.safetensors")
+    state = dict(before)
+    damage(path, state)
+    if state.keys() != before.keys() or any(state[name] is not before[name] for name in state):
+        save_file(state, path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        TransformersFolder(path)
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    "case, message",
+    [
+        (Case("GPT2Config", gpt2(activation_function="gelu")), "activation_function=gelu .* only .*=gelu_new or"),
+        (Case("GPT2Config", gpt2(scale_attn_by_inverse_layer_idx=True)), "scale_attn_by_inverse_layer_idx=true"),
+        (Case("OpenAIGPTConfig", gpt2(afn="relu")), "afn=relu"),
+        (Case("LlamaConfig", llama(hidden_act="gelu")), "hidden_act=gelu"),
+        (Case("LlamaConfig", llama(attention_bias=True)), "attention_bias=true with mlp_bias=false .* model.bias"),
+        (
+            Case("LlamaConfig", llama(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 50.0})),
+            "rope_parameters of type linear",
+        ),
+        (
+            Case("Qwen2Config", llama(use_sliding_window=True, sliding_window=4, max_window_layers=1)),
+            "use_sliding_window",
+        ),
+    ],
+    ids=str,
+)
+def test_what_our_options_cannot_express_is_named(case, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        TransformersFolder(case.save(tmp_path / "m"))
+
+
+def test_rope_scaling_of_older_versions_is_refused(tmp_path):
+    path = CASES["llama"].save(tmp_path / "m")
+    content = json.loads((path / "config.json").read_text())
+    del content["rope_parameters"]
+    content |= {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 32.0}}
+    (path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="rope_scaling of type llama3 changes the rotary frequencies"):
+        TransformersFolder(path)
+
+
+LLAMA = {
+    "position": Position.rotary,
+    "norm": Norm.rmsnorm,
+    "feedforward": Feedforward.swiglu,
+    "bias": False,
+    "n_layer": 1,
+    "n_head": 2,
+    "d_model": 8,
+}
+
+
+@pytest.mark.parametrize(
+    "options, kind",
+    [
+        ({}, "gpt2"),
+        ({"norm_placement": NormPlacement.post}, "openai-gpt"),
+        (LLAMA, "llama"),
+        (LLAMA | {"n_kv_head": 1, "tied_head": False}, "llama"),
+        (LLAMA | {"attention_pattern": AttentionPattern.banded, "attention_window": 4}, "mistral"),
+        (LLAMA | {"qkv_bias": True}, "qwen2"),
+    ],
+    ids=str,
+)
+def test_the_architecture_that_holds_a_model(options, kind):
+    assert architecture_for(DecoderConfig(**options)).model_type == kind
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"attention_pattern": AttentionPattern.alternating, "attention_window": 4},
+            "gpt2, has no model.attention_pattern=alternating, model.attention_window=4",
+        ),
+        (
+            LLAMA | {"qk_norm": True, "logit_softcap": 15.0},
+            "llama, has no model.qk_norm=true, model.logit_softcap=15.0",
+        ),
+        ({"feedforward": Feedforward.relu2}, "model.feedforward=relu2"),
+        ({"n_kv_head": 2}, "model.n_kv_head=2"),
+        ({"d_head": 8}, "model.d_head=8"),
+        ({"norm_placement": NormPlacement.post, "d_ff": 100}, "model.d_ff=100"),
+    ],
+    ids=str,
+)
+def test_a_model_that_transformers_does_not_know_is_refused(options, message):
+    with pytest.raises(ValueError, match=f"no architecture of transformers .* {message}"):
+        architecture_for(DecoderConfig(**options))
+
+
+def test_paths_are_not_asked_of_the_hub():
+    for name in ("./model", "runs/small", "/nowhere/model", "a/b/c", "last.ckpt", "~/model"):
+        assert from_hub(name) is None
+    with pytest.raises(ValueError, match="gptlab-tests/none is neither a path here nor a model to be had from the hub"):
+        from_hub("gptlab-tests/none")  # the tests are offline
+
+
+def test_plain_options_become_typed_again():
+    config = DecoderConfig(**LLAMA, attention_pattern=AttentionPattern.banded, attention_window=4)
+    assert model_from_plain(to_plain(config)) == config
+    with pytest.raises(ValueError, match=r"model\.wings is an option that this version"):
+        model_from_plain(to_plain(config) | {"wings": 2})
+    with pytest.raises(ValueError, match=r"model\.architecture=bird is unknown; known: decoder"):
+        model_from_plain({"architecture": "bird"})
+
+
+MEASURE = """
+import resource, sys, torch
+from pathlib import Path
+from gptlab.config import to_plain
+from gptlab.interop.architecture import differences, shapes
+from gptlab.interop.transformers_folder import TransformersFolder, write_folder
+import safetensors, tokenizers, numpy
+from gptlab.commands import convert
+from gptlab.training import initial
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
+before = peak()
+convert.convert(sys.argv[1], sys.argv[2])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_stays_near_the_weights(tmp_path):
+    config = DecoderConfig(n_layer=24, n_head=6, d_model=384)
+    tensors = {name: torch.ones(shape) for name, shape in shapes(config, 4000).items()}
+    path = tmp_path / "theirs"
+    path.mkdir()
+    write_folder(path, config, tensors.__getitem__, None, card="")
+    size = (path / "model.safetensors").stat().st_size
+    for source, target in (("theirs", "ours"), ("ours", "back")):
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(tmp_path / source), str(tmp_path / target)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        taken = int(done.stdout.splitlines()[-1])
+        print(f"{source} -> {target}: {taken / size:.2f} of {size / 2**20:.0f} MiB")
+        assert taken < 1.3 * size
+    assert load_file(tmp_path / "back" / "model.safetensors").keys() == load_file(path / "model.safetensors").keys()
