@@ -2,6 +2,8 @@
 
 import difflib
 import os
+import re
+import subprocess
 import sys
 import traceback
 import types
@@ -122,18 +124,25 @@ def run(task: Callable[[RunConfig], None]) -> int:
         about = HydraConfig.get()
         words, typed = list(about.overrides.task), sys.argv
         if about.mode == RunMode.MULTIRUN:
-            differs = [word for word in words if word not in typed] or [f"trial-{about.job.num}"]
-            words.append(f"run_dir='{about.sweep.dir}/{','.join(differs).replace('/', '-')}'")
-            cfg.run_dir = words[-1].split("'")[1]
+            swept = {word.split("=", 1)[0] for word in typed if re.search(r"=.*(,|choice\(|range\(|glob\()", word)}
+            differs = [word for word in words if word.split("=", 1)[0] in swept] or [f"trial-{about.job.num}"]
+            cfg.run_dir = f"{about.sweep.dir}/{','.join(differs)}".replace("'", "")
             # A launcher that starts other ranks replays sys.argv: it must find this trial there, not the sweep.
-            sys.argv = [sys.argv[0], *words]
-        codes.append(guard(lambda: task(resolve(cfg, words))))
-        sys.argv = typed
+            sys.argv = [sys.argv[0], *words, f"run_dir='{cfg.run_dir}'"]
+        try:
+            if about.mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1", "auto"):
+                # The first trial's process group would be in the second's way.
+                codes.append(subprocess.run([sys.executable, *sys.argv]).returncode)
+            else:
+                codes.append(guard(lambda: task(resolve(cfg, words))))
+        finally:
+            sys.argv = typed
+        if codes[-1] in (130, 143):
+            raise SystemExit(codes[-1])  # a signal is meant for the whole sweep
 
     def everything() -> None:
         register()
-        # Names of other people's callbacks are new keys, which Hydra takes only with a sign.
-        sys.argv = [f"++{word}" if word.startswith("callbacks.extra.") else word for word in sys.argv]
+        sys.argv = [sys.argv[0], *map(_for_hydra, sys.argv[1:])]
         if not {"-sc", "--shell-completion"} & set(sys.argv):
             refuse_unknown(_words())
         if {"-h", "--help"} & set(sys.argv):
@@ -142,6 +151,18 @@ def run(task: Callable[[RunConfig], None]) -> int:
 
     code = guard(everything)
     return max(code, *codes)
+
+
+def _for_hydra(word: str) -> str:
+    """A word as Hydra's grammar wants it, where that differs from what a person types."""
+    if word.startswith("callbacks.extra."):  # names of other people's callbacks are new keys
+        return f"++{word}"
+    key, _, value = word.partition("=")
+    free = key in ("resume", "run_dir", "data.path", "callbacks.sample.prompt") and value[:1] not in ("'", '"', "[")
+    if free and re.search(r"[^\w./,*~-]|[^\x00-\x7f]", value):
+        quoted = value.replace("'", "\\'")
+        return f"{key}='{quoted}'"
+    return word
 
 
 def help_text(words: list[str]) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from hashlib import sha256
 from json import dumps
+from pathlib import Path
 
 from gptlab.data.config import BpeConfig, DataConfig, StdlibConfig, TokenizerConfig
 from gptlab.models.config import DecoderConfig, ModelConfig
@@ -109,8 +110,25 @@ class RunConfig:
 
         `devices` is the number over all nodes; None where only the machine can tell it.
         """
-        for part in (self.model, self.data, self.optimizer, self.schedule, self.trainer, self.callbacks):
+        for part in (
+            self.model,
+            self.data,
+            self.tokenizer,
+            self.optimizer,
+            self.schedule,
+            self.trainer,
+            self.callbacks,
+        ):
             part.check()
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} is outside 0 to {2**32 - 1}")
+        for name in ("run_dir", "name"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name}= is empty; give a name, or leave it out")
+        if self.resume not in ("auto", None) and not Path(self.resume).is_file():
+            raise ValueError(
+                f"resume={self.resume} is not a file; name a .ckpt file such as runs/NAME/checkpoints/last.ckpt"
+            )
         self._check_budget()
         self._check_lengths()
         per_node = self.trainer.device_count()

@@ -37,9 +37,12 @@ def composed(monkeypatch, *words):
     return seen[-1]
 
 
+NEEDED = {"data=text": ["data.path=my.txt"], "tokenizer=file": ["tokenizer.path=tokenizer.json"]}
+
+
 @pytest.mark.parametrize(("group", "name"), PRESETS, ids=[f"{g}={n}" for g, n in PRESETS])
 def test_it_composes_and_builds(group, name, monkeypatch):
-    config = composed(monkeypatch, f"{group}={name}")
+    config = composed(monkeypatch, f"{group}={name}", *NEEDED.get(f"{group}={name}", []))
     vocab_size = config.model.vocab_size or config.tokenizer.known_vocab_size or 100
     model = shape_model(config.model, vocab_size)
     n_parameters = sum(p.numel() for p in model.parameters())
@@ -52,7 +55,7 @@ def test_every_file_says_in_its_name_what_it_is(monkeypatch):
     for name in compose.groups()["model"]:
         assert composed(monkeypatch, f"model={name}").preset == name
     for name in compose.groups()["data"]:
-        assert composed(monkeypatch, f"data={name}").corpus == name
+        assert composed(monkeypatch, f"data={name}", *NEEDED.get(f"data={name}", [])).corpus == name
     for name in compose.groups()["experiment"]:
         assert composed(monkeypatch, f"experiment={name}").preset == name
 

@@ -47,6 +47,18 @@ REFUSED = {
     "logger.wandb.project=mine": ["logger=wandb"],
     "data.val_fraction=1.5": ["data.val_fraction=1.5"],
     "model=small,gpt124m": ["multirun"],
+    "trainer.precision=fp16": ["trainer.precision=fp16", "16-mixed"],
+    "trainer.accelerator=tpu": ["trainer.accelerator=tpu", "cpu"],
+    "trainer.profiler=foo": ["trainer.profiler=foo", "simple"],
+    "trainer.max_time=abc": ["DD:HH:MM:SS"],
+    "trainer.limit_val_batches=abc": ["trainer.limit_val_batches=abc"],
+    "trainer.num_sanity_val_steps=2": ["debug=smoke"],
+    "data=text": ["data.path=FILE"],
+    "tokenizer=file": ["tokenizer.path=FILE"],
+    "tokenizer.vocab_size=100": ["tokenizer.vocab_size=100", "257"],
+    "resume=runs/sweep/seed=1/none.ckpt": ["resume=runs/sweep/seed=1/none.ckpt is not a file"],
+    "seed=-1": ["seed=-1"],
+    "run_dir=": ["run_dir= is empty"],
     "~model": ["model"],
 }
 

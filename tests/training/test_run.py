@@ -143,7 +143,7 @@ def test_a_path_continues_under_another_budget(tmp_path):
     summary = train(small_run(tmp_path / "long", budget_steps=15, resume=str(last)))
     rows = read_metrics(tmp_path / "long" / "metrics.csv")
     assert summary["steps"] == 15 and [row["step"] for row in rows] == list(range(1, 16))
-    with pytest.raises(ValueError, match=r"another model: model\.d_model was 32 and is 64"):
+    with pytest.raises(ValueError, match=r"another model or batch: model\.d_model was 32 and is 64"):
         bigger = DecoderConfig(n_layer=2, n_head=2, d_model=64, context_length=16)
         train(small_run(tmp_path / "big", model=bigger, resume=str(last)))
     with pytest.raises(ValueError, match="at step 10 and the budget is 5"):
@@ -263,6 +263,91 @@ def test_samples_are_text_of_the_corpus_alphabet(tmp_path):
     train(config)
     assert (tmp_path / "run" / "samples.txt").read_text().count("--- step") == 2
     assert "the " in (tmp_path / "run" / "samples.txt").read_text()
+
+
+def test_a_run_killed_after_its_last_save_scores_the_trained_model(tmp_path):
+    config = small_run(tmp_path / "run")
+    config.data = TextConfig(path=config.data.path, test_fraction=0.1)
+    first = train(config)
+    (tmp_path / "run" / "summary.json").unlink()
+    again = train(config)
+    assert again["test/loss"] == first["test/loss"] and again["val/loss"] == first["val/loss"]
+
+
+def test_checkpoints_that_cannot_be_read_are_kept_and_end_the_run(tmp_path):
+    train(small_run(tmp_path / "run"))
+    (tmp_path / "run" / "summary.json").unlink()
+    metrics = (tmp_path / "run" / "metrics.csv").read_bytes()
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"none of the checkpoints in .* can be read"):
+        train(small_run(tmp_path / "run"))
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 3
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == metrics
+
+
+def test_every_step_has_one_row_without_evaluations_and_when_ended_early(tmp_path):
+    config = small_run(tmp_path / "none")
+    config.trainer.limit_val_batches = 0
+    train(config)
+    assert [row["step"] for row in read_metrics(tmp_path / "none" / "metrics.csv")] == list(range(1, 11))
+    config = small_run(tmp_path / "early", budget_steps=1_000_000)
+    config.trainer.max_time = "00:00:00:01"
+    config.trainer.val_check_interval = 1_000_000
+    for _ in range(2):  # the limit is one on each start
+        train(config)
+    rows = read_metrics(tmp_path / "early" / "metrics.csv")
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    evaluated = [row["step"] for row in rows if "val/loss" in row]
+    assert len(evaluated) == 2 and evaluated[1] > evaluated[0] + 20
+
+
+def test_what_is_refused_leaves_a_finished_run_as_it_was(tmp_path, monkeypatch):
+    settings = CallbacksConfig(checkpoint=CheckpointConfig(every_steps=5, keep_last=9), sample=None, plot=False)
+    train(small_run(tmp_path / "run", callbacks=settings))
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != "lock"}
+    middle = tmp_path / "run" / "checkpoints" / "step_00000005.ckpt"
+    with pytest.raises(ValueError, match="another model or batch"):
+        train(small_run(tmp_path / "run", callbacks=settings, resume=str(middle), batch_tokens=256))
+
+    def refuse(*_):
+        raise ValueError("refused by Lightning")
+
+    monkeypatch.setattr("gptlab.training.run._trainer", refuse)
+    with pytest.raises(ValueError, match="refused by Lightning"):
+        train(small_run(tmp_path / "run", callbacks=settings, resume=str(middle)))
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != "lock"} == before
+
+
+def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path):
+    config = small_run(tmp_path / "run", budget_steps=12, optimizer=AdamWConfig(lr=1e-2))
+    config.callbacks.checkpoint = CheckpointConfig(every_steps=12)
+    config.trainer.val_check_interval = 3
+    train(config)
+    losses = {r["step"]: r["val/loss"] for r in read_metrics(tmp_path / "run" / "metrics.csv") if "val/loss" in r}
+    best = checkpoint.load(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert best["step"] == min(losses, key=losses.get) and best["best"]["val/loss"] == min(losses.values())
+
+
+def test_gradients_are_measured_and_clipped_without_the_loss_scale(tmp_path, monkeypatch):
+    """16-mixed on a CPU stands in for a GPU: the scale of 65,536 must show in neither the norm nor the update."""
+    import lightning
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    train(small_run(tmp_path / "whole"))
+
+    class Scaled(lightning.Trainer):
+        def __init__(self, **words):
+            scaler = torch.amp.GradScaler("cpu")
+            words["precision"] = None
+            super().__init__(plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)], **words)
+
+    monkeypatch.setattr(lightning, "Trainer", Scaled)
+    train(small_run(tmp_path / "half"))
+    whole, half = (read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "half"))
+    for a, b in zip(whole, half, strict=True):
+        assert b["train/grad_norm"] == pytest.approx(a["train/grad_norm"], rel=0.05)
+        assert b["train/loss"] == pytest.approx(a["train/loss"], rel=0.01)
 
 
 def test_loggers_get_the_rows(tmp_path):

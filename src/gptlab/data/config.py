@@ -62,6 +62,13 @@ class TextConfig(DataConfig):
     paths: list[str] = field(default_factory=list)  # more than one; `path` is the short form for one
     extensions: list[str] = field(default_factory=lambda: [".txt", ".md", ".py", ".gz"])  # what to read in folders
 
+    def check(self) -> None:
+        DataConfig.check(self)
+        if self.path is None and not self.paths:
+            raise ValueError(
+                "data=text reads your own text; say which with data.path=FILE (a file, a folder or a glob)"
+            )
+
 
 @dataclass(kw_only=True, slots=True)
 class DownloadConfig(DataConfig):
@@ -95,6 +102,9 @@ class TokenizerConfig:
     """How text becomes token ids; one subclass per kind."""
 
     kind: str = "byte"
+
+    def check(self) -> None:
+        """Refuse what cannot work."""
 
     @property
     def known_vocab_size(self) -> int | None:
@@ -130,6 +140,12 @@ class BpeConfig(TokenizerConfig):
     kind: str = "bpe"
     vocab_size: int = 4096
 
+    def check(self) -> None:
+        if self.vocab_size < 257:
+            raise ValueError(
+                f"tokenizer.vocab_size={self.vocab_size} must be at least 257: the bytes and an end of text"
+            )
+
     @property
     def known_vocab_size(self) -> int | None:
         return self.vocab_size
@@ -142,6 +158,10 @@ class TokenizerFileConfig(TokenizerConfig):
     kind: str = "file"
     path: str | None = None
     eot: str | None = None  # the end-of-text word; null: the usual names are looked for
+
+    def check(self) -> None:
+        if self.path is None:
+            raise ValueError("tokenizer=file reads a tokenizer.json; say which with tokenizer.path=FILE")
 
 
 TOKENIZERS = {config().kind: config for config in (ByteConfig, CharConfig, Gpt2Config, BpeConfig, TokenizerFileConfig)}

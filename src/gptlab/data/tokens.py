@@ -131,7 +131,7 @@ def _read_header(path: Path) -> _Header:
         with open(path, "rb") as file:
             head = file.read(_PAYLOAD_OFFSET_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"token file {path} does not exist; run again to prepare it") from None
+        raise ValueError(f"token file {path} does not exist; delete the folder {path.parent} and run again") from None
     except IsADirectoryError:
         raise _refused(path, "is a folder") from None
     if head[: len(_MAGIC)] != _MAGIC:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from torch.distributed.tensor import DTensor
 
 from gptlab.config import RunConfig, to_plain
@@ -59,6 +59,7 @@ class Recorder(Callback):
         self.received_signal = 0  # by this process
         self.stop_signal = 0  # that all ranks know of, and act on after the same step
         self._pending: list[tuple[int, dict]] = []
+        self._held: dict[str, float | int] | None = None  # the newest row, which an evaluation may still add to
         self._rate: dict[str, float] = {}
         self._file: MetricsFile | None = None
 
@@ -89,6 +90,7 @@ class Recorder(Callback):
         self._restart_meter(module)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        self._release(trainer)
         if module.finished_steps == self.n_steps - 1 and self.val_every is not None:
             trainer.val_check_batch = 1  # the last step is always followed by an evaluation
 
@@ -98,28 +100,29 @@ class Recorder(Callback):
         module.last_step = {}
         validates = self.validates_after(step)
         if step % self.window == 0 or validates or step == self.n_steps:
-            self.read(trainer, module, hold_last=validates)
+            self.read(trainer, module)
 
     def on_validation_end(self, trainer, module) -> None:
         if trainer.state.fn != "fit":
             return
+        self.read(trainer, module)  # Lightning also evaluates when it ends early
         self.validated = module.evaluation
         self.row |= self.validated
-        self._write(trainer, self.row)
         self.folder.event("validated", step=self.row["step"], **self.validated)
         self._restart_meter(module)
 
     def on_train_end(self, trainer, module) -> None:
         self.read(trainer, module)
 
-    def close(self) -> None:
+    def close(self, trainer) -> None:
         """Finish metrics.csv, however the run ended."""
+        self._release(trainer)
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def read(self, trainer, module, *, hold_last: bool = False) -> None:
-        """Fetch the pending steps' numbers; with `hold_last` the last row waits for its evaluation."""
+    def read(self, trainer, module) -> None:
+        """Fetch the pending steps' numbers; the last row waits for its evaluation."""
         if not self._pending:
             return
         self._measure(module)
@@ -143,17 +146,26 @@ class Recorder(Callback):
             if "loss_scale" in measured:
                 self.row["train/loss_scale"] = measured["loss_scale"]
             if not math.isfinite(terms[0]) or not (math.isfinite(grad_norm) or "loss_scale" in measured):
+                self._release(trainer)
                 self._write(trainer, self.row)
+                self._pending.clear()
                 raise Failure(
                     f"step {step} has loss {terms[0]} and gradient norm {grad_norm}: training through it would only "
-                    "spoil the model; the run stays saved at its last checkpoint. Lower optimizer.lr, lengthen "
+                    "spoil the model; what is saved is from before. Lower optimizer.lr, lengthen "
                     "schedule.warmup_steps or set optimizer.clip_norm"
                 )
-            if not (hold_last and step == self._pending[-1][0]):
-                self._write(trainer, self.row)
+            self._release(trainer)
+            self._held = self.row
         self._pending.clear()
 
-    def flush(self) -> None:
+    def _release(self, trainer) -> None:
+        if self._held is not None:
+            self._write(trainer, self._held)
+            self._held = None
+
+    def flush(self, trainer) -> None:
+        """Put every row that was read into the file."""
+        self._release(trainer)
         if self._file is not None:
             self._file.flush()
 
@@ -164,7 +176,7 @@ class Recorder(Callback):
             row["step"] % self.log_every == 0 or row["step"] in (1, self.n_steps) or "val/loss" in row
         ):
             for logger in trainer.loggers:
-                logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+                logger.log_metrics(row, step=row["step"])  # `step` is W&B's axis, and has to be in the row
 
     def _restart_meter(self, module) -> None:
         self._since, self._since_step = time.perf_counter(), module.finished_steps
@@ -178,7 +190,8 @@ class Recorder(Callback):
         if self.peak_flops is not None:
             self._rate["perf/mfu"] = round(rate * self.flops_per_token / self.peak_flops, 4)
         self._restart_meter(module)
-        self.flush()
+        if self._file is not None:
+            self._file.flush()
 
     def pause(self, module) -> None:
         """Leave the time since the last step out of the rate."""
@@ -206,7 +219,7 @@ class Checkpoints(Callback):
         self.folder = folder
         self.recorder = recorder
         self.identity = identity  # fingerprints that a continued run has to match
-        self.best = state["best"] if state else None
+        self.best = state["best"] if state and state["data"] == identity["data"] else None
         self.saved_step = state["step"] if state else 0
         self._state = state
 
@@ -221,6 +234,10 @@ class Checkpoints(Callback):
             if callback.state_key in self._state["callbacks"]:
                 callback.load_state_dict(self._state["callbacks"][callback.state_key])
         self._state = None
+
+    def on_test_start(self, trainer, module) -> None:
+        if self._state is not None:  # nothing was left to train
+            checkpoint.restore_model(module.model, self._state["model"])
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         self._between_steps(trainer, module)
@@ -245,29 +262,37 @@ class Checkpoints(Callback):
             if step < self.recorder.n_steps:
                 name = signal.Signals(stop).name
                 self.folder.event("stopped", step=step, signal=name)
-                where = f"saved at step {step}" if self.settings else "not saved, as checkpoints are off"
-                raise Stopped(stop, f"stopped by {name}, {where}; the same command continues it:\n  {command()}")
+                if self.settings is None:
+                    raise Stopped(stop, f"stopped by {name} at step {step}; nothing is saved, as checkpoints are off")
+                raise Stopped(
+                    stop, f"stopped by {name}, saved at step {step}; the same command continues it:\n  {command()}"
+                )
         elif self._is_due(step):
             self.save(trainer, module)
 
     def _is_due(self, step: int) -> bool:
         if self.settings is None or step <= self.saved_step:
             return False
+        if self.settings.best and self._improves():
+            return True
         if self.settings.every_steps is not None:
             return step % self.settings.every_steps == 0 or step == self.recorder.n_steps
         return self.recorder.validates_after(step) or step == self.recorder.n_steps
+
+    def _improves(self) -> bool:
+        loss = self.recorder.row.get("val/loss")  # of the newest step, if it was followed by an evaluation
+        return loss is not None and (self.best is None or loss < self.best["val/loss"])
 
     def save(self, trainer, module) -> None:
         """Write step_<n>.ckpt and let `last`, and `best` where it is, be the same file."""
         if self.settings is None:
             return
         self.recorder.read(trainer, module)  # refuses to save what is not finite
-        self.recorder.flush()
+        self.recorder.flush(trainer)
         started, step = time.perf_counter(), module.finished_steps
-        loss = self.recorder.validated.get("val/loss") if self.recorder.validates_after(step) else None
-        improves = loss is not None and (self.best is None or loss < self.best["val/loss"])
+        improves = self._improves()
         if improves:
-            self.best = {"val/loss": loss, "step": step}
+            self.best = {"val/loss": self.recorder.row["val/loss"], "step": step}
         state = {
             "gptlab_format": checkpoint.FORMAT,
             "step": step,
@@ -275,7 +300,10 @@ class Checkpoints(Callback):
             "model": checkpoint.model_state(module.model),
             "optimizer": checkpoint.optimizer_state(module.model, trainer.optimizers[0]),
             "precision": trainer.precision_plugin.state_dict(),
-            "callbacks": {c.state_key: s for c in trainer.callbacks if (s := c.state_dict())},
+            # A limit on time is one on this start of the run, not on all of them.
+            "callbacks": {
+                c.state_key: s for c in trainer.callbacks if not isinstance(c, Timer) and (s := c.state_dict())
+            },
             "random": torch.get_rng_state(),
             "config": to_plain(self.config),
             "best": self.best,

@@ -1,5 +1,6 @@
 """What a run may say about its training: optimiser, schedule, trainer, strategy, loggers and callbacks."""
 
+import re
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
@@ -129,8 +130,15 @@ OWNED = {
     "use_distributed_sampler": "data.* (the order of samples is a function of the seed)",
     "limit_predict_batches": "nothing (training predicts no batches)",
     "sync_batchnorm": "nothing (no model here has batch normalisation)",
+    "num_sanity_val_steps": "debug=smoke (which tries every part)",
+    "plugins": "strategy=..., trainer.precision=... (plugins are built by gptlab)",
     "barebones": "callbacks.*, logger=... and trainer.enable_progress_bar=false",
 }
+
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PROFILERS = ("simple", "advanced", "pytorch")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -144,7 +152,6 @@ class TrainerConfig:
     val_check_interval: Any = 0.1  # optimiser steps, or a part of the run
     limit_val_batches: Any = None  # a part of the split is logged as val_part/..., never as val/...
     limit_test_batches: Any = None
-    num_sanity_val_steps: int = 0
     log_every_n_steps: int = 10  # how often loggers get a row; metrics.csv has every step
     enable_checkpointing: bool = True
     enable_progress_bar: bool = True
@@ -155,7 +162,6 @@ class TrainerConfig:
     inference_mode: bool = True
     profiler: str | None = None
     detect_anomaly: bool = False
-    plugins: Any = None
     enable_autolog_hparams: bool = False
     model_registry: str | None = None
 
@@ -171,6 +177,18 @@ class TrainerConfig:
                 f"trainer.val_check_interval={interval} is a part of the run and must be at most 1.0; "
                 f"for steps write {round(interval)}"
             )
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise ValueError(f"trainer.precision={self.precision} is unknown; use one of {', '.join(PRECISIONS)}")
+        if self.accelerator not in ACCELERATORS:
+            raise ValueError(f"trainer.accelerator={self.accelerator} is unknown; use one of {', '.join(ACCELERATORS)}")
+        if self.profiler is not None and self.profiler not in PROFILERS:
+            raise ValueError(f"trainer.profiler={self.profiler} is unknown; use {', '.join(PROFILERS)} or null")
+        for name in ("limit_val_batches", "limit_test_batches"):
+            limit = getattr(self, name)
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or limit < 0):
+                raise ValueError(f"trainer.{name}={limit} must be a number of batches, a part such as 0.1, or null")
+        if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(self.max_time)):
+            raise ValueError(f"trainer.max_time={self.max_time} must have the form DD:HH:MM:SS, such as 00:01:30:00")
         if self.log_every_n_steps < 1:
             raise ValueError(f"trainer.log_every_n_steps={self.log_every_n_steps} must be at least 1")
         if self.num_nodes < 1:

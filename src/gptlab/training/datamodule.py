@@ -1,5 +1,6 @@
 """Batches: which windows a device sees at a step, as a pure function of (seed, step)."""
 
+import signal
 from collections.abc import Iterator
 
 import lightning
@@ -93,6 +94,12 @@ def _every_token_once(tokens: np.ndarray, context_length: int) -> SlidingWindows
     return SlidingWindows(tokens, length, length)
 
 
+def _leave_signals_to_the_run(worker: int) -> None:
+    # A signal to the whole group must not end the workers before the run has saved itself.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+
+
 class WindowsDataModule(lightning.LightningDataModule):
     """Sliding windows over the prepared token files."""
 
@@ -158,6 +165,7 @@ class WindowsDataModule(lightning.LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals_to_the_run,
             # A fork of a process with running threads can hang; and workers need torch alone.
             multiprocessing_context="spawn" if workers else None,
             pin_memory=torch.cuda.is_available(),

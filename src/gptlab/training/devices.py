@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,14 +16,13 @@ from gptlab.training.config import TrainerConfig
 PEAK_FLOPS = {
     "A100": 312e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "B200": 2250e12,
     "L40S": 362e12,
     "L4": 121e12,
     "A10G": 70e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
     "V100": 125e12,
     "T4": 65e12,
 }
@@ -87,7 +87,7 @@ def _peak(accelerator: str) -> float | None:
     if accelerator != "cuda":
         return None
     name = torch.cuda.get_device_name()
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    return next((peak for key, peak in PEAK_FLOPS.items() if re.search(rf"\b{key}\b", name)), None)
 
 
 def keep_freed_memory() -> None:

@@ -25,7 +25,10 @@ class RunFolder:
         if not self.writes:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"run_dir={self.path} cannot be made ({error.strerror}); name a folder") from error
         with open(self.path / "lock", "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -40,7 +43,12 @@ class RunFolder:
             file.flush()
             for left in self.checkpoints.glob(".*.tmp"):  # of a save that was killed
                 left.unlink()
-            yield
+            try:
+                yield
+            finally:
+                if [entry.name for entry in self.path.iterdir()] == ["lock"]:  # refused before anything was written
+                    (self.path / "lock").unlink()
+                    self.path.rmdir()
 
     def event(self, kind: str, **facts: Any) -> None:
         """Put one line on the record in events.jsonl."""

@@ -19,7 +19,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, device: torch.
         from gptlab.training.muon import Muon
 
         return Muon(groups, momentum=config.momentum, n_steps=config.newton_schulz_steps, **common)
-    return torch.optim.AdamW(groups, **common)
+    optimizer = torch.optim.AdamW(groups, **common)
+    # A fused AdamW would divide by the loss scale itself: the norm is measured, and clipped, before that.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def _groups(model: nn.Module, config: OptimizerConfig) -> Iterator[dict]:

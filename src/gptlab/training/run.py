@@ -14,7 +14,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
 from gptlab.config import RunConfig, check_vocabulary, to_plain
 from gptlab.data.prepare import PreparedData, prepare
@@ -55,46 +55,49 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     plan = make_plan(config, data, devices, vocab_size)
     objective = build_objective(config.objective)
     datamodule = WindowsDataModule(config, data, objective, n_steps=plan.n_steps)
-    source, state = _resume(config, folder, fingerprints(data))
-    start = state["step"] if state else 0
-    if start > plan.n_steps:
-        raise ValueError(
-            f"{source} is at step {start:,} and the budget is {plan.n_steps:,} steps; raise the budget to go on"
-        )
-    datamodule.start_step = start
-    module = _module(config, data, plan, objective, start)
-
     sampler = Sampler(config, folder, data) if config.callbacks.sample is not None else None
 
     with folder.lock():
-        columns = _columns(config, devices, datamodule)
+        if _is_finished(config, folder):  # meanwhile, by the run that held the lock
+            return folder.summary()
+        source, state = _resume(config, folder, fingerprints(data))
+        start = state["step"] if state else 0
+        if start > plan.n_steps or (start == plan.n_steps and config.resume != "auto"):
+            raise ValueError(
+                f"{source} is at step {start:,} and the budget is {plan.n_steps:,} steps; raise the budget to go on"
+            )
+        datamodule.start_step = start
+        module = _module(config, data, plan, objective, start)
+        columns = _columns(config, devices, datamodule, _metrics_source(folder, source))
+        recorder = Recorder(config, folder, plan, columns=columns)
+        own = [recorder, Checkpoints(config, folder, recorder, identity=fingerprints(data), state=state)]
+        if sampler is not None:
+            own.append(sampler)
+        if config.trainer.enable_progress_bar and folder.writes:
+            own.append(ProgressBar(recorder, plan.n_steps))
+        trainer = _trainer(config, folder, plan, devices, [*own, *callbacks])
+        _count_from(trainer, start)
+        # Everything that was typed is accepted: from here on the folder changes.
         loggers = []
         if folder.writes:
             if config.trainer.enable_model_summary:
                 print(plan.text(config, folder.path, start), flush=True)
             _open_folder(config, folder, data, source, start, columns)
             loggers = build_loggers(config, folder.path)
-        recorder = Recorder(config, folder, plan, columns=columns)
+            trainer.loggers = loggers
         recorder.recall(read_metrics(folder.path / "metrics.csv"))
-        own = [recorder, Checkpoints(config, folder, recorder, identity=fingerprints(data), state=state)]
-        if sampler is not None:
-            own.append(sampler)
-        if config.trainer.enable_progress_bar and folder.writes:
-            own.append(ProgressBar(recorder, plan.n_steps))
-        trainer = _trainer(config, folder, plan, devices, loggers, [*own, *callbacks])
-        _count_from(trainer, start)
         started = time.perf_counter()
         try:
             if start < plan.n_steps:  # a run that was killed after its last save has only its summary left to write
                 trainer.fit(module, datamodule)
         except Exception as error:
-            recorder.close()
+            recorder.close(trainer)
             with suppress(OSError):  # what ended the run is what has to be said
                 if not isinstance(error, Stopped):
                     folder.event("failed", step=module.finished_steps, error=f"{type(error).__name__}: {error}")
                 _plot(config, folder, data)
             raise
-        recorder.close()
+        recorder.close(trainer)
         _plot(config, folder, data)
         metrics = dict(recorder.validated)
         if "test" in datamodule.eval_windows:
@@ -148,22 +151,19 @@ def _is_finished(config: RunConfig, folder: RunFolder) -> bool:
     summary = folder.summary()
     if config.resume != "auto" or summary is None or not summary["finished"]:
         return False
-    _refuse_changes(config, _saved_config(folder), folder.path)
+    saved = folder.path / "config.yaml"
+    if saved.is_file():
+        _refuse_changes(config, yaml.safe_load(saved.read_text()), folder.path)
     if folder.writes:
         print(f"{folder.path} is finished after {summary['steps']:,} steps; name=... starts another run")
         print(_last_line(summary, folder.path))
     return True
 
 
-def _saved_config(folder: RunFolder) -> dict[str, Any]:
-    state_path, _ = checkpoint.newest(folder.checkpoints)
-    return checkpoint.load(state_path)["config"] if state_path else {}
-
-
 def _resume(config: RunConfig, folder: RunFolder, identity: dict) -> tuple[Path | None, dict | None]:
     """The checkpoint to go on from, if any, after checking that it belongs to this run."""
     if config.resume is None:
-        if folder.checkpoints.is_dir() and any(folder.checkpoints.glob("*.ckpt")):
+        if (folder.path / "metrics.csv").is_file():
             raise ValueError(
                 f"{folder.path} holds a run and resume=null; use resume=auto to continue it, or name=... for a new one"
             )
@@ -172,6 +172,11 @@ def _resume(config: RunConfig, folder: RunFolder, identity: dict) -> tuple[Path 
         path, skipped = checkpoint.newest(folder.checkpoints)
         for reason in skipped if folder.writes else ():
             print(f"skipped: {reason}", file=sys.stderr)
+        if path is None and skipped:
+            raise ValueError(
+                f"none of the checkpoints in {folder.checkpoints} can be read ({skipped[0]}); "
+                "mend them, or start another run with name=..."
+            )
         if path is None:
             return None, None
         state = checkpoint.load(path)
@@ -186,8 +191,11 @@ def _resume(config: RunConfig, folder: RunFolder, identity: dict) -> tuple[Path 
                 "leave resume out to continue it, or start again elsewhere with name=..."
             )
         differences = _differences(to_plain(config), state["config"], ("model", "optimizer.algorithm", "objective"))
+        differences = differences or _differences(
+            to_plain(config), state["config"], ("batch_tokens", "data.context_length")
+        )
         if differences:
-            raise ValueError(f"{path} is a checkpoint of another model: {differences}")
+            raise ValueError(f"{path} is a checkpoint of another model or batch: {differences}")
     if state["tokenizer"] != identity["tokenizer"]:
         raise ValueError(
             f"{path} was trained with another tokenizer (fingerprint {state['tokenizer'][:16]}, "
@@ -235,17 +243,20 @@ def _open_folder(config, folder: RunFolder, data: PreparedData, source: Path | N
     folder.path.mkdir(parents=True, exist_ok=True)
     (folder.path / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
     data.tokenizer.save(folder.path / "tokenizer.json")
-    metrics = folder.path / "metrics.csv"
-    origin = metrics if source is None or source.parent.parent == folder.path else source.parent.parent / "metrics.csv"
-    cut_metrics(origin, metrics, start, columns)
+    cut_metrics(_metrics_source(folder, source), folder.path / "metrics.csv", start, columns)
     (folder.path / "summary.json").unlink(missing_ok=True)  # of before it was taken back
     for later in folder.checkpoints.glob("step_*.ckpt"):
-        if int(later.stem.removeprefix("step_")) > start:  # the run was taken back, or they are damaged
-            later.unlink()
-            folder.event("removed", checkpoint=later.name)
+        if int(later.stem.removeprefix("step_")) > start:  # the run was taken back, or they cannot be read
+            later.rename(later.with_suffix(".aside"))
+            folder.event("set aside", checkpoint=later.name)
 
 
-def _columns(config: RunConfig, devices: Devices, datamodule: WindowsDataModule) -> list[str]:
+def _metrics_source(folder: RunFolder, source: Path | None) -> Path:
+    """The metrics.csv whose rows lead up to the checkpoint `source`."""
+    return (folder.path if source is None else source.parent.parent) / "metrics.csv"
+
+
+def _columns(config: RunConfig, devices: Devices, datamodule: WindowsDataModule, earlier: Path) -> list[str]:
     columns = ["step", "tokens", "train/loss", "train/lr", "train/grad_norm"]
     if devices.precision == "16-mixed":
         columns.append("train/loss_scale")
@@ -256,11 +267,12 @@ def _columns(config: RunConfig, devices: Devices, datamodule: WindowsDataModule)
     for split in datamodule.eval_splits:
         prefix = split if whole else f"{split}_part"
         columns += [f"{prefix}/{name}" for name in ("loss", "perplexity", "bits_per_byte")[: 3 if whole else 2]]
-    return columns
+    recorded = {name: None for row in read_metrics(earlier) for name in row}
+    return list(dict.fromkeys([*columns, *recorded]))  # what an earlier part of the run measured is kept
 
 
 def _trainer(
-    config: RunConfig, folder: RunFolder, plan: Plan, devices: Devices, loggers, callbacks
+    config: RunConfig, folder: RunFolder, plan: Plan, devices: Devices, callbacks: list[Callback]
 ) -> lightning.Trainer:
     given = config.trainer
     own = {
@@ -268,7 +280,7 @@ def _trainer(
         "devices": devices.per_node,
         "precision": devices.precision,
         "strategy": build_strategy(config.strategy, world_size=devices.world_size, accelerator=devices.accelerator),
-        "logger": loggers or False,
+        "logger": False,
         "callbacks": callbacks,
         "max_steps": plan.n_steps,
         "max_epochs": 1,
@@ -278,20 +290,14 @@ def _trainer(
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
     }
     if plan.val_every is None:
         own["limit_val_batches"] = 0
     if given.profiler is not None:
-        own["profiler"] = _profiler(given.profiler, folder)
+        own["profiler"] = PROFILERS[given.profiler](dirpath=folder.path, filename="profile")
     asked = {name: value for name, value in to_plain(given).items() if name not in own}
     return lightning.Trainer(**own, **asked)
-
-
-def _profiler(name: str, folder: RunFolder) -> Profiler:
-    """Lightning's profiler of that name, whose report is kept in the run folder."""
-    if name not in PROFILERS:
-        raise ValueError(f"trainer.profiler={name} is unknown; use {', '.join(PROFILERS)} or null")
-    return PROFILERS[name](dirpath=folder.path, filename="profile")
 
 
 def _count_from(trainer: lightning.Trainer, step: int) -> None:
@@ -325,9 +331,9 @@ def _report(config: RunConfig, folder: RunFolder, summary: dict, sample: str, lo
     )
     lines.append(f"unigram entropy of the training text {summary['unigram_entropy']:.4f} nats per token")
     for split, label in (("val", "validation"), ("train_eval", "training, in eval mode"), ("test", "test")):
-        for prefix in (split, f"{split}_part"):
+        for prefix, part in ((split, ""), (f"{split}_part", " of a part")):
             if f"{prefix}/loss" in summary:
-                lines.append(f"{label} loss {summary[f'{prefix}/loss']:.4f}")
+                lines.append(f"{label} loss{part} {summary[f'{prefix}/loss']:.4f}")
     if config.callbacks.plot:
         lines.append(f"the curves are in {folder.path / 'loss.png'}")
     if config.trainer.profiler is not None:
