@@ -129,6 +129,8 @@ class RunConfig:
             raise ValueError(
                 f"resume={self.resume} is not a file; name a .ckpt file such as runs/NAME/checkpoints/last.ckpt"
             )
+        if self.eval_train and self.data.val_fraction == 0:
+            raise ValueError("eval_train=true evaluates at each validation; set data.val_fraction above 0")
         self._check_budget()
         self._check_lengths()
         per_node = self.trainer.device_count()

@@ -58,6 +58,7 @@ REFUSED = {
     "tokenizer.vocab_size=100": ["tokenizer.vocab_size=100", "257"],
     "resume=runs/sweep/seed=1/none.ckpt": ["resume=runs/sweep/seed=1/none.ckpt is not a file"],
     "seed=-1": ["seed=-1"],
+    "eval_train=true data.val_fraction=0": ["eval_train=true", "data.val_fraction"],
     "run_dir=": ["run_dir= is empty"],
     "~model": ["model"],
 }
@@ -183,6 +184,35 @@ def test_a_sweep_gives_each_trial_its_folder_and_a_command_line_of_its_own(monke
         assert "-m" not in argv and f"optimizer.lr={config.optimizer.lr}" in argv and "seed=3" in argv
         assert f"run_dir='{config.run_dir}'" in argv
     assert sys.argv[1] == "-m"
+
+
+def test_a_signal_ends_the_whole_sweep(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    class Interrupted(Exception):
+        exit_code = 130
+
+    def task(config):
+        seen.append(config.seed)
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2"])
+    assert compose.run(task) == 130 and seen == [1]
+
+
+def test_a_failing_trial_does_not_end_the_sweep(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def task(config):
+        seen.append(Path(config.folder()).name)
+        if config.seed == 1:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "eval_train=false", "optimizer.lr=1e-3"])
+    assert compose.run(task) == 1
+    assert seen == ["seed=1", "seed=2"], "named by what differs alone"
 
 
 def test_every_option_of_the_trainer_is_taken_or_answered():
