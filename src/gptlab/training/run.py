@@ -60,7 +60,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     with folder.lock():
         if _is_finished(config, folder):  # meanwhile, by the run that held the lock
             return folder.summary()
-        source, state = _resume(config, folder, fingerprints(data))
+        source, state = _resume(config, folder, fingerprints(data, devices))
         start = state["step"] if state else 0
         if start > plan.n_steps or (start == plan.n_steps and config.resume != "auto"):
             raise ValueError(
@@ -70,7 +70,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
         module = _module(config, data, plan, objective, start)
         columns = _columns(config, devices, datamodule, _metrics_source(folder, source))
         recorder = Recorder(config, folder, plan, columns=columns)
-        own = [recorder, Checkpoints(config, folder, recorder, identity=fingerprints(data), state=state)]
+        own = [recorder, Checkpoints(config, folder, recorder, identity=fingerprints(data, devices), state=state)]
         if sampler is not None:
             own.append(sampler)
         if config.trainer.enable_progress_bar and folder.writes:
@@ -142,9 +142,9 @@ def _module(config: RunConfig, data: PreparedData, plan: Plan, objective, start:
     return module
 
 
-def fingerprints(data: PreparedData) -> dict[str, str]:
-    """What a checkpoint remembers of its data, and a continued run has to match."""
-    return {"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint}
+def fingerprints(data: PreparedData, devices: Devices) -> dict[str, str]:
+    """What a checkpoint remembers beside its config, and a continued run has to match."""
+    return {"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint, "arithmetic": devices.precision}
 
 
 def _is_finished(config: RunConfig, folder: RunFolder) -> bool:
@@ -200,6 +200,13 @@ def _resume(config: RunConfig, folder: RunFolder, identity: dict) -> tuple[Path 
         raise ValueError(
             f"{path} was trained with another tokenizer (fingerprint {state['tokenizer'][:16]}, "
             f"now {identity['tokenizer'][:16]}); use the data and tokenizer of that run"
+        )
+    if (
+        config.resume == "auto" and state.get("arithmetic", identity["arithmetic"]) != identity["arithmetic"]
+    ):  # another machine's default
+        raise ValueError(
+            f"{path} was trained in {state['arithmetic']} and here it would go on in {identity['arithmetic']}; "
+            "give the run another name with name=... and say trainer.precision=... from its start"
         )
     if config.resume == "auto" and state["data"] != identity["data"]:
         raise ValueError(
