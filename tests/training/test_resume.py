@@ -79,7 +79,8 @@ def test_sigkill_between_and_inside_saves_changes_no_bit(place):
     assert learned(place / "killed") == expected
     events = [json.loads(line) for line in (place / "killed" / "events.jsonl").read_text().splitlines()]
     continued = [event["step"] for event in events if event["event"] == "continued"]
-    assert continued and all(step % 4 == 0 and step > 0 for step in continued)
+    saved = {event["step"] for event in events if event["event"] == "saved"}
+    assert len(continued) >= 3 and set(continued) <= saved
     assert not list((place / "killed" / "checkpoints").glob(".*"))
 
 
