@@ -66,7 +66,8 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
     else:
         tokens = config.budget_tokens or round(config.tokens_per_parameter * parameters["total"])
         n_steps = max(1, tokens // step_tokens)
-    share = config.windows_per_step // devices.world_size
+    layout = config.strategy.layout(devices.world_size, config.trainer.num_nodes)
+    share = config.windows_per_step // layout.data
     micro = min(config.micro_batch_size or share, share)
     interval = config.trainer.val_check_interval
     val_every = max(1, round(n_steps * interval)) if isinstance(interval, float) else interval
