@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -23,24 +24,26 @@ def carry_out(jobs: list[dict], n_ranks: int, folder: Path, *, timeout: float = 
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n_ranks)}
     common |= {"LOCAL_WORLD_SIZE": str(n_ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "tests"}
     alone = {name: value for name, value in common.items() if name not in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID")}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(path)],
-            cwd=folder,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} if n_ranks > 1 else alone,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(n_ranks)
-    ]
+    outputs = [folder / f"jobs_{n_ranks}_{rank}.txt" for rank in range(n_ranks)]
+    processes = []
+    for rank, output in enumerate(outputs):
+        environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} if n_ranks > 1 else alone
+        with output.open("w") as file:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, str(path)], cwd=folder, env=environment, stdout=file, stderr=file
+                )
+            )
+    deadline = time.monotonic() + timeout
     try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+        for process in processes:
+            process.wait(max(1, deadline - time.monotonic()))
     finally:
         for process in processes:
             process.kill()
+            process.wait()
     for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output[-4000:]
+        assert process.returncode == 0, output.read_text()[-4000:]
 
 
 def one(job: dict) -> None:

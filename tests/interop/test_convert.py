@@ -29,6 +29,7 @@ from gptlab.models.config import (
 )
 from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
+from gptlab.training.config import Layout
 from gptlab.training.datamodule import TrainBatches, WindowsDataModule
 from gptlab.training.run import train
 

@@ -1,7 +1,7 @@
 """What a checkpoint is: the state of a run by parameter name, so that it does not depend on how the work was spread.
 
-One file, `step_00000200.ckpt`, or where no device holds the whole model a folder, `step_00000200/`, with a file for each
-rank. Checksums are kept in the form of `sha256sum`: beside the files, and within the folders.
+One file, `step_00000200.ckpt`, or where no device holds the whole model a folder, `step_00000200/`, with a file for
+each rank. Checksums are kept in the form of `sha256sum`: beside the files, and within the folders.
 """
 
 import errno
@@ -80,7 +80,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapp
     """Give the optimiser its memory of each parameter back, each rank its part."""
     for name, parameter in named(optimizer):
         memory = state.get(name, {})
-        shapes = memory.shapes if isinstance(memory, Joined) else {k: getattr(v, "shape", None) for k, v in memory.items()}
+        shapes = (
+            memory.shapes if isinstance(memory, Joined) else {k: getattr(v, "shape", None) for k, v in memory.items()}
+        )
         restored = {}
         for key, shape in shapes.items():
             if shape == tuple(parameter.shape):
@@ -143,8 +145,7 @@ class Joined(Mapping):
 
 
 class _Writer:
-    """A file that knows the checksum of what was written, and why a write failed: torch.save would only say that one did.
-    """
+    """A file that knows the checksum of what was written, and why a write failed, which torch.save would not say."""
 
     def __init__(self, file):
         self._file = file

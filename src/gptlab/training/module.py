@@ -11,7 +11,7 @@ from gptlab.training.config import Layout, Sharding, is_whole
 from gptlab.training.initial import load_initial
 from gptlab.training.optim import build_optimizer
 from gptlab.training.schedule import Schedule
-from gptlab.training.shards import by_mesh, fill, global_norm
+from gptlab.training.shards import clip, fill, global_norm
 from gptlab.training.strategy import build_mesh, divides_model, parallelise, synchronise_gradients
 from gptlab.training.zero import OptimizerShards
 
@@ -110,12 +110,10 @@ class LanguageModule(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Here gradients are complete, and unscaled under 16-mixed.
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = global_norm([p.grad for p in parameters])
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = global_norm(gradients)
         if self.config.optimizer.clip_norm is not None:
-            for positions in by_mesh(parameters):
-                together = [parameters[i] for i in positions]
-                torch.nn.utils.clip_grads_with_norm_(together, self.config.optimizer.clip_norm, norm)
+            clip(gradients, self.config.optimizer.clip_norm, norm)
         self.last_step["grad_norm"] = norm
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
@@ -137,11 +135,12 @@ class LanguageModule(lightning.LightningModule):
 
     def _add(self, split: str, batch: dict[str, torch.Tensor]) -> None:
         loss = self.objective.loss(self.model, batch)
-        if batch["counts"]:
-            row = torch.stack([torch.as_tensor(v, device=self.device).double() for v in loss.terms.values()])
-            row = torch.cat([row, row.new_tensor([loss.n_targets])])
-            self._sums[split] = self._sums[split] + row if split in self._sums else row
-            self._names = list(loss.terms)
+        row = torch.stack([torch.as_tensor(v, device=self.device).double() for v in loss.terms.values()])
+        row = torch.cat([row, row.new_tensor([loss.n_targets])])
+        if not batch["counts"]:  # it only keeps this rank in step with the others, who may have all the batches
+            row = torch.zeros_like(row)
+        self._sums[split] = self._sums[split] + row if split in self._sums else row
+        self._names = list(loss.terms)
 
     def _means(self, *, whole: bool) -> dict[str, float]:
         """Token-weighted means over all ranks."""

@@ -130,9 +130,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
         return summary
 
 
-def _module(
-    config: RunConfig, data: PreparedData, plan: Plan, objective, layout: Layout, start: int
-) -> LanguageModule:
+def _module(config: RunConfig, data: PreparedData, plan: Plan, objective, layout: Layout, start: int) -> LanguageModule:
     files = {"train_eval": data.train, "val": data.val, "test": data.test}
     module = LanguageModule(
         config,
@@ -367,6 +365,8 @@ def _quieten() -> None:
     """Keep Lightning's advice about what gptlab does on purpose off the screen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # Whole matrices for Muon are gathered over two dimensions of a mesh, which it would do in one.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*GPU available but not used.*",

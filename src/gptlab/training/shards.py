@@ -1,11 +1,14 @@
 """Which part of a tensor this rank holds."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor.placement_types import Placement
 
 Part = tuple[slice, ...]
 
@@ -28,9 +31,13 @@ def is_first_holder(tensor: Tensor) -> bool:
     """Whether no rank before this one holds the same part."""
     if not isinstance(tensor, DTensor):
         return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    mesh = tensor.device_mesh
-    divided = [not placement.is_replicate() for placement in tensor.placements]
-    alike = all(at == 0 for at, is_divided in zip(mesh.get_coordinate(), divided, strict=True) if not is_divided)
+    return _holds_first(tensor.device_mesh, tensor.placements)
+
+
+@lru_cache
+def _holds_first(mesh: DeviceMesh, placements: tuple[Placement, ...]) -> bool:
+    pairs = zip(mesh.get_coordinate(), placements, strict=True)
+    alike = all(at == 0 for at, placement in pairs if placement.is_replicate())
     return alike and mesh.mesh.min().item() == 0  # a mesh without rank 0 has a twin with it
 
 
@@ -56,7 +63,15 @@ def by_mesh(tensors: Iterable[Tensor]) -> list[list[int]]:
 @torch.no_grad()
 def global_norm(gradients: list[Tensor]) -> Tensor:
     """The 2-norm over all elements, wherever they are; a collective where some are divided."""
-    norms = [
-        whole(torch.nn.utils.get_total_norm([gradients[i] for i in positions])) for positions in by_mesh(gradients)
-    ]
-    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+    if not any(isinstance(gradient, DTensor) for gradient in gradients):
+        return torch.nn.utils.get_total_norm(gradients)
+    own = [local(gradient) for gradient in gradients if is_first_holder(gradient)]
+    square = torch.nn.utils.get_total_norm(own).square() if own else local(gradients[0]).new_zeros(())
+    torch.distributed.all_reduce(square)
+    return square.sqrt()
+
+
+@torch.no_grad()
+def clip(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Scale gradients of that norm to at most `max_norm`, in place."""
+    torch._foreach_mul_([local(gradient) for gradient in gradients], (max_norm / (norm + 1e-6)).clamp(max=1.0))
