@@ -293,17 +293,17 @@ def load_model(name: str, word: str) -> "tuple[nn.Module, Tokenizer]":
     """
     import torch
 
-    from gptlab.interop.transformers_folder import TransformersFolder
+    from gptlab.interop.foreign_folder import ForeignFolder
     from gptlab.models.build import shape_model
     from gptlab.models.config import model_from_plain
     from gptlab.training import checkpoint
     from gptlab.training.initial import open_weights
 
     source = open_weights(name, word)
-    if isinstance(source, TransformersFolder):
+    if isinstance(source, ForeignFolder):
         tokenizer = source.tokenizer()
         if tokenizer is None:
-            raise ValueError(f"{word}={name} has no tokenizer.json; put the model's there")
+            raise ValueError(f"{word}={name} has no tokenizer that can be read; put the model's tokenizer.json there")
         model = shape_model(source.config, source.vocab_size).to_empty(device="cpu")
         with torch.no_grad():
             for key, parameter in model.named_parameters():
