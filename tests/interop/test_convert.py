@@ -172,7 +172,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, capsys):
         (["from"], "from needs a value; write from=..."),
         (["from=here"], "gptlab convert needs to=PATH"),
         (["to=here"], "gptlab convert needs from=PATH"),
-        (["from=a", "to=b", "format=onnx"], "format=onnx is unknown; use transformers or gptlab"),
+        (["from=a", "to=b", "format=onnx"], "format=onnx is unknown; use one of transformers, gptlab, openai"),
         (["from=a", "to=b", "overwrite=yes"], "overwrite=yes must be true or false"),
         (
             ["from=./none", "to=b"],

@@ -25,7 +25,8 @@ if typing.TYPE_CHECKING:
 
 HELP = """gptlab generate run=PATH prompt="..." [key=value ...]
 
-    run                 a run folder (its best checkpoint), a .ckpt file, a transformers folder or a hub name
+    run                 a run folder (its best checkpoint), a .ckpt file, a transformers folder, a hub name
+                        or the folder of GPT-2 that OpenAI released
     prompt              the text to continue; said several times, several prompts are answered together
     prompt_file         a text file with one prompt, or a .jsonl file with one on each line; without either
                         word the prompt is read from standard input

@@ -5,7 +5,7 @@ import importlib
 import sys
 
 VERBS = {
-    "convert": "weights in from a transformers folder, and out to one",
+    "convert": "weights in from transformers or OpenAI, and out to transformers",
     "generate": "text from a run, a checkpoint or a transformers folder",
 }
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from gptlab.interop.architecture import differences
+from gptlab.interop.foreign_folder import ForeignFolder
+from gptlab.interop.openai_checkpoint import OpenAIFolder, is_openai_folder
 from gptlab.interop.transformers_folder import TransformersFolder, from_hub, is_transformers_folder
 from gptlab.models.config import DecoderConfig, model_from_plain
 from gptlab.training import checkpoint
@@ -19,7 +21,7 @@ def load_initial(model: nn.Module, config: DecoderConfig, vocab_size: int) -> No
     model that computes something else, with the words that would make this one the same.
     """
     source = open_weights(config.init_from, "model.init_from")
-    if isinstance(source, TransformersFolder):
+    if isinstance(source, ForeignFolder):
         theirs, rows, read = source.config, source.vocab_size, source.read
     else:
         _, state = source
@@ -38,8 +40,8 @@ def load_initial(model: nn.Module, config: DecoderConfig, vocab_size: int) -> No
             parameter.copy_(value[: len(parameter)] if name == "pos_emb.weight" else value)
 
 
-def open_weights(name: str, word: str) -> TransformersFolder | tuple[Path, dict[str, Any]]:
-    """What is at a path or of that name on the hub: a transformers folder, or a checkpoint's path and content.
+def open_weights(name: str, word: str) -> ForeignFolder | tuple[Path, dict[str, Any]]:
+    """What is at a path or of that name on the hub: a foreign folder, or a checkpoint's path and content.
 
     A run folder stands for its best checkpoint. `word` is what the user said it with.
     """
@@ -53,9 +55,11 @@ def open_weights(name: str, word: str) -> TransformersFolder | tuple[Path, dict[
         found = next((p for p in (kept / "best.ckpt", kept / "last.ckpt") if p.is_file()), None)
         if found is not None:
             return found, checkpoint.load(found)
+        if is_openai_folder(path):
+            return OpenAIFolder(path)
         raise ValueError(
             f"{word}={name} is a folder that holds no model: neither config.json, as transformers writes it, "
-            "nor checkpoints/ of a run"
+            "nor checkpoints/ of a run, nor hparams.json, as OpenAI released it"
         )
     fetched = from_hub(name)
     if fetched is None:
