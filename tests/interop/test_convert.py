@@ -282,6 +282,24 @@ def test_weights_of_another_model_are_refused(options, message, tmp_path):
         assert said(f"from={path}", f"to={tmp_path / 'ours'}") == 0
         with pytest.raises(ValueError, match=message):
             train(small_run(tmp_path / "run2", model=DecoderConfig(**words, init_from=str(tmp_path / "ours"))))
+    assert not (tmp_path / "run").exists() and not (tmp_path / "run2").exists()
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("./none", r"model\.init_from=./none does not exist; name a run folder"),
+        ("empty", r"model\.init_from=empty is a folder that holds no model"),
+        ("text.txt", r"text\.txt is damaged or no checkpoint"),
+    ],
+)
+def test_weights_that_are_not_there_leave_no_run_behind(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    config = small_run(tmp_path / "run", model=DecoderConfig(**OURS, init_from=name))
+    with pytest.raises(ValueError, match=message):
+        train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_config_yaml_of_an_import_says_where_it_came_from(tmp_path):

@@ -1,10 +1,11 @@
 """Weights of another model to start from."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gptlab.interop.architecture import differences
 from gptlab.interop.foreign_folder import ForeignFolder
@@ -17,8 +18,20 @@ from gptlab.training import checkpoint
 def load_initial(model: nn.Module, config: DecoderConfig, vocab_size: int) -> None:
     """Give `model` the weights that `model.init_from` names, one tensor at a time.
 
-    A model with a shorter context takes as many learned positions as it has. ValueError where the weights are of a
-    model that computes something else, with the words that would make this one the same.
+    A model with a shorter context takes as many learned positions as it has. ValueError as `open_initial` raises it.
+    """
+    read = open_initial(config, vocab_size)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            value = read(name)
+            parameter.copy_(value[: len(parameter)] if name == "pos_emb.weight" else value)
+
+
+def open_initial(config: DecoderConfig, vocab_size: int) -> Callable[[str], Tensor]:
+    """What reads the weights that `model.init_from` names, tensor by tensor; none is read yet.
+
+    ValueError where there are none, or they are of a model that computes something else, with the words that would
+    make this one the same.
     """
     source = open_weights(config.init_from, "model.init_from")
     if isinstance(source, ForeignFolder):
@@ -34,10 +47,7 @@ def load_initial(model: nn.Module, config: DecoderConfig, vocab_size: int) -> No
         words.append(f"model.context_length={theirs.context_length}")
     if words:
         raise ValueError(f"model.init_from={config.init_from} holds another model; add {' '.join(words)}")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            value = read(name)
-            parameter.copy_(value[: len(parameter)] if name == "pos_emb.weight" else value)
+    return read
 
 
 def open_weights(name: str, word: str) -> ForeignFolder | tuple[Path, dict[str, Any]]:
