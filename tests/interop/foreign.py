@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from gptlab.commands import convert
 from gptlab.data.tokenizer import Tokenizer
 from gptlab.interop.tokenizer_files import tokenizer_files
 
@@ -80,6 +81,11 @@ def write_older_tokenizer(folder: Path, tokenizer: Tokenizer, vocabulary: str, m
     (folder / vocabulary).write_text(json.dumps(words))
     lines = [" ".join(pair) for pair in content["model"]["merges"]]
     (folder / merges).write_text("\n".join(["#version: 0.2", *lines, ""]), encoding="utf-8")
+
+
+def said(*words: object) -> int:
+    """The exit code of `gptlab convert` with these words."""
+    return convert.main([str(word) for word in words])
 
 
 MEASURE = """

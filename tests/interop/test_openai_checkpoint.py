@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 import yaml
-from interop.foreign import Case, gpt2, memory_taken, write_older_tokenizer
+from interop.foreign import Case, gpt2, memory_taken, said, write_older_tokenizer
 from runs import small_run
 
-from gptlab.commands import convert, generate
+from gptlab.commands import generate
 from gptlab.data.tokenizer import BpeTokenizer, load_tokenizer
 from gptlab.interop.openai_checkpoint import OpenAIFolder
 from gptlab.models.build import build_model
@@ -73,10 +73,6 @@ def folder(tmp_path):
     (path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt"\n')
     (path / "model.ckpt.meta").write_bytes(b"the graph, which nobody needs")
     return path
-
-
-def said(*words) -> int:
-    return convert.main([str(word) for word in words])
 
 
 @pytest.mark.parametrize("words", [(), ("format=openai",), ("format=gptlab",)], ids=str)

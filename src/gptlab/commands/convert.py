@@ -1,7 +1,6 @@
 """The command `gptlab convert`: weights in from another program's folder, and out to one for transformers."""
 
 import ctypes
-import difflib
 import json
 import os
 import shutil
@@ -211,9 +210,7 @@ def _read_words(words: list[str]) -> dict[str, Any]:
     for word in words:
         key, sign, value = word.partition("=")
         if key not in WORDS:
-            near = difflib.get_close_matches(key, WORDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(WORDS)}"
-            raise ValueError(f"{key} is not a word of gptlab convert; {hint}")
+            raise ValueError(f"{key} is not a word of gptlab convert{compose.nearest(key, WORDS)}")
         if not sign or not value:
             raise ValueError(f"{key} needs a value; write {key}=...")
         said[key] = value
@@ -221,7 +218,7 @@ def _read_words(words: list[str]) -> dict[str, Any]:
         if key not in said:
             raise ValueError(f"gptlab convert needs {key}=PATH")
     if said.get("format", "gptlab") not in FORMATS:
-        raise ValueError(f"format={said['format']} is unknown; use one of {', '.join(FORMATS)}")
+        raise ValueError(f"format={said['format']} is unknown{compose.nearest(said['format'], FORMATS)}")
     if said.get("overwrite", "true") not in ("true", "false"):
         raise ValueError(f"overwrite={said['overwrite']} must be true or false")
     overwrite = said.get("overwrite") == "true"

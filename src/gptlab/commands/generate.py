@@ -1,6 +1,5 @@
 """The command `gptlab generate`: text from a run, a checkpoint or a transformers folder."""
 
-import difflib
 import json
 import os
 import sys
@@ -416,9 +415,7 @@ def read_words(words: list[str]) -> GenerateConfig:
     for word in words:
         key, sign, value = word.partition("=")
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(hints)}"
-            raise ValueError(f"{key} is not a word of gptlab generate; {hint}")
+            raise ValueError(f"{key} is not a word of gptlab generate{compose.nearest(key, hints)}")
         if not sign:
             raise ValueError(f"{key} needs a value; write {key}=...")
         if hints[key] == list[str]:
