@@ -61,6 +61,20 @@ REFUSED = {
     "eval_train=true data.val_fraction=0": ["eval_train=true", "data.val_fraction"],
     "run_dir=": ["run_dir= is empty"],
     "~model": ["model"],
+    "strategy=fdsp": ["strategy=fdsp", "did you mean fsdp"],
+    "strategy=zero3": ["strategy=zero3", "did you mean zero"],
+    "strategy=tp trainer.accelerator=cpu trainer.devices=3": ["3 devices", "model.n_head=4", "use 2 or 4 of them"],
+    "strategy=hsdp trainer.accelerator=cpu": ["strategy=hsdp", "two or more"],
+    "strategy=hsdp strategy.replicas=3 trainer.accelerator=cpu trainer.devices=4": [
+        "strategy.replicas=3",
+        "use 2 or 4",
+    ],
+    "strategy=fsdp_tp trainer.accelerator=cpu trainer.devices=3": ["strategy.tensor_parallel=2", "use 3"],
+    "strategy=ddp strategy.tensor_parallel=2": ["strategy.tensor_parallel", "strategy=tp or fsdp_tp"],
+    "strategy=ddp strategy.cpu_offload=true": ["strategy.cpu_offload=true", "fsdp"],
+    "strategy.activation_checkpointing=some": ["none, full, selective"],
+    "strategy.timeout_seconds=0": ["strategy.timeout_seconds=0"],
+    "callbacks.checkpoint.every_minutes=0": ["callbacks.checkpoint.every_minutes=0"],
 }
 
 

@@ -4,6 +4,9 @@ import errno
 import os
 import pickle
 import resource
+import shutil
+import subprocess
+import threading
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from gptlab.models.config import DecoderConfig
 from gptlab.training import checkpoint
 from gptlab.training.config import MuonConfig
 from gptlab.training.optim import build_optimizer
+from gptlab.training.saving import Save, Saver
 
 
 def small(seed=0, **words):
@@ -90,7 +94,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, damage):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"resume=.*nothing\.ckpt is not a file"):
+    with pytest.raises(ValueError, match=r"resume=.*nothing\.ckpt is no checkpoint"):
         checkpoint.load(tmp_path / "nothing.ckpt")
 
 
@@ -137,7 +141,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path):
         os._exit(5)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert path.read_bytes() == old
-    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["SHA256SUMS", "last.ckpt"]
 
 
 def test_a_failed_rename_leaves_nothing(tmp_path, monkeypatch):
@@ -154,6 +158,110 @@ def test_a_link_follows_the_newest(tmp_path):
     for step in (1, 2):
         source = tmp_path / f"step_{step:08d}.ckpt"
         checkpoint.save({"gptlab_format": 1, "step": step}, source)
-        checkpoint.link(source, tmp_path / "last.ckpt")
+        checkpoint.link(source, "last")
     (tmp_path / "step_00000002.ckpt").unlink()
     assert checkpoint.load(tmp_path / "last.ckpt")["step"] == 2
+    checkpoint.verify(tmp_path / "last.ckpt")
+
+
+def write_folder(path, model, optimizer):
+    saver = Saver(asynchronous=False, keep_last=9, rank=0, world_size=1, timeout_seconds=60)
+    rest = {"gptlab_format": 1, "step": 3}
+    saver.save(Save(path, rest, checkpoint.own_parts(model, optimizer), ["last"]))
+
+
+def test_a_folder_holds_what_a_file_holds(tmp_path):
+    model, optimizer = trained(0)
+    write_folder(tmp_path / "step_00000003", model, optimizer)
+    assert checkpoint.linked(tmp_path, "last").resolve() == tmp_path / "step_00000003"
+    state = checkpoint.load(tmp_path / "last")
+    assert state["step"] == 3
+    other, other_optimizer = trained(1)
+    checkpoint.restore_model(other, state["model"])
+    checkpoint.restore_optimizer(other_optimizer, state["optimizer"])
+    step_of(model, optimizer, 3)
+    step_of(other, other_optimizer, 3)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, dict(other.named_parameters())[name]), name
+    with pytest.raises(ValueError, match="another architecture"):
+        checkpoint.restore_model(small(d_model=16), state["model"])
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not on this machine")
+def test_checksums_are_those_of_sha256sum(tmp_path):
+    checkpoint.save({"gptlab_format": 1}, tmp_path / "step_00000001.ckpt")
+    write_folder(tmp_path / "step_00000003", *trained(0))
+    for folder in (tmp_path, tmp_path / "step_00000003"):
+        subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["step_00000002.ckpt", "step_00000003/rank_00000.safetensors", "step_00000003/state.pt"]
+)
+def test_one_changed_bit_is_found(tmp_path, name):
+    for step in (1, 2):
+        checkpoint.save({"gptlab_format": 1, "step": step, "x": torch.arange(99.0)}, tmp_path / f"step_{step:08d}.ckpt")
+    write_folder(tmp_path / "step_00000003", *trained(0))
+    assert checkpoint.newest(tmp_path) == (tmp_path / "step_00000003", [])
+    content = bytearray((tmp_path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is not what was written"):
+        checkpoint.verify(tmp_path / name.split("/")[0])
+    path, skipped = checkpoint.newest(tmp_path)
+    if "3/" in name:
+        assert path.name == "step_00000002.ckpt" and len(skipped) == 1 and name in skipped[0]
+
+
+@pytest.mark.parametrize("name", ["rank_00000.safetensors", "state.pt", "SHA256SUMS"])
+def test_a_folder_that_lacks_a_file_names_it(tmp_path, name):
+    write_folder(tmp_path / "step_00000003", *trained(0))
+    (tmp_path / "step_00000003" / name).unlink()
+    for read in (checkpoint.load, checkpoint.verify):
+        with pytest.raises(ValueError, match=rf"step_00000003 .*{name}"):
+            read(tmp_path / "step_00000003")
+
+
+def test_the_best_outlives_the_newest(tmp_path):
+    for step in (1, 2, 3):
+        path = tmp_path / f"step_{step:08d}"
+        write_folder(path, *trained(0))
+        if step == 1:
+            checkpoint.link(path, "best")
+    checkpoint.prune(tmp_path, 1)
+    assert [step for step, _ in checkpoint.kept(tmp_path)] == [1, 3]
+    checkpoint.save({"gptlab_format": 1}, tmp_path / "step_00000004.ckpt")  # on one device from here on
+    for name in ("last", "best"):
+        checkpoint.link(tmp_path / "step_00000004.ckpt", name)
+    checkpoint.prune(tmp_path, 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["SHA256SUMS", "best.ckpt", "last.ckpt", "step_00000004.ckpt"]
+
+
+def test_steps_go_on_while_a_copy_is_written(tmp_path, monkeypatch):
+    model, optimizer = trained(0)
+    expected = {name: p.clone() for name, p in model.named_parameters()}
+    go_on = threading.Event()
+    write = checkpoint.write_parts
+    monkeypatch.setattr(checkpoint, "write_parts", lambda *args: (go_on.wait(60), write(*args))[1])
+    saver = Saver(asynchronous=True, keep_last=1, rank=0, world_size=1, timeout_seconds=60)
+    path = tmp_path / "step_00000003"
+    saver.save(Save(path, {"gptlab_format": 1}, checkpoint.own_parts(model, optimizer), ["last"]))
+    step_of(model, optimizer, 3)
+    assert not path.exists(), "nothing has its name before it is whole"
+    go_on.set()
+    saver.wait()
+    state = checkpoint.load(path)
+    for name, value in expected.items():
+        assert torch.equal(state["model"][name], value), name
+
+
+def test_a_thread_that_cannot_write_says_so_to_the_steps(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_parts", fail)
+    saver = Saver(asynchronous=True, keep_last=1, rank=0, world_size=1, timeout_seconds=60)
+    saver.save(Save(tmp_path / "step_00000001", {}, checkpoint.own_parts(*trained(0)), ["last"]))
+    with pytest.raises(OSError, match="No space left on device; the run stays saved at its last checkpoint"):
+        saver.wait()
+    assert not (tmp_path / "step_00000001").exists() and not (tmp_path / "last").exists()

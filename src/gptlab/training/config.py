@@ -273,10 +273,6 @@ class StrategyConfig:
 
     def layout(self, world_size: int, num_nodes: int = 1) -> Layout:
         """Arrange `world_size` devices; ValueError where the words do not fit them."""
-        for option, owners in (("tensor_parallel", TENSOR_PARALLEL), ("replicas", (Sharding.hsdp,))):
-            if getattr(self, option) is not None and self.name not in owners:
-                names = " or ".join(owner.value for owner in owners)
-                raise ValueError(f"strategy.{option} belongs to strategy={names}, and strategy is {self.name.value}")
         match self.name:
             case Sharding.auto | Sharding.ddp | Sharding.zero1:
                 return Layout(replicas=world_size)
@@ -309,6 +305,10 @@ class StrategyConfig:
     def check(self) -> None:
         if self.timeout_seconds < 1:
             raise ValueError(f"strategy.timeout_seconds={self.timeout_seconds} must be at least 1")
+        for option, owners in (("tensor_parallel", TENSOR_PARALLEL), ("replicas", (Sharding.hsdp,))):
+            if getattr(self, option) is not None and self.name not in owners:
+                names = " or ".join(owner.value for owner in owners)
+                raise ValueError(f"strategy.{option} belongs to strategy={names}, and strategy is {self.name.value}")
         if self.cpu_offload and self.name not in SHARDED:
             names = ", ".join(name.value for name in SHARDED)
             raise ValueError(
