@@ -83,8 +83,38 @@ def one(job: dict) -> None:
             ),
             callbacks=CallbacksConfig(checkpoint=CheckpointConfig(**saved), sample=None, plot=False),
             **job.get("run", {}),
-        )
+        ),
+        callbacks=[_bytes_callback(Path(job["folder"]))],
     )
+
+
+def _bytes_callback(folder: Path):
+    """Writes down what tensors this rank holds: before backward, before the optimiser's step, and after it."""
+    from lightning.pytorch.callbacks import Callback
+
+    from gptlab.training.shards import local
+
+    def size(tensors) -> int:
+        return sum(local(t).numel() * t.element_size() for t in tensors if t is not None)
+
+    class Bytes(Callback):
+        def __init__(self):
+            self.held = {}
+
+        def on_before_backward(self, trainer, module, loss):
+            self.held["weights_before_backward"] = size(module.model.parameters())
+
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            self.held["weights"] = size(module.model.parameters())
+            self.held["gradients"] = size(p.grad for p in module.model.parameters())
+
+        def on_train_end(self, trainer, module):
+            memories = trainer.optimizers[0].state.values()
+            self.held["optimizer"] = size(v for memory in memories for v in memory.values() if v.ndim)
+            self.held["resident"] = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            (folder / f"bytes_{trainer.global_rank}.json").write_text(json.dumps(self.held))
+
+    return Bytes()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import shutil
 import pytest
 from ranks import carry_out
 
+from gptlab.models.build import shape_model
+from gptlab.models.config import DecoderConfig
 from gptlab.training import checkpoint
 from gptlab.training.folder import read_metrics
 
@@ -58,6 +60,35 @@ def test_ten_steps_equal_those_of_one_process(trained, strategy, option):
     expected = read_metrics(trained / f"auto-{'muon' if option == 'muon' else 'plain'}" / "metrics.csv")
     assert len(expected) == 10 and all(row["train/grad_norm"] > 0.3 for row in expected), "clipping is active"
     close(read_metrics(trained / f"{strategy}-{option}" / "metrics.csv"), expected)
+
+
+@pytest.mark.parametrize("strategy", [s for s in RANKS if s not in ("auto", "tp", "fsdp_tp")])
+def test_each_rank_holds_its_part(trained, strategy):
+    """Bytes of the tensors that live on a rank, beside (weights + gradients + 2 x weights of AdamW) over N ranks."""
+    whole = json.loads((trained / "auto-plain" / "bytes_0.json").read_text())
+    assert whole["gradients"] == whole["weights"] and whole["optimizer"] == 2 * whole["weights"]
+    n_shards = 2  # hsdp has them in two groups
+    parts = {"ddp": (1, 1, 1), "zero1": (1, 1, n_shards)}.get(strategy, (n_shards, n_shards, n_shards))
+    for rank in range(RANKS[strategy]):
+        held = json.loads((trained / f"{strategy}-plain" / f"bytes_{rank}.json").read_text())
+        for name, n in zip(("weights", "gradients", "optimizer"), parts, strict=True):
+            assert held[name] == pytest.approx(whole[name] / n, rel=0.05), name
+        between = held["weights_before_backward"] / whole["weights"]
+        assert between == 1 if strategy in ("ddp", "zero1", "zero2") else 0.5 < between < 1
+        print(f"{strategy} rank {rank}: {held}")
+
+
+@pytest.mark.parametrize("strategy", ["tp", "fsdp_tp"])
+def test_matrices_are_divided_and_the_rest_is_whole(trained, strategy):
+    whole = json.loads((trained / "auto-plain" / "bytes_0.json").read_text())
+    model = DecoderConfig(n_layer=2, n_head=2, d_model=32, context_length=16)
+    matrices = 4 * sum(p.numel() for p in shape_model(model, 257).blocks.parameters() if p.ndim == 2)
+    n_shards = RANKS[strategy] // 2
+    expected = (whole["weights"] - matrices + matrices / 2) / n_shards
+    for rank in range(RANKS[strategy]):
+        held = json.loads((trained / f"{strategy}-plain" / f"bytes_{rank}.json").read_text())
+        assert held["weights"] == held["gradients"] == pytest.approx(expected, rel=0.05)
+        assert held["optimizer"] == 2 * held["weights"]
 
 
 @pytest.fixture(scope="module")

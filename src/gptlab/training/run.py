@@ -47,6 +47,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     if devices.accelerator == "cpu":
         keep_freed_memory()
     config.check(devices.world_size)
+    if config.strategy.cpu_offload and devices.accelerator == "cpu":
+        raise ValueError("strategy.cpu_offload=true moves what a GPU need not hold, and this run is on the CPU")
     layout = config.strategy.layout(devices.world_size, config.trainer.num_nodes)
     folder = RunFolder(Path(config.folder()), writes=first_rank())
     if _is_finished(config, folder):
