@@ -1,0 +1,79 @@
+"""How long saving holds the steps: a plain copy of the state in memory, a save, and an asynchronous save.
+
+    OMP_NUM_THREADS=2 python benchmarks/saving.py [--rounds 5] [--model gpt124m]
+
+One process, AdamW. The three take turns within one run. `held` is the time until the next step may begin; `on disk` is
+when the checkpoint has its name: written, brought to the disk with fsync, with its checksum.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from gptlab.models.build import build_model
+from gptlab.models.config import DecoderConfig
+from gptlab.training import checkpoint
+from gptlab.training.config import AdamWConfig
+from gptlab.training.devices import keep_freed_memory
+from gptlab.training.optim import build_optimizer
+from gptlab.training.saving import Save, Saver
+
+SHAPES = {"gpt124m": (12, 12, 768, 1024, 50_257), "gpt30m": (6, 6, 384, 256, 50_257)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", choices=SHAPES, default="gpt124m")
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written; left out: a temporary folder")
+    given = parser.parse_args()
+    keep_freed_memory()  # as a run on a CPU does
+    n_layer, n_head, d_model, context_length, vocab_size = SHAPES[given.model]
+    config = DecoderConfig(n_layer=n_layer, n_head=n_head, d_model=d_model, context_length=context_length)
+    model = build_model(config, vocab_size, seed=1)
+    optimizer = build_optimizer(model.named_parameters(), AdamWConfig(), device=torch.device("cpu"))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+
+    def state() -> dict:
+        weights, memory = checkpoint.model_state(model), checkpoint.optimizer_state(optimizer)
+        return {"gptlab_format": checkpoint.FORMAT, "model": weights, "optimizer": memory}
+
+    tensors = [*state()["model"].values(), *(v for m in state()["optimizer"].values() for v in m.values())]
+    n_bytes = sum(t.numel() * t.element_size() for t in tensors)
+    held = {"plain copy": [], "save": [], "asynchronous save": []}
+    on_disk = {name: [] for name in held}
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        for turn in range(given.rounds + 1):
+            for name in held:
+                started = time.perf_counter()
+                if name == "plain copy":
+                    copies = [t.clone() for t in tensors]
+                    seconds = time.perf_counter() - started
+                    del copies
+                else:
+                    saver = Saver(asynchronous=name != "save", keep_last=1, rank=0, world_size=1, timeout_seconds=600)
+                    saver.save(Save(Path(folder) / f"step_{turn:08d}.ckpt", state(), None, ["last"]))
+                    seconds = time.perf_counter() - started
+                    saver.wait()
+                if turn:  # the first is to warm up
+                    held[name].append(seconds)
+                    on_disk[name].append(time.perf_counter() - started)
+    plain = statistics.median(held["plain copy"])
+    print(f"{n_bytes / 2**20:,.0f} MiB of weights and AdamW's state\n")
+    print(f"{'':<20} {'held':>9}  {'range':>20}  {'on disk':>9}  {'of a copy':>9}")
+    for name, times in held.items():
+        median = statistics.median(times)
+        disk = "" if name == "plain copy" else f"{statistics.median(on_disk[name]):7.2f} s"
+        span = f"{min(times):.3f} to {max(times):.3f} s"
+        print(f"{name:<20} {median:7.3f} s  {span:>20}  {disk:>9}  {median / plain:9.2f}")
+
+
+if __name__ == "__main__":
+    main()
