@@ -83,7 +83,7 @@ class Contenders:
 
         from gptlab.training.optim import build_optimizer
 
-        return build_optimizer(model, self.config.optimizer, device=torch.device("cpu"))
+        return build_optimizer(model.named_parameters(), self.config.optimizer, device=torch.device("cpu"))
 
     def bare(self) -> float:
         import torch

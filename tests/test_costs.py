@@ -6,6 +6,7 @@ import gptlab.nn.loss as loss
 from gptlab import costs
 from gptlab.models.build import build_model, shape_model
 from gptlab.models.config import AttentionPattern, DecoderConfig, Feedforward, Norm, NormPlacement, Position
+from gptlab.training.config import Layout, Sharding, StrategyConfig
 
 SMALL = {"n_layer": 3, "n_head": 4, "d_model": 32, "context_length": 16}
 CONFIGS = [
@@ -106,9 +107,13 @@ def test_memory_by_part():
     full = costs.memory_bytes(config, 40, optimizer="adamw", precision="32-true", **known)
     assert (full["weights"], full["gradients"], full["optimizer"]) == (4 * n, 4 * n, 8 * n)
     assert full["total"] == sum(value for name, value in full.items() if name != "total")
-    quarter = costs.memory_bytes(config, 40, optimizer="adamw", precision="32-true", n_shards=4, **known)
+    fsdp = {"strategy": StrategyConfig(name=Sharding.fsdp), "layout": Layout(shards=4)}
+    quarter = costs.memory_bytes(config, 40, optimizer="adamw", precision="32-true", **fsdp, **known)
     assert quarter["weights"] == 4 * -(-n // 4)
-    assert quarter["activations"] == full["activations"]
+    assert quarter["activations"] == full["activations"] and 0 < quarter["gathered"] < full["weights"]
+    zero1 = {"strategy": StrategyConfig(name=Sharding.zero1), "layout": Layout(replicas=4)}
+    zero1 = costs.memory_bytes(config, 40, optimizer="adamw", precision="32-true", **zero1, **known)
+    assert (zero1["weights"], zero1["optimizer"]) == (4 * n, 4 * -(-2 * n // 4))
     half = costs.memory_bytes(config, 40, optimizer="adamw", precision="bf16-true", **known)
     assert 2 * half["activations"] == full["activations"]
     muon = costs.memory_bytes(config, 40, optimizer="muon", precision="32-true", **known)

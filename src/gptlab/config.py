@@ -13,6 +13,7 @@ from gptlab.training.config import (
     DECAYS,
     WARMUPS,
     CallbacksConfig,
+    Layout,
     LoggersConfig,
     MuonConfig,
     OptimizerConfig,
@@ -117,6 +118,7 @@ class RunConfig:
             self.optimizer,
             self.schedule,
             self.trainer,
+            self.strategy,
             self.callbacks,
         ):
             part.check()
@@ -125,9 +127,9 @@ class RunConfig:
         for name in ("run_dir", "name"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name}= is empty; give a name, or leave it out")
-        if self.resume not in ("auto", None) and not Path(self.resume).is_file():
+        if self.resume not in ("auto", None) and not Path(self.resume).exists():
             raise ValueError(
-                f"resume={self.resume} is not a file; name a .ckpt file such as runs/NAME/checkpoints/last.ckpt"
+                f"resume={self.resume} does not exist; name a checkpoint such as runs/NAME/checkpoints/last.ckpt"
             )
         if self.eval_train and self.data.val_fraction == 0:
             raise ValueError("eval_train=true evaluates at each validation; set data.val_fraction above 0")
@@ -136,7 +138,7 @@ class RunConfig:
         per_node = self.trainer.device_count()
         if devices is None and per_node is not None:
             devices = per_node * self.trainer.num_nodes
-        self._check_batch(devices or 1)
+        self._check_spread(devices)
 
     def _check_budget(self) -> None:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -162,6 +164,24 @@ class RunConfig:
         words, rows = self.tokenizer.known_vocab_size, self.model.vocab_size
         if words is not None and rows is not None:
             check_vocabulary(rows, words, self.tokenizer.kind)
+
+    def _check_spread(self, devices: int | None) -> None:
+        layout = self.strategy.layout(devices, self.trainer.num_nodes) if devices else Layout()
+        tensor = layout.tensor
+        for name, size in (("n_head", self.model.n_head), ("n_kv_head", self.model.kv_heads)):
+            if size % tensor:
+                fits = " or ".join(str(n) for n in range(2, size + 1) if size % n == 0)
+                raise ValueError(
+                    f"strategy={self.strategy.name.value} divides attention over {tensor} devices, which "
+                    f"model.{name}={size} is no multiple of; "
+                    + (f"use {fits} of them, or strategy=fsdp" if fits else "use strategy=fsdp")
+                )
+        if self.model.ff_width % tensor:
+            raise ValueError(
+                f"strategy={self.strategy.name.value} divides the feedforward over {tensor} devices, which "
+                f"model.d_ff={self.model.ff_width} is no multiple of"
+            )
+        self._check_batch(layout.data)
 
     def _check_batch(self, devices: int) -> None:
         length = self.context_length

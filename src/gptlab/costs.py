@@ -1,6 +1,7 @@
 """What a run costs, before it starts: parameters, floating-point operations and bytes, by arithmetic alone."""
 
 from gptlab.models.config import DecoderConfig, Feedforward, Norm, NormPlacement, Position
+from gptlab.training.config import SHARDED, Layout, Recompute, Sharding, StrategyConfig
 
 LOGITS_CHUNK = 2**27  # at most so many logits exist at a time on a GPU (nn/loss.py)
 
@@ -62,42 +63,67 @@ def memory_bytes(
     context_length: int,
     optimizer: str,
     precision: str,
-    n_shards: int = 1,
+    strategy: StrategyConfig | None = None,
+    layout: Layout | None = None,
 ) -> dict[str, int]:
-    """Estimate the bytes that training takes on one device.
+    """Estimate the bytes that training takes on one device of those that `layout` arranges.
 
-    `n_shards` devices divide weights, gradients and optimiser state. Activations are those that fused kernels keep for
-    the backward pass, without dropout masks and without activation checkpointing.
+    `gathered` are weights that are divided and for a while whole. Activations are those that fused kernels keep for the
+    backward pass, without dropout masks.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"trainer.precision={precision} is unknown here; use one of {', '.join(PRECISIONS)}")
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer} is unknown here; use one of {', '.join(OPTIMIZERS)}")
-    c = config
+    c, strategy, layout = config, strategy or StrategyConfig(), layout or Layout()
     weight, copy, activation, stream = PRECISIONS[precision]
-    counts = parameter_counts(c, vocab_size)
-    n_parameters = counts["total"]
-    n_moments = 2 * n_parameters
-    if optimizer == "muon":  # one moment for each hidden matrix
-        n_moments -= _hidden_matrices(c)
+    hidden = _hidden_matrices(c)
+    n_parameters = parameter_counts(c, vocab_size)["total"] - hidden + hidden // layout.tensor
+    n_moments = 2 * n_parameters - (hidden // layout.tensor if optimizer == "muon" else 0)  # of a matrix it keeps one
+
+    n_gathered = 0
+    if strategy.name is Sharding.zero2:
+        n_gathered = n_parameters
+    elif strategy.name in SHARDED:  # what the head and the embeddings need, and two blocks: the next is fetched ahead
+        blocks = hidden // layout.tensor
+        n_gathered = n_parameters - blocks + 2 * blocks // c.n_layer
+    n_shards = layout.shards
+    n_optimizer_shards = layout.replicas if strategy.name is Sharding.zero1 else n_shards
 
     n_tokens = micro_batch_size * context_length
-    queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
-    per_layer = 2 * c.d_model + 2 * queries + 2 * keys  # both norms' outputs; q, k, v and what they mix
-    if c.qk_norm:
-        per_layer += queries + keys
-    per_layer += (4 if c.feedforward is Feedforward.swiglu else 2) * c.ff_width
-    streams = _n_norms(c) * c.d_model  # what each norm reads
-    activations = n_tokens * (c.n_layer * per_layer * activation + streams * stream + c.d_model * activation)
-
     parts = {
         "weights": -(-n_parameters // n_shards) * (weight + copy),
         "gradients": -(-n_parameters // n_shards) * weight,
-        "optimizer": -(-n_moments // n_shards) * weight,
-        "activations": activations,
+        "optimizer": -(-n_moments // n_optimizer_shards) * weight,
+        "gathered": n_gathered * (copy or weight) if n_shards > 1 else 0,
+        "activations": n_tokens * _activation_bytes(c, strategy.activation_checkpointing, activation, stream),
         "logits": min(n_tokens * vocab_size, max(LOGITS_CHUNK, vocab_size)) * (4 + activation),
     }
+    if strategy.cpu_offload:
+        parts |= dict.fromkeys(("weights", "gradients", "optimizer"), 0)  # in the host's memory
+    parts = {name: size for name, size in parts.items() if size or name != "gathered"}
     return parts | {"total": sum(parts.values())}
+
+
+def _activation_bytes(c: DecoderConfig, recompute: Recompute, activation: int, stream: int) -> int:
+    """What one token leaves for the backward pass."""
+    queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
+    gates = 2 if c.feedforward is Feedforward.swiglu else 1
+    products = (
+        2 * queries + 2 * keys + gates * c.ff_width
+    )  # q, k, v, what they mix, and what goes into the nonlinearity
+    rest = (
+        2 * c.d_model + gates * c.ff_width + (queries + keys if c.qk_norm else 0)
+    )  # norms' and nonlinearity's outputs
+    whole = (products + rest) * activation + 2 * c.d_model * stream
+    kept = {
+        Recompute.none: whole,
+        Recompute.full: c.d_model * stream,  # its input
+        Recompute.selective: (products + 2 * c.d_model) * activation + c.d_model * stream,
+    }[recompute]
+    again = 0 if recompute is Recompute.none else whole  # the block that is being computed once more
+    last = c.d_model * (activation + stream * (_n_norms(c) - 2 * c.n_layer))
+    return c.n_layer * kept + again + last
 
 
 def _n_norms(c: DecoderConfig) -> int:

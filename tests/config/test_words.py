@@ -56,7 +56,7 @@ REFUSED = {
     "data=text": ["data.path=FILE"],
     "tokenizer=file": ["tokenizer.path=FILE"],
     "tokenizer.vocab_size=100": ["tokenizer.vocab_size=100", "257"],
-    "resume=runs/sweep/seed=1/none.ckpt": ["resume=runs/sweep/seed=1/none.ckpt is not a file"],
+    "resume=runs/sweep/seed=1/none.ckpt": ["resume=runs/sweep/seed=1/none.ckpt does not exist"],
     "seed=-1": ["seed=-1"],
     "eval_train=true data.val_fraction=0": ["eval_train=true", "data.val_fraction"],
     "run_dir=": ["run_dir= is empty"],

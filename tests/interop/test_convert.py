@@ -29,6 +29,7 @@ from gptlab.models.config import (
 )
 from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
+from gptlab.training.config import Layout
 from gptlab.training.datamodule import TrainBatches, WindowsDataModule
 from gptlab.training.run import train
 
@@ -230,7 +231,7 @@ def test_training_starts_from_foreign_weights(tmp_path):
     config = small_run(tmp_path / "a", model=DecoderConfig(**OURS, init_from=str(path)), budget_steps=2)
     data = prepare(config.data, config.tokenizer, progress=False)
     objective = build_objective(config.objective)
-    windows = WindowsDataModule(config, data, objective, n_steps=2).train_windows
+    windows = WindowsDataModule(config, data, objective, layout=Layout(), n_steps=2).train_windows
     batch = TrainBatches(windows, objective, seed=config.seed, shuffle=True, per_step=8, rank=0, world_size=1)[0]
     with torch.no_grad():
         log_p = model(batch["tokens"]).logits.log_softmax(-1).gather(-1, batch["targets"][..., None])

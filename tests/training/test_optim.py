@@ -18,7 +18,7 @@ def model():
 
 def treated(model, config):
     """Parameter name -> its group."""
-    optimizer = build_optimizer(model, config, device=CPU)
+    optimizer = build_optimizer(model.named_parameters(), config, device=CPU)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert len(groups) == len(list(model.parameters())), "each parameter is in exactly one group"
     return {name: groups[id(p)] for name, p in model.named_parameters()}
@@ -50,7 +50,7 @@ def test_adamw_takes_the_papers_first_step(model):
     """arXiv 1711.05101, algorithm 2: after one step the moments are the gradient itself."""
     config = AdamWConfig(lr=0.1, weight_decay=0.2, eps=1e-8)
     before = {name: p.detach().clone().double() for name, p in model.named_parameters()}
-    optimizer = build_optimizer(model, config, device=CPU)
+    optimizer = build_optimizer(model.named_parameters(), config, device=CPU)
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():
         p.grad = torch.randn(p.shape, generator=generator)

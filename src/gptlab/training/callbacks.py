@@ -4,6 +4,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
@@ -16,7 +17,9 @@ from gptlab.training import checkpoint
 from gptlab.training.devices import memory_gib
 from gptlab.training.folder import MetricsFile, RunFolder
 from gptlab.training.plan import Plan
+from gptlab.training.saving import Save, Saver
 from gptlab.training.stopping import SIGNALS, Failure, Stopped, command, requeue
+from gptlab.training.strategy import divides_model
 
 METER_SECONDS = 0.5  # over which tokens per second are measured
 SHOW_SECONDS = 0.25  # between two pictures of the progress bar
@@ -44,6 +47,8 @@ class Recorder(Callback):
         self.validated: dict[str, float] = {}  # the newest evaluation
         self.received_signal = 0  # by this process
         self.stop_signal = 0  # that all ranks know of, and act on after the same step
+        self.wishes: list[Callable[[], bool]] = []  # what one rank may want and all have to do together ...
+        self.granted: list[bool] = []  # ... and which of them some rank did
         self._pending: list[tuple[int, dict]] = []
         self._held: dict[str, float | int] | None = None  # the newest row, which an evaluation may still add to
         self._rate: dict[str, float] = {}
@@ -116,16 +121,17 @@ class Recorder(Callback):
         table = torch.stack(
             [torch.stack([*measured["terms"].values(), measured["grad_norm"]]).float() for _, measured in self._pending]
         )
+        signals = [float(signum == self.received_signal) for signum in SIGNALS]
+        wanted = [*signals, *(float(wish()) for wish in self.wishes)]
         if trainer.world_size > 1:
-            # A column a signal: its mean is above 0 where one rank got it, and all ranks choose the same.
-            got = table.new_tensor([signum == self.received_signal for signum in SIGNALS]).expand(len(table), -1)
-            # Of the others only the loss differs over ranks.
-            table = trainer.strategy.reduce(torch.cat([table, got], 1), reduce_op="mean")
-            table, got = table[:, : -len(SIGNALS)], table[-1, -len(SIGNALS) :]
-            if got.any():
-                self.stop_signal = SIGNALS[int(got.argmax())]
-        else:
-            self.stop_signal = self.received_signal
+            flags = table.new_tensor(wanted).expand(len(table), -1)
+            # Only the loss differs over ranks; the mean of what one rank wants is above 0.
+            table = trainer.strategy.reduce(torch.cat([table, flags], 1), reduce_op="mean")
+            wanted, table = table[-1, -len(wanted) :].tolist(), table[:, : -len(wanted)]
+        for signum, got in zip(SIGNALS, wanted, strict=False):
+            if got and not self.stop_signal:
+                self.stop_signal = signum
+        self.granted = [wish > 0 for wish in wanted[len(SIGNALS) :]]
         for (step, measured), (*terms, grad_norm) in zip(self._pending, table.tolist(), strict=True):
             self.row = {"step": step, "tokens": step * self.batch_tokens}
             self.row |= {f"train/{name}": value for name, value in zip(names, terms, strict=True)}
@@ -211,12 +217,23 @@ class Checkpoints(Callback):
         self.best = state["best"] if state and state["data"] == identity["data"] else None
         self.saved_step = state["step"] if state else 0
         self._state = state
+        self._saver: Saver | None = None
+        self._saved_at = time.monotonic()
+        recorder.wishes += [self._wants_save, self._has_failed]
 
     def on_train_start(self, trainer, module) -> None:
+        if self.settings is not None:
+            self._saver = Saver(
+                asynchronous=self.settings.async_save,
+                keep_last=self.settings.keep_last,
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
+                timeout_seconds=self.config.strategy.timeout_seconds,
+            )
         if self._state is None:
             return
         checkpoint.restore_model(module.model, self._state["model"])
-        checkpoint.restore_optimizer(module.model, trainer.optimizers[0], self._state["optimizer"])
+        checkpoint.restore_optimizer(trainer.optimizers[0], self._state["optimizer"])
         trainer.precision_plugin.load_state_dict(self._state["precision"])
         torch.set_rng_state(self._state["random"])  # steps draw from their own; what is around them goes on
         for callback in trainer.callbacks:
@@ -235,6 +252,8 @@ class Checkpoints(Callback):
         if module.finished_steps > self.saved_step:
             self.save(trainer, module)
         self._between_steps(trainer, module)
+        if self._saver is not None:
+            self._saver.wait()
 
     def on_exception(self, trainer, module, exception) -> None:
         # Alone, and between two updates, the state is sound; with other ranks it cannot be gathered without them.
@@ -242,12 +261,18 @@ class Checkpoints(Callback):
         known = isinstance(exception, Stopped | Failure | OSError)
         if alone and not known and not module.updating and module.finished_steps > self.saved_step:
             self.save(trainer, module)
+        if alone and self._saver is not None and not isinstance(exception, OSError):
+            self._saver.wait()
 
     def _between_steps(self, trainer, module) -> None:
         step, stop = module.finished_steps, self.recorder.stop_signal
+        if self._saver is not None and any(self.recorder.granted[1:]):
+            self._saver.wait()  # which raises on every rank
         if stop and step:
             if step > self.saved_step:
                 self.save(trainer, module)
+            if self._saver is not None:
+                self._saver.wait()
             if step < self.recorder.n_steps:
                 name = signal.Signals(stop).name
                 self.folder.event("stopped", step=step, signal=name)
@@ -263,7 +288,7 @@ class Checkpoints(Callback):
     def _is_due(self, step: int) -> bool:
         if self.settings is None or step <= self.saved_step:
             return False
-        if self.settings.best and self._improves():
+        if any(self.recorder.granted[:1]) or (self.settings.best and self._improves()):
             return True
         if self.settings.every_steps is not None:
             return step % self.settings.every_steps == 0 or step == self.recorder.n_steps
@@ -273,8 +298,15 @@ class Checkpoints(Callback):
         loss = self.recorder.row.get("val/loss")  # of the newest step, if it was followed by an evaluation
         return loss is not None and (self.best is None or loss < self.best["val/loss"])
 
+    def _wants_save(self) -> bool:
+        minutes = self.settings.every_minutes if self.settings is not None else None
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def _has_failed(self) -> bool:
+        return self._saver is not None and self._saver.failed
+
     def save(self, trainer, module) -> None:
-        """Write step_<n>.ckpt and let `last`, and `best` where it is, be the same file."""
+        """Write step_<n> and let `last`, and `best` where it is, be the same."""
         if self.settings is None:
             return
         self.recorder.read(trainer, module)  # refuses to save what is not finite
@@ -287,8 +319,6 @@ class Checkpoints(Callback):
             "gptlab_format": checkpoint.FORMAT,
             "step": step,
             "samples": step * self.config.windows_per_step,
-            "model": checkpoint.model_state(module.model),
-            "optimizer": checkpoint.optimizer_state(module.model, trainer.optimizers[0]),
             "precision": trainer.precision_plugin.state_dict(),
             # A limit on time is one on this start of the run, not on all of them.
             "callbacks": {
@@ -299,16 +329,27 @@ class Checkpoints(Callback):
             "best": self.best,
             **self.identity,
         }
-        if self.folder.writes:
-            path = self.folder.checkpoints / f"step_{step:08d}.ckpt"
-            checkpoint.save(state, path)
-            checkpoint.link(path, path.with_name("last.ckpt"))
-            if improves and self.settings.best:
-                checkpoint.link(path, path.with_name("best.ckpt"))
-            for old in sorted(self.folder.checkpoints.glob("step_*.ckpt"))[: -self.settings.keep_last]:
-                old.unlink()
-            self.folder.event("saved", step=step, seconds=round(time.perf_counter() - started, 3))
-        self.saved_step = step
+        optimizer, path, parts = trainer.optimizers[0], self.folder.checkpoints / f"step_{step:08d}", None
+        if divides_model(self.config.strategy):
+            parts = checkpoint.own_parts(module.model, optimizer)
+        else:
+            path = path.with_name(f"{path.name}.ckpt")
+            state |= {
+                "model": checkpoint.model_state(module.model),
+                "optimizer": checkpoint.optimizer_state(optimizer),
+            }
+        links = ["last", "best"] if improves and self.settings.best else ["last"]
+        held = None
+
+        def done(seconds: float) -> None:
+            # `held` is the time that steps had to wait, all of it unless saving is asynchronous.
+            times = {"seconds": round(seconds, 3), "held": round(seconds if held is None else held, 3)}
+            self.folder.event("saved", step=step, **times)
+
+        self._saver.save(Save(path, state, parts, links, done))
+        held = time.perf_counter() - started
+        self.saved_step, self._saved_at = step, time.monotonic()
+        self.recorder.granted = []
         self.recorder.pause(module)
 
 

@@ -1,138 +1,242 @@
-"""The state of a run in one file: keyed by parameter name, so that it does not depend on how the work was spread."""
+"""What a checkpoint is: the state of a run by parameter name, so that it does not depend on how the work was spread.
 
-import io
+One file, `step_00000200.ckpt`, or where no device holds the whole model a folder, `step_00000200/`, with a file for
+each rank. Checksums are kept in the form of `sha256sum`: beside the files, and within the folders.
+"""
+
+import errno
+import hashlib
+import json
 import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from gptlab.training.optim import named
+from gptlab.training.shards import Part, fill, is_first_holder, local, part_of, whole
 
 FORMAT = 1
+SUMS = "SHA256SUMS"
+REST = "state.pt"  # of a folder: all that is no weight and no memory of the optimiser
+STEP = re.compile(r"step_(\d{8,})(\.ckpt)?")
+BLOCK_BYTES = 2**22
 
 
-def _whole(value: Any) -> Any:
-    """A tensor as one CPU tensor, whatever device or shards it lives on; a collective for shards."""
-    if isinstance(value, DTensor):
-        value = value.full_tensor()
-    return value.detach().cpu() if isinstance(value, torch.Tensor) else value
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """All weights by name, whole; a collective where they are divided."""
+    return {name: whole(value).detach() for name, value in model.state_dict().items()}
 
 
-def _like(value: Any, target: torch.Tensor) -> Any:
-    """`value` placed and sharded as `target` is."""
-    if isinstance(target, DTensor):
-        return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
-    return value.to(target.device)
-
-
-def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights by name, whole."""
-    return {name: _whole(value) for name, value in model.state_dict().items()}
-
-
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """What the optimiser remembers of each parameter, by the parameter's name."""
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """What the optimiser remembers of each parameter, by the parameter's name; a collective where it is divided."""
     return {
-        name: {key: _whole(value) for key, value in optimizer.state[parameter].items()}
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
+        name: {key: _gathered(value) if isinstance(value, DTensor) else value for key, value in memory.items()}
+        for name, memory in _memories(optimizer)
     }
 
 
-def restore_model(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Copy weights into `model`; ValueError where names or shapes differ."""
+def _gathered(value: DTensor) -> Tensor:
+    return whole(value).cpu()  # one at a time: together they might not fit the device
+
+
+def own_parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What this rank keeps in a folder, by key: all ranks' parts together are everything, once."""
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    for name, memory in _memories(optimizer):
+        tensors |= {f"optimizer/{name}/{key}": value for key, value in memory.items()}
+    return {key: value.detach() for key, value in tensors.items() if is_first_holder(value) and local(value).numel()}
+
+
+def _memories(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, parameter in named(optimizer):
+        if parameter in optimizer.state:
+            yield name, optimizer.state[parameter]
+
+
+def restore_model(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy weights into `model`, each rank its part; ValueError where names or shapes differ."""
     own = model.state_dict()
     if own.keys() != state.keys():
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         parts = [f"{word} {_some(names)}" for word, names in (("lacks", missing), ("also has", extra)) if names]
         raise ValueError(f"the checkpoint is of another architecture: it {' and '.join(parts)}")
     for name, target in own.items():
-        if target.shape != state[name].shape:
+        there = state.shapes[name] if isinstance(state, Joined) else tuple(state[name].shape)
+        if tuple(target.shape) != there:
             raise ValueError(
-                f"the checkpoint is of another architecture: {name} is {tuple(state[name].shape)} there "
-                f"and {tuple(target.shape)} here"
+                f"the checkpoint is of another architecture: {name} is {there} there and {tuple(target.shape)} here"
             )
-    with torch.no_grad():
-        for name, target in own.items():
-            target.copy_(_like(state[name], target))
+    for name, target in own.items():
+        _fill_from(target, state, name)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give the optimiser its memory of each parameter back, each rank its part."""
+    for name, parameter in named(optimizer):
+        memory = state.get(name, {})
+        shapes = (
+            memory.shapes if isinstance(memory, Joined) else {k: getattr(v, "shape", None) for k, v in memory.items()}
+        )
+        restored = {}
+        for key, shape in shapes.items():
+            if shape == tuple(parameter.shape):
+                restored[key] = torch.empty_like(parameter, memory_format=torch.preserve_format).detach()
+                _fill_from(restored[key], memory, key)
+            else:  # a count of steps; fused updates read it on the parameter's device
+                value = memory[key]
+                restored[key] = value.to(local(parameter).device, copy=True) if isinstance(value, Tensor) else value
+        if restored:
+            optimizer.state[parameter] = restored
+
+
+def _fill_from(target: Tensor, values: Mapping[str, Tensor], key: str) -> None:
+    if isinstance(values, Joined):
+        with torch.no_grad():
+            local(target).copy_(values.part(key, part_of(target)))
+    else:
+        fill(target, values[key])
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
-    """Give the optimiser its memory of each parameter back."""
-    for name, parameter in model.named_parameters():
-        if name not in state:
-            continue
-        optimizer.state[parameter] = {
-            key: (
-                _like(value, parameter)
-                if isinstance(value, torch.Tensor) and value.shape == parameter.shape
-                # Fused updates read their step counter on the parameter's device.
-                else value.to(parameter.device)
-                if isinstance(value, torch.Tensor)
-                else value
+class Joined(Mapping):
+    """Tensors that lie in parts over the files of a folder; reading one joins it."""
+
+    def __init__(self, pieces: dict[str, list[tuple[Path, str, list[int], list[int]]]], shapes: dict[str, tuple]):
+        self._pieces = pieces  # of each tensor: file, key there, offset, shape
+        self.shapes = shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pieces)
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.part(name, tuple(slice(0, size) for size in self.shapes[name]))
+
+    def part(self, name: str, part: Part) -> Tensor:
+        """A block of one tensor, of which only the files that hold some are read."""
+        from safetensors import safe_open
+
+        result = None
+        for path, key, offset, shape in self._pieces[name]:
+            low = [max(want.start, at) for want, at in zip(part, offset, strict=True)]
+            high = [min(want.stop, at + size) for want, at, size in zip(part, offset, shape, strict=True)]
+            if any(a >= b for a, b in zip(low, high, strict=True)):
+                continue
+            there = tuple(slice(a - at, b - at) for a, b, at in zip(low, high, offset, strict=True))
+            with safe_open(path, framework="pt") as file:
+                value = file.get_slice(key)[there] if shape else file.get_tensor(key)
+            if result is None:
+                result = value.new_empty([want.stop - want.start for want in part])
+            result[tuple(slice(a - want.start, b - want.start) for a, b, want in zip(low, high, part, strict=True))] = (
+                value
             )
-            for key, value in state[name].items()
-        }
+        return torch.empty([want.stop - want.start for want in part]) if result is None else result
 
 
-class _Writer(io.RawIOBase):
-    """A file that remembers why a write failed; torch.save would say only that one did."""
+class _Writer:
+    """A file that knows the checksum of what was written, and why a write failed, which torch.save would not say."""
 
-    def __init__(self, file: io.BufferedWriter):
-        self.file = file
+    def __init__(self, file):
+        self._file = file
+        self.sum = hashlib.sha256()
         self.error: OSError | None = None
 
-    def write(self, data: bytes) -> int:
+    def write(self, data) -> int:
         try:
-            return self.file.write(data)
+            self.sum.update(data)
+            return self._file.write(data)
         except OSError as error:
             self.error = error
             raise
 
-    def writable(self) -> bool:
-        return True
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def write_file(state: dict[str, Any], path: Path) -> str:
+    """Write `state` to the disk and return its checksum; OSError with the reason where that fails."""
+    with open(path, "wb") as file:
+        writer = _Writer(file)
+        try:
+            torch.save(state, writer)
+            file.flush()
+            os.fsync(file.fileno())
+        except Exception as error:
+            raise (writer.error or error) from None
+    return writer.sum.hexdigest()
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write `state` so that `path` is at every moment absent, the old file or the whole new one."""
+    """Write a checkpoint of one file, so that `path` is at every moment absent, the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            writer = _Writer(file)
-            try:
-                torch.save(state, writer)
-                file.flush()
-                os.fsync(file.fileno())
-            except Exception as error:
-                raise (writer.error or error) from None
+        checksum = write_file(state, temporary)
+        sums = path.parent / SUMS
+        known = sums.read_text() if sums.is_file() else ""
+        write_text(sums, f"{known}{checksum}  {path.name}\n")  # lines of files that are gone do no harm
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
-        raise OSError(
-            error.errno, f"{os.strerror(error.errno)}; the run stays saved at its last checkpoint", str(path)
-        ) from None
+        raise unsaved(error, path) from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def link(source: Path, name: Path) -> None:
-    """Let `name` be the same file as `source`, atomically."""
-    temporary = name.with_name(f".{name.name}.tmp")
-    temporary.unlink(missing_ok=True)
+def unsaved(error: OSError, path: Path) -> OSError:
+    """The same error, saying what it means for the run."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return OSError(error.errno, f"{reason}; the run stays saved at its last checkpoint", str(path))
+
+
+def write_parts(parts: dict[str, Tensor], where: dict[str, tuple[Part, torch.Size]], path: Path) -> str:
+    """Write this rank's file of a folder and return its checksum."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    places = {
+        key: {"offset": [along.start for along in part], "shape": list(shape)} for key, (part, shape) in where.items()
+    }
     try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        temporary.write_bytes(source.read_bytes())
-    os.replace(temporary, name)
+        save_file(parts, path, metadata={"places": json.dumps(places)})
+    except SafetensorError as error:  # which hides what the system said
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+    return checksum_of(path)
 
 
-def _sync_folder(folder: Path) -> None:
+def checksum_of(path: Path) -> str:
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            found.update(block)
+    return found.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file, at once and on the disk."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -140,10 +244,56 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def link(source: Path, name: str) -> None:
+    """Let `last` or `best` be the checkpoint `source` beside it, atomically."""
+    is_file = source.is_file()
+    target = source.with_name(f"{name}.ckpt" if is_file else name)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    if is_file:
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+    else:
+        temporary.symlink_to(source.name)
+    os.replace(temporary, target)
+    target.with_name(name if is_file else f"{name}.ckpt").unlink(missing_ok=True)  # of before the strategy changed
+
+
+def linked(folder: Path, name: str) -> Path | None:
+    """The checkpoint that `last` or `best` is, if there is one."""
+    return next((path for path in (folder / f"{name}.ckpt", folder / name) if path.exists()), None)
+
+
+def kept(folder: Path) -> list[tuple[int, Path]]:
+    """Every checkpoint that bears its step in its name, by step."""
+    found = [(int(m[1]), path) for path in folder.glob("step_*") if (m := STEP.fullmatch(path.name))]
+    return sorted(found)
+
+
+def prune(folder: Path, keep_last: int) -> None:
+    """Delete all but the newest, and what `last` and `best` are."""
+    needed = {path.resolve() for name in ("last", "best") if (path := linked(folder, name)) is not None}
+    for _, old in kept(folder)[:-keep_last]:
+        if old.is_file():  # `best.ckpt` is a name of its own for the same file
+            old.unlink()
+        elif old.resolve() not in needed:
+            doomed = old.with_name(f".{old.name}.tmp")
+            os.replace(old, doomed)  # never there in part
+            shutil.rmtree(doomed)
+
+
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; nothing in the file is run, and tensors stay on disk until they are copied."""
+    """Read a checkpoint; nothing in it is run, and tensors stay on disk until they are copied."""
+    if path.is_dir():
+        return _load_folder(path)
     if not path.is_file():
-        raise ValueError(f"resume={path} is not a file; name a .ckpt file such as runs/NAME/checkpoints/last.ckpt")
+        raise ValueError(f"resume={path} is no checkpoint; name one such as runs/NAME/checkpoints/last.ckpt")
+    return _read(path, path)
+
+
+def _read(path: Path, shown: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -153,18 +303,89 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a checkpoint of gptlab; resume from runs/NAME/checkpoints/last.ckpt")
     if state["gptlab_format"] > FORMAT:
         raise ValueError(
-            f"{path} has format {state['gptlab_format']} and this version reads up to {FORMAT}; upgrade gptlab"
+            f"{shown} has format {state['gptlab_format']} and this version reads up to {FORMAT}; upgrade gptlab"
         )
     return state
+
+
+def _load_folder(folder: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    state = {}
+    pieces: dict[str, list] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in _sums_within(folder):
+        if name == REST:
+            state = _read(folder / name, folder)
+            continue
+        try:
+            with safe_open(folder / name, framework="pt") as file:
+                places = json.loads(file.metadata()["places"])
+                for key in file.keys():  # noqa: SIM118
+                    place = places[key]
+                    shape = file.get_slice(key).get_shape()
+                    pieces.setdefault(key, []).append((folder / name, key, place["offset"], shape))
+                    shapes[key] = tuple(place["shape"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / name} is damaged ({error}); resume from another checkpoint") from error
+    model, memories = {}, {}
+    for key, found in pieces.items():
+        kind, _, rest = key.partition("/")
+        if kind == "model":
+            model[rest] = key, found
+        else:
+            name, _, what = rest.rpartition("/")
+            memories.setdefault(name, {})[what] = key, found
+
+    def joined(tensors: dict[str, tuple[str, list]]) -> Joined:
+        return Joined(
+            {name: found for name, (_, found) in tensors.items()},
+            {name: shapes[key] for name, (key, _) in tensors.items()},
+        )
+
+    return state | {"model": joined(model), "optimizer": {name: joined(memory) for name, memory in memories.items()}}
+
+
+def _sums_within(folder: Path) -> dict[str, str]:
+    """The checksum of each file of a checkpoint that is a folder; ValueError where one is missing."""
+    if not (folder / SUMS).is_file():
+        raise ValueError(f"{folder} is no whole checkpoint: it has no {SUMS}; name a folder such as checkpoints/last")
+    sums = _parse(folder / SUMS)
+    missing = [name for name in [*sums, REST] if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} lacks {_some(missing)}; restore it, or resume from another checkpoint")
+    return sums
+
+
+def _parse(sums: Path) -> dict[str, str]:
+    rows = [line.split("  ", 1) for line in sums.read_text().splitlines()]
+    return {row[1]: row[0] for row in rows if len(row) == 2}
+
+
+def verify(path: Path) -> None:
+    """Hold a checkpoint against its checksums; ValueError where it is not what was written."""
+    try:
+        if path.is_dir():
+            for name, checksum in _sums_within(path).items():
+                if checksum_of(path / name) != checksum:
+                    raise ValueError(f"{path / name} is not what was written: its checksum is not that of {SUMS}")
+        else:
+            sums = path.parent / SUMS
+            lines = sums.read_text().splitlines() if sums.is_file() else []
+            # `last` and `best` are other names of a step's file.
+            if lines and checksum_of(path) not in {line.split(" ")[0] for line in lines}:
+                raise ValueError(f"{path} is not what was written: its checksum is not in {sums}")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint in `folder`, and why newer ones were skipped."""
     skipped = []
-    candidates = sorted(folder.glob("step_*.ckpt"), reverse=True)
-    last = folder / "last.ckpt"
-    for path in [*candidates, *([last] if last.exists() else [])]:
+    last = linked(folder, "last")
+    for path in [*(path for _, path in reversed(kept(folder))), *([last] if last is not None else [])]:
         try:
+            verify(path)
             load(path)
         except ValueError as error:
             skipped.append(str(error))

@@ -218,17 +218,103 @@ class Sharding(Enum):
     """How a model is spread over devices."""
 
     auto = "auto"  # one device: nothing to spread; several: ddp
-    ddp = "ddp"
-    fsdp = "fsdp"
+    ddp = "ddp"  # each device holds everything
+    zero1 = "zero1"  # ddp with the optimiser's state divided (arXiv:1910.02054)
+    zero2 = "zero2"  # weights, gradients and state divided; weights stay whole from forward to backward
+    fsdp = "fsdp"  # ZeRO-3: a block's weights are whole only while it computes
+    hsdp = "hsdp"  # fsdp within groups of devices that hold the same
+    tp = "tp"  # each matrix is divided, and every device sees every window (arXiv:1909.08053)
+    fsdp_tp = "fsdp_tp"  # tp within groups, fsdp over them
+
+
+class Recompute(Enum):
+    """What the backward pass computes again instead of keeping it (arXiv:1604.06174)."""
+
+    none = "none"
+    full = "full"  # each block from its input
+    selective = "selective"  # all but the products of matrices and attention
+
+
+SHARDED = (Sharding.zero2, Sharding.fsdp, Sharding.hsdp, Sharding.fsdp_tp)
+TENSOR_PARALLEL = (Sharding.tp, Sharding.fsdp_tp)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How ranks are arranged: `replicas` x `shards` x `tensor`, the last varying fastest.
+
+    Ranks that differ in `tensor` alone see the same windows; all others see windows of their own.
+    """
+
+    replicas: int = 1
+    shards: int = 1
+    tensor: int = 1
+
+    @property
+    def data(self) -> int:
+        """Parts into which a step's windows are dealt."""
+        return self.replicas * self.shards
+
+    def data_rank(self, rank: int) -> int:
+        return rank // self.tensor
 
 
 @dataclass(kw_only=True, slots=True)
 class StrategyConfig:
-    """One word for how the work is spread."""
+    """One word for how the work is spread, and its options."""
 
     name: Sharding = Sharding.auto
+    tensor_parallel: int | None = None  # devices that share each matrix; null: all of them (tp), two (fsdp_tp)
+    replicas: int | None = None  # hsdp: groups that hold the same; null: one a node, on one node two
+    activation_checkpointing: Recompute = Recompute.none
+    cpu_offload: bool = False  # what is divided waits in the host's memory
     compile: bool = False  # torch.compile block by block
     timeout_seconds: int = 1800  # of a collective, after which a hung rank ends the run
+
+    def layout(self, world_size: int, num_nodes: int = 1) -> Layout:
+        """Arrange `world_size` devices; ValueError where the words do not fit them."""
+        for option, owners in (("tensor_parallel", TENSOR_PARALLEL), ("replicas", (Sharding.hsdp,))):
+            if getattr(self, option) is not None and self.name not in owners:
+                names = " or ".join(owner.value for owner in owners)
+                raise ValueError(f"strategy.{option} belongs to strategy={names}, and strategy is {self.name.value}")
+        match self.name:
+            case Sharding.auto | Sharding.ddp | Sharding.zero1:
+                return Layout(replicas=world_size)
+            case Sharding.zero2 | Sharding.fsdp:
+                return Layout(shards=world_size)
+            case Sharding.hsdp:
+                replicas = self.replicas or (num_nodes if num_nodes > 1 else 2)
+                self._divide("replicas", replicas, world_size)
+                return Layout(replicas=replicas, shards=world_size // replicas)
+            case Sharding.tp:
+                if self.tensor_parallel not in (None, world_size):
+                    raise ValueError(
+                        f"strategy.tensor_parallel={self.tensor_parallel} and there are {world_size} devices, which "
+                        "strategy=tp takes all; leave it out, or use strategy=fsdp_tp"
+                    )
+                return Layout(tensor=world_size)
+            case Sharding.fsdp_tp:
+                tensor = self.tensor_parallel or 2
+                self._divide("tensor_parallel", tensor, world_size)
+                return Layout(shards=world_size // tensor, tensor=tensor)
+
+    def _divide(self, option: str, size: int, world_size: int) -> None:
+        if size < 2 or world_size % size:
+            sizes = [str(n) for n in range(2, world_size + 1) if world_size % n == 0]
+            raise ValueError(
+                f"strategy={self.name.value} with strategy.{option}={size} does not divide {world_size} "
+                + (f"devices; use {' or '.join(sizes)}" if sizes else "device; it needs two or more")
+            )
+
+    def check(self) -> None:
+        if self.timeout_seconds < 1:
+            raise ValueError(f"strategy.timeout_seconds={self.timeout_seconds} must be at least 1")
+        if self.cpu_offload and self.name not in SHARDED:
+            names = ", ".join(name.value for name in SHARDED)
+            raise ValueError(
+                f"strategy.cpu_offload=true needs a strategy that divides the weights: {names}; "
+                f"strategy is {self.name.value}"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -263,8 +349,10 @@ class CheckpointConfig:
     """When the run is saved; `last` and `best` always follow the newest and the best."""
 
     every_steps: int | None = None  # null: after each validation
+    every_minutes: float | None = None  # beside that, as the clock goes
     keep_last: int = 1
     best: bool = True
+    async_save: bool = False  # steps go on while a copy of the state is written
 
 
 @dataclass(kw_only=True, slots=True)
@@ -291,6 +379,9 @@ class CallbacksConfig:
                 value = getattr(self.checkpoint, name)
                 if value is not None and value < 1:
                     raise ValueError(f"callbacks.checkpoint.{name}={value} must be at least 1")
+            minutes = self.checkpoint.every_minutes
+            if minutes is not None and minutes <= 0:
+                raise ValueError(f"callbacks.checkpoint.every_minutes={minutes} must be above 0")
         if self.sample is not None and self.sample.temperature < 0:
             raise ValueError(f"callbacks.sample.temperature={self.sample.temperature} must be 0 (greedy) or more")
         if self.sample is not None and self.sample.n_tokens < 1:

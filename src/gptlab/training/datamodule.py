@@ -12,6 +12,7 @@ from gptlab.config import RunConfig
 from gptlab.data.order import window_index
 from gptlab.data.prepare import PreparedData
 from gptlab.data.windows import SlidingWindows
+from gptlab.training.config import Layout
 
 ORDER_SAMPLES = 4096  # whose order is worked out at once
 EVAL_TOKENS = 16_384  # of one forward pass without gradients
@@ -103,9 +104,10 @@ def _leave_signals_to_the_run(worker: int) -> None:
 class WindowsDataModule(lightning.LightningDataModule):
     """Sliding windows over the prepared token files."""
 
-    def __init__(self, config: RunConfig, data: PreparedData, objective, *, n_steps: int):
+    def __init__(self, config: RunConfig, data: PreparedData, objective, *, layout: Layout, n_steps: int):
         super().__init__()
         self.config = config
+        self.layout = layout
         self.objective = objective
         self.start_step = 0
         self.n_steps = n_steps
@@ -129,8 +131,8 @@ class WindowsDataModule(lightning.LightningDataModule):
             seed=config.seed,
             shuffle=config.data.shuffle,
             per_step=config.windows_per_step,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=self.layout.data_rank(self.trainer.global_rank),
+            world_size=self.layout.data,
             max_windows=config.data.max_windows,
         )
         return self._loader(batches, Steps(self.start_step, self.n_steps))
@@ -152,8 +154,8 @@ class WindowsDataModule(lightning.LightningDataModule):
             self.eval_windows[split],
             self.objective,
             per_batch=max(config.micro_batch_size or 1, EVAL_TOKENS // config.context_length, 1),
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=self.layout.data_rank(self.trainer.global_rank),
+            world_size=self.layout.data,
         )
         return self._loader(batches, range(len(batches)))
 

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ class RunFolder:
             file.write(str(os.getpid()))
             file.flush()
             for left in self.checkpoints.glob(".*.tmp"):  # of a save that was killed
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
             try:
                 yield
             finally:

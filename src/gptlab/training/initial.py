@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from gptlab.interop.architecture import differences
 from gptlab.interop.transformers_folder import TransformersFolder, from_hub, is_transformers_folder
 from gptlab.models.config import DecoderConfig, model_from_plain
 from gptlab.training import checkpoint
+from gptlab.training.shards import fill
 
 
 def load_initial(model: nn.Module, config: DecoderConfig, vocab_size: int) -> None:
@@ -32,10 +32,9 @@ def load_initial(model: nn.Module, config: DecoderConfig, vocab_size: int) -> No
         words.append(f"model.context_length={theirs.context_length}")
     if words:
         raise ValueError(f"model.init_from={config.init_from} holds another model; add {' '.join(words)}")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            value = read(name)
-            parameter.copy_(value[: len(parameter)] if name == "pos_emb.weight" else value)
+    for name, parameter in model.named_parameters():
+        value = read(name)
+        fill(parameter, value[: len(parameter)] if name == "pos_emb.weight" else value)
 
 
 def open_weights(name: str, word: str) -> TransformersFolder | tuple[Path, dict[str, Any]]:
@@ -49,8 +48,10 @@ def open_weights(name: str, word: str) -> TransformersFolder | tuple[Path, dict[
     if is_transformers_folder(path):
         return TransformersFolder(path)
     if path.is_dir():
+        if (path / checkpoint.SUMS).is_file():
+            return path, checkpoint.load(path)
         kept = path / "checkpoints"
-        found = next((p for p in (kept / "best.ckpt", kept / "last.ckpt") if p.is_file()), None)
+        found = checkpoint.linked(kept, "best") or checkpoint.linked(kept, "last")
         if found is not None:
             return found, checkpoint.load(found)
         raise ValueError(

@@ -4,26 +4,37 @@ import math
 
 import lightning
 import torch
-from torch.distributed.tensor import DTensor
 
 from gptlab.config import RunConfig
-from gptlab.models.build import build_model
-from gptlab.training.config import is_whole
+from gptlab.models.build import initial_values, shape_model
+from gptlab.training.config import Layout, Sharding, is_whole
 from gptlab.training.initial import load_initial
 from gptlab.training.optim import build_optimizer
 from gptlab.training.schedule import Schedule
-from gptlab.training.strategy import parallelise, synchronise_gradients
+from gptlab.training.shards import clip, fill, global_norm
+from gptlab.training.strategy import build_mesh, divides_model, parallelise, synchronise_gradients
+from gptlab.training.zero import OptimizerShards
 
 
 class LanguageModule(lightning.LightningModule):
     """One training batch is one optimiser step: it holds every micro-batch of this rank."""
 
-    def __init__(self, config: RunConfig, objective, schedule: Schedule, *, vocab_size: int, n_bytes: dict[str, int]):
+    def __init__(
+        self,
+        config: RunConfig,
+        objective,
+        schedule: Schedule,
+        *,
+        layout: Layout,
+        vocab_size: int,
+        n_bytes: dict[str, int],
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.config = config
         self.objective = objective
         self.schedule = schedule
+        self.layout = layout
         self.vocab_size = vocab_size
         self.n_bytes = n_bytes  # of text, per split
         self.model = None
@@ -31,16 +42,35 @@ class LanguageModule(lightning.LightningModule):
         self.updating = False  # inside an update weights and optimiser state do not fit together
         self.last_step = {}  # what the newest step measured: tensors, not yet read
         self._sums: dict[str, torch.Tensor] = {}
+        self._optimizer_shards: OptimizerShards | None = None
 
     def configure_model(self) -> None:
-        if self.model is None:
-            self.model = build_model(self.config.model, self.vocab_size, seed=self.config.seed)
-            if self.config.model.init_from is not None and self.finished_steps == 0:  # later steps have a checkpoint
-                load_initial(self.model, self.config.model, self.vocab_size)
-            parallelise(self.model, self.config.strategy, getattr(self, "_device_mesh", None))
+        if self.model is not None:
+            return
+        config = self.config
+        # First the shapes alone, so that no device has to hold what will be divided.
+        model = shape_model(config.model, self.vocab_size)
+        mesh, device = None, torch.device("cpu")
+        if divides_model(config.strategy):
+            device = self.trainer.strategy.root_device
+            mesh = build_mesh(self.layout, device.type)
+        parallelise(model, config.strategy, mesh, precision=self.trainer.precision)
+        model.to_empty(device="cpu" if config.strategy.cpu_offload else device)
+        if self.finished_steps:  # the values are a checkpoint's
+            pass
+        elif config.model.init_from is not None:
+            load_initial(model, config.model, self.vocab_size)
+        else:
+            for _, parameter, value in initial_values(model, config.model, config.seed):
+                fill(parameter, value)
+        self.model = model
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.model, self.config.optimizer, device=self.device)
+        parameters = self.model.named_parameters()
+        if self.config.strategy.name is Sharding.zero1:
+            self._optimizer_shards = OptimizerShards(self.model, build_mesh(self.layout, self.device.type))
+            parameters = self._optimizer_shards.named_parameters()
+        return build_optimizer(parameters, self.config.optimizer, device=self.device)
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         step, world_size = self.finished_steps, self.trainer.world_size
@@ -48,9 +78,9 @@ class LanguageModule(lightning.LightningModule):
         optimizer = self.optimizers()
         n_targets = self.objective.n_targets(batch)
         if world_size > 1:
-            n_targets = self.trainer.strategy.reduce(torch.as_tensor(n_targets, device=self.device), reduce_op="sum")
+            n_targets = self._sum(torch.as_tensor(n_targets, device=self.device))
         # Ranks average their gradients, and a step's gradient is its sum over all targets divided once.
-        scale = world_size / n_targets
+        scale = self.layout.data / n_targets
         micro_batches = self._micro_batches(batch)
         terms: dict[str, torch.Tensor] = {}
         for i, micro_batch in enumerate(micro_batches):
@@ -64,9 +94,14 @@ class LanguageModule(lightning.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr
         self.updating = True
-        optimizer.step()
+        if self._optimizer_shards is None:
+            optimizer.step()
+        else:
+            self._optimizer_shards.take_gradients()
+            optimizer.step()
+            self._optimizer_shards.spread()
         self.updating = False
-        optimizer.zero_grad()
+        self.model.zero_grad()
         self.finished_steps += 1
         self.last_step |= {
             "terms": {name: value * scale for name, value in terms.items()},  # the mean over ranks is the loss
@@ -75,12 +110,10 @@ class LanguageModule(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Here gradients are complete, and unscaled under 16-mixed.
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = global_norm(gradients)
         if self.config.optimizer.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optimizer.clip_norm, norm)
+            clip(gradients, self.config.optimizer.clip_norm, norm)
         self.last_step["grad_norm"] = norm
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
@@ -102,11 +135,12 @@ class LanguageModule(lightning.LightningModule):
 
     def _add(self, split: str, batch: dict[str, torch.Tensor]) -> None:
         loss = self.objective.loss(self.model, batch)
-        if batch["counts"]:
-            row = torch.stack([torch.as_tensor(v, device=self.device).double() for v in loss.terms.values()])
-            row = torch.cat([row, row.new_tensor([loss.n_targets])])
-            self._sums[split] = self._sums[split] + row if split in self._sums else row
-            self._names = list(loss.terms)
+        row = torch.stack([torch.as_tensor(v, device=self.device).double() for v in loss.terms.values()])
+        row = torch.cat([row, row.new_tensor([loss.n_targets])])
+        if not batch["counts"]:  # it only keeps this rank in step with the others, who may have all the batches
+            row = torch.zeros_like(row)
+        self._sums[split] = self._sums[split] + row if split in self._sums else row
+        self._names = list(loss.terms)
 
     def _means(self, *, whole: bool) -> dict[str, float]:
         """Token-weighted means over all ranks."""
@@ -114,7 +148,7 @@ class LanguageModule(lightning.LightningModule):
         for split in list(self._sums):
             sums = self._sums.pop(split)
             if self.trainer.world_size > 1:
-                sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+                sums = self._sum(sums)
             *totals, n_targets = sums.tolist()
             prefix = split if whole else f"{split}_part"
             for name, total in zip(self._names, totals, strict=True):
@@ -123,6 +157,10 @@ class LanguageModule(lightning.LightningModule):
             if whole:
                 metrics[f"{prefix}/bits_per_byte"] = totals[0] / math.log(2) / self.n_bytes[split]
         return metrics
+
+    def _sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Over all windows: ranks that see the same ones count once."""
+        return self.trainer.strategy.reduce(value, reduce_op="sum") / self.layout.tensor
 
     def _micro_batches(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         size = self.config.micro_batch_size
@@ -133,8 +171,10 @@ class LanguageModule(lightning.LightningModule):
         return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
     def _reseed(self, step: int) -> None:
-        # Dropout is a function of (seed, step, rank): a resumed run draws what the uninterrupted one drew.
-        seed = ((self.config.seed * 1_000_003 + step) * 65_536 + self.trainer.global_rank) % 2**63
+        # Dropout is a function of (seed, step, rank): a resumed run draws what the uninterrupted one drew, and ranks
+        # that see the same windows draw alike.
+        rank = self.layout.data_rank(self.trainer.global_rank)
+        seed = ((self.config.seed * 1_000_003 + step) * 65_536 + rank) % 2**63
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would walk over every backend, each step
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)

@@ -4,7 +4,8 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+from gptlab.training.shards import local, part_of, whole
 
 # Keller Jordan's quintic: steep at 0 while singular values end near 1 (kellerjordan.github.io/posts/muon).
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -29,14 +30,9 @@ def orthogonalise(matrices: Tensor, n_steps: int = 5) -> Tensor:
 
 
 def _orthogonalise_all(matrices: list[Tensor], n_steps: int) -> list[Tensor]:
-    """Each matrix as a whole: what one shard alone would become is not a part of what the whole becomes."""
-    if not isinstance(matrices[0], DTensor):
-        return list(orthogonalise(torch.stack(matrices), n_steps))
-    whole = orthogonalise(torch.stack([m.full_tensor() for m in matrices]), n_steps)
-    return [
-        distribute_tensor(update, m.device_mesh, m.placements, src_data_rank=None)
-        for update, m in zip(whole, matrices, strict=True)
-    ]
+    """This rank's part of each update; what a part alone would become is not a part of what the whole becomes."""
+    updates = orthogonalise(torch.stack([whole(matrix) for matrix in matrices]), n_steps)
+    return [update[part_of(matrix)] for update, matrix in zip(updates, matrices, strict=True)]
 
 
 class Muon(torch.optim.AdamW):
@@ -88,5 +84,6 @@ class Muon(torch.optim.AdamW):
         ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
         updates = _orthogonalise_all(ahead, group["n_steps"])
         lr = group["lr"]
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(parameters, updates, alpha=-lr * 0.2 * max(parameters[0].shape) ** 0.5)
+        held = [local(parameter) for parameter in parameters]
+        torch._foreach_mul_(held, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(held, updates, alpha=-lr * 0.2 * max(parameters[0].shape) ** 0.5)

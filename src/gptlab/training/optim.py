@@ -1,18 +1,24 @@
 """The optimiser: which parameters are treated how."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from gptlab.training.config import Decay, MuonConfig, OptimizerConfig
+from gptlab.training.shards import by_mesh
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, *, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW, or Muon with AdamW for what it does not take, over all parameters of `model`."""
-    groups = [group for group in _groups(model, config) if group["params"]]
-    for group in groups:
-        group["initial_lr"] = group["lr"]
+def build_optimizer(
+    parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig, *, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW, or Muon with AdamW for what it does not take, over a model's `named_parameters()`."""
+    groups = [
+        group | {"params": [group["params"][i] for i in positions], "initial_lr": group["lr"]}
+        for group in _groups(parameters, config)
+        # One update may not take tensors that are divided differently.
+        for positions in by_mesh(parameter for _, parameter in group["params"])
+    ]
     fused = config.fused if config.fused is not None else device.type in ("cpu", "cuda")
     common = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps, "fused": fused}
     if isinstance(config, MuonConfig):
@@ -25,17 +31,23 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, device: torch.
     return optimizer
 
 
-def _groups(model: nn.Module, config: OptimizerConfig) -> Iterator[dict]:
+def named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """What an optimiser updates, by the parameters' names."""
+    for group in optimizer.param_groups:
+        yield from zip(group["param_names"], group["params"], strict=True)
+
+
+def _groups(parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig) -> Iterator[dict]:
     muon = isinstance(config, MuonConfig)
     hidden, matrices, rest = [], [], []
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         # Muon is meant for the hidden matrices: embeddings and the head are none (Jordan et al. 2024).
         if muon and parameter.ndim == 2 and name.startswith("blocks."):
-            hidden.append(parameter)
+            hidden.append((name, parameter))
         elif parameter.ndim >= 2:
-            matrices.append(parameter)
+            matrices.append((name, parameter))
         else:
-            rest.append(parameter)
+            rest.append((name, parameter))
     lr = config.adamw_lr if muon and config.adamw_lr is not None else config.lr
     decay = config.weight_decay
     if muon:

@@ -6,6 +6,7 @@ from pathlib import Path
 from gptlab import costs
 from gptlab.config import RunConfig
 from gptlab.data.prepare import PreparedData
+from gptlab.training.config import Layout
 from gptlab.training.devices import Devices
 
 
@@ -27,7 +28,7 @@ class Plan:
     train_tokens: int
     val_tokens: int
     devices: str
-    world_size: int
+    layout: Layout
 
     def text(self, config: RunConfig, folder: Path, start: int) -> str:
         """The plan for a person."""
@@ -35,11 +36,12 @@ class Plan:
         n_parameters = self.parameters["total"]
         parts = [f"{k} {n:,}" for k, n in self.parameters.items() if n and k not in ("total", "active")]
         sizes = [f"{name} {_bytes(size)}" for name, size in self.memory.items() if name != "total"]
-        windows = config.windows_per_step // self.world_size // self.accumulation
+        windows = config.windows_per_step // self.layout.data // self.accumulation
+        data, tensor = self.layout.data, self.layout.tensor
         factors = [
             f"{windows} windows",
             f"{config.context_length} tokens",
-            _plural(self.world_size, "device"),
+            _plural(data, "device") if tensor == 1 else f"{_plural(data, 'group')} of {tensor} devices",
             _plural(self.accumulation, "pass", "passes"),
         ]
         epochs, per_parameter = total / max(1, self.train_tokens), total / n_parameters
@@ -66,7 +68,8 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
     else:
         tokens = config.budget_tokens or round(config.tokens_per_parameter * parameters["total"])
         n_steps = max(1, tokens // step_tokens)
-    share = config.windows_per_step // devices.world_size
+    layout = config.strategy.layout(devices.world_size, config.trainer.num_nodes)
+    share = config.windows_per_step // layout.data
     micro = min(config.micro_batch_size or share, share)
     interval = config.trainer.val_check_interval
     val_every = max(1, round(n_steps * interval)) if isinstance(interval, float) else interval
@@ -86,14 +89,15 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
             context_length=config.context_length,
             optimizer=config.optimizer.algorithm,
             precision=devices.precision,
-            n_shards=devices.world_size if config.strategy.name.value == "fsdp" else 1,
+            strategy=config.strategy,
+            layout=layout,
         ),
         accumulation=share // micro,
         corpus=data.description,
         train_tokens=data.train.n_tokens,
         val_tokens=data.val.n_tokens if data.val is not None else 0,
         devices=devices.describe(),
-        world_size=devices.world_size,
+        layout=layout,
     )
 
 

@@ -21,7 +21,7 @@ from gptlab.data.prepare import PreparedData, prepare
 from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
 from gptlab.training.callbacks import Checkpoints, ProgressBar, Recorder, Sampler
-from gptlab.training.config import is_whole
+from gptlab.training.config import Layout, is_whole
 from gptlab.training.datamodule import WindowsDataModule
 from gptlab.training.devices import Devices, find_devices, keep_freed_memory
 from gptlab.training.folder import RunFolder, cut_metrics, read_metrics
@@ -48,6 +48,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     if devices.accelerator == "cpu":
         keep_freed_memory()
     config.check(devices.world_size)
+    layout = config.strategy.layout(devices.world_size, config.trainer.num_nodes)
     folder = RunFolder(Path(config.folder()), writes=first_rank())
     if _is_finished(config, folder):
         return folder.summary()
@@ -56,7 +57,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     check_vocabulary(vocab_size, data.tokenizer.vocab_size, config.tokenizer.kind)
     plan = make_plan(config, data, devices, vocab_size)
     objective = build_objective(config.objective)
-    datamodule = WindowsDataModule(config, data, objective, n_steps=plan.n_steps)
+    datamodule = WindowsDataModule(config, data, objective, layout=layout, n_steps=plan.n_steps)
     sampler = Sampler(config, folder, data) if config.callbacks.sample is not None else None
 
     with folder.lock():
@@ -69,7 +70,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
                 f"{source} is at step {start:,} and the budget is {plan.n_steps:,} steps; raise the budget to go on"
             )
         datamodule.start_step = start
-        module = _module(config, data, plan, objective, start)
+        module = _module(config, data, plan, objective, layout, start)
         columns = _columns(config, devices, datamodule, _metrics_source(folder, source))
         recorder = Recorder(config, folder, plan, columns=columns)
         own = [recorder, Checkpoints(config, folder, recorder, identity=fingerprints(data, devices), state=state)]
@@ -137,12 +138,13 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
         return summary
 
 
-def _module(config: RunConfig, data: PreparedData, plan: Plan, objective, start: int) -> LanguageModule:
+def _module(config: RunConfig, data: PreparedData, plan: Plan, objective, layout: Layout, start: int) -> LanguageModule:
     files = {"train_eval": data.train, "val": data.val, "test": data.test}
     module = LanguageModule(
         config,
         objective,
         build_schedule(config.schedule, n_steps=plan.n_steps, batch_tokens=plan.step_tokens),
+        layout=layout,
         vocab_size=plan.vocab_size,
         n_bytes={split: file.n_bytes for split, file in files.items() if file is not None},
     )
@@ -260,8 +262,8 @@ def _open_folder(config, folder: RunFolder, data: PreparedData, source: Path | N
     data.tokenizer.save(folder.path / "tokenizer.json")
     cut_metrics(_metrics_source(folder, source), folder.path / "metrics.csv", start, columns)
     (folder.path / "summary.json").unlink(missing_ok=True)  # of before it was taken back
-    for later in folder.checkpoints.glob("step_*.ckpt"):
-        if int(later.stem.removeprefix("step_")) > start:  # the run was taken back, or they cannot be read
+    for step, later in checkpoint.kept(folder.checkpoints):
+        if step > start:  # the run was taken back, or they cannot be read
             later.rename(later.with_suffix(".aside"))
             folder.event("set aside", checkpoint=later.name)
 
@@ -371,6 +373,8 @@ def _quieten() -> None:
     """Keep Lightning's advice about what gptlab does on purpose off the screen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # Whole matrices for Muon are gathered over two dimensions of a mesh, which it would do in one.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*GPU available but not used.*",

@@ -1,0 +1,92 @@
+"""Runs of several strategies on processes of one machine: each process is started once and carries out all of them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+def carry_out(jobs: list[dict], n_ranks: int, folder: Path, *, timeout: float = 600) -> None:
+    """Run jobs, as `one` understands them, one after another on `n_ranks` processes."""
+    if not jobs:
+        return
+    path = folder / f"jobs_{n_ranks}.json"
+    path.write_text(json.dumps(jobs))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n_ranks)}
+    common |= {"LOCAL_WORLD_SIZE": str(n_ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "tests"}
+    alone = {name: value for name, value in common.items() if name not in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID")}
+    outputs = [folder / f"jobs_{n_ranks}_{rank}.txt" for rank in range(n_ranks)]
+    processes = []
+    for rank, output in enumerate(outputs):
+        environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} if n_ranks > 1 else alone
+        with output.open("w") as file:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, str(path)], cwd=folder, env=environment, stdout=file, stderr=file
+                )
+            )
+    deadline = time.monotonic() + timeout
+    try:
+        for process in processes:
+            process.wait(max(1, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output.read_text()[-4000:]
+
+
+def one(job: dict) -> None:
+    """Train the small run in `job["folder"]`."""
+    from runs import small_run
+
+    from gptlab.training.config import (
+        AdamWConfig,
+        CallbacksConfig,
+        CheckpointConfig,
+        MuonConfig,
+        Recompute,
+        Sharding,
+        StrategyConfig,
+        TrainerConfig,
+    )
+    from gptlab.training.run import train
+
+    words = dict(job.get("strategy", {}))
+    if "name" in words:
+        words["name"] = Sharding(words["name"])
+    if "activation_checkpointing" in words:
+        words["activation_checkpointing"] = Recompute(words["activation_checkpointing"])
+    optimizer = {"adamw": AdamWConfig, "muon": MuonConfig}[job.get("optimizer", "adamw")]
+    saved = {"every_steps": 5, "keep_last": 9} | job.get("checkpoint", {})
+    train(
+        small_run(
+            Path(job["folder"]),
+            optimizer=optimizer(lr=1e-2, clip_norm=0.3),
+            strategy=StrategyConfig(**words),
+            trainer=TrainerConfig(
+                accelerator="cpu",
+                devices=int(os.environ.get("WORLD_SIZE", 1)),
+                val_check_interval=5,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            ),
+            callbacks=CallbacksConfig(checkpoint=CheckpointConfig(**saved), sample=None, plot=False),
+            **job.get("run", {}),
+        )
+    )
+
+
+if __name__ == "__main__":
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        one(job)
