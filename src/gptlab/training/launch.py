@@ -56,7 +56,7 @@ def find_launched() -> Launched | None:
     n_tasks, n_nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_NNODES", 1))
     if n_tasks > 1 and "SLURM_STEP_NUM_TASKS" not in env:
         raise ValueError(
-            f"SLURM_NTASKS={n_tasks} and this process was not started by srun; say srun python train.py ..."
+            f"SLURM_NTASKS={n_tasks} and srun did not start this process; put srun before it: srun python train.py ..."
         )
     if n_tasks > 1 and "SLURM_NTASKS_PER_NODE" not in env:
         raise ValueError(

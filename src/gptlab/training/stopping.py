@@ -25,6 +25,19 @@ class Failure(Exception):
     exit_code = 1
 
 
+def requeue_before_the_first_step() -> None:
+    """Answer a scheduler's warning while there is nothing to save yet; the run's own answer replaces this one."""
+
+    def leave(signum: int, frame: object) -> None:
+        first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+        queued = requeue() if signum == signal.SIGUSR1 and first else ""
+        raise Stopped(signum, f"stopped by {signal.Signals(signum).name} before the first step{queued}")
+
+    if "SLURM_JOB_ID" in os.environ:
+        signal.signal(signal.SIGUSR1, leave)
+        signal.signal(signal.SIGUSR2, leave)
+
+
 def command() -> str:
     """The line that carries this run on, for a shell: the one that started it, without a place to start from."""
     starter = "python"
