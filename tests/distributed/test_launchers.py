@@ -19,10 +19,11 @@ TWO = ["trainer.devices=2", "strategy=ddp"]
 
 # Ends rank 1 in its nth training step, the first time that it comes there.
 KILLER = """
-import os, runpy, signal, sys, time
+import os, signal, sys, time
 from pathlib import Path
 
 if __name__ == "__main__":
+    from gptlab.commands.train import main
     from gptlab.training import launch
     from gptlab.training.module import LanguageModule
 
@@ -42,7 +43,7 @@ if __name__ == "__main__":
         return step(self, *arguments)
 
     LanguageModule.training_step = training_step
-    runpy.run_path({program!r}, run_name="__main__")
+    sys.exit(main())
 """
 
 
@@ -50,7 +51,7 @@ if __name__ == "__main__":
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("launchers")
     write_text(folder / "text.txt")
-    (folder / "killer.py").write_text(KILLER.format(program=str(ROOT / "train.py")))
+    (folder / "killer.py").write_text(KILLER)
     return folder
 
 
@@ -75,7 +76,8 @@ def torchrun(place, *arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)],
         cwd=place,
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", **environment},
+        # Without the second, ranks that are started again may read where those before them listened.
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
