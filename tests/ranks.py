@@ -22,12 +22,8 @@ def carry_out(jobs: list[dict], n_ranks: int, folder: Path, *, timeout: float = 
         port = free.getsockname()[1]
     common = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n_ranks)}
-    common |= {
-        "LOCAL_WORLD_SIZE": str(n_ranks),
-        "GROUP_RANK": "0",
-        "GROUP_WORLD_SIZE": "1",
-        "TORCHELASTIC_RUN_ID": "tests",
-    }
+    common |= {"LOCAL_WORLD_SIZE": str(n_ranks), "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"}
+    common |= {"TORCHELASTIC_RUN_ID": "tests"}
     alone = {name: value for name, value in common.items() if name not in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID")}
     outputs = [folder / f"jobs_{n_ranks}_{rank}.txt" for rank in range(n_ranks)]
     processes = []
