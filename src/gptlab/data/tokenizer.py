@@ -7,6 +7,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,15 @@ class Tokenizer(ABC):
     """Text to ids and back.
 
     `fingerprint` is a sha256 over the kind and the vocabulary: equal fingerprints give equal ids. `eot` is the id of
-    the end-of-text word, None where the vocabulary has none.
+    the end-of-text word, None where the vocabulary has none. `beginning` is the ids that models of this tokenizer read
+    before a text; `encode` leaves them out.
     """
 
     kind: str
     vocab_size: int
     eot: int | None
     fingerprint: str
+    beginning: tuple[int, ...] = ()
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
@@ -288,6 +291,8 @@ class FileTokenizer(Tokenizer):
             raise ValueError(f"tokenizer.eot={eot} is not a word of its vocabulary")
         self._eot_word = eot or next((name for name in _END_OF_TEXT_NAMES if name in vocabulary), None)
         self.eot = None if self._eot_word is None else vocabulary[self._eot_word]
+        # transformers, too, goes by this part of the file alone: add_bos_token beside it changes nothing.
+        self.beginning = tuple(_beginning(json.loads(self._loaded.to_str())["post_processor"]))
         self.fingerprint = _fingerprint(self.kind, f"{self.eot}\n{self._loaded.to_str()}".encode())
 
     def encode(self, text: str) -> np.ndarray:
@@ -406,6 +411,19 @@ def _gpt2_cut(text: str) -> int:
         if not end or text[end] in " \n\t\r":
             return end
     return 0
+
+
+def _beginning(processor: dict[str, Any] | None) -> list[int]:
+    """What a post-processor of the tokenizers library puts before a text."""
+    match processor:
+        case {"type": "TemplateProcessing", "single": template, "special_tokens": words}:
+            first = takewhile(lambda piece: "SpecialToken" in piece, template)
+            return [number for piece in first for number in words[piece["SpecialToken"]["id"]]["ids"]]
+        case {"type": "BertProcessing" | "RobertaProcessing", "cls": [_, number]}:
+            return [number]
+        case {"type": "Sequence", "processors": processors}:  # the library carries out one that adds words, the first
+            return next(filter(None, map(_beginning, processors)), [])
+    return []
 
 
 def _spelt(words: list[bytes]) -> list[str]:
