@@ -29,6 +29,7 @@ HOMES = {
     "omegaconf": ("compose", "commands"),
     "datasets": ("data/corpus",),
     "transformers": ("interop",),
+    "tensorflow": ("interop/openai_checkpoint",),
     "matplotlib": ("lab", "training/plot"),
     "wandb": ("training/loggers",),
 }

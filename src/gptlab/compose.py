@@ -8,7 +8,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -253,14 +253,14 @@ def refuse_unknown(words: list[str]) -> None:
             for name in value.strip("[]").split(","):
                 allowed = [*presets[key], "null"] if key in ("experiment", "debug") else presets[key]
                 if name and name not in allowed and not name.startswith(("glob(", "choice(")):
-                    raise ValueError(f"{key}={name} is not a preset{_nearest(name, presets[key])}")
+                    raise ValueError(f"{key}={name} is not a preset{nearest(name, presets[key])}")
         elif key.startswith("trainer.") and key.removeprefix("trainer.") in OWNED:
             raise ValueError(f"{key} is decided by gptlab; use {OWNED[key.removeprefix('trainer.')]}")
         elif key.startswith("logger.") and key.count(".") == 2 and not _has_logger(key.split(".")[1], words):
             raise ValueError(f"{key} is said of a logger that is off; add logger={key.split('.')[1]}")
         elif key not in known and not key.startswith(("callbacks.extra.", "trainer.plugins.")):
             foreign = FOREIGN.get(key.split(".")[-1])
-            hint = f"; did you mean {foreign}?" if foreign else _nearest(key, sorted(known | set(presets)))
+            hint = f"; did you mean {foreign}?" if foreign else nearest(key, sorted(known | set(presets)))
             raise ValueError(f"{key} is not a word of the config{hint}")
 
 
@@ -286,7 +286,9 @@ def _fields_of(kind: type, prefix: str) -> Iterator[str]:
                 yield from _fields_of(inner, f"{prefix}{f.name}.")
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known: the nearest that is, or all of them if they are few."""
+    known = list(known)
     # `model.n_layr` is compared as a whole and by its last part, so that `n_layr` alone finds it too.
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not near:
@@ -320,7 +322,7 @@ def _explain_word(key: str, value: str, reason: str) -> str:
         return f"{key}={value} must be a whole number; write {key}={int(float(value))}"
     if "expected one of [" in reason:
         allowed = reason.split("[")[1].rstrip("]").split(", ")
-        return f"{key}={value} is none of {', '.join(allowed)}{_nearest(value, allowed)}"
+        return f"{key}={value} is none of {', '.join(allowed)}{nearest(value, allowed)}"
     return f"{key}={value}: {reason}"
 
 

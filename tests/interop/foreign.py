@@ -1,11 +1,18 @@
 """Models of transformers with random weights, built locally, whose sizes and settings are far from the defaults."""
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from gptlab.commands import convert
+from gptlab.data.tokenizer import Tokenizer
+from gptlab.interop.tokenizer_files import tokenizer_files
 
 WORDS, POSITIONS = 61, 24
 ROTARY = {"rope_type": "default", "rope_theta": 50.0}
@@ -65,3 +72,41 @@ CASES = {
     "qwen2": Case("Qwen2Config", llama(num_attention_heads=6, num_key_value_heads=2)),
     "qwen2 tied": Case("Qwen2Config", llama(tie_word_embeddings=True)),
 }
+
+
+def write_older_tokenizer(folder: Path, tokenizer: Tokenizer, vocabulary: str, merges: str) -> None:
+    """A byte-pair encoding as OpenAI published GPT-2's: the ids of the words, and a merge a line."""
+    content = tokenizer_files(tokenizer, 128)["tokenizer.json"]
+    words = content["model"]["vocab"] | {word["content"]: word["id"] for word in content["added_tokens"]}
+    (folder / vocabulary).write_text(json.dumps(words))
+    lines = [" ".join(pair) for pair in content["model"]["merges"]]
+    (folder / merges).write_text("\n".join(["#version: 0.2", *lines, ""]), encoding="utf-8")
+
+
+def said(*words: object) -> int:
+    """The exit code of `gptlab convert` with these words."""
+    return convert.main([str(word) for word in words])
+
+
+MEASURE = """
+import sys, safetensors, tokenizers, numpy, torch
+from gptlab.commands import convert
+from gptlab.training import initial
+if sys.argv[3:]:
+    from gptlab.interop import openai_checkpoint
+    openai_checkpoint._tensorflow()
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
+before = peak()
+convert.convert(sys.argv[1], sys.argv[2])
+print(peak() - before)
+"""
+
+
+def memory_taken(source: Path, target: Path, *, tensorflow: bool = False) -> int:
+    """The bytes that a conversion takes at its peak, beside what the imports take."""
+    words = [sys.executable, "-c", MEASURE, str(source), str(target), *(["tensorflow"] if tensorflow else [])]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    return int(done.stdout.splitlines()[-1])

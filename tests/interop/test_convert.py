@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 import yaml
-from interop.foreign import CASES, Case, gpt2
+from interop.foreign import CASES, Case, gpt2, said
 from runs import small_run
 
 from gptlab import compose
-from gptlab.commands import convert, main
+from gptlab.commands import main
 from gptlab.data.prepare import prepare
 from gptlab.data.tokenizer import CharTokenizer, load_tokenizer
 from gptlab.interop.transformers_folder import TransformersFolder
@@ -51,10 +51,6 @@ MODELS = {
 def ran(folder: Path, **words) -> Path:
     train(small_run(folder, **words))
     return folder
-
-
-def said(*words) -> int:
-    return convert.main([str(word) for word in words])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -172,7 +168,8 @@ def test_a_failure_leaves_nothing_behind(tmp_path, capsys):
         (["from"], "from needs a value; write from=..."),
         (["from=here"], "gptlab convert needs to=PATH"),
         (["to=here"], "gptlab convert needs from=PATH"),
-        (["from=a", "to=b", "format=onnx"], "format=onnx is unknown; use transformers or gptlab"),
+        (["from=a", "to=b", "format=onnx"], "format=onnx is unknown; known: transformers, gptlab, openai"),
+        (["from=a", "to=b", "format=open"], "format=open is unknown; did you mean openai?"),
         (["from=a", "to=b", "overwrite=yes"], "overwrite=yes must be true or false"),
         (
             ["from=./none", "to=b"],
@@ -199,7 +196,7 @@ def test_verbs(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", words)
         assert main.main() == code
         assert "gptlab convert" in capsys.readouterr().out
-    for verb, hint in (("convrt", "did you mean convert?"), ("dance", "use one of convert, generate")):
+    for verb, hint in (("convrt", "did you mean convert?"), ("dance", "known: convert, generate")):
         monkeypatch.setattr("sys.argv", ["gptlab", verb])
         assert main.main() == 2
         assert capsys.readouterr().err == f"error: {verb} is not a verb of gptlab; {hint}\n"
@@ -282,6 +279,24 @@ def test_weights_of_another_model_are_refused(options, message, tmp_path):
         assert said(f"from={path}", f"to={tmp_path / 'ours'}") == 0
         with pytest.raises(ValueError, match=message):
             train(small_run(tmp_path / "run2", model=DecoderConfig(**words, init_from=str(tmp_path / "ours"))))
+    assert not (tmp_path / "run").exists() and not (tmp_path / "run2").exists()
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("./none", r"model\.init_from=./none does not exist; name a run folder"),
+        ("empty", r"model\.init_from=empty is a folder that holds no model"),
+        ("text.txt", r"text\.txt is damaged or no checkpoint"),
+    ],
+)
+def test_weights_that_are_not_there_leave_no_run_behind(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    config = small_run(tmp_path / "run", model=DecoderConfig(**OURS, init_from=name))
+    with pytest.raises(ValueError, match=message):
+        train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_config_yaml_of_an_import_says_where_it_came_from(tmp_path):

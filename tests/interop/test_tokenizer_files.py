@@ -5,9 +5,11 @@ import random
 
 import pytest
 import transformers
+from interop.foreign import CASES, write_older_tokenizer
 
 from gptlab.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, FileTokenizer
 from gptlab.interop.tokenizer_files import tokenizer_files
+from gptlab.interop.transformers_folder import TransformersFolder
 
 TEXT = "It was the best of times, it was  the worst of times;\n\tthe age of wisdom's 1859 -- naïve café, 東京, 🙂!  \n"
 SAMPLES = [
@@ -74,3 +76,58 @@ def test_merges_are_those_that_were_learned():
     model = tokenizer_files(tokenizer, 8)["tokenizer.json"]["model"]
     assert len(model["merges"]) == tokenizer.vocab_size - 257
     assert list(model["vocab"].values()) == list(range(tokenizer.vocab_size - 1))
+
+
+@pytest.fixture
+def older(bpe, tmp_path):
+    """GPT-2 as it was saved before there was tokenizer.json."""
+    folder = CASES["gpt2"].save(tmp_path / "older")
+    write_older_tokenizer(folder, bpe, "vocab.json", "merges.txt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings, added",
+    [
+        (None, {}),
+        ({"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|end|>"}, {"<|pad|>": 401, "<|end|>": 400}),
+        ({"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": True}, {}),
+    ],
+    ids=str,
+)
+def test_words_and_merges_without_tokenizer_json(settings, added, older):
+    if settings is not None:
+        (older / "tokenizer_config.json").write_text(json.dumps(settings))
+    if added:
+        (older / "added_tokens.json").write_text(json.dumps(added))
+    ours, theirs = TransformersFolder(older).tokenizer(), transformers.AutoTokenizer.from_pretrained(older)
+    assert ours.vocab_size == len(theirs) == 400 + len(added) and ours.eot == theirs.eos_token_id
+    for text in SAMPLES + random_texts():
+        ids = ours.encode(text).tolist()
+        assert theirs(text)["input_ids"] == ids, text
+        assert ours.decode(ids) == theirs.decode(ids)
+
+
+def test_words_and_merges_of_another_kind_are_not_taken_for_gpt2s(older):
+    (older / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    assert TransformersFolder(older).tokenizer() is None
+    (older / "tokenizer_config.json").unlink()
+    (older / "merges.txt").unlink()
+    assert TransformersFolder(older).tokenizer() is None
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("vocab.json", "[]", r"vocab\.json is not a JSON object"),
+        ("vocab.json", '{"a": "b"}', r"vocab\.json and .*merges\.txt are not the files of a GPT-2 tokenizer \("),
+        ("merges.txt", "one two three", r"are not the files of a GPT-2 tokenizer"),
+        ("merges.txt", "one two", r"are not the files of a GPT-2 tokenizer"),
+        ("added_tokens.json", '{"<|pad|>": 500}', r"tokenizer \(<\|pad\|> cannot have the id 500\)"),
+    ],
+    ids=str,
+)
+def test_older_files_that_do_not_go_together(name, content, message, older):
+    (older / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        TransformersFolder(older).tokenizer()

@@ -1,13 +1,12 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 
 import pytest
 import torch
 import transformers
-from interop.foreign import CASES, WORDS, Case, gpt2, llama
+from interop.foreign import CASES, WORDS, Case, gpt2, llama, memory_taken
 from safetensors.torch import load_file, save_file
 
 from gptlab.config import to_plain
@@ -312,23 +311,6 @@ def test_plain_options_become_typed_again():
         model_from_plain({"architecture": "bird"})
 
 
-MEASURE = """
-import resource, sys, torch
-from pathlib import Path
-from gptlab.config import to_plain
-from gptlab.interop.architecture import differences, shapes
-from gptlab.interop.transformers_folder import TransformersFolder, write_folder
-import safetensors, tokenizers, numpy
-from gptlab.commands import convert
-from gptlab.training import initial
-def peak():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
-before = peak()
-convert.convert(sys.argv[1], sys.argv[2])
-print(peak() - before)
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_near_the_weights(tmp_path):
     config = DecoderConfig(n_layer=24, n_head=6, d_model=384)
@@ -338,13 +320,5 @@ def test_memory_stays_near_the_weights(tmp_path):
     write_folder(path, config, tensors.__getitem__, None, card="")
     size = (path / "model.safetensors").stat().st_size
     for source, target in (("theirs", "ours"), ("ours", "back")):
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, str(tmp_path / source), str(tmp_path / target)],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        taken = int(done.stdout.splitlines()[-1])
-        print(f"{source} -> {target}: {taken / size:.2f} of {size / 2**20:.0f} MiB")
-        assert taken < 1.3 * size
+        assert memory_taken(tmp_path / source, tmp_path / target) < 1.3 * size
     assert load_file(tmp_path / "back" / "model.safetensors").keys() == load_file(path / "model.safetensors").keys()

@@ -61,7 +61,7 @@ CAUSAL = torch.full((T, T), -math.inf).triu(1)
 @pytest.mark.parametrize("eps, theta", [(None, None), (0.1, None), (None, 20.0), (0.1, 20.0)])
 def test_equals_explicit_maths(n_kv_head, eps, theta):
     module, x = attention(n_kv_head, qk_norm_eps=eps)
-    rotation = None if theta is None else Rotary(K, 9, theta=theta)(T)
+    rotation = None if theta is None else Rotary(K, 9, theta=theta)(torch.arange(T))
     near(module(x, rotation=rotation, causal=True), explicit(module, x, n_kv_head, CAUSAL, eps=eps, theta=theta))
 
 

@@ -1,24 +1,27 @@
-"""The command `gptlab convert`: weights in from a transformers folder, and out to one."""
+"""The command `gptlab convert`: weights in from another program's folder, and out to one for transformers."""
 
-import difflib
+import ctypes
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from gptlab import compose
 
-FORMATS = ("transformers", "gptlab")
+FORMATS = ("transformers", "gptlab", "openai")
 WORDS = ("from", "to", "format", "overwrite")
-HELP = """gptlab convert from=PATH to=PATH [format=transformers|gptlab] [overwrite=true]
+HELP = """gptlab convert from=PATH to=PATH [format=transformers|gptlab|openai] [overwrite=true]
 
     from       a run folder (its best checkpoint) or a .ckpt file, to be written for transformers;
-               a transformers folder or a name on the Hugging Face hub, to be read into gptlab
+               a transformers folder, a name on the Hugging Face hub or the TensorFlow checkpoint of
+               GPT-2 that OpenAI released, to be read into gptlab
     to         the folder to write; one that is not empty is left alone
-    format     what to write; left out: the other one than what from= holds
+    format     what to write; left out: the other one than what from= holds. openai names what is read
+               instead, OpenAI's checkpoint; that takes TensorFlow: pip install "gptlab[openai]"
     overwrite  true: a model that is at to= already is replaced
 """
 
@@ -37,15 +40,25 @@ def convert(source: str, to: str, kind: str | None = None, *, overwrite: bool = 
     The folder appears whole or not at all. ValueError where it is not empty, unless `overwrite` says so and it holds a
     model.
     """
-    from gptlab.interop.transformers_folder import TransformersFolder  # torch takes seconds: not for a wrong word
+    from gptlab.interop.foreign_folder import ForeignFolder  # torch takes seconds: not for a wrong word
+    from gptlab.interop.openai_checkpoint import OpenAIFolder
     from gptlab.training.initial import open_weights
 
+    _give_back_freed_memory()
     target = Path(to).expanduser()
     _refuse_target(target, source, overwrite)
-    opened = open_weights(source, "from")
-    foreign = isinstance(opened, TransformersFolder)
+    if kind == "openai":  # what is read; detected without the word too
+        opened, kind = OpenAIFolder(Path(source).expanduser()), "gptlab"
+    else:
+        opened = open_weights(source, "from")
+    foreign = isinstance(opened, ForeignFolder)
     if kind is None:
         kind = "gptlab" if foreign else "transformers"
+    if kind == "transformers" and isinstance(opened, OpenAIFolder):
+        raise ValueError(
+            f"from={source} is OpenAI's checkpoint, which goes into gptlab first; type "
+            f"gptlab convert from={source} to=runs/gpt2 and gptlab convert from=runs/gpt2 to={to}"
+        )
     if foreign == (kind == "transformers"):
         raise ValueError(f"from={source} has format={kind} already; name another format, or copy the folder")
     with _appearing(target) as folder:
@@ -88,14 +101,14 @@ def _write_gptlab(folder: Path, foreign) -> None:
 
     tokenizer = foreign.tokenizer()
     if tokenizer is None:
-        print(f"there is no {foreign.path / 'tokenizer.json'}: the checkpoint gets no tokenizer")
+        print(f"{foreign.path} has no tokenizer that can be read: the checkpoint gets no tokenizer")
     else:
         tokenizer.save(folder / "tokenizer.json")
     foreign.config.vocab_size = foreign.vocab_size
     config = to_plain(
         RunConfig(
             model=foreign.config,
-            tokenizer=TokenizerFileConfig(path=None if tokenizer is None else str(foreign.path / "tokenizer.json")),
+            tokenizer=TokenizerFileConfig(path=None if tokenizer is None else str(foreign.tokenizer_file)),
             preset=foreign.architecture.model_type,
         )
     )
@@ -115,6 +128,17 @@ def _write_gptlab(folder: Path, foreign) -> None:
         "tokenizer": "" if tokenizer is None else tokenizer.fingerprint,
     }
     checkpoint.save(state, folder / "checkpoints" / "last.ckpt")
+
+
+def _give_back_freed_memory() -> None:
+    """Let the C library give each block back to the system that it frees.
+
+    Tensors that are read and dropped lie between those that are kept; the gaps came to a quarter of the weights.
+    """
+    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 17)
 
 
 def _card(run: Path, state: dict[str, Any]) -> str:
@@ -186,9 +210,7 @@ def _read_words(words: list[str]) -> dict[str, Any]:
     for word in words:
         key, sign, value = word.partition("=")
         if key not in WORDS:
-            near = difflib.get_close_matches(key, WORDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(WORDS)}"
-            raise ValueError(f"{key} is not a word of gptlab convert; {hint}")
+            raise ValueError(f"{key} is not a word of gptlab convert{compose.nearest(key, WORDS)}")
         if not sign or not value:
             raise ValueError(f"{key} needs a value; write {key}=...")
         said[key] = value
@@ -196,7 +218,7 @@ def _read_words(words: list[str]) -> dict[str, Any]:
         if key not in said:
             raise ValueError(f"gptlab convert needs {key}=PATH")
     if said.get("format", "gptlab") not in FORMATS:
-        raise ValueError(f"format={said['format']} is unknown; use {' or '.join(FORMATS)}")
+        raise ValueError(f"format={said['format']} is unknown{compose.nearest(said['format'], FORMATS)}")
     if said.get("overwrite", "true") not in ("true", "false"):
         raise ValueError(f"overwrite={said['overwrite']} must be true or false")
     overwrite = said.get("overwrite") == "true"

@@ -1,6 +1,5 @@
 """The command `gptlab generate`: text from a run, a checkpoint or a transformers folder."""
 
-import difflib
 import json
 import os
 import sys
@@ -25,7 +24,8 @@ if typing.TYPE_CHECKING:
 
 HELP = """gptlab generate run=PATH prompt="..." [key=value ...]
 
-    run                 a run folder (its best checkpoint), a .ckpt file, a transformers folder or a hub name
+    run                 a run folder (its best checkpoint), a .ckpt file, a transformers folder, a hub name
+                        or the folder of GPT-2 that OpenAI released
     prompt              the text to continue; said several times, several prompts are answered together
     prompt_file         a text file with one prompt, or a .jsonl file with one on each line; without either
                         word the prompt is read from standard input
@@ -293,17 +293,17 @@ def load_model(name: str, word: str) -> "tuple[nn.Module, Tokenizer]":
     """
     import torch
 
-    from gptlab.interop.transformers_folder import TransformersFolder
+    from gptlab.interop.foreign_folder import ForeignFolder
     from gptlab.models.build import shape_model
     from gptlab.models.config import model_from_plain
     from gptlab.training import checkpoint
     from gptlab.training.initial import open_weights
 
     source = open_weights(name, word)
-    if isinstance(source, TransformersFolder):
+    if isinstance(source, ForeignFolder):
         tokenizer = source.tokenizer()
         if tokenizer is None:
-            raise ValueError(f"{word}={name} has no tokenizer.json; put the model's there")
+            raise ValueError(f"{word}={name} has no tokenizer that can be read; put the model's tokenizer.json there")
         model = shape_model(source.config, source.vocab_size).to_empty(device="cpu")
         with torch.no_grad():
             for key, parameter in model.named_parameters():
@@ -415,9 +415,7 @@ def read_words(words: list[str]) -> GenerateConfig:
     for word in words:
         key, sign, value = word.partition("=")
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(hints)}"
-            raise ValueError(f"{key} is not a word of gptlab generate; {hint}")
+            raise ValueError(f"{key} is not a word of gptlab generate{compose.nearest(key, hints)}")
         if not sign:
             raise ValueError(f"{key} needs a value; write {key}=...")
         if hints[key] == list[str]:

@@ -1,11 +1,10 @@
 """The command `gptlab VERB key=value ...`."""
 
-import difflib
 import importlib
 import sys
 
 VERBS = {
-    "convert": "weights in from a transformers folder, and out to one",
+    "convert": "weights in from transformers or OpenAI, and out to transformers",
     "generate": "text from a run, a checkpoint or a transformers folder",
 }
 
@@ -20,9 +19,9 @@ def main() -> int:
         print("\ngptlab VERB --help says more; python train.py trains.")
         return 0
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(VERBS)}"
-        print(f"error: {verb} is not a verb of gptlab; {hint}", file=sys.stderr)
+        from gptlab import compose
+
+        print(f"error: {verb} is not a verb of gptlab{compose.nearest(verb, VERBS)}", file=sys.stderr)
         return 2
     return importlib.import_module(f"gptlab.commands.{verb}").main(words)
 

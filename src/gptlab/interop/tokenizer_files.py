@@ -1,11 +1,14 @@
-"""Our tokenizers as the files that transformers' AutoTokenizer opens."""
+"""Our tokenizers as the files that transformers' AutoTokenizer opens, and GPT-2's kind from its older files."""
 
 import base64
 import json
+import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from gptlab.data.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
+from gptlab.data.tokenizer import END_OF_TEXT, FileTokenizer, Tokenizer, byte_alphabet
+from gptlab.interop.foreign_folder import read_json
 
 SPLIT_EVERYWHERE = r"[\s\S]"
 
@@ -24,6 +27,32 @@ def tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, dict
         **words,
     }
     return {"tokenizer.json": _content(tokenizer), "tokenizer_config.json": settings}
+
+
+def byte_pair_tokenizer(
+    vocabulary: Path, merges: Path, *, added: Path | None = None, add_prefix_space: bool = False, eot: str | None = None
+) -> FileTokenizer:
+    """GPT-2's kind of tokenizer from the files it was published in.
+
+    `vocabulary` is JSON with the id of each word, `merges` a text with two words a line, and `added` JSON with the ids
+    of words that were added later. ValueError where they do not go together.
+    """
+    from tokenizers import AddedToken, models
+
+    words = read_json(vocabulary)
+    extra = read_json(added) if added is not None else {}
+    try:
+        lines = re.sub(r"\A#version.*", "", merges.read_text(encoding="utf-8")).splitlines()
+        pairs = [tuple(line.split(" ")) for line in lines if line]
+        foreign = _byte_level(models.BPE(vocab=words, merges=pairs), add_prefix_space=add_prefix_space)
+        special = [word for word in (END_OF_TEXT,) if word in words] + sorted(extra, key=extra.get)
+        foreign.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in special])
+        wrong = [word for word, number in extra.items() if foreign.token_to_id(word) != number]
+        if wrong:
+            raise ValueError(f"{wrong[0]} cannot have the id {extra[wrong[0]]}")
+        return FileTokenizer(foreign.to_str(), eot)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise ValueError(f"{vocabulary} and {merges} are not the files of a GPT-2 tokenizer ({error})") from error
 
 
 def _content(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -52,11 +81,20 @@ def _content(tokenizer: Tokenizer) -> dict[str, Any]:
         merges=[(spelt[a], spelt[b]) for a, b in _merges(words)],
         ignore_merges=True,  # as tiktoken: a piece that is a word is that word
     )
-    foreign = Foreign(model)
-    foreign.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    foreign.decoder = decoders.ByteLevel()
+    foreign = _byte_level(model)
     foreign.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return json.loads(foreign.to_str())
+
+
+def _byte_level(model, *, add_prefix_space: bool = False):
+    """A tokenizer of the tokenizers library that splits as GPT-2 does, around its `model`."""
+    from tokenizers import Tokenizer as Foreign
+    from tokenizers import decoders, pre_tokenizers
+
+    foreign = Foreign(model)
+    foreign.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=True)
+    foreign.decoder = decoders.ByteLevel()
+    return foreign
 
 
 def _merges(words: list[bytes]) -> list[tuple[int, int]]:

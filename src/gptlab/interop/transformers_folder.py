@@ -6,8 +6,8 @@ import pickle
 import re
 import struct
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from gptlab.data.tokenizer import FileTokenizer, Tokenizer
-from gptlab.interop.architecture import Architecture, Place, joined, shapes
+from gptlab.interop.architecture import Architecture, Place, joined
+from gptlab.interop.foreign_folder import ForeignFolder, Weights, read_json
 from gptlab.interop.gpt2 import GPT1, GPT2
 from gptlab.interop.llama import LLAMA, MISTRAL, QWEN2
-from gptlab.interop.tokenizer_files import tokenizer_files
+from gptlab.interop.tokenizer_files import byte_pair_tokenizer, tokenizer_files
 from gptlab.models.config import DecoderConfig
 
 # The first that can hold a model is the one it is written for.
@@ -30,113 +31,85 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+OLDER_TOKENIZER = ("vocab.json", "merges.txt")
+GPT2_TOKENIZERS = ("GPT2Tokenizer", "GPT2TokenizerFast")
+HEAD = "lm_head.weight"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-HUB_FILES = ["*.json", "*.safetensors", "tokenizer*"]
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "merges.txt"]
 # How safetensors calls the types of numbers.
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 
-class TransformersFolder:
-    """The weights of a folder under our names; opening it checks names and shapes and reads no weights.
+class TransformersFolder(ForeignFolder):
+    """A model as transformers saves it; pickled weights are read only as far as `weights_only=True` allows."""
 
-    ValueError where it is no model, where our options cannot express it, and where tensors are missing, too many or of
-    another shape. Pickled weights are read only as far as `weights_only=True` allows.
-    """
+    config_file = "config.json"
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        if not (self.path / "config.json").is_file():
+        path = Path(path)
+        if not is_transformers_folder(path):
             raise ValueError(
                 f"{path} is no transformers model: it has no config.json; name the folder that save_pretrained wrote"
             )
-        self.foreign_config = _read_json(self.path / "config.json")
-        kind = self.foreign_config.get("model_type")
+        options = read_json(path / "config.json")
+        kind = options.get("model_type")
         if kind not in ARCHITECTURES:
             raise ValueError(
-                f"{self.path / 'config.json'}: model_type={kind} is not known here; known: {', '.join(ARCHITECTURES)}"
+                f"{path / 'config.json'}: model_type={kind} is not known here; known: {', '.join(ARCHITECTURES)}"
             )
-        self.architecture = ARCHITECTURES[kind]
-        try:
-            self.config, self.vocab_size = self.architecture.read_config(self.foreign_config)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{self.path / 'config.json'}: {error}") from error
-        self._places = self.architecture.places(self.config)
-        self._files = list(_open_weights(self.path))
-        self._home = {name: file for file in self._files for name in file.shapes}
-        self._check()
+        super().__init__(path, ARCHITECTURES[kind], options, _open_weights(path))
 
-    def read(self, name: str) -> Tensor:
-        """One of our tensors, in the type of the file."""
-        place = self._places[name]
-        return place.take(self._home[place.name].read(place.name))
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """All of our tensors by name, one at a time."""
-        for name in self._places:
-            yield name, self.read(name)
+    @property
+    def tokenizer_file(self) -> Path | None:
+        if (self.path / "tokenizer.json").is_file():
+            return self.path / "tokenizer.json"
+        # Others keep their words in files of these names too, and split text in another way.
+        usual = GPT2_TOKENIZERS[0] if self.architecture is GPT2 else None
+        known = self._tokenizer_settings().get("tokenizer_class", usual) in GPT2_TOKENIZERS
+        older = known and all((self.path / name).is_file() for name in OLDER_TOKENIZER)
+        return self.path / OLDER_TOKENIZER[0] if older else None
 
     def tokenizer(self) -> Tokenizer | None:
-        """The folder's tokenizer, None where it has no tokenizer.json."""
-        path = self.path / "tokenizer.json"
-        if not path.is_file():
+        path, settings = self.tokenizer_file, self._tokenizer_settings()
+        if path is None:
             return None
-        settings = self.path / "tokenizer_config.json"
-        eot = _read_json(settings).get("eos_token") if settings.is_file() else None
+        eot = settings.get("eos_token")
         eot = eot["content"] if isinstance(eot, dict) else eot
+        if path.name in OLDER_TOKENIZER:
+            added = self.path / "added_tokens.json"
+            return byte_pair_tokenizer(
+                *(self.path / name for name in OLDER_TOKENIZER),
+                added=added if added.is_file() else None,
+                add_prefix_space=settings.get("add_prefix_space", False),
+                eot=eot,
+            )
         try:
             return FileTokenizer(path.read_text(encoding="utf-8"), eot)
         except Exception as error:  # the tokenizers library raises plain Exception
             raise ValueError(f"{path} is not a tokenizer.json of the tokenizers library ({error})") from error
 
+    def _tokenizer_settings(self) -> dict[str, Any]:
+        path = self.path / "tokenizer_config.json"
+        return read_json(path) if path.is_file() else {}
+
     def _check(self) -> None:
-        """Hold the files' names and shapes against those that the config asks for."""
-        kind, prefix = self.architecture.model_type, self.architecture.prefix
-        needed = {
-            place.name: tuple(place.shape(shape))
-            for (name, shape) in shapes(self.config, self.vocab_size).items()
-            if (place := self._places[name])
-        }
+        prefix = self.architecture.prefix
         if not any(name.startswith(prefix) for name in self._home):  # saved without its head
             self._places = {
-                name: Place(place.name.removeprefix(prefix), place.transposed, place.part, place.parts)
-                for name, place in self._places.items()
+                name: replace(place, name=place.name.removeprefix(prefix)) for name, place in self._places.items()
             }
-            needed = {name.removeprefix(prefix): shape for name, shape in needed.items()}
-        missing = sorted(needed.keys() - self._home.keys())
-        if missing:
-            raise ValueError(f"{self.path} lacks {_counted(missing)} of a {kind} model: {_some(missing)}")
-        extra = {name for name in self._home.keys() - needed.keys() if not name.endswith(self.architecture.buffers)}
-        if self.config.tied_head and "lm_head.weight" in extra:
-            self._check_tied()
-            extra.discard("lm_head.weight")
-        if extra:
-            raise ValueError(f"{self.path} has {_counted(extra)} that a {kind} model does not: {_some(sorted(extra))}")
-        for name, shape in needed.items():
-            there = tuple(self._home[name].shapes[name])
-            if there != shape:
-                raise ValueError(f"{self.path}: {name} is {there} there, and config.json asks for {shape}")
-
-    def _check_tied(self) -> None:
         embedding = self._places["tok_emb.weight"].name
-        head = self._home["lm_head.weight"].read("lm_head.weight")
-        if not torch.equal(head, self._home[embedding].read(embedding)):
-            raise ValueError(
-                f"{self.path}: lm_head.weight differs from {embedding}, and config.json says tie_word_embeddings=true; "
-                "set it to false there"
-            )
+        if self.config.tied_head and {HEAD, embedding} <= self._home.keys():  # old files hold it twice
+            if not torch.equal(self._home[HEAD].read(HEAD), self._home[embedding].read(embedding)):
+                raise ValueError(
+                    f"{self.path}: {HEAD} differs from {embedding}, and config.json says tie_word_embeddings=true; "
+                    "set it to false there"
+                )
+            del self._home[HEAD]
+        super()._check()
 
 
-class _Weights(ABC):
-    """The tensors of one file."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-
-    @abstractmethod
-    def read(self, name: str) -> Tensor:
-        """One tensor; valid until the next is read."""
-
-
-class _Safetensors(_Weights):
+class _Safetensors(Weights):
     def __init__(self, path: Path):
         from safetensors import SafetensorError, safe_open
 
@@ -153,7 +126,7 @@ class _Safetensors(_Weights):
             return file.get_tensor(name)
 
 
-class _Pickled(_Weights):
+class _Pickled(Weights):
     def __init__(self, path: Path):
         try:
             with warnings.catch_warnings():
@@ -177,13 +150,13 @@ class _Pickled(_Weights):
         return self._tensors[name]
 
 
-def _open_weights(folder: Path) -> Iterator[_Weights]:
+def _open_weights(folder: Path) -> Iterator[Weights]:
     found = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise ValueError(f"{folder} has a config.json and no weights; it needs one of {', '.join(WEIGHT_FILES)}")
     names = [found]
     if found.endswith(".index.json"):
-        names = sorted(set(_read_json(folder / found).get("weight_map", {}).values()))
+        names = sorted(set(read_json(folder / found).get("weight_map", {}).values()))
     for name in names:
         if Path(name).name != name:
             raise ValueError(f"{folder / found} names {name}, which is outside the folder")
@@ -192,8 +165,9 @@ def _open_weights(folder: Path) -> Iterator[_Weights]:
         yield (_Safetensors if name.endswith(".safetensors") else _Pickled)(folder / name)
 
 
-def is_transformers_folder(path: str | Path) -> bool:
-    return (Path(path) / "config.json").is_file()
+def is_transformers_folder(path: Path) -> bool:
+    """Whether the folder says that it holds a model of transformers."""
+    return (path / "config.json").is_file()
 
 
 def from_hub(name: str) -> Path | None:
@@ -283,23 +257,5 @@ def _write_safetensors(path: Path, places: dict[str, Place], tensor: Callable[[s
             assert written == end - start, name
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return content
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _counted(names: list[str] | set[str]) -> str:
-    return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"

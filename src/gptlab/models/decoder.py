@@ -33,44 +33,35 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens: Tensor, *, cache: KVCache | None = None) -> Tensor:
         """What the head reads: tokens (B, T) -> (B, T, D); with a cache they go on from what it holds, and into it."""
-        if cache is not None:
-            return self._continue(tokens, cache)
-        n_positions = tokens.shape[-1]
-        if n_positions > self.config.context_length:
-            raise ValueError(
-                f"{n_positions} tokens do not fit model.context_length={self.config.context_length}; "
-                f"crop the input or set model.context_length={n_positions}"
-            )
+        n_tokens = tokens.shape[-1]
+        if cache is None:
+            if n_tokens > self.config.context_length:
+                raise ValueError(
+                    f"{n_tokens} tokens do not fit model.context_length={self.config.context_length}; "
+                    f"crop the input or set model.context_length={n_tokens}"
+                )
+            positions = torch.arange(n_tokens, device=tokens.device)
+            sights = self._sights(positions)
+        else:
+            cache.read(n_tokens, tokens.device)
+            positions = cache.positions
+            sights = [cache.sight(i, self.config.window_of(i)) for i in range(self.config.n_layer)]
         x = self.tok_emb(tokens)  # (B, T, D)
         if self.pos_emb is not None:
-            x = x + self.pos_emb(torch.arange(n_positions, device=tokens.device))
+            x = x + self.pos_emb(positions)
         x = self.drop(x)
-        rotation = None if self.rotary is None else self.rotary(n_positions)
-        dense = {"causal": True}
-        banded = self._banded(n_positions, tokens.device)
-        for i, block in enumerate(self.blocks):
-            sight = dense if self.config.window_of(i) is None else banded
+        rotation = None if self.rotary is None else self.rotary(positions)
+        for block, sight in zip(self.blocks, sights, strict=True):
             x = block(x, rotation=rotation, **sight)
         return x if self.final_norm is None else self.final_norm(x)
 
-    def _continue(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        cache.read(tokens.shape[-1], tokens.device)
-        x = self.tok_emb(tokens)  # (B, T, D)
-        if self.pos_emb is not None:
-            x = x + self.pos_emb(cache.positions)
-        x = self.drop(x)
-        rotation = None if self.rotary is None else self.rotary.at(cache.positions)
-        for i, block in enumerate(self.blocks):
-            x = block(x, rotation=rotation, **cache.sight(i, self.config.window_of(i)))
-        return x if self.final_norm is None else self.final_norm(x)
-
-    def _banded(self, n_positions: int, device: torch.device) -> dict[str, Tensor | bool]:
-        """What a banded block's queries may look at, as `Attention` takes it."""
+    def _sights(self, positions: Tensor) -> list[dict[str, Tensor | bool]]:
+        """What each block's queries may look at in a sequence that is read whole, as `Attention` takes it."""
         window = self.config.attention_window
-        if window is None or window >= n_positions:
-            return {"causal": True}  # SDPA knows this mask without having to read one
-        positions = torch.arange(n_positions, device=device)
-        return {"mask": causal_band(positions, positions, window)}
+        dense = banded = {"causal": True}  # SDPA knows this mask without having to read one
+        if window is not None and window < len(positions):
+            banded = {"mask": causal_band(positions, positions, window)}
+        return [dense if self.config.window_of(i) is None else banded for i in range(self.config.n_layer)]
 
     @property
     def output(self) -> Output:

@@ -36,10 +36,7 @@ class Rotary(nn.Module):
         self.fill()
         return self
 
-    def forward(self, n_positions: int) -> Rotation:
-        return self.cos[:n_positions], self.sin[:n_positions]
-
-    def at(self, positions: Tensor) -> Rotation:
+    def forward(self, positions: Tensor) -> Rotation:
         """The rotation of these positions, (T,) or (B, T)."""
         return self.cos[positions], self.sin[positions]
 

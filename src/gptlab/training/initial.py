@@ -1,12 +1,15 @@
 """Weights of another model to start from."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gptlab.interop.architecture import differences
+from gptlab.interop.foreign_folder import ForeignFolder
+from gptlab.interop.openai_checkpoint import OpenAIFolder, is_openai_folder
 from gptlab.interop.transformers_folder import TransformersFolder, from_hub, is_transformers_folder
 from gptlab.models.config import DecoderConfig, model_from_plain
 from gptlab.training import checkpoint
@@ -15,11 +18,23 @@ from gptlab.training import checkpoint
 def load_initial(model: nn.Module, config: DecoderConfig, vocab_size: int) -> None:
     """Give `model` the weights that `model.init_from` names, one tensor at a time.
 
-    A model with a shorter context takes as many learned positions as it has. ValueError where the weights are of a
-    model that computes something else, with the words that would make this one the same.
+    A model with a shorter context takes as many learned positions as it has. ValueError as `open_initial` raises it.
+    """
+    read = open_initial(config, vocab_size)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            value = read(name)
+            parameter.copy_(value[: len(parameter)] if name == "pos_emb.weight" else value)
+
+
+def open_initial(config: DecoderConfig, vocab_size: int) -> Callable[[str], Tensor]:
+    """What reads the weights that `model.init_from` names, tensor by tensor; none is read yet.
+
+    ValueError where there are none, or they are of a model that computes something else, with the words that would
+    make this one the same.
     """
     source = open_weights(config.init_from, "model.init_from")
-    if isinstance(source, TransformersFolder):
+    if isinstance(source, ForeignFolder):
         theirs, rows, read = source.config, source.vocab_size, source.read
     else:
         _, state = source
@@ -32,14 +47,11 @@ def load_initial(model: nn.Module, config: DecoderConfig, vocab_size: int) -> No
         words.append(f"model.context_length={theirs.context_length}")
     if words:
         raise ValueError(f"model.init_from={config.init_from} holds another model; add {' '.join(words)}")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            value = read(name)
-            parameter.copy_(value[: len(parameter)] if name == "pos_emb.weight" else value)
+    return read
 
 
-def open_weights(name: str, word: str) -> TransformersFolder | tuple[Path, dict[str, Any]]:
-    """What is at a path or of that name on the hub: a transformers folder, or a checkpoint's path and content.
+def open_weights(name: str, word: str) -> ForeignFolder | tuple[Path, dict[str, Any]]:
+    """What is at a path or of that name on the hub: a foreign folder, or a checkpoint's path and content.
 
     A run folder stands for its best checkpoint. `word` is what the user said it with.
     """
@@ -53,9 +65,11 @@ def open_weights(name: str, word: str) -> TransformersFolder | tuple[Path, dict[
         found = next((p for p in (kept / "best.ckpt", kept / "last.ckpt") if p.is_file()), None)
         if found is not None:
             return found, checkpoint.load(found)
+        if is_openai_folder(path):
+            return OpenAIFolder(path)
         raise ValueError(
             f"{word}={name} is a folder that holds no model: neither config.json, as transformers writes it, "
-            "nor checkpoints/ of a run"
+            "nor checkpoints/ of a run, nor hparams.json, as OpenAI released it"
         )
     fetched = from_hub(name)
     if fetched is None:

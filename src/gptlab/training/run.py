@@ -25,6 +25,7 @@ from gptlab.training.config import is_whole
 from gptlab.training.datamodule import WindowsDataModule
 from gptlab.training.devices import Devices, find_devices, first_rank, keep_freed_memory
 from gptlab.training.folder import RunFolder, cut_metrics, read_metrics
+from gptlab.training.initial import open_initial
 from gptlab.training.loggers import build_loggers
 from gptlab.training.module import LanguageModule
 from gptlab.training.plan import Plan, make_plan
@@ -66,6 +67,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
             raise ValueError(
                 f"{source} is at step {start:,} and the budget is {plan.n_steps:,} steps; raise the budget to go on"
             )
+        if config.model.init_from is not None and start == 0:
+            open_initial(config.model, vocab_size)  # whether it fits; it is read when the model is built
         datamodule.start_step = start
         module = _module(config, data, plan, objective, start)
         columns = _columns(config, devices, datamodule, _metrics_source(folder, source))

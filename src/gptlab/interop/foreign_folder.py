@@ -1,0 +1,97 @@
+"""A folder with a model of another program, its weights under our names."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gptlab.data.tokenizer import Tokenizer
+from gptlab.interop.architecture import Architecture, shapes
+
+
+class Weights(ABC):
+    """The tensors of one file."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """One tensor; valid until the next is read."""
+
+
+class ForeignFolder(ABC):
+    """The weights of a folder under our names; opening it checks names and shapes and reads no weights.
+
+    ValueError where our options cannot express the model, and where tensors are missing, too many or of another shape.
+    """
+
+    config_file: str  # in which the folder says what model it holds
+
+    def __init__(
+        self, path: Path, architecture: Architecture, options: Mapping[str, Any], files: Iterable[Weights]
+    ) -> None:
+        self.path, self.architecture = path, architecture
+        try:
+            self.config, self.vocab_size = architecture.read_config(options)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path / self.config_file}: {error}") from error
+        self._places = architecture.places(self.config)
+        self._home = {name: file for file in files for name in file.shapes}
+        self._check()
+
+    @property
+    @abstractmethod
+    def tokenizer_file(self) -> Path | None:
+        """The file with the words of its tokenizer, None where it has none that can be read."""
+
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer, None where it has none that can be read."""
+
+    def read(self, name: str) -> Tensor:
+        """One of our tensors, in the type of the file."""
+        place = self._places[name]
+        return place.take(self._home[place.name].read(place.name))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All of our tensors by name, one at a time."""
+        for name in self._places:
+            yield name, self.read(name)
+
+    def _check(self) -> None:
+        """Hold the files' names and shapes against those that the config asks for."""
+        kind = self.architecture.model_type
+        ours = shapes(self.config, self.vocab_size)
+        needed = {place.name: tuple(place.shape(ours[name])) for name, place in self._places.items()}
+        missing = sorted(needed.keys() - self._home.keys())
+        if missing:
+            raise ValueError(f"{self.path} lacks {_counted(missing)} of a {kind} model: {_some(missing)}")
+        extra = [name for name in self._home.keys() - needed.keys() if not name.endswith(self.architecture.buffers)]
+        if extra:
+            raise ValueError(f"{self.path} has {_counted(extra)} that a {kind} model does not: {_some(sorted(extra))}")
+        for name, shape in needed.items():
+            there = tuple(self._home[name].shapes[name])
+            if there != shape:
+                raise ValueError(f"{self.path}: {name} is {there} there, and {self.config_file} asks for {shape}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; ValueError where it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return content
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _counted(names: list[str]) -> str:
+    return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"

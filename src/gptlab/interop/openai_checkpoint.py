@@ -1,0 +1,137 @@
+"""GPT-2 as OpenAI released it: a TensorFlow checkpoint, which TensorFlow reads."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptlab.data.tokenizer import Tokenizer
+from gptlab.interop.foreign_folder import ForeignFolder, Weights, read_json
+from gptlab.interop.gpt2 import GPT2
+from gptlab.interop.tokenizer_files import byte_pair_tokenizer
+from gptlab.models.config import DecoderConfig
+
+FILES = ("hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001")
+# The words of hparams.json, and what transformers calls them.
+HPARAMS = {
+    "n_vocab": "vocab_size",
+    "n_ctx": "n_positions",
+    "n_embd": "n_embd",
+    "n_head": "n_head",
+    "n_layer": "n_layer",
+}
+
+
+class OpenAIFolder(ForeignFolder):
+    """The folder that download_model.py of openai/gpt-2 fetches; TensorFlow is imported when one is opened."""
+
+    config_file = "hparams.json"
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        lacking = [name for name in FILES if not (path / name).is_file()]
+        if lacking:
+            raise ValueError(
+                f"{path} is no checkpoint of GPT-2 as OpenAI released it: it lacks {', '.join(lacking)}; "
+                "name the folder that download_model.py of openai/gpt-2 fetches"
+            )
+        super().__init__(path, ARCHITECTURE, _options(path / self.config_file), _open_weights(path))
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        both = all((self.path / name).is_file() for name in ("encoder.json", "vocab.bpe"))
+        return self.path / "encoder.json" if both else None
+
+    def tokenizer(self) -> Tokenizer | None:
+        file = self.tokenizer_file
+        return None if file is None else byte_pair_tokenizer(file, self.path / "vocab.bpe")
+
+
+def is_openai_folder(path: Path) -> bool:
+    """Whether a file in the folder says that it holds OpenAI's GPT-2."""
+    return any((path / name).is_file() for name in FILES[:2])
+
+
+def _places(config: DecoderConfig) -> dict[str, Any]:
+    return {ours: replace(place, name=_renamed(place.name)) for ours, place in GPT2.places(config).items()}
+
+
+def _renamed(name: str) -> str:
+    """OpenAI's name of a tensor, from that of transformers: model/h0/ln_1/g of transformer.h.0.ln_1.weight."""
+    *path, layer, kind = name.replace("transformer.h.", "model.h").replace("transformer.", "model.").split(".")
+    if layer in ("wte", "wpe"):
+        return "/".join([*path, layer])
+    gain = "g" if layer.startswith("ln_") else "w"
+    return "/".join([*path, layer, gain if kind == "weight" else "b"])
+
+
+# The same model; what hparams.json leaves out is what OpenAI's code holds fixed, and so do transformers' defaults.
+ARCHITECTURE = replace(GPT2, prefix="model/", places=_places, buffers=())
+
+
+def _options(file: Path) -> dict[str, int]:
+    """The content of hparams.json in the words of transformers."""
+    said = read_json(file)
+    for word in sorted(said.keys() ^ HPARAMS.keys()):
+        state = "not said" if word in HPARAMS else "not known"
+        raise ValueError(f"{file}: {word} is {state}; OpenAI's files say {', '.join(HPARAMS)}")
+    for word, value in said.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{file}: {word}={value} must be a whole number of at least 1")
+    return {HPARAMS[word]: value for word, value in said.items()}
+
+
+class _Checkpoint(Weights):
+    """One tensor at a time: TensorFlow reads it from the file and holds its checksum against it."""
+
+    def __init__(self, prefix: Path):
+        self._prefix = prefix
+        try:
+            self._reader = _tensorflow().train.load_checkpoint(str(prefix))
+        except ValueError:
+            raise
+        except Exception as error:  # which kind depends on what its message says
+            raise ValueError(f"{prefix}.index is damaged or no TensorFlow checkpoint ({_first_line(error)})") from error
+        self.shapes = {name: _unwrapped(shape) for name, shape in self._reader.get_variable_to_shape_map().items()}
+
+    def read(self, name: str) -> Tensor:
+        try:
+            values = self._reader.get_tensor(name)
+        except Exception as error:
+            raise ValueError(
+                f"{name} cannot be read from {self._prefix}, which is damaged ({_first_line(error)}); fetch it again"
+            ) from error
+        if values.dtype.kind != "f":
+            raise ValueError(f"{name} in {self._prefix} holds {values.dtype}, and weights are floating-point numbers")
+        return torch.from_numpy(values.reshape(self.shapes[name]))
+
+
+def _unwrapped(shape: list[int]) -> tuple[int, ...]:
+    # Matrices are kept as convolutions of width one, (1, in, out).
+    return tuple(shape[1:] if len(shape) == 3 and shape[0] == 1 else shape)
+
+
+def _open_weights(path: Path) -> Iterator[Weights]:
+    yield _Checkpoint(path / "model.ckpt")
+
+
+def _tensorflow():
+    # It would tell everybody on standard error how it was compiled, and with oneDNN keep the memory of what was read.
+    for name, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
+        os.environ.setdefault(name, value)
+    try:
+        import tensorflow
+    except ImportError as error:
+        raise ValueError(
+            f"OpenAI's checkpoints are read with TensorFlow, which cannot be imported here ({error}); "
+            'type pip install "gptlab[openai]"'
+        ) from error
+    return tensorflow
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
