@@ -20,8 +20,6 @@ from gptlab.models.config import DecoderConfig, model_from_plain
 from gptlab.training import checkpoint
 from gptlab.training.run import train
 
-tensorflow = pytest.importorskip("tensorflow", reason='needs TensorFlow: pip install "gptlab[openai]"')
-
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom; naïve 1859.\n"
 TOKENIZER = BpeTokenizer.train(290, [TEXT * 9])
 # The eps that OpenAI's code holds fixed.
@@ -48,6 +46,8 @@ def released(model) -> dict[str, torch.Tensor]:
 
 
 def write_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """A checkpoint as OpenAI's; without TensorFlow the test is skipped, and no collection waits for its import."""
+    tensorflow = pytest.importorskip("tensorflow", reason='needs TensorFlow: pip install "gptlab[openai]"')
     tensorflow.raw_ops.SaveV2(
         prefix=str(folder / "model.ckpt"),
         tensor_names=list(tensors),
