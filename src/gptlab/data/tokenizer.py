@@ -26,6 +26,7 @@ _LONG_RUN_CHARACTERS = 500_000
 _LONG_RUN = re.compile(f"(?<!{_SPACES}){_SPACES}{{{_LONG_RUN_CHARACTERS},}}")
 _CUT_ATTEMPTS = 32
 _TRAINING_CHARACTERS = 200_000_000
+_PROBED_WORDS = 2000
 
 
 class Tokenizer(ABC):
@@ -63,6 +64,25 @@ class Tokenizer(ABC):
         content = {"kind": self.kind, "fingerprint": self.fingerprint, **self._state()}
         with replacing(Path(path)) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
+
+    def without_beginning(self) -> "Tokenizer":
+        """The same words and ids for models that never read a beginning."""
+        return self
+
+    def agrees_with(self, other: "Tokenizer") -> bool:
+        """Whether each of this tokenizer's ids stands for the same text in `other`, and text gives the same ids."""
+        if self.fingerprint == other.fingerprint:
+            return True
+        if self.vocab_size > other.vocab_size:
+            return False
+        words = [self.decode([number]) for number in range(self.vocab_size)]
+        if any(word != other.decode([number]) for number, word in enumerate(words)):
+            return False
+        text = "".join(words[:: 1 + len(words) // _PROBED_WORDS])
+        try:
+            return self.encode(text).tolist() == other.encode(text).tolist()
+        except ValueError:  # for one of them it has unknown characters
+            return False
 
     def portable(self) -> dict[str, Any]:
         """JSON values from which `from_portable` makes a tokenizer that gives the same ids in another process."""
@@ -294,6 +314,20 @@ class FileTokenizer(Tokenizer):
         # transformers, too, goes by this part of the file alone: add_bos_token beside it changes nothing.
         self.beginning = tuple(_beginning(json.loads(self._loaded.to_str())["post_processor"]))
         self.fingerprint = _fingerprint(self.kind, f"{self.eot}\n{self._loaded.to_str()}".encode())
+
+    @classmethod
+    def read(cls, path: Path, eot: str | None = None) -> "FileTokenizer":
+        """The tokenizer of a file; ValueError where it holds none."""
+        try:
+            return cls(path.read_text(encoding="utf-8"), eot)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"{path} is not a tokenizer.json of the tokenizers library ({error})") from error
+
+    def without_beginning(self) -> "FileTokenizer":
+        if not self.beginning:
+            return self
+        content = json.loads(self._loaded.to_str()) | {"post_processor": None}
+        return FileTokenizer(json.dumps(content), self._eot_word)
 
     def encode(self, text: str) -> np.ndarray:
         encoded = self._loaded.encode(_scalars(text), add_special_tokens=False)
