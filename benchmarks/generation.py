@@ -202,14 +202,11 @@ def table(contenders: dict[str, Contender], measured: dict, bytes_read: int) -> 
 def perplexity(run: str, text: Path | None) -> None:
     from gptlab.generation.scoring import score, token_nats
 
-    exact = None
+    ids, exact = None if text is not None else held_out(run), None
     for precision in Precision:
         model, tokenizer, _ = load_model(run)
         model = prepare(model, precision, torch.device("cpu"))
-        if text is not None:
-            nats = score(model, tokenizer, text.read_text(encoding="utf-8")).nats
-        else:
-            nats = token_nats(model, held_out(run))
+        nats = score(model, tokenizer, text.read_text(encoding="utf-8")).nats if ids is None else token_nats(model, ids)
         found = math.exp(statistics.fmean(nats))
         exact = exact or found
         print(f"perplexity {precision.value:<5} {found:.4f} ({found / exact - 1:+.3%}) on {len(nats):,} tokens")
