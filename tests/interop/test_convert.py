@@ -210,14 +210,16 @@ def test_what_was_interrupted_is_cleared(tmp_path):
     assert (tmp_path / "back" / "diary.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing_behind(number, tmp_path):
     program = (
         "import os, sys, time; from pathlib import Path\n"
         "from gptlab import compose; from gptlab.commands import convert\n"
         "def write():\n"
         "    with convert._appearing(Path(sys.argv[1])) as folder:\n"
-        "        (folder / 'half').write_text('half'); os.kill(os.getpid(), int(sys.argv[2])); time.sleep(60)\n"
+        "        (folder / 'half').write_text('half')\n"
+        "        try: os.kill(os.getpid(), int(sys.argv[2])); time.sleep(60)\n"
+        "        finally: raise RuntimeError('cut short')\n"
         "sys.exit(compose.guard(write))"
     )
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "out", str(int(number))], timeout=60)

@@ -254,17 +254,23 @@ def _is_running(process: int) -> bool:
 
 @contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as an exception would, so that it can clean up."""
+    """Let a signal end the block as an exception would, so that it can clean up."""
+    stopped: list[int] = []
 
     def stop(number: int, frame) -> None:
+        stopped.append(number)
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
         yield
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
+    except BaseException:
+        if stopped:  # a library whose writing was cut short raises errors of its own
+            raise SystemExit(128 + stopped[0]) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
