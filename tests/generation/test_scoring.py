@@ -2,11 +2,16 @@ import math
 
 import pytest
 import torch
+from runs import small_run
 
-from gptlab.data.tokenizer import ByteTokenizer, CharTokenizer
+from gptlab.data.prepare import prepare
+from gptlab.data.tokenizer import ByteTokenizer, CharTokenizer, FileTokenizer
 from gptlab.generation.scoring import score, token_nats
+from gptlab.models.build import build_model
 from gptlab.objectives.causal_lm import CausalLM
 from gptlab.objectives.config import CausalLMConfig
+from gptlab.training import checkpoint
+from gptlab.training.run import train
 
 CONTEXT = 12
 
@@ -51,9 +56,45 @@ def test_without_an_end_of_text_the_first_token_is_only_read(small):
             score(small(vocab_size=3), CharTokenizer("abé"), text)
 
 
-def test_words_that_the_tokenizer_lacks_take_no_part(small):
+def test_all_rows_take_part_as_in_training(small):
     model = small(vocab_size=300)
     result = score(model, ByteTokenizer(), "ab")
-    logits = model(torch.tensor([[256, 97]]))[0, :, :257]
-    expected = -torch.log_softmax(logits, -1)[[0, 1], [97, 98]]
+    expected = -torch.log_softmax(model(torch.tensor([[256, 97]]))[0], -1)[[0, 1], [97, 98]]
     assert result.nats == pytest.approx(expected.tolist(), abs=1e-4)
+    windows = torch.tensor([[256, *b"eleven more"]])  # a window of training, with rows that no word has
+    objective = CausalLM(CausalLMConfig())
+    loss = objective.loss(model, objective.collate(windows))
+    assert score(model, ByteTokenizer(), "eleven more").loss == pytest.approx(loss.total.item() / 11, rel=1e-5)
+
+
+def test_a_tokenizers_own_beginning_goes_first(small):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"<s>": 0, "</s>": 1, "a": 2, "b": 3}
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(words, []))
+    library.add_special_tokens(["<s>", "</s>"])
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    model, tokenizer = small(vocab_size=4), FileTokenizer(library.to_str())
+    result = score(model, tokenizer, "ab")
+    assert tokenizer.eot == 1 and result.tokens == [2, 3] and result.n_bytes == 2
+    assert result.nats == pytest.approx(token_nats(model, [0, 2, 3]))
+
+
+def test_equals_the_validation_loss_of_a_run(tmp_path):
+    """Window by window, as validation reads the split; the model has rows that no word stands for."""
+    config = small_run(tmp_path / "run")
+    config.model.vocab_size = 300
+    with torch.enable_grad():
+        reported = train(config)["val/loss"]
+    data = prepare(config.data, config.tokenizer, progress=False)
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    model = build_model(config.model, 300, seed=0).eval()
+    model.load_state_dict(state["model"])
+    ids, context = data.val.tokens[:].tolist(), config.model.context_length
+    nats = [cost for at in range(0, len(ids) - 1, context) for cost in token_nats(model, ids[at : at + context + 1])]
+    assert len(nats) == len(ids) - 1
+    assert sum(nats) / len(nats) == pytest.approx(reported, abs=1e-5)
+    first = data.tokenizer.decode(ids[: context + 1])
+    ours = score(model, CharTokenizer("".join(map(chr, range(256)))), first)  # the same ids, and no word to begin with
+    assert ours.nats == pytest.approx(nats[:context], abs=1e-4)

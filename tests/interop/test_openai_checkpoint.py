@@ -13,8 +13,10 @@ from interop.foreign import Case, gpt2, memory_taken, said, write_older_tokenize
 from runs import small_run
 
 from gptlab.commands import generate
+from gptlab.data.config import TokenizerFileConfig
 from gptlab.data.tokenizer import BpeTokenizer, load_tokenizer
 from gptlab.interop.openai_checkpoint import OpenAIFolder
+from gptlab.interop.tokenizer_files import tokenizer_files
 from gptlab.models.build import build_model
 from gptlab.models.config import DecoderConfig, model_from_plain
 from gptlab.training import checkpoint
@@ -110,7 +112,13 @@ def test_every_number_and_every_word_arrives(folder, tmp_path):
 
 def test_it_can_be_trained_on_and_written_with(folder, tmp_path, capsys):
     shape = {"n_layer": 3, "n_head": 3, "d_model": 24, "context_length": 16, "vocab_size": TOKENIZER.vocab_size}
-    train(small_run(tmp_path / "run", model=DecoderConfig(**shape, init_from=str(folder)), budget_steps=2))
+    model = DecoderConfig(**shape, init_from=str(folder))
+    words = tokenizer_files(TOKENIZER, 16)["tokenizer.json"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
+    tokenizer = TokenizerFileConfig(path=str(tmp_path / "tokenizer.json"))
+    train(small_run(tmp_path / "run", model=model, tokenizer=tokenizer, budget_steps=2))
+    with pytest.raises(ValueError, match="124M was trained with another tokenizer; add tokenizer=gpt2"):
+        train(small_run(tmp_path / "other", model=model, budget_steps=2))
     capsys.readouterr()
     assert generate.main([f"run={folder}", "prompt=It was", "n_tokens=5", "temperature=0"]) == 0
     assert capsys.readouterr().out.startswith("It was")
