@@ -4,8 +4,11 @@ import json
 import shutil
 
 import pytest
+import safetensors.torch
+import torch
 from ranks import carry_out
 
+from gptlab.commands.convert import main as convert
 from gptlab.models.build import shape_model
 from gptlab.models.config import DecoderConfig
 from gptlab.training import checkpoint
@@ -119,3 +122,19 @@ def test_saved_under_one_and_continued_under_another(continued, row, column):
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [e["step"] for e in events if e["event"] == "continued"] == [5]
     close(read_metrics(run / "metrics.csv"), read_metrics(continued / "auto-plain" / "metrics.csv"))
+
+
+def test_a_folder_is_joined_and_exported(trained, tmp_path):
+    """What a divided run saved becomes one file with every value, and a folder for transformers."""
+    run = trained / "fsdp_tp-plain"
+    assert convert([f"from={run}", f"to={tmp_path / 'one'}", "format=gptlab"]) == 0
+    joined = checkpoint.load(tmp_path / "one" / "checkpoints" / "last.ckpt")
+    parts = checkpoint.load(run / "checkpoints" / "best")
+    assert joined["step"] == parts["step"] and joined["config"] == parts["config"]
+    for name, value in parts["model"].items():
+        assert torch.equal(joined["model"][name], value), name
+        for key, memory in parts["optimizer"][name].items():
+            assert torch.equal(joined["optimizer"][name][key], memory), (name, key)
+    assert convert([f"from={run}", f"to={tmp_path / 'theirs'}"]) == 0
+    exported = safetensors.torch.load_file(tmp_path / "theirs" / "model.safetensors")
+    assert torch.equal(exported["transformer.wte.weight"], joined["model"]["tok_emb.weight"])

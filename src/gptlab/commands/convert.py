@@ -27,7 +27,8 @@ FORMATS = ("transformers", "gptlab", "openai")
 WORDS = ("from", "to", "format", "overwrite")
 HELP = """gptlab convert from=PATH to=PATH [format=transformers|gptlab|openai] [overwrite=true]
 
-    from       a run folder (its best checkpoint) or a .ckpt file, to be written for transformers;
+    from       a run folder (its best checkpoint) or a checkpoint, to be written for transformers, or where
+               the checkpoint is a folder with format=gptlab as one file;
                a transformers folder, a name on the Hugging Face hub or the TensorFlow checkpoint of
                GPT-2 that OpenAI released, to be read into gptlab
     to         the folder to write; one that is not empty is left alone
@@ -70,9 +71,10 @@ def convert(source: str, to: str, kind: str | None = None, *, overwrite: bool = 
             f"from={source} is OpenAI's checkpoint, which goes into gptlab first; type "
             f"gptlab convert from={source} to=runs/gpt2 and gptlab convert from=runs/gpt2 to={to}"
         )
-    if foreign == (kind == "transformers"):
+    joins = not foreign and kind == "gptlab" and opened[0].is_dir()
+    if foreign == (kind == "transformers") and not joins:
         raise ValueError(f"from={source} has format={kind} already; name another format, or copy the folder")
-    write = _for_gptlab(opened) if foreign else _for_transformers(*opened)
+    write = _for_gptlab(opened) if foreign else _joined(*opened) if joins else _for_transformers(*opened)
     with _appearing(target) as folder:
         write(folder)
     print(f"{source} is written to {to} as {kind}")
@@ -97,6 +99,23 @@ def _for_transformers(path: Path, state: dict[str, Any]) -> Callable[[Path], Non
         card=_card(path, state),
         special_words=state.get("special_words", {}),
     )
+
+
+def _joined(path: Path, state: dict[str, Any]) -> Callable[[Path], None]:
+    """What writes a checkpoint that is a folder as one file, with all that a run needs to go on from it."""
+    import yaml
+
+    from gptlab.training import checkpoint
+    from gptlab.training.vocabulary import tokenizer_file
+
+    def write(folder: Path) -> None:
+        (folder / "config.yaml").write_text(yaml.safe_dump(state["config"], sort_keys=False))
+        if (tokenizer := tokenizer_file(path)) is not None:
+            shutil.copyfile(tokenizer, folder / "tokenizer.json")
+        whole = {"model": dict(state["model"]), "optimizer": {k: dict(v) for k, v in state["optimizer"].items()}}
+        checkpoint.save(state | whole, folder / "checkpoints" / "last.ckpt")
+
+    return write
 
 
 def _for_gptlab(foreign) -> Callable[[Path], None]:
