@@ -21,12 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PROGRAM = str(ROOT / "train.py")
 
 # train.py as it is, which pulls its own plug at a chosen call of one of the functions that a step and a save make.
-DRIVER = f"""
-import os, runpy, signal, sys, threading, time
+DRIVER = """
+import os, signal, sys, threading, time
 
 if __name__ == "__main__":
     moment, _, count = os.environ.get("KILL_AT", "").partition(":")
@@ -61,7 +59,8 @@ if __name__ == "__main__":
                     ).start()
                 return step(*args)
             LanguageModule.training_step = first
-    runpy.run_path({PROGRAM!r}, run_name="__main__")
+    from gptlab.commands.train import main  # not by its path: the other ranks are started as this program was
+    sys.exit(main())
 """
 
 
