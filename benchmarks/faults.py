@@ -21,7 +21,6 @@ import tempfile
 import time
 from pathlib import Path
 
-
 # train.py as it is, which pulls its own plug at a chosen call of one of the functions that a step and a save make.
 DRIVER = """
 import os, signal, sys, threading, time
