@@ -20,7 +20,7 @@ def carry_out(jobs: list[dict], n_ranks: int, folder: Path, *, timeout: float = 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    common = {**os.environ, "PYTHONPATH": f"{TESTS.parent / 'src'}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n_ranks)}
     common |= {"LOCAL_WORLD_SIZE": str(n_ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "tests"}
     alone = {name: value for name, value in common.items() if name not in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID")}
@@ -50,6 +50,7 @@ def one(job: dict) -> None:
     """Train the small run in `job["folder"]`."""
     from runs import small_run
 
+    from gptlab.data.config import TextConfig
     from gptlab.training.config import (
         AdamWConfig,
         CallbacksConfig,
@@ -57,6 +58,8 @@ def one(job: dict) -> None:
         MuonConfig,
         Recompute,
         Sharding,
+        SpikeAction,
+        SpikeConfig,
         StrategyConfig,
         TrainerConfig,
     )
@@ -69,6 +72,13 @@ def one(job: dict) -> None:
         words["activation_checkpointing"] = Recompute(words["activation_checkpointing"])
     optimizer = {"adamw": AdamWConfig, "muon": MuonConfig}[job.get("optimizer", "adamw")]
     saved = {"every_steps": 5, "keep_last": 9} | job.get("checkpoint", {})
+    more = dict(job.get("run", {}))
+    if "text" in job:  # read in its order
+        more["data"] = TextConfig(path=job["text"], shuffle=False)
+    spike = SpikeConfig()
+    if "action" in job:
+        spike = SpikeConfig(action=SpikeAction(job["action"]), **job["spike"])
+
     train(
         small_run(
             Path(job["folder"]),
@@ -81,9 +91,9 @@ def one(job: dict) -> None:
                 enable_progress_bar=False,
                 enable_model_summary=False,
             ),
-            callbacks=CallbacksConfig(checkpoint=CheckpointConfig(**saved), sample=None, plot=False),
-            **job.get("run", {}),
-        )
+            callbacks=CallbacksConfig(checkpoint=CheckpointConfig(**saved), spike=spike, sample=None, plot=False),
+            **more,
+        ),
     )
 
 

@@ -16,10 +16,12 @@ from gptlab.config import RunConfig, to_plain
 from gptlab.data.prepare import PreparedData
 from gptlab.generation.decode import generate
 from gptlab.training import checkpoint
+from gptlab.training.config import SpikeAction
 from gptlab.training.devices import memory_gib
 from gptlab.training.folder import MetricsFile, RunFolder
 from gptlab.training.plan import Plan
 from gptlab.training.saving import Save, Saver
+from gptlab.training.spikes import Spike, SpikeDetector, describe
 from gptlab.training.strategy import divides_model
 
 METER_SECONDS = 0.5  # over which tokens per second are measured
@@ -61,8 +63,10 @@ class Recorder(Callback):
         self.validated: dict[str, float] = {}  # the newest evaluation
         self.received_signal = 0  # by this process
         self.stop_signal = 0  # that all ranks know of, and act on after the same step
-        self.wishes: list[Callable[[], bool]] = []  # what one rank may want and all have to do together ...
-        self.granted: list[bool] = []  # ... and which of them some rank did
+        self.wishes: dict[str, Callable[[], bool]] = {}  # what one rank may want and all have to do together ...
+        self.granted: set[str] = set()  # ... and which of them some rank did
+        self.spike = config.callbacks.spike
+        self.spikes = SpikeDetector(self.spike) if self.spike.action is not None else None
         self._pending: list[tuple[int, dict]] = []
         self._held: dict[str, float | int] | None = None  # the newest row, which an evaluation may still add to
         self._rate: dict[str, float] = {}
@@ -70,6 +74,7 @@ class Recorder(Callback):
 
     def recall(self, rows: list[dict[str, float]]) -> None:
         """Take the newest numbers of a run that is continued from its metrics.csv."""
+        self.row, self.validated = {}, {}
         for row in rows:
             self.row = row
             if any(name.startswith("val") for name in row):
@@ -135,7 +140,7 @@ class Recorder(Callback):
         table = torch.stack(
             [torch.stack([*measured["terms"].values(), measured["grad_norm"]]).float() for _, measured in self._pending]
         )
-        wanted = [float(self.received_signal), *(float(wish()) for wish in self.wishes)]
+        wanted = [float(self.received_signal), *(float(wish()) for wish in self.wishes.values())]
         if trainer.world_size > 1:
             flags = table.new_tensor(wanted).expand(len(table), -1)
             # Only the loss differs over ranks; the mean of what one rank wants is above 0.
@@ -143,25 +148,61 @@ class Recorder(Callback):
             wanted, table = table[-1, -len(wanted) :].tolist(), table[:, : -len(wanted)]
         if wanted[0]:
             self.stop_signal = self.received_signal or signal.SIGTERM
-        self.granted = [wish > 0 for wish in wanted[1:]]
+        self.granted = {name for name, wish in zip(self.wishes, wanted[1:], strict=True) if wish > 0}
         for (step, measured), (*terms, grad_norm) in zip(self._pending, table.tolist(), strict=True):
             self.row = {"step": step, "tokens": step * self.batch_tokens}
             self.row |= {f"train/{name}": value for name, value in zip(names, terms, strict=True)}
             self.row |= {"train/lr": measured["lr"], "train/grad_norm": grad_norm, **self._rate}
             if "loss_scale" in measured:
                 self.row["train/loss_scale"] = measured["loss_scale"]
-            if not math.isfinite(terms[0]) or not (math.isfinite(grad_norm) or "loss_scale" in measured):
+            problem = self._problem(step, terms[0], grad_norm, measured)
+            if problem is not None:
                 self._release(trainer)
                 self._write(trainer, self.row)
                 self._pending.clear()
-                raise Failure(
-                    f"step {step} has loss {terms[0]} and gradient norm {grad_norm}: training through it would only "
-                    "spoil the model; what is saved is from before. Lower optimizer.lr, lengthen "
-                    "schedule.warmup_steps or set optimizer.clip_norm"
-                )
+                raise problem
             self._release(trainer)
             self._held = self.row
         self._pending.clear()
+
+    def _problem(self, step: int, loss: float, grad_norm: float, measured: dict) -> Exception | None:
+        """Why the run cannot go on after a step that measured this, if it cannot."""
+        if "skipped" in measured:  # judged before its update
+            return self._skipped(step, loss, grad_norm, **measured["skipped"])
+        scaled = "loss_scale" in measured  # then an infinite gradient is the scaler's affair
+        judges = self.spikes is not None and self.spike.action is not SpikeAction.skip
+        if judges and self.spikes.finds(loss, 0.0 if scaled else grad_norm):
+            message = describe(step, loss, grad_norm, self.spikes.usual())
+            if self.spike.action is SpikeAction.rollback:
+                return Spike(step, loss, message)
+            return Failure(
+                f"{message}; what is saved is from before. The same command continues from there with "
+                "callbacks.spike.action=rollback or skip, or with a higher callbacks.spike.threshold"
+            )
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or scaled):
+            return None
+        return Failure(
+            f"step {step} has loss {loss} and gradient norm {grad_norm}: training through it would only "
+            "spoil the model; what is saved is from before. Lower optimizer.lr, lengthen "
+            "schedule.warmup_steps or set optimizer.clip_norm"
+        )
+
+    def _skipped(self, step: int, loss: float, grad_norm: float, *, usual, in_a_row: int) -> Exception | None:
+        self.folder.event("skipped", step=step, loss=loss, grad_norm=grad_norm, usual=list(usual))
+        if in_a_row <= self.spike.max_skips:
+            return None
+        return Failure(
+            f"{describe(step, loss, grad_norm, usual)}; it is number {in_a_row} in a row, and "
+            f"callbacks.spike.max_skips={self.spike.max_skips}; the same command continues with more of them, with a "
+            "higher callbacks.spike.threshold, or with callbacks.spike.action=rollback"
+        )
+
+    def state_dict(self) -> dict:
+        return {"spikes": self.spikes.state_dict()} if self.spikes is not None else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        if self.spikes is not None:
+            self.spikes.load_state_dict(state["spikes"])
 
     def _release(self, trainer) -> None:
         if self._held is not None:
@@ -229,7 +270,7 @@ class Checkpoints(Callback):
         self._state = state
         self._saver: Saver | None = None
         self._saved_at = time.monotonic()
-        recorder.wishes += [self._wants_save, self._has_failed]
+        recorder.wishes |= {"save": self._wants_save, "failed": self._has_failed}
 
     def on_train_start(self, trainer, module) -> None:
         if self.settings is not None:
@@ -268,15 +309,16 @@ class Checkpoints(Callback):
     def on_exception(self, trainer, module, exception) -> None:
         # Alone, and between two updates, the state is sound; with other ranks it cannot be gathered without them.
         alone = trainer.world_size == 1
-        known = isinstance(exception, Stopped | Failure | OSError)
+        known = isinstance(exception, Stopped | Failure | Spike | OSError)
         if alone and not known and not module.updating and module.finished_steps > self.saved_step:
             self.save(trainer, module)
-        if alone and self._saver is not None and not isinstance(exception, OSError):
+        together = alone or isinstance(exception, Spike)  # which all ranks find after the same step
+        if together and self._saver is not None and not isinstance(exception, OSError):
             self._saver.wait()
 
     def _between_steps(self, trainer, module) -> None:
         step, stop = module.finished_steps, self.recorder.stop_signal
-        if self._saver is not None and any(self.recorder.granted[1:]):
+        if self._saver is not None and "failed" in self.recorder.granted:
             self._saver.wait()  # which raises on every rank
         if stop and step:
             if step > self.saved_step:
@@ -297,7 +339,7 @@ class Checkpoints(Callback):
     def _is_due(self, step: int) -> bool:
         if self.settings is None or step <= self.saved_step:
             return False
-        if any(self.recorder.granted[:1]) or (self.settings.best and self._improves()):
+        if "save" in self.recorder.granted or (self.settings.best and self._improves()):
             return True
         if self.settings.every_steps is not None:
             return step % self.settings.every_steps == 0 or step == self.recorder.n_steps
@@ -328,6 +370,7 @@ class Checkpoints(Callback):
             "gptlab_format": checkpoint.FORMAT,
             "step": step,
             "samples": step * self.config.windows_per_step,
+            "skipped_steps": module.skipped_steps,  # whose samples were left out between those
             "precision": trainer.precision_plugin.state_dict(),
             # A limit on time is one on this start of the run, not on all of them.
             "callbacks": {
@@ -358,7 +401,7 @@ class Checkpoints(Callback):
         self._saver.save(Save(path, state, parts, links, done))
         held = time.perf_counter() - started
         self.saved_step, self._saved_at = step, time.monotonic()
-        self.recorder.granted = []
+        self.recorder.granted -= {"save", "failed"}
         self.recorder.pause(module)
 
 
