@@ -48,9 +48,11 @@ def carry_out(jobs: list[dict], n_ranks: int, folder: Path, *, timeout: float = 
 
 def one(job: dict) -> None:
     """Train the small run in `job["folder"]`."""
+    from lightning.pytorch.callbacks import Callback
     from runs import small_run
 
     from gptlab.data.config import TextConfig
+    from gptlab.training import amendments
     from gptlab.training.config import (
         AdamWConfig,
         CallbacksConfig,
@@ -63,6 +65,7 @@ def one(job: dict) -> None:
         StrategyConfig,
         TrainerConfig,
     )
+    from gptlab.training.folder import RunFolder
     from gptlab.training.run import train
 
     words = dict(job.get("strategy", {}))
@@ -79,6 +82,13 @@ def one(job: dict) -> None:
     if "action" in job:
         spike = SpikeConfig(action=SpikeAction(job["action"]), **job["spike"])
 
+    class Amends(Callback):
+        """Writes an amendment while the run is going, on the first rank."""
+
+        def on_train_batch_start(self, trainer, module, *_):
+            if trainer.global_rank == 0 and module.finished_steps == job["amend"]["at"] - 1:
+                amendments.add(RunFolder(Path(job["folder"]), writes=True), job["amend"]["words"])
+
     train(
         small_run(
             Path(job["folder"]),
@@ -94,6 +104,7 @@ def one(job: dict) -> None:
             callbacks=CallbacksConfig(checkpoint=CheckpointConfig(**saved), spike=spike, sample=None, plot=False),
             **more,
         ),
+        [Amends()] if "amend" in job else [],
     )
 
 

@@ -211,7 +211,7 @@ def test_a_spike_that_is_read_late_is_gone_back_from_all_the_same(tmp_path, monk
 def test_going_back_has_an_end(tmp_path):
     write_poisoned(tmp_path / "text.txt", 24, 28, 32, 36)
     config = run_with(tmp_path / "run", "rollback", spike={"max_rollbacks": 2}, every=20)
-    with pytest.raises(Failure, match=r"went back to step 20 2 times already.*max_rollbacks"):
+    with pytest.raises(Failure, match=r"went back to step 20 2 times already.*max_rollbacks.*gptlab amend"):
         train(config)
     config.callbacks.spike.threshold = 1000.0
     assert train(config)["finished"]

@@ -5,6 +5,7 @@ import importlib
 import sys
 
 VERBS = {
+    "amend": "a planned change of a run in mid-flight",
     "convert": "weights in from a transformers folder, and out to one",
     "generate": "text from a run, a checkpoint or a transformers folder",
 }

@@ -21,7 +21,7 @@ from gptlab.config import RunConfig, check_vocabulary, to_plain
 from gptlab.data.prepare import PreparedData, prepare
 from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
-from gptlab.training.callbacks import Checkpoints, Failure, ProgressBar, Recorder, Sampler, Stopped
+from gptlab.training.callbacks import Amender, Checkpoints, Failure, ProgressBar, Recorder, Sampler, Stopped
 from gptlab.training.config import SpikeAction, is_whole
 from gptlab.training.datamodule import WindowsDataModule
 from gptlab.training.devices import Devices, find_devices, first_rank, keep_freed_memory
@@ -142,7 +142,8 @@ class _Run:
             self.module.spikes = self.recorder.spikes
         identity = fingerprints(self.data, self.devices)
         checkpoints = Checkpoints(config, folder, self.recorder, identity=identity, state=state)
-        own = [self.recorder, checkpoints]
+        self.amender = Amender(config, folder, self.recorder, checkpoints)
+        own = [self.recorder, checkpoints, self.amender]
         if config.trainer.enable_progress_bar and folder.writes:
             own.append(ProgressBar(self.recorder, plan.n_steps))
         clocks = [timer.state_dict() for timer in _timers(self.trainer)]
@@ -181,7 +182,8 @@ class _Run:
         if in_a_row > settings.max_rollbacks:
             raise Failure(
                 f"{spike}; the run went back to step {self.rollback.step} {self.rollback.in_a_row} times already "
-                f"(callbacks.spike.max_rollbacks); go further back with callbacks.spike.rollback_steps=..."
+                f"(callbacks.spike.max_rollbacks); lower the learning rate with gptlab amend run={folder.path} "
+                "optimizer.lr=..., or go further back with callbacks.spike.rollback_steps=..."
             )
         rollback = Rollback(step, seen + spike.step - step, in_a_row)
         if folder.writes:
@@ -221,6 +223,7 @@ def _summary(
         "unigram_entropy": data.train.unigram_entropy(),
         "parameters": plan.parameters["total"],
         "config": config.identity(),
+        "amendments": [{"number": a.number, "step": a.step, "words": a.words} for a in run.amender.taken],
         "skipped_steps": run.module.skipped_steps,
         "corpus": data.description,
         "data": data.fingerprint,
