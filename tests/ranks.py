@@ -20,7 +20,7 @@ def carry_out(jobs: list[dict], n_ranks: int, folder: Path, *, timeout: float = 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    common = {**os.environ, "PYTHONPATH": f"{TESTS.parent / 'src'}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n_ranks)}
     common |= {"LOCAL_WORLD_SIZE": str(n_ranks), "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"}
     common |= {"TORCHELASTIC_RUN_ID": "tests"}
@@ -49,8 +49,11 @@ def carry_out(jobs: list[dict], n_ranks: int, folder: Path, *, timeout: float = 
 
 def one(job: dict) -> None:
     """Train the small run in `job["folder"]`."""
+    from lightning.pytorch.callbacks import Callback
     from runs import small_run
 
+    from gptlab.data.config import TextConfig
+    from gptlab.training import amendments
     from gptlab.training.config import (
         AdamWConfig,
         CallbacksConfig,
@@ -58,9 +61,12 @@ def one(job: dict) -> None:
         MuonConfig,
         Recompute,
         Sharding,
+        SpikeAction,
+        SpikeConfig,
         StrategyConfig,
         TrainerConfig,
     )
+    from gptlab.training.folder import RunFolder
     from gptlab.training.run import train
 
     words = dict(job.get("strategy", {}))
@@ -70,6 +76,20 @@ def one(job: dict) -> None:
         words["activation_checkpointing"] = Recompute(words["activation_checkpointing"])
     optimizer = {"adamw": AdamWConfig, "muon": MuonConfig}[job.get("optimizer", "adamw")]
     saved = {"every_steps": 5, "keep_last": 9} | job.get("checkpoint", {})
+    more = dict(job.get("run", {}))
+    if "text" in job:  # read in its order
+        more["data"] = TextConfig(path=job["text"], shuffle=False)
+    spike = SpikeConfig()
+    if "action" in job:
+        spike = SpikeConfig(action=SpikeAction(job["action"]), **job["spike"])
+
+    class Amends(Callback):
+        """Writes an amendment while the run is going, on the first rank."""
+
+        def on_train_batch_start(self, trainer, module, *_):
+            if trainer.global_rank == 0 and module.finished_steps == job["amend"]["at"] - 1:
+                amendments.add(RunFolder(Path(job["folder"]), writes=True), job["amend"]["words"])
+
     train(
         small_run(
             Path(job["folder"]),
@@ -82,10 +102,10 @@ def one(job: dict) -> None:
                 enable_progress_bar=False,
                 enable_model_summary=False,
             ),
-            callbacks=CallbacksConfig(checkpoint=CheckpointConfig(**saved), sample=None, plot=False),
-            **job.get("run", {}),
+            callbacks=CallbacksConfig(checkpoint=CheckpointConfig(**saved), spike=spike, sample=None, plot=False),
+            **more,
         ),
-        callbacks=[_bytes_callback(Path(job["folder"]))],
+        [_bytes_callback(Path(job["folder"])), *([Amends()] if "amend" in job else [])],
     )
 
 

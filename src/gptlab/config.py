@@ -18,6 +18,7 @@ from gptlab.training.config import (
     MuonConfig,
     OptimizerConfig,
     ScheduleConfig,
+    SpikeAction,
     StrategyConfig,
     TrainerConfig,
 )
@@ -133,12 +134,26 @@ class RunConfig:
             )
         if self.eval_train and self.data.val_fraction == 0:
             raise ValueError("eval_train=true evaluates at each validation; set data.val_fraction above 0")
+        self._check_spikes()
         self._check_budget()
         self._check_lengths()
         per_node = self.trainer.device_count()
         if devices is None and per_node is not None:
             devices = per_node * self.trainer.num_nodes
         self._check_spread(devices)
+
+    def _check_spikes(self) -> None:
+        action = self.callbacks.spike.action
+        if action is SpikeAction.skip and self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "callbacks.spike.action=skip and trainer.precision=16-mixed, whose loss scaling leaves out updates by "
+                "itself; use trainer.precision=bf16-mixed, or callbacks.spike.action=rollback"
+            )
+        if action is SpikeAction.rollback and not self.trainer.enable_checkpointing:
+            raise ValueError(
+                "callbacks.spike.action=rollback needs checkpoints and trainer.enable_checkpointing=false turns them "
+                "off; leave that out, or use callbacks.spike.action=skip"
+            )
 
     def _check_budget(self) -> None:
         given = [name for name in BUDGETS if getattr(self, name) is not None]

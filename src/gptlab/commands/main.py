@@ -4,6 +4,7 @@ import importlib
 import sys
 
 VERBS = {
+    "amend": "a planned change of a run in mid-flight",
     "convert": "weights in from transformers or OpenAI, and out to transformers",
     "generate": "text from a run, a checkpoint or a transformers folder",
 }

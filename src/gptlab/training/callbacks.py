@@ -1,4 +1,4 @@
-"""What happens around the steps: recording, saving, sampling, showing."""
+"""What happens around the steps: recording, saving, amending, sampling, showing."""
 
 import math
 import signal
@@ -13,11 +13,16 @@ from torch.distributed.tensor import DTensor
 from gptlab.config import RunConfig, to_plain
 from gptlab.data.prepare import PreparedData
 from gptlab.generation.decode import generate
-from gptlab.training import checkpoint
+from gptlab.training import amendments, checkpoint
+from gptlab.training.amendments import Amendment
+from gptlab.training.config import CheckpointConfig, SpikeAction
 from gptlab.training.devices import memory_gib
 from gptlab.training.folder import MetricsFile, RunFolder
+from gptlab.training.optim import retune
 from gptlab.training.plan import Plan
 from gptlab.training.saving import Save, Saver
+from gptlab.training.schedule import build_schedule
+from gptlab.training.spikes import Spike, SpikeDetector, describe
 from gptlab.training.stopping import SIGNALS, Failure, Stopped, command, requeue
 from gptlab.training.strategy import divides_model
 
@@ -47,8 +52,10 @@ class Recorder(Callback):
         self.validated: dict[str, float] = {}  # the newest evaluation
         self.received_signal = 0  # by this process
         self.stop_signal = 0  # that all ranks know of, and act on after the same step
-        self.wishes: list[Callable[[], bool]] = []  # what one rank may want and all have to do together ...
-        self.granted: list[bool] = []  # ... and which of them some rank did
+        self.wishes: dict[str, Callable[[], bool]] = {}  # what one rank may want and all have to do together ...
+        self.granted: set[str] = set()  # ... and which of them some rank did
+        self.spike = config.callbacks.spike
+        self.spikes = SpikeDetector(self.spike) if self.spike.action is not None else None
         self._pending: list[tuple[int, dict]] = []
         self._held: dict[str, float | int] | None = None  # the newest row, which an evaluation may still add to
         self._rate: dict[str, float] = {}
@@ -56,6 +63,7 @@ class Recorder(Callback):
 
     def recall(self, rows: list[dict[str, float]]) -> None:
         """Take the newest numbers of a run that is continued from its metrics.csv."""
+        self.row, self.validated = {}, {}
         for row in rows:
             self.row = row
             if any(name.startswith("val") for name in row):
@@ -74,6 +82,7 @@ class Recorder(Callback):
         self.folder.event(
             "continued" if module.finished_steps else "started",
             step=module.finished_steps,
+            n_steps=self.n_steps,
             devices=self.devices,
             parameter_bytes=sum(p.numel() * p.element_size() for p in held),  # on this device
         )
@@ -122,7 +131,7 @@ class Recorder(Callback):
             [torch.stack([*measured["terms"].values(), measured["grad_norm"]]).float() for _, measured in self._pending]
         )
         signals = [float(signum == self.received_signal) for signum in SIGNALS]
-        wanted = [*signals, *(float(wish()) for wish in self.wishes)]
+        wanted = [*signals, *(float(wish()) for wish in self.wishes.values())]
         if trainer.world_size > 1:
             flags = table.new_tensor(wanted).expand(len(table), -1)
             # Only the loss differs over ranks; the mean of what one rank wants is above 0.
@@ -131,25 +140,62 @@ class Recorder(Callback):
         for signum, got in zip(SIGNALS, wanted, strict=False):
             if got and not self.stop_signal:
                 self.stop_signal = signum
-        self.granted = [wish > 0 for wish in wanted[len(SIGNALS) :]]
+        self.granted = {name for name, wish in zip(self.wishes, wanted[len(SIGNALS) :], strict=True) if wish > 0}
         for (step, measured), (*terms, grad_norm) in zip(self._pending, table.tolist(), strict=True):
             self.row = {"step": step, "tokens": step * self.batch_tokens}
             self.row |= {f"train/{name}": value for name, value in zip(names, terms, strict=True)}
             self.row |= {"train/lr": measured["lr"], "train/grad_norm": grad_norm, **self._rate}
             if "loss_scale" in measured:
                 self.row["train/loss_scale"] = measured["loss_scale"]
-            if not math.isfinite(terms[0]) or not (math.isfinite(grad_norm) or "loss_scale" in measured):
+            problem = self._problem(step, terms[0], grad_norm, measured)
+            if problem is not None:
                 self._release(trainer)
                 self._write(trainer, self.row)
                 self._pending.clear()
-                raise Failure(
-                    f"step {step} has loss {terms[0]} and gradient norm {grad_norm}: training through it would only "
-                    "spoil the model; what is saved is from before. Lower optimizer.lr, lengthen "
-                    "schedule.warmup_steps or set optimizer.clip_norm"
-                )
+                raise problem
             self._release(trainer)
             self._held = self.row
         self._pending.clear()
+
+    def _problem(self, step: int, loss: float, grad_norm: float, measured: dict) -> Exception | None:
+        """Why the run cannot go on after a step that measured this, if it cannot."""
+        if "skipped" in measured:  # judged before its update
+            return self._skipped(step, loss, grad_norm, **measured["skipped"])
+        scaled = "loss_scale" in measured  # then an infinite gradient is the scaler's affair
+        judges = self.spikes is not None and self.spike.action is not SpikeAction.skip
+        if judges and self.spikes.finds(loss, 0.0 if scaled else grad_norm):
+            message = describe(step, loss, grad_norm, self.spikes.usual())
+            if self.spike.action is SpikeAction.rollback:
+                return Spike(step, loss, message)
+            return Failure(
+                f"{message}; what is saved is from before. The same command continues from there with "
+                "callbacks.spike.action=rollback or skip, with a higher callbacks.spike.threshold, or after "
+                f"gptlab amend run={self.folder.path} optimizer.lr=..."
+            )
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or scaled):
+            return None
+        return Failure(
+            f"step {step} has loss {loss} and gradient norm {grad_norm}: training through it would only "
+            "spoil the model; what is saved is from before. Lower optimizer.lr, lengthen "
+            "schedule.warmup_steps or set optimizer.clip_norm"
+        )
+
+    def _skipped(self, step: int, loss: float, grad_norm: float, *, usual, in_a_row: int) -> Exception | None:
+        self.folder.event("skipped", step=step, loss=loss, grad_norm=grad_norm, usual=list(usual))
+        if in_a_row <= self.spike.max_skips:
+            return None
+        return Failure(
+            f"{describe(step, loss, grad_norm, usual)}; it is number {in_a_row} in a row, and "
+            f"callbacks.spike.max_skips={self.spike.max_skips}; the same command continues with more of them, with a "
+            "higher callbacks.spike.threshold, or with callbacks.spike.action=rollback"
+        )
+
+    def state_dict(self) -> dict:
+        return {"spikes": self.spikes.state_dict()} if self.spikes is not None else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        if self.spikes is not None:
+            self.spikes.load_state_dict(state["spikes"])
 
     def _release(self, trainer) -> None:
         if self._held is not None:
@@ -219,7 +265,7 @@ class Checkpoints(Callback):
         self._state = state
         self._saver: Saver | None = None
         self._saved_at = time.monotonic()
-        recorder.wishes += [self._wants_save, self._has_failed]
+        recorder.wishes |= {"save": self._wants_save, "failed": self._has_failed}
 
     def on_train_start(self, trainer, module) -> None:
         if self.settings is not None:
@@ -241,6 +287,13 @@ class Checkpoints(Callback):
                 callback.load_state_dict(self._state["callbacks"][callback.state_key])
         self._state = None
 
+    def change(self, settings: CheckpointConfig) -> None:
+        """Save by other words from now on."""
+        if self.settings is not None:
+            self.settings = settings
+            self._saver.wait()  # for what is being written by the old ones
+            self._saver.asynchronous, self._saver.keep_last = settings.async_save, settings.keep_last
+
     def on_test_start(self, trainer, module) -> None:
         if self._state is not None:  # nothing was left to train
             checkpoint.restore_model(module.model, self._state["model"])
@@ -258,15 +311,16 @@ class Checkpoints(Callback):
     def on_exception(self, trainer, module, exception) -> None:
         # Alone, and between two updates, the state is sound; with other ranks it cannot be gathered without them.
         alone = trainer.world_size == 1
-        known = isinstance(exception, Stopped | Failure | OSError)
+        known = isinstance(exception, Stopped | Failure | Spike | OSError)
         if alone and not known and not module.updating and module.finished_steps > self.saved_step:
             self.save(trainer, module)
-        if alone and self._saver is not None and not isinstance(exception, OSError):
+        together = alone or isinstance(exception, Spike)  # which all ranks find after the same step
+        if together and self._saver is not None and not isinstance(exception, OSError):
             self._saver.wait()
 
     def _between_steps(self, trainer, module) -> None:
         step, stop = module.finished_steps, self.recorder.stop_signal
-        if self._saver is not None and any(self.recorder.granted[1:]):
+        if self._saver is not None and "failed" in self.recorder.granted:
             self._saver.wait()  # which raises on every rank
         if stop and step:
             if step > self.saved_step:
@@ -288,7 +342,7 @@ class Checkpoints(Callback):
     def _is_due(self, step: int) -> bool:
         if self.settings is None or step <= self.saved_step:
             return False
-        if any(self.recorder.granted[:1]) or (self.settings.best and self._improves()):
+        if "save" in self.recorder.granted or (self.settings.best and self._improves()):
             return True
         if self.settings.every_steps is not None:
             return step % self.settings.every_steps == 0 or step == self.recorder.n_steps
@@ -319,6 +373,7 @@ class Checkpoints(Callback):
             "gptlab_format": checkpoint.FORMAT,
             "step": step,
             "samples": step * self.config.windows_per_step,
+            "skipped_steps": module.skipped_steps,  # whose samples were left out between those
             "precision": trainer.precision_plugin.state_dict(),
             # A limit on time is one on this start of the run, not on all of them.
             "callbacks": {
@@ -349,8 +404,86 @@ class Checkpoints(Callback):
         self._saver.save(Save(path, state, parts, links, done))
         held = time.perf_counter() - started
         self.saved_step, self._saved_at = step, time.monotonic()
-        self.recorder.granted = []
+        self.recorder.granted -= {"save", "failed"}
         self.recorder.pause(module)
+
+
+class Amender(Callback):
+    """Takes amendments up between two steps, and those on the record again at the same steps."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, recorder: Recorder, checkpoints: Checkpoints):
+        self.config = config  # as it was composed: what the run's identity and its checkpoints are made of
+        self.folder = folder
+        self.recorder = recorder
+        self.checkpoints = checkpoints
+        self.taken, self._refused = amendments.on_record(folder)
+        self._seen: tuple[int, int] | None = None  # size and time of the file that was read
+        self._complaints: set[str] = set()
+        recorder.wishes["amend"] = self._has_news
+
+    def on_train_start(self, trainer, module) -> None:
+        self._take_up(trainer, module.finished_steps)
+        if self.taken:
+            self._apply(trainer, module)
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        if "amend" in self.recorder.granted:
+            self.recorder.granted -= {"amend"}
+            self._take_up(trainer, module.finished_steps)
+        if any(amendment.step == module.finished_steps for amendment in self.taken):
+            self._apply(trainer, module)
+
+    def _has_news(self) -> bool:
+        return self.folder.writes and self._stamp() != self._seen
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            about = (self.folder.path / amendments.FILE).stat()
+        except OSError:
+            return None
+        return about.st_size, about.st_mtime_ns
+
+    def _take_up(self, trainer, step: int) -> None:
+        # The first rank reads, so that all have read the same.
+        new = trainer.strategy.broadcast(self._read(step) if self.folder.writes else None)
+        self.taken += [Amendment(number, words, step) for number, words in new]
+
+    def _read(self, step: int) -> list[tuple[int, dict]]:
+        self._seen = self._stamp()  # first: what is written meanwhile is news
+        found, damaged = amendments.read(self.folder.path)
+        for complaint in damaged:
+            if complaint not in self._complaints:
+                self._complaints.add(complaint)
+                self._say("amendment unreadable", complaint, step=step, reason=complaint)
+        decided = self._refused | {amendment.number for amendment in self.taken}
+        config, new = amendments.at_step(self.config, self.taken, step), []
+        for waiting in found:
+            if waiting.number in decided:
+                continue
+            facts = {"step": step, "number": waiting.number, "words": waiting.words}
+            try:
+                config = amendments.amended(config, waiting.words, n_steps=self.recorder.n_steps)
+            except ValueError as error:
+                self._refused.add(waiting.number)
+                message = f"amendment {waiting.number} ({waiting}) is refused: {error}"
+                self._say(amendments.REFUSED, message, **facts, reason=str(error))
+            else:
+                new.append((waiting.number, waiting.words))
+                self._say(amendments.TAKEN, f"amendment {waiting.number} from step {step + 1} on: {waiting}", **facts)
+        return new
+
+    def _say(self, event: str, message: str, **facts) -> None:
+        self.folder.event(event, **facts)
+        print(message, file=sys.stderr, flush=True)
+
+    def _apply(self, trainer, module) -> None:
+        config = amendments.at_step(self.config, self.taken, module.finished_steps)
+        module.config = config
+        module.schedule = build_schedule(
+            config.schedule, n_steps=self.recorder.n_steps, batch_tokens=self.config.batch_tokens
+        )
+        retune(trainer.optimizers[0], config.optimizer)
+        self.checkpoints.change(config.callbacks.checkpoint)
 
 
 class Sampler(Callback):

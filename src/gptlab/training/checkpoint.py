@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from gptlab.training.folder import write_text
 from gptlab.training.optim import named
 from gptlab.training.shards import Part, fill, is_first_holder, local, part_of, whole
 
@@ -227,19 +228,6 @@ def checksum_of(path: Path) -> str:
     return found.hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file, at once and on the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -286,6 +274,18 @@ def prune(folder: Path, keep_last: int) -> None:
             doomed = old.with_name(f".{old.name}.tmp")
             os.replace(old, doomed)  # never there in part
             shutil.rmtree(doomed)
+
+
+def set_aside(path: Path) -> None:
+    """Take a checkpoint out of the run's line; `best` follows it to its new name."""
+    aside = path.with_suffix(".aside")
+    if aside.is_dir():  # a file of that name is replaced
+        shutil.rmtree(aside)
+    best = path.with_name("best")  # a folder's; that of a file is a name of its own
+    was_best = best.exists() and best.samefile(path)
+    path.rename(aside)
+    if was_best:
+        link(aside, "best")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -383,11 +383,12 @@ def verify(path: Path) -> None:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint in `folder`, and why newer ones were skipped."""
+def newest(folder: Path, *, until: int | None = None) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint in `folder`, of step `until` or before, and why newer ones were skipped."""
     skipped = []
-    last = linked(folder, "last")
-    for path in [*(path for _, path in reversed(kept(folder))), *([last] if last is not None else [])]:
+    last = linked(folder, "last") if until is None else None
+    steps = (path for step, path in reversed(kept(folder)) if until is None or step <= until)
+    for path in [*steps, *([last] if last is not None else [])]:
         try:
             verify(path)
             load(path)

@@ -364,11 +364,57 @@ class SampleConfig:
     temperature: float = 0.8
 
 
+class SpikeAction(Enum):
+    """What is done about a loss spike."""
+
+    stop = "stop"  # the run ends; what is saved is from before
+    skip = "skip"  # the step's update is left out
+    rollback = "rollback"  # the run goes back to a checkpoint and leaves out the samples since
+
+
+@dataclass(kw_only=True, slots=True)
+class SpikeConfig:
+    """Which losses are spikes, and what is done about them."""
+
+    action: SpikeAction | None = None  # null: only a loss that is not finite ends the run
+    threshold: float = 6.0  # standard deviations above the mean of the last steps without a spike
+    window_steps: int = 100  # of which mean and deviation are taken
+    warmup_steps: int = 100  # steps before any is judged
+    max_skips: int = 10  # in a row
+    rollback_steps: int = 1  # between the checkpoint and the spike, at least
+    max_rollbacks: int = 3  # in a row: to the same checkpoint or an earlier one
+
+    def check(self) -> None:
+        for f in fields(self):
+            value, owner = getattr(self, f.name), SPIKE_OWNERS.get(f.name)
+            if f.name == "action" or value == f.default:
+                continue
+            if self.action is None or owner not in (None, self.action):
+                needs = owner.value if owner is not None else " or ".join(action.value for action in SpikeAction)
+                raise ValueError(f"callbacks.spike.{f.name}={value} needs callbacks.spike.action={needs}")
+        if self.threshold <= 0:
+            raise ValueError(f"callbacks.spike.threshold={self.threshold} must be above 0")
+        for name, least in (("window_steps", 2), ("warmup_steps", 2), ("rollback_steps", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"callbacks.spike.{name}={getattr(self, name)} must be at least {least}")
+        for name in ("max_skips", "max_rollbacks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"callbacks.spike.{name}={getattr(self, name)} must be at least 1")
+
+
+SPIKE_OWNERS = {
+    "max_skips": SpikeAction.skip,
+    "rollback_steps": SpikeAction.rollback,
+    "max_rollbacks": SpikeAction.rollback,
+}
+
+
 @dataclass(kw_only=True, slots=True)
 class CallbacksConfig:
     """What happens around the steps; null turns a part off."""
 
     checkpoint: CheckpointConfig | None = field(default_factory=CheckpointConfig)
+    spike: SpikeConfig = field(default_factory=SpikeConfig)
     sample: SampleConfig | None = field(default_factory=SampleConfig)
     plot: bool = True
     extra: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning callback, ...}
@@ -382,10 +428,27 @@ class CallbacksConfig:
             minutes = self.checkpoint.every_minutes
             if minutes is not None and minutes <= 0:
                 raise ValueError(f"callbacks.checkpoint.every_minutes={minutes} must be above 0")
+        self.spike.check()
+        if self.spike.action is SpikeAction.rollback:
+            self._check_rollback()
         if self.sample is not None and self.sample.temperature < 0:
             raise ValueError(f"callbacks.sample.temperature={self.sample.temperature} must be 0 (greedy) or more")
         if self.sample is not None and self.sample.n_tokens < 1:
             raise ValueError(f"callbacks.sample.n_tokens={self.sample.n_tokens} must be at least 1")
+
+    def _check_rollback(self) -> None:
+        if self.checkpoint is None:
+            raise ValueError(
+                "callbacks.spike.action=rollback needs checkpoints and callbacks.checkpoint=null turns them off; "
+                "leave that out, or use callbacks.spike.action=skip"
+            )
+        every, back = self.checkpoint.every_steps, self.spike.rollback_steps
+        if every is not None and (self.checkpoint.keep_last - 1) * every < back - 1:
+            raise ValueError(
+                f"callbacks.spike.rollback_steps={back} reaches behind the oldest of "
+                f"callbacks.checkpoint.keep_last={self.checkpoint.keep_last} checkpoints, {every} steps apart; "
+                f"use callbacks.checkpoint.keep_last={-(-(back - 1) // every) + 1}"
+            )
 
 
 def is_whole(limit: Any) -> bool:

@@ -19,7 +19,7 @@ EVAL_TOKENS = 16_384  # of one forward pass without gradients
 
 
 class TrainBatches(Dataset):
-    """Item s is what this rank trains on in optimiser step s."""
+    """Item s is what this rank trains on in optimiser step s, or later by the steps whose samples were left out."""
 
     def __init__(self, windows, objective, *, seed, shuffle, per_step, rank, world_size, max_windows=None):
         self.windows = windows
@@ -50,7 +50,7 @@ class TrainBatches(Dataset):
 
 
 class Steps(Sampler):
-    """The steps that remain, counted as those of the whole run."""
+    """The items that remain, one a step."""
 
     def __init__(self, start: int, end: int):
         self.start, self.end = start, end
@@ -110,6 +110,7 @@ class WindowsDataModule(lightning.LightningDataModule):
         self.layout = layout
         self.objective = objective
         self.start_step = 0
+        self.skipped_steps = 0  # so many steps' samples are left out before the first that remains
         self.n_steps = n_steps
         length, stride = config.context_length, config.data.stride or config.context_length
         self.train_windows = SlidingWindows(data.train.tokens, length, stride)
@@ -135,7 +136,7 @@ class WindowsDataModule(lightning.LightningDataModule):
             world_size=self.layout.data,
             max_windows=config.data.max_windows,
         )
-        return self._loader(batches, Steps(self.start_step, self.n_steps))
+        return self._loader(batches, Steps(self.start_step + self.skipped_steps, self.n_steps + self.skipped_steps))
 
     def val_dataloader(self) -> list[DataLoader]:
         return [self._eval_loader(split) for split in self.eval_splits]

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,15 @@ class RunFolder:
             moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             with open(self.path / "events.jsonl", "a") as file:
                 file.write(json.dumps({"time": moment, "event": kind, **facts}) + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """What is on the record, oldest first; lines that were not written to their end are left out."""
+        path = self.path / "events.jsonl"
+        found = []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         temporary = self.path / f".{name}.tmp"
@@ -115,3 +124,13 @@ def cut_metrics(source: Path, target: Path, step: int, columns: list[str]) -> No
         file.write(row)
     file.close()
     os.replace(temporary, target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file, at once and on the disk."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

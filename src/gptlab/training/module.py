@@ -12,6 +12,7 @@ from gptlab.training.initial import load_initial
 from gptlab.training.optim import build_optimizer
 from gptlab.training.schedule import Schedule
 from gptlab.training.shards import clip, fill, global_norm
+from gptlab.training.spikes import SpikeDetector
 from gptlab.training.strategy import build_mesh, divides_model, parallelise, synchronise_gradients
 from gptlab.training.zero import OptimizerShards
 
@@ -39,6 +40,8 @@ class LanguageModule(lightning.LightningModule):
         self.n_bytes = n_bytes  # of text, per split
         self.model = None
         self.finished_steps = 0
+        self.skipped_steps = 0  # whose samples the run has left out
+        self.spikes: SpikeDetector | None = None  # which decides about updates, where spikes are skipped
         self.updating = False  # inside an update weights and optimiser state do not fit together
         self.last_step = {}  # what the newest step measured: tensors, not yet read
         self._sums: dict[str, torch.Tensor] = {}
@@ -93,6 +96,10 @@ class LanguageModule(lightning.LightningModule):
         lr = self.schedule.factor(step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr
+        self.last_step |= {
+            "terms": {name: value * scale for name, value in terms.items()},  # the mean over ranks is the loss
+            "lr": optimizer.param_groups[0]["lr"],
+        }
         self.updating = True
         if self._optimizer_shards is None:
             optimizer.step()
@@ -103,21 +110,30 @@ class LanguageModule(lightning.LightningModule):
         self.updating = False
         self.model.zero_grad()
         self.finished_steps += 1
-        self.last_step |= {
-            "terms": {name: value * scale for name, value in terms.items()},  # the mean over ranks is the loss
-            "lr": optimizer.param_groups[0]["lr"],
-        }
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Here gradients are complete, and unscaled under 16-mixed.
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = global_norm(gradients)
+        if self.spikes is not None:
+            self._skip_spike(optimizer, norm)
         if self.config.optimizer.clip_norm is not None:
             clip(gradients, self.config.optimizer.clip_norm, norm)
         self.last_step["grad_norm"] = norm
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             self.last_step["loss_scale"] = scaler.get_scale()
+
+    def _skip_spike(self, optimizer: torch.optim.Optimizer, norm: torch.Tensor) -> None:
+        """Take the gradients away where the step is a spike: without them there is no update."""
+        loss = next(iter(self.last_step["terms"].values())).float().clone()  # reduced in place
+        if self.trainer.world_size > 1:
+            loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
+        if self.spikes.finds(loss.item(), norm.item()):
+            self.last_step["skipped"] = {"usual": self.spikes.usual(), "in_a_row": self.spikes.in_a_row}
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._add(self.trainer.datamodule.eval_splits[dataloader_idx], batch)

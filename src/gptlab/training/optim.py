@@ -1,6 +1,7 @@
 """The optimiser: which parameters are treated how."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,21 +15,26 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW, or Muon with AdamW for what it does not take, over a model's `named_parameters()`."""
     groups = [
-        group | {"params": [group["params"][i] for i in positions], "initial_lr": group["lr"]}
+        group | {"params": [group["params"][i] for i in positions]}
         for group in _groups(parameters, config)
         # One update may not take tensors that are divided differently.
         for positions in by_mesh(parameter for _, parameter in group["params"])
     ]
     fused = config.fused if config.fused is not None else device.type in ("cpu", "cuda")
-    common = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps, "fused": fused}
     if isinstance(config, MuonConfig):
         from gptlab.training.muon import Muon
 
-        return Muon(groups, momentum=config.momentum, n_steps=config.newton_schulz_steps, **common)
-    optimizer = torch.optim.AdamW(groups, **common)
+        return Muon(groups, n_steps=config.newton_schulz_steps, fused=fused)
+    optimizer = torch.optim.AdamW(groups, fused=fused)
     # A fused AdamW would divide by the loss scale itself: the norm is measured, and clipped, before that.
     optimizer._step_supports_amp_scaling = False
     return optimizer
+
+
+def retune(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> None:
+    """Let an optimiser go on with the config's numbers; what it remembers stays."""
+    for group in optimizer.param_groups:
+        group |= _numbers(config, muon=group.get("muon", False), matrices=group["params"][0].ndim >= 2)
 
 
 def named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -48,9 +54,22 @@ def _groups(parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig) -
             matrices.append((name, parameter))
         else:
             rest.append((name, parameter))
-    lr = config.adamw_lr if muon and config.adamw_lr is not None else config.lr
-    decay = config.weight_decay
     if muon:
-        yield {"params": hidden, "lr": config.lr, "weight_decay": decay, "muon": True}
-    yield {"params": matrices, "lr": lr, "weight_decay": decay}
-    yield {"params": rest, "lr": lr, "weight_decay": decay if config.decay is Decay.all else 0.0}
+        yield {"params": hidden, "muon": True} | _numbers(config, muon=True, matrices=True)
+    yield {"params": matrices} | _numbers(config, muon=False, matrices=True)
+    yield {"params": rest} | _numbers(config, muon=False, matrices=False)
+
+
+def _numbers(config: OptimizerConfig, *, muon: bool, matrices: bool) -> dict[str, Any]:
+    """What a group's updates are made with. The schedule is a factor on `initial_lr`."""
+    lr = config.lr
+    if isinstance(config, MuonConfig) and not muon and config.adamw_lr is not None:
+        lr = config.adamw_lr
+    return {
+        "lr": lr,
+        "initial_lr": lr,
+        "weight_decay": config.weight_decay if matrices or config.decay is Decay.all else 0.0,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        **({"momentum": config.momentum} if muon else {}),
+    }

@@ -6,13 +6,14 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
@@ -20,8 +21,8 @@ from gptlab.config import RunConfig, check_vocabulary, to_plain
 from gptlab.data.prepare import PreparedData, prepare
 from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
-from gptlab.training.callbacks import Checkpoints, ProgressBar, Recorder, Sampler
-from gptlab.training.config import Layout, is_whole
+from gptlab.training.callbacks import Amender, Checkpoints, ProgressBar, Recorder, Sampler
+from gptlab.training.config import SpikeAction, is_whole
 from gptlab.training.datamodule import WindowsDataModule
 from gptlab.training.devices import Devices, find_devices, keep_freed_memory
 from gptlab.training.folder import RunFolder, cut_metrics, read_metrics
@@ -32,7 +33,8 @@ from gptlab.training.module import LanguageModule
 from gptlab.training.plan import Plan, make_plan
 from gptlab.training.plot import plot_loss
 from gptlab.training.schedule import build_schedule
-from gptlab.training.stopping import Stopped
+from gptlab.training.spikes import ROLLED_BACK, Rollback, Spike, last_rollback
+from gptlab.training.stopping import Failure, Stopped
 from gptlab.training.strategy import build_strategy
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -51,7 +53,6 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     config.check(devices.world_size)
     if config.strategy.cpu_offload and devices.accelerator == "cpu":
         raise ValueError("strategy.cpu_offload=true moves what a GPU need not hold, and this run is on the CPU")
-    layout = config.strategy.layout(devices.world_size, config.trainer.num_nodes)
     folder = RunFolder(Path(config.folder()), writes=first_rank())
     if _is_finished(config, folder):
         return folder.summary()
@@ -60,98 +61,207 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     check_vocabulary(vocab_size, data.tokenizer.vocab_size, config.tokenizer.kind)
     plan = make_plan(config, data, devices, vocab_size)
     objective = build_objective(config.objective)
-    datamodule = WindowsDataModule(config, data, objective, layout=layout, n_steps=plan.n_steps)
+    datamodule = WindowsDataModule(config, data, objective, layout=plan.layout, n_steps=plan.n_steps)
     sampler = Sampler(config, folder, data) if config.callbacks.sample is not None else None
 
     with folder.lock():
         if _is_finished(config, folder):  # meanwhile, by the run that held the lock
             return folder.summary()
         source, state = _resume(config, folder, fingerprints(data, devices))
-        start = state["step"] if state else 0
-        if start > plan.n_steps or (start == plan.n_steps and config.resume != "auto"):
+        step = state["step"] if state else 0
+        if step > plan.n_steps or (step == plan.n_steps and config.resume != "auto"):
             raise ValueError(
-                f"{source} is at step {start:,} and the budget is {plan.n_steps:,} steps; raise the budget to go on"
+                f"{source} is at step {step:,} and the budget is {plan.n_steps:,} steps; raise the budget to go on"
             )
-        if config.model.init_from is not None and start == 0:
-            open_initial(
-                config.model, vocab_size, data.tokenizer
-            )  # whether it fits; it is read when the model is built
-        datamodule.start_step = start
-        module = _module(config, data, plan, objective, layout, start)
-        columns = _columns(config, devices, datamodule, _metrics_source(folder, source))
-        recorder = Recorder(config, folder, plan, columns=columns)
-        own = [recorder, Checkpoints(config, folder, recorder, identity=fingerprints(data, devices), state=state)]
-        if sampler is not None:
-            own.append(sampler)
-        if config.trainer.enable_progress_bar and folder.writes:
-            own.append(ProgressBar(recorder, plan.n_steps))
-        trainer = _trainer(config, folder, plan, devices, [*own, *callbacks])
-        _count_from(trainer, start)
-        watch(trainer, lambda error: folder.event("failed", step=module.finished_steps, error=error))
+        if config.model.init_from is not None and step == 0:  # whether it fits; it is read when the model is built
+            open_initial(config.model, vocab_size, data.tokenizer)
+        run = _Run(
+            config=config,
+            folder=folder,
+            data=data,
+            devices=devices,
+            plan=plan,
+            datamodule=datamodule,
+            callbacks=[*([sampler] if sampler is not None else []), *callbacks],
+            columns=_columns(config, devices, datamodule, _metrics_source(folder, source)),
+        )
+        run.begin(state, _last_rollback(folder, source))
         # Everything that was typed is accepted: from here on the folder changes.
-        loggers = []
         if folder.writes:
             if config.trainer.enable_model_summary:
-                print(plan.text(config, folder.path, start), flush=True)
-            _open_folder(config, folder, data, source, start, columns)
-            loggers = build_loggers(config, folder.path)
-            trainer.loggers = loggers
-        recorder.recall(read_metrics(folder.path / "metrics.csv"))
+                print(plan.text(config, folder.path, step), flush=True)
+            _open_folder(config, folder, data, source, step, run.columns)
+            run.loggers = build_loggers(config, folder.path)
         started = time.perf_counter()
         try:
-            if start < plan.n_steps:  # a run that was killed after its last save has only its summary left to write
-                trainer.fit(module, datamodule)
+            run.fit()
         except Exception as error:
-            told = end_together(
-                trainer, error, step=module.finished_steps, timeout_seconds=config.strategy.timeout_seconds
-            )
+            told = run.end_together(error)
             with suppress(OSError):  # what ended the run is what has to be said
-                recorder.close(trainer)
+                run.recorder.close(run.trainer)
                 if not isinstance(error, Stopped):
-                    folder.event("failed", step=module.finished_steps, error=f"{type(told).__name__}: {told}")
+                    folder.event("failed", step=run.module.finished_steps, error=f"{type(told).__name__}: {told}")
                 _plot(config, folder, data)
             if told is error:
                 raise
             raise told from error
-        recorder.close(trainer)
+        run.recorder.close(run.trainer)
         _plot(config, folder, data)
-        metrics = dict(recorder.validated)
-        if "test" in datamodule.eval_windows:
-            trainer.test(module, datamodule, verbose=False)
-            metrics |= module.evaluation
-        summary = {
-            "finished": module.finished_steps >= plan.n_steps,  # not after trainer.max_time, or early stopping
-            "steps": module.finished_steps,
-            "tokens": module.finished_steps * plan.step_tokens,
-            "seconds": round(time.perf_counter() - started, 1),
-            "train/loss": recorder.row.get("train/loss"),
-            **metrics,
-            "unigram_entropy": data.train.unigram_entropy(),
-            "parameters": plan.parameters["total"],
-            "config": config.identity(),
-            "corpus": data.description,
-            "data": data.fingerprint,
-            "devices": plan.devices,
-            "versions": {
-                "python": sys.version.split()[0],
-                "torch": torch.__version__,
-                "lightning": lightning.__version__,
-            },
-        }
+        metrics = run.recorder.validated | run.test()
+        summary = _summary(config, data, plan, run, metrics, time.perf_counter() - started)
         if folder.writes:
             folder.write_json("summary.json", summary)
-            folder.event("finished" if summary["finished"] else "ended early", step=module.finished_steps, **metrics)
-            print(_report(config, folder, summary, sampler.newest if sampler else "", loggers), flush=True)
+            folder.event("finished" if summary["finished"] else "ended early", step=summary["steps"], **metrics)
+            print(_report(config, folder, summary, sampler.newest if sampler else "", run.loggers), flush=True)
         return summary
 
 
-def _module(config: RunConfig, data: PreparedData, plan: Plan, objective, layout: Layout, start: int) -> LanguageModule:
+@dataclass(kw_only=True)
+class _Run:
+    """The steps of a run, which after a spike may begin again from a checkpoint."""
+
+    config: RunConfig
+    folder: RunFolder
+    data: PreparedData
+    devices: Devices
+    plan: Plan
+    datamodule: WindowsDataModule
+    callbacks: list[Callback]  # that keep what they know when the run goes back
+    columns: list[str]  # of metrics.csv
+    loggers: list[Logger] = field(default_factory=list)
+    rollback: Rollback = field(default_factory=Rollback)
+    trainer: lightning.Trainer | None = None
+    recorder: Recorder | None = None
+    starter: lightning.Trainer | None = None  # the first one, which started the other processes
+
+    def begin(self, state: dict[str, Any] | None, rollback: Rollback) -> None:
+        """Build what takes the steps that remain after a checkpoint, or all of them."""
+        config, folder, plan = self.config, self.folder, self.plan
+        step = state["step"] if state else 0
+        skipped = state.get("skipped_steps", 0) if state else 0
+        self.rollback = rollback
+        if rollback.step == step:  # which this checkpoint, being from before it, does not know of
+            skipped = max(skipped, rollback.skipped_steps)
+        self.datamodule.start_step, self.datamodule.skipped_steps = step, skipped
+        self.module = _module(config, self.data, plan, self.datamodule.objective, step)
+        self.module.skipped_steps = skipped
+        earlier = self.recorder
+        self.recorder = Recorder(config, folder, plan, columns=self.columns)
+        if earlier is not None:
+            self.recorder.received_signal = earlier.received_signal
+        if config.callbacks.spike.action is SpikeAction.skip:
+            self.module.spikes = self.recorder.spikes
+        identity = fingerprints(self.data, self.devices)
+        checkpoints = Checkpoints(config, folder, self.recorder, identity=identity, state=state)
+        self.amender = Amender(config, folder, self.recorder, checkpoints)
+        own = [self.recorder, checkpoints, self.amender]
+        if config.trainer.enable_progress_bar and folder.writes:
+            own.append(ProgressBar(self.recorder, plan.n_steps))
+        clocks = [timer.state_dict() for timer in _timers(self.trainer)]
+        self.trainer = _trainer(config, folder, plan, self.devices, [*own, *self.callbacks])
+        for timer, clock in zip(_timers(self.trainer), clocks, strict=False):
+            timer.load_state_dict(clock)  # a limit on time goes on over a rollback
+        _count_from(self.trainer, step)
+        if self.starter is None:
+            self.starter = self.trainer
+            watch(self.trainer, lambda error: folder.event("failed", step=self.module.finished_steps, error=error))
+
+    def fit(self) -> None:
+        """Take all steps that remain."""
+        while True:
+            self.recorder.recall(read_metrics(self.folder.path / "metrics.csv"))
+            if self.module.finished_steps >= self.plan.n_steps:
+                return  # killed after its last save, a run has only its summary left to write
+            self.trainer.loggers = self.loggers
+            try:
+                return self.trainer.fit(self.module, self.datamodule)
+            except Spike as spike:
+                found = spike.with_traceback(None)  # which would keep the model in memory
+            self._go_back(found)
+
+    def end_together(self, error: Exception) -> Exception:
+        """End what is left of the other ranks after `error`; returns the error that tells a person the cause."""
+        seconds = self.config.strategy.timeout_seconds
+        return end_together(self.starter, error, step=self.module.finished_steps, timeout_seconds=seconds)
+
+    def _go_back(self, spike: Spike) -> None:
+        """Begin again from a checkpoint before the spike, without the samples since."""
+        settings, folder, seen = self.config.callbacks.spike, self.folder, self.module.skipped_steps
+        self.recorder.close(self.trainer)
+        path, _ = checkpoint.newest(folder.checkpoints, until=spike.step - settings.rollback_steps)
+        if path is None:
+            raise Failure(
+                f"{spike}; no checkpoint is of step {max(0, spike.step - settings.rollback_steps)} or before; "
+                f"save more often with callbacks.checkpoint.every_steps=... and keep more with "
+                "callbacks.checkpoint.keep_last=..., or use callbacks.spike.action=skip"
+            )
+        state = checkpoint.load(path)
+        step = state["step"]
+        in_a_row = self.rollback.in_a_row + 1 if step <= (self.rollback.step or 0) else 1
+        if in_a_row > settings.max_rollbacks:
+            raise Failure(
+                f"{spike}; the run went back to step {self.rollback.step} {self.rollback.in_a_row} times already "
+                f"(callbacks.spike.max_rollbacks); lower the learning rate with gptlab amend run={folder.path} "
+                "optimizer.lr=..., or go further back with callbacks.spike.rollback_steps=..."
+            )
+        rollback = Rollback(step, seen + spike.step - step, in_a_row)
+        if folder.writes:
+            checkpoint.link(path, "last")
+            for later, other in checkpoint.kept(folder.checkpoints):
+                if later > step:
+                    checkpoint.set_aside(other)
+            cut_metrics(folder.path / "metrics.csv", folder.path / "metrics.csv", step, self.columns)
+            print(f"{spike}; back to step {step}, without the samples since", file=sys.stderr, flush=True)
+        facts = {"from": spike.step, "to": step, "loss": spike.loss}
+        folder.event(ROLLED_BACK, **facts, skipped_steps=rollback.skipped_steps, in_a_row=in_a_row)
+        self.begin(state, rollback)
+
+    def test(self) -> dict[str, float]:
+        """The trained model's numbers on the test split, where there is one."""
+        if "test" not in self.datamodule.eval_windows:
+            return {}
+        self.trainer.test(self.module, self.datamodule, verbose=False)
+        return self.module.evaluation
+
+
+def _timers(trainer: lightning.Trainer | None) -> list[Timer]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Timer)] if trainer is not None else []
+
+
+def _summary(
+    config: RunConfig, data: PreparedData, plan: Plan, run: _Run, metrics: dict[str, float], seconds: float
+) -> dict[str, Any]:
+    steps = run.module.finished_steps
+    return {
+        "finished": steps >= plan.n_steps,  # not after trainer.max_time, or early stopping
+        "steps": steps,
+        "tokens": steps * plan.step_tokens,
+        "seconds": round(seconds, 1),
+        "train/loss": run.recorder.row.get("train/loss"),
+        **metrics,
+        "unigram_entropy": data.train.unigram_entropy(),
+        "parameters": plan.parameters["total"],
+        "config": config.identity(),
+        "amendments": [{"number": a.number, "step": a.step, "words": a.words} for a in run.amender.taken],
+        "skipped_steps": run.module.skipped_steps,
+        "corpus": data.description,
+        "data": data.fingerprint,
+        "devices": plan.devices,
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+        },
+    }
+
+
+def _module(config: RunConfig, data: PreparedData, plan: Plan, objective, start: int) -> LanguageModule:
     files = {"train_eval": data.train, "val": data.val, "test": data.test}
     module = LanguageModule(
         config,
         objective,
         build_schedule(config.schedule, n_steps=plan.n_steps, batch_tokens=plan.step_tokens),
-        layout=layout,
+        layout=plan.layout,
         vocab_size=plan.vocab_size,
         n_bytes={split: file.n_bytes for split, file in files.items() if file is not None},
     )
@@ -233,6 +343,12 @@ def _resume(config: RunConfig, folder: RunFolder, identity: dict) -> tuple[Path 
     return path, state
 
 
+def _last_rollback(folder: RunFolder, source: Path | None) -> Rollback:
+    """Of this run: a checkpoint of another one has nothing to do with it."""
+    own = source is not None and source.resolve().parent == folder.checkpoints.resolve()
+    return last_rollback(folder.events()) if own else Rollback()
+
+
 def _refuse_changes(config: RunConfig, saved: dict[str, Any], where: Path) -> None:
     plain = config.learned_from()
     differences = _differences(plain, saved, tuple(plain))
@@ -271,7 +387,7 @@ def _open_folder(config, folder: RunFolder, data: PreparedData, source: Path | N
     (folder.path / "summary.json").unlink(missing_ok=True)  # of before it was taken back
     for step, later in checkpoint.kept(folder.checkpoints):
         if step > start:  # the run was taken back, or they cannot be read
-            later.rename(later.with_suffix(".aside"))
+            checkpoint.set_aside(later)
             folder.event("set aside", checkpoint=later.name)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gptlab.training import checkpoint
+from gptlab.training.folder import write_text
 from gptlab.training.shards import local, part_of
 
 
@@ -141,7 +142,7 @@ class Saver:
     def _commit(self, temporary: Path, path: Path, sums: dict[str, str]) -> None:
         sums = {checkpoint.REST: self._rest_sum, **sums}
         text = "".join(f"{checksum}  {name}\n" for name, checksum in sums.items())
-        checkpoint.write_text(temporary / checkpoint.SUMS, text)
+        write_text(temporary / checkpoint.SUMS, text)
         checkpoint.sync_folder(temporary)
         if path.exists():  # the run was taken back to before this step
             replaced = path.with_name(f".{path.name}.old.tmp")
