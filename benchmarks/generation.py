@@ -3,17 +3,19 @@
     OMP_NUM_THREADS=2 python benchmarks/generation.py [--rounds 5] [--tokens 32] [--litgpt-python PATH] [--run PATH]
 
 GPT-2's 124M parameters with random weights, batch 1, greedy, float32 unless said otherwise. All take turns within one
-run. `floor` reads a matrix as large as the weights once a token, with a matrix-vector product over rows of 1024, about
-as long as the model's; `stream` the same over rows of 16,384, the most that this memory gives. A rate is one over the
-median time between two tokens, so that what other programs take from single steps does not count; reading the prompt
-has a column of its own. Of the rounds the median and the range are shown.
+run. `floor` and `stream` read a matrix as large as the weights once a token, with a matrix-vector product. The floor's
+rows are 1024 long, about as long as those of the model's own matrices (768 to 3072): what the same reading costs
+without a model. The stream's are 16,384 long, the most that this memory gives, and the stricter bound. A rate is one
+over the median time between two tokens, so that what other programs take from single steps does not count; reading the
+prompt has a column of its own. Of the rounds the median and the range are shown.
 
 litgpt's pins clash with ours: --litgpt-python names an interpreter that can import it. --run prints what int8 costs in
-perplexity on a run's own kind of text (--text, or the run's samples.txt).
+perplexity, on text that the model has not seen: up to 32,768 tokens of the run's validation split, or the file --text.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -27,16 +29,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all of them: as `gptl
 
 import torch
 
-from gptlab.commands.generate import load_model, prepare
+from gptlab import compose
+from gptlab.data.prepare import prepare as prepare_data
 from gptlab.generation.config import Precision
 from gptlab.generation.decode import decode
+from gptlab.generation.precision import prepare
 from gptlab.generation.reader import Reader
 from gptlab.generation.sampling import Sampling
 from gptlab.models.build import shape_model
 from gptlab.models.config import DecoderConfig
+from gptlab.training.trained import load_model
 
 WORDS, CONTEXT = 50_257, 1024
 PROMPTS = (16, 512)
+VALIDATION_TOKENS = 32_768
 
 LITGPT = """
 import sys, time, torch
@@ -193,14 +199,32 @@ def table(contenders: dict[str, Contender], measured: dict, bytes_read: int) -> 
         print()
 
 
-def perplexity(run: str, text: str) -> None:
-    from gptlab.generation.scoring import score
+def perplexity(run: str, text: Path | None) -> None:
+    from gptlab.generation.scoring import score, token_nats
 
-    results = []
+    exact = None
     for precision in Precision:
-        model, tokenizer = load_model(run, "run")
-        results.append(score(prepare(model, precision, torch.device("cpu")), tokenizer, text).perplexity)
-        print(f"perplexity {precision.value:<5} {results[-1]:.4f} ({results[-1] / results[0] - 1:+.3%})")
+        model, tokenizer, _ = load_model(run)
+        model = prepare(model, precision, torch.device("cpu"))
+        if text is not None:
+            nats = score(model, tokenizer, text.read_text(encoding="utf-8")).nats
+        else:
+            nats = token_nats(model, held_out(run))
+        found = math.exp(statistics.fmean(nats))
+        exact = exact or found
+        print(f"perplexity {precision.value:<5} {found:.4f} ({found / exact - 1:+.3%}) on {len(nats):,} tokens")
+
+
+def held_out(run: str) -> list[int]:
+    """The first tokens of a run's validation split, as training prepared them."""
+    file = Path(run) / "config.yaml"
+    config = compose.load(file) if file.is_file() else None
+    if config is None or not Path(run, "metrics.csv").is_file():
+        raise ValueError(f"--run {run} is no folder that a run left, so nothing is held out; add --text FILE")
+    split = prepare_data(config.data, config.tokenizer, progress=False).val
+    if split is None:
+        raise ValueError(f"--run {run} was trained without a validation split; add --text FILE")
+    return split.tokens[:VALIDATION_TOKENS].tolist()
 
 
 def main() -> None:
@@ -209,13 +233,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--litgpt-python")
-    parser.add_argument("--run")
+    parser.add_argument("--run", help="a run folder, or with --text a .ckpt file or a transformers folder")
     parser.add_argument("--text", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.run:
-        path = given.text or Path(given.run) / "samples.txt"
-        return perplexity(given.run, path.read_text(encoding="utf-8"))
+        try:
+            return perplexity(given.run, given.text)
+        except (ValueError, OSError) as error:
+            sys.exit(f"error: {error}")
+    if given.text:
+        parser.error("--text is scored by a model; add --run PATH")
     n_weights = 124_439_808 - CONTEXT * 768  # of the table of positions a token reads one row
     contenders = {
         "floor": reading(n_weights, 1024),

@@ -336,3 +336,32 @@ def test_saving_leaves_nothing_behind_on_an_error(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         CharTokenizer("ab").save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_beginning_is_what_the_library_puts_before_a_text(library):
+
+    eot = ("<|endoftext|>", library.token_to_id("<|endoftext|>"))
+    (a, b), parts = [("!", library.token_to_id("!")), ("?", library.token_to_id("?"))], tokenizers.processors
+
+    def template(single):
+        return parts.TemplateProcessing(single=single, special_tokens=[eot, a, b])
+
+    plain = FileTokenizer(library.to_str())
+    assert plain.beginning == ()
+    for processor, expected in (
+        (parts.ByteLevel(trim_offsets=True), []),
+        (template("! $A"), [a]),
+        (template("! ? $A ?"), [a, b]),
+        (template("$A ?"), []),
+        (parts.BertProcessing(b, a), [a]),
+        (parts.RobertaProcessing(b, a), [a]),
+        (parts.Sequence([parts.ByteLevel(), template("! $A")]), [a]),
+        (parts.Sequence([template("! $A"), template("? $A")]), [a]),
+    ):
+        copy = tokenizers.Tokenizer.from_str(library.to_str())
+        copy.post_processor = processor
+        tokenizer = FileTokenizer(copy.to_str())
+        assert tokenizer.beginning == tuple(number for _, number in expected)
+        whole, bare = copy.encode("word").ids, tokenizer.encode("word").tolist()
+        assert whole[: len(expected) + len(bare)] == [*tokenizer.beginning, *bare]
+        assert bare == plain.encode("word").tolist()  # what training reads

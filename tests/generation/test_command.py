@@ -3,23 +3,30 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
+from enum import Enum
 
 import pytest
 import torch
 from torch import nn
 
-from gptlab.commands.generate import load_model, main, prepare
+from gptlab.commands.generate import HELP, main
 from gptlab.config import RunConfig, to_plain
 from gptlab.data.config import ByteConfig, TextConfig
 from gptlab.data.tokenizer import ByteTokenizer, CharTokenizer
 from gptlab.generation.beam import beam_search
-from gptlab.generation.config import Precision
+from gptlab.generation.config import N_DRAFT, SEED, GenerateConfig, Precision
 from gptlab.generation.decode import generate
+from gptlab.generation.precision import prepare
+from gptlab.generation.sampling import Sampling
+from gptlab.interop.tokenizer_files import tokenizer_files
 from gptlab.models.build import build_model
 from gptlab.models.config import DecoderConfig, Position
 from gptlab.training import checkpoint
+from gptlab.training.trained import load_model
 
 CONTEXT = 24
 
@@ -73,7 +80,7 @@ def answers(say):
 
 
 def test_writes_what_the_model_writes(run, say, answers):
-    model, tokenizer = load_model(str(run), "run")
+    model, tokenizer, _ = load_model(str(run), "run")
     expected = generate(model, torch.tensor([list(b"hello ")]), 60, temperature=0.0, n_words=257)[0, 6:].tolist()
     cut = expected.index(256) + 1 if 256 in expected else 60
     (found,) = answers("prompt=hello ", "temperature=0", "n_tokens=60")
@@ -123,13 +130,45 @@ def test_ends_at_stop_strings_and_end_of_text(answers):
 
 
 def test_beams(run, answers):
-    model, _ = load_model(str(run), "run")
+    model, *_ = load_model(str(run), "run")
     expected = beam_search(
         model, list(b"ab"), 10, n_beams=4, n_best=2, length_penalty=0.5, n_words=257, ends=lambda t: t[-1] == 256
     )
     found = answers("prompt=ab", "beams=4", "n_samples=2", "length_penalty=0.5", "n_tokens=10")
     assert [row["tokens"] for row in found] == [beam.tokens for beam in expected]
     assert [row["score"] for row in found] == pytest.approx([beam.score for beam in expected], abs=1e-4)
+
+
+def test_more_answers_than_a_search_can_find(say):
+    _, err = say("prompt=a", "beams=300", "n_samples=300", "n_tokens=1", expect=2)
+    assert "n_samples=300 is more than the 257 answers that the search found; use n_samples=257" in err
+    say("prompt=a", "beams=300", "n_samples=257", "n_tokens=1")
+
+
+def test_help_says_the_defaults():
+    config, sampling = GenerateConfig(), Sampling()
+    nulls = {
+        "temperature": sampling.temperature,
+        "repetition_penalty": sampling.repetition_penalty,
+        "length_penalty": 1,
+        "seed": SEED,
+        "n_draft": N_DRAFT,
+    }
+    sections = re.split(r"\n    (?=\w)", HELP)[1:]
+    said = {}
+    for section in sections:
+        words = section.split("  ")[0].split()
+        assert set(words) <= {f.name for f in fields(config)}, words
+        default = re.search(r"\(([^()]*)\)(?:; [^()]*)?$", section.strip())
+        said |= dict.fromkeys(words, default and default[1])
+    assert said.keys() == {f.name for f in fields(config)}
+    for name, text in said.items():
+        value = getattr(config, name)
+        value = nulls.get(name) if value is None else value
+        if text is None or name in ("run", "device", "draft"):
+            assert value in (None, []), f"{name} does not say {value}"
+        else:
+            assert text == (value.value if isinstance(value, Enum) else f"{value:g}")
 
 
 def test_log_probabilities(answers, say):
@@ -205,8 +244,17 @@ def test_wrong_words_and_values(say, tmp_path):
         ("device=tpu9", "device=tpu9 cannot be used"),
         ("stop=", "stop has an empty text"),
         ("prompt=", "the prompt is empty"),
+        ("prompt=a prompt=", "prompt 2 of 2 is empty"),
+        ("prompt=a prompt=" + "x" * 30, "prompt 2 of 2 has 30 tokens and the model's context holds 24"),
         ("prompt=" + "x" * 30, "the prompt has 30 tokens and the model's context holds 24; leave out at least 6"),
         ("beams=2 temperature=1", "temperature= has no effect on beam search"),
+        ("beams=2 seed=1", "seed= has no effect on beam search"),
+        ("temperature=0 top_k=4", "top_k= has no effect at temperature=0"),
+        ("temperature=0 min_p=0.1", "min_p= has no effect at temperature=0"),
+        ("beams=2 length_penalty=nan", "length_penalty=nan is too large"),
+        ("beams=2 length_penalty=-1e5", "length_penalty=-100000.0 is too large for answers of 100 tokens"),
+        (f"seed={2**64}", f"seed={2**64} does not fit 64 bits"),
+        ("device=meta", "device=meta holds no numbers; use cpu"),
         ("beams=2 n_samples=3", "n_samples=3 is more than beams=2 can give"),
         ("length_penalty=1", "length_penalty= is a word of beam search"),
         ("n_draft=1", "n_draft= says how far a draft model goes ahead"),
@@ -229,6 +277,18 @@ def test_prompt_files_that_cannot_be_read(say, tmp_path):
     ):
         _, err = say(f"prompt_file={tmp_path / name}", expect=2)
         assert err.startswith("error: ") and message in err
+    _, err = say("prompt_file=", expect=2)
+    assert "prompt_file= is empty; name a file" in err
+
+
+def test_prompt_files_of_other_programs(answers, tmp_path):
+    """A mark of the byte order is no text, and a separator within a JSON string ends no line."""
+    (tmp_path / "prompts.jsonl").write_bytes(b'\xef\xbb\xbf"a\xe2\x80\xa8b"\r\n{"prompt": "c"}\r\n')
+    found = answers(f"prompt_file={tmp_path / 'prompts.jsonl'}", "n_tokens=1")
+    assert [row["prompt"] for row in found] == ["a\u2028b", "c"]
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfabc\n")
+    (found,) = answers(f"prompt_file={tmp_path / 'prompt.txt'}", "n_tokens=1")
+    assert found["prompt"] == "abc"
 
 
 def test_models_that_cannot_be_read(run, say, tmp_path):
@@ -241,7 +301,7 @@ def test_models_that_cannot_be_read(run, say, tmp_path):
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(b"no checkpoint")
     for where, message in (
-        (alone, "has no tokenizer: there is no"),
+        (alone, f"has no tokenizer: there is no {tmp_path / 'alone' / 'tokenizer.json'}; put"),
         (mixed, "is not the tokenizer that"),
         (damaged, "is damaged or no checkpoint"),
         (tmp_path, "holds no model"),
@@ -276,3 +336,30 @@ def test_as_a_process(run):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["results"][0]["prompt"] == "from a pipe"
+
+
+def test_a_terminal_that_knows_few_characters(run):
+    """What it cannot show is replaced; JSON spells it in ASCII."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
+
+    def written(*words):
+        program = "import sys; from gptlab.commands.generate import main; sys.exit(main(sys.argv[1:]))"
+        words = [f"run={run}", "prompt=na\u00efve", "n_tokens=2", *words]
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words], capture_output=True, env=environment, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode("ascii")
+
+    assert written().startswith("na?ve")
+    assert written("prompt=\udcff", "output=json").count("\\udcff") == 1  # a byte that is no UTF-8
+    assert json.loads(written("output=json"))["results"][0]["prompt"] == "na\u00efve"
+
+
+def test_a_tokenizer_of_the_library_beside_a_checkpoint(run, answers, tmp_path):
+    """The words of a run are the same words in the file that transformers reads."""
+    expected = answers("prompt=ab", "n_tokens=9")
+    state = checkpoint.load(run / "checkpoints" / "best.ckpt") | {"tokenizer": ""}
+    checkpoint.save(state, tmp_path / "mine.ckpt")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_files(ByteTokenizer(), 24)["tokenizer.json"]))
+    assert answers("prompt=ab", "n_tokens=9", where=tmp_path / "mine.ckpt") == expected

@@ -20,7 +20,7 @@ def test_each_output_is_rounded_to_its_own_scale():
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 16, 17])
-@pytest.mark.parametrize("d_in, d_out", [(64, 96), (32, 50), (48, 257)])
+@pytest.mark.parametrize("d_in, d_out", [(64, 96), (32, 50), (48, 257), (40, 96), (100, 17)])
 def test_the_kernel_gives_the_product_written_out(n_rows, d_in, d_out):
     generator = torch.Generator().manual_seed(0)
     layer = Int8Linear(torch.randn(d_out, d_in, generator=generator), torch.randn(d_out, generator=generator))
@@ -30,8 +30,15 @@ def test_the_kernel_gives_the_product_written_out(n_rows, d_in, d_out):
     near = {"atol": 0.02 * exact.abs().max(), "rtol": 0.02}
     assert torch.allclose(layer(x.bfloat16()).float(), exact, **near)
     assert torch.allclose(layer.written_out(x.bfloat16()).float(), exact - layer.bias.float(), **near)
-    if hasattr(torch, "_weight_int8pack_mm"):
+    if hasattr(torch, "_weight_int8pack_mm") and d_in % 16 == 0:
         assert torch.allclose(layer.by_kernel(x.bfloat16()).float(), exact - layer.bias.float(), **near)
+
+
+@pytest.mark.parametrize("d_in, taken", [(16, True), (40, False), (48, True), (100, False)])
+def test_the_kernel_gets_only_widths_that_it_can_read(d_in, taken):
+    assert int8.kernel_takes(torch.zeros(2, d_in, dtype=torch.bfloat16)) is (
+        taken and hasattr(torch, "_weight_int8pack_mm")
+    )
 
 
 @pytest.mark.parametrize(

@@ -152,3 +152,22 @@ def test_draws_follow_the_distribution(name, fits):
 def test_values_outside_their_range(word, value, allowed):
     with pytest.raises(ValueError, match=rf"{word}={value} .*{allowed}"):
         Sampling(**{word: value}).check()
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-29, 1e-31, 1e-40, 1e-300])
+def test_the_coldest_temperatures_are_greedy(temperature):
+    rows = torch.stack((LOGITS, 1e4 * LOGITS, -LOGITS.abs(), torch.tensor([2.0, 2.0, 1.0, -torch.inf])))
+    expected = torch.tensor([[1.0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0.5, 0.5, 0, 0]])
+    assert torch.allclose(next_token_probabilities(rows, temperature), expected)
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 1e-40, 1e40, torch.inf])
+@pytest.mark.parametrize("temperature", [1.0, 1e-40])
+def test_no_penalty_makes_probabilities_that_are_none(penalty, temperature):
+    rows = torch.stack((LOGITS, -LOGITS.abs(), torch.zeros(4)))
+    sampling = Sampling(repetition_penalty=penalty, temperature=temperature)
+    for seen in ([0], [0, 2], [0, 1, 2, 3]):
+        probabilities = sampling.probabilities(rows, [seen] * 3)
+        assert torch.allclose(probabilities.sum(-1), torch.ones(3))
+    likeliest = sampling.probabilities(rows, [[0]] * 3).argmax(-1)[0]
+    assert likeliest == (0 if penalty < 1 else 2)

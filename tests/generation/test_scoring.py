@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from gptlab.data.tokenizer import ByteTokenizer, CharTokenizer
+from gptlab.data.tokenizer import ByteTokenizer, CharTokenizer, FileTokenizer
 from gptlab.generation.scoring import score, token_nats
 from gptlab.objectives.causal_lm import CausalLM
 from gptlab.objectives.config import CausalLMConfig
@@ -51,9 +51,26 @@ def test_without_an_end_of_text_the_first_token_is_only_read(small):
             score(small(vocab_size=3), CharTokenizer("abé"), text)
 
 
-def test_words_that_the_tokenizer_lacks_take_no_part(small):
+def test_all_rows_take_part_as_in_training(small):
     model = small(vocab_size=300)
     result = score(model, ByteTokenizer(), "ab")
-    logits = model(torch.tensor([[256, 97]]))[0, :, :257]
-    expected = -torch.log_softmax(logits, -1)[[0, 1], [97, 98]]
+    expected = -torch.log_softmax(model(torch.tensor([[256, 97]]))[0], -1)[[0, 1], [97, 98]]
     assert result.nats == pytest.approx(expected.tolist(), abs=1e-4)
+    windows = torch.tensor([[256, *b"eleven more"]])  # a window of training, with rows that no word has
+    objective = CausalLM(CausalLMConfig())
+    loss = objective.loss(model, objective.collate(windows))
+    assert score(model, ByteTokenizer(), "eleven more").loss == pytest.approx(loss.total.item() / 11, rel=1e-5)
+
+
+def test_a_tokenizers_own_beginning_goes_first(small):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"<s>": 0, "</s>": 1, "a": 2, "b": 3}
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(words, []))
+    library.add_special_tokens(["<s>", "</s>"])
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    model, tokenizer = small(vocab_size=4), FileTokenizer(library.to_str())
+    result = score(model, tokenizer, "ab")
+    assert tokenizer.eot == 1 and result.tokens == [2, 3] and result.n_bytes == 2
+    assert result.nats == pytest.approx(token_nats(model, [0, 2, 3]))

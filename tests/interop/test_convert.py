@@ -1,6 +1,9 @@
 """`gptlab convert` and `model.init_from`, from the words to what lies on the disk."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +16,11 @@ from interop.foreign import CASES, Case, gpt2, said
 from runs import small_run
 
 from gptlab import compose
-from gptlab.commands import main
+from gptlab.commands import convert, generate, main
+from gptlab.data.config import ByteConfig, TokenizerFileConfig
 from gptlab.data.prepare import prepare
-from gptlab.data.tokenizer import CharTokenizer, load_tokenizer
+from gptlab.data.tokenizer import CharTokenizer, build_tokenizer, load_tokenizer
+from gptlab.generation import decode
 from gptlab.interop.transformers_folder import TransformersFolder
 from gptlab.models.build import build_model
 from gptlab.models.config import (
@@ -31,7 +36,9 @@ from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
 from gptlab.training.config import Layout
 from gptlab.training.datamodule import TrainBatches, WindowsDataModule
+from gptlab.training.initial import open_initial
 from gptlab.training.run import train
+from gptlab.training.trained import load_model
 
 SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16}
 MODELS = {
@@ -139,14 +146,83 @@ def test_nothing_is_overwritten_unless_told(tmp_path, capsys):
     assert (target / "checkpoints" / "last.ckpt").stat().st_mtime_ns == kept
     assert said(f"from={theirs}", f"to={target}", "overwrite=true") == 0
     assert (target / "checkpoints" / "last.ckpt").stat().st_mtime_ns != kept
+    for _ in range(2):
+        assert said(f"from={target}", f"to={tmp_path / 'back'}", "overwrite=true") == 0
     assert said(f"from={theirs}", f"to={theirs}", "overwrite=true") == 2
     assert "holds from=" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ours", "theirs"]
+
+
+def test_only_what_was_converted_is_replaced(tmp_path, capsys):
+    theirs = CASES["gpt2"].save(tmp_path / "theirs")
+    stranger = CASES["gpt2"].save(tmp_path / "stranger")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
-    assert said(f"from={theirs}", f"to={tmp_path / 'notes'}", "overwrite=true") == 2
-    assert "holds no model, so overwrite=true leaves it" in capsys.readouterr().err
-    assert (tmp_path / "notes" / "diary.txt").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "ours", "theirs"]
+    (tmp_path / "project" / "src").mkdir(parents=True)
+    (tmp_path / "project" / "config.yaml").write_text("a: 1")
+    (tmp_path / "project" / "src" / "thesis.txt").write_text("years of work")
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "config.yaml").write_text("a: 1")
+    run = ran(tmp_path / "run")
+    exported = tmp_path / "exported"
+    assert said(f"from={run}", f"to={exported}") == 0
+    (exported / "figure.png").write_text("mine")
+    for folder, what in (
+        (stranger, "lacks README.md"),
+        (tmp_path / "notes", "holds diary.txt, which gptlab convert does not write"),
+        (tmp_path / "project", "holds src"),
+        (tmp_path / "settings", "lacks checkpoints"),
+        (run, "holds "),
+        (exported, "holds figure.png"),
+    ):
+        before = sorted(folder.rglob("*"))
+        assert said(f"from={theirs}", f"to={folder}", "overwrite=true") == 2
+        error = capsys.readouterr().err
+        assert f"to={folder} {what}" in error and "overwrite=true replaces nothing else" in error, error
+        assert sorted(folder.rglob("*")) == before
+
+
+def test_links_are_followed_and_files_are_not_folders(tmp_path, capsys):
+    theirs = CASES["gpt2"].save(tmp_path / "theirs")
+    (tmp_path / "link").symlink_to("behind")
+    for words in ([], ["overwrite=true"]):
+        assert said(f"from={theirs}", f"to={tmp_path / 'link'}", *words) == 0
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "behind" / "config.yaml").is_file()
+    assert said(f"from={theirs}", f"to={tmp_path / 'link'}") == 2
+    assert said(f"from={theirs}", f"to={theirs / 'config.json' / 'x' / 'y'}") == 2
+    assert "is within a file; name a folder" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["behind", "link", "theirs"]
+
+
+def test_what_was_interrupted_is_cleared(tmp_path):
+    theirs = CASES["gpt2"].save(tmp_path / "theirs")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in (f".ours.{gone.pid}.tmp", f".ours.{os.getppid()}.tmp", ".ours.notes.tmp", f".other.{gone.pid}.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / f".back.{gone.pid}.old").mkdir()  # killed between two renames
+    (tmp_path / f".back.{gone.pid}.old" / "diary.txt").write_text("mine")
+    assert said(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
+    left = {f".back.{gone.pid}.old", f".other.{gone.pid}.tmp", f".ours.{os.getppid()}.tmp", ".ours.notes.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == left | {"ours", "theirs"}
+    with convert._appearing(tmp_path / "elsewhere"):
+        pass
+    convert._clear_interrupted(tmp_path / "back")
+    assert (tmp_path / "back" / "diary.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_behind(number, tmp_path):
+    program = (
+        "import os, sys, time; from pathlib import Path\n"
+        "from gptlab import compose; from gptlab.commands import convert\n"
+        "def write():\n"
+        "    with convert._appearing(Path(sys.argv[1])) as folder:\n"
+        "        (folder / 'half').write_text('half'); os.kill(os.getpid(), int(sys.argv[2])); time.sleep(60)\n"
+        "sys.exit(compose.guard(write))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "out", str(int(number))], timeout=60)
+    assert done.returncode == 128 + number and not list(tmp_path.iterdir())
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, capsys):
@@ -158,6 +234,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, capsys):
         "the nearest, gpt2, has no model.attention_pattern=alternating, model.attention_window=4, model.qk_norm"
         in error
     )
+    assert said(f"from={run}", f"to={tmp_path / 'out' / 'of' / 'reach'}") == 2
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
@@ -321,3 +398,84 @@ def test_a_tokenizer_of_another_run_is_refused(tmp_path, capsys):
     assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
     assert "the folder gets no tokenizer" in capsys.readouterr().out
     assert not (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_a_checkpoint_beside_its_tokenizer(tmp_path, capsys):
+    """As `gptlab generate` takes it; what else lies there belongs to others."""
+    run = ran(tmp_path / "run")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(run / "checkpoints" / "best.ckpt", alone / "mine.ckpt")
+    shutil.copy(run / "tokenizer.json", alone)
+    for name in ("metrics.csv", "summary.json"):
+        shutil.copy(run / name, tmp_path)
+        shutil.copy(run / name, alone)
+    assert said(f"from={alone / 'mine.ckpt'}", f"to={tmp_path / 'out'}") == 0
+    assert (tmp_path / "out" / "tokenizer.json").is_file() and "gets no tokenizer" not in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# mine" in card and "val/loss" not in card and "text.txt" not in card.split("## Config")[0]
+
+
+def test_a_tokenizer_with_more_words_than_rows_is_refused(tmp_path, capsys):
+    run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, vocab_size=260))
+    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    content = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    content["added_tokens"] += [content["added_tokens"][0] | {"id": 257 + i, "content": f"<{i}>"} for i in range(9)]
+    (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert said(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 2
+    assert "tokenizer.json has 266 words and the model 260 rows" in capsys.readouterr().err
+    assert generate.main([f"run={tmp_path / 'out'}", "prompt=a"]) == 2
+    assert "tokenizer.json has 266 words and the model 260 rows" in capsys.readouterr().err
+
+
+def test_rows_without_a_word_are_not_drawn_from_an_export(tmp_path):
+    run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, vocab_size=300, init_std=0.4))
+    path = run / "checkpoints" / "best.ckpt"
+    state = checkpoint.load(path)
+    drawn = torch.randn(state["model"]["tok_emb.weight"].shape, generator=torch.Generator().manual_seed(0))
+    state["model"] = {**state["model"], "tok_emb.weight": drawn * torch.linspace(0.1, 3, 300)[:, None]}
+    checkpoint.save(state, path)
+    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    prompt = torch.tensor([list(b"the of")])
+    written = theirs.generate(prompt, max_new_tokens=10, do_sample=False, pad_token_id=256)[0, 6:].tolist()
+    trained = load_model(str(run))
+    expected = decode.generate(trained.model, prompt, 10, temperature=0.0, n_words=257)[0, 6:].tolist()
+    unbounded = decode.generate(trained.model, prompt, 10, temperature=0.0)[0, 6:].tolist()
+    assert written == expected[: len(written)] and max(unbounded) > 256
+    assert theirs.config.vocab_size == 300  # a loss is over all rows
+
+
+def test_weights_of_another_tokenizer_are_refused(tmp_path):
+    """Same number of rows, other words; the same words under another name are fine."""
+    run = ran(tmp_path / "run")
+    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert said(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 0
+    file = TokenizerFileConfig(path=str(tmp_path / "out" / "tokenizer.json"))
+    shuffled = json.loads(Path(file.path).read_text())
+    words = shuffled["model"]["vocab"]
+    a, b = list(words)[97:99]
+    words[a], words[b] = words[b], words[a]
+    (tmp_path / "shuffled.json").write_text(json.dumps(shuffled))
+    other = TokenizerFileConfig(path=str(tmp_path / "shuffled.json"))
+    for source, hint in (
+        (run, "tokenizer=byte"),
+        (tmp_path / "out", f"tokenizer=file tokenizer.path={file.path}"),
+        (tmp_path / "in", f"tokenizer=file tokenizer.path={file.path}"),
+    ):
+        model = DecoderConfig(**SHAPE, init_from=str(source))
+        for tokenizer in (ByteConfig(), file):
+            open_initial(model, 257, build_tokenizer(tokenizer, lambda: iter(())))
+        with pytest.raises(ValueError) as refusal:
+            train(small_run(tmp_path / "new", model=model, tokenizer=other))
+        assert str(refusal.value).endswith(f"init_from={source} was trained with another tokenizer; add {hint}")
+        assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match=r"model\.init_from= is empty"):
+        train(small_run(tmp_path / "new", model=DecoderConfig(**SHAPE, init_from="")))
+    state = checkpoint.load(run / "checkpoints" / "last.ckpt") | {"tokenizer": ""}  # unknown
+    checkpoint.save(state, tmp_path / "unknown" / "a.ckpt")
+    unknown = DecoderConfig(**SHAPE, init_from=str(tmp_path / "unknown" / "a.ckpt"))
+    open_initial(unknown, 257, CharTokenizer("abc"))
+    with pytest.raises(ValueError, match=r"add model\.vocab_size=257 and a tokenizer of no more words"):
+        open_initial(unknown, 300, CharTokenizer("".join(map(chr, range(300)))))

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import transformers
-from interop.foreign import CASES, write_older_tokenizer
+from interop.foreign import Case, gpt2, write_older_tokenizer
 
 from gptlab.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, FileTokenizer
 from gptlab.interop.tokenizer_files import tokenizer_files
@@ -81,7 +81,7 @@ def test_merges_are_those_that_were_learned():
 @pytest.fixture
 def older(bpe, tmp_path):
     """GPT-2 as it was saved before there was tokenizer.json."""
-    folder = CASES["gpt2"].save(tmp_path / "older")
+    folder = Case("GPT2Config", gpt2(vocab_size=402)).save(tmp_path / "older")
     write_older_tokenizer(folder, bpe, "vocab.json", "merges.txt")
     return folder
 

@@ -1,8 +1,10 @@
 import json
 import os
 import pickle
+import shutil
 import sys
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -235,6 +237,74 @@ def test_what_our_options_cannot_express_is_named(case, message, tmp_path):
         TransformersFolder(case.save(tmp_path / "m"))
 
 
+@pytest.mark.parametrize(
+    "name, word, value, message",
+    [
+        ("gpt2", "vocab_size", "61", "vocab_size=61 must be a whole number"),
+        ("gpt2", "vocab_size", None, "vocab_size=null must be a whole number"),
+        ("gpt2", "vocab_size", 0, "vocab_size=0 is below 1"),
+        ("gpt2", "n_embd", 21.0, r"n_embd=21\.0 must be a whole number"),
+        ("gpt2", "n_embd", "21", "n_embd=21 must be a whole number"),
+        ("gpt2", "n_inner", "a", "n_inner=a must be a whole number or null"),
+        ("gpt2", "n_layer", True, "n_layer=true must be a whole number"),
+        ("gpt2", "tie_word_embeddings", 1, "tie_word_embeddings=1 must be true or false"),
+        ("gpt2", "layer_norm_epsilon", [1], r"layer_norm_epsilon=\[1\] must be a number"),
+        ("gpt2", "model_type", ["gpt2"], r"model_type=\[.*gpt2.*\] is not known here; known: openai-gpt"),
+        ("llama", "rope_parameters", "x", "rope_parameters=x must be an object or null"),
+        ("llama", "rope_parameters", {"rope_theta": None}, "rope_theta=null must be a number"),
+        ("mistral", "sliding_window", "a", "sliding_window=a must be a whole number or null"),
+        ("qwen2", "layer_types", "full_attention", "layer_types=full_attention must be a list or null"),
+        ("qwen2", "layer_types", [1, "full_attention"], "layer_types with 1 are what no option"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(name, word, value, message, tmp_path):
+    path = CASES[name].save(tmp_path / "m")
+    content = json.loads((path / "config.json").read_text()) | {word: value}
+    (path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"config\.json: " + message):
+        TransformersFolder(path)
+
+
+def test_null_is_false(tmp_path):
+    path = CASES["llama"].save(tmp_path / "m")
+    content = json.loads((path / "config.json").read_text()) | {"tie_word_embeddings": None, "attention_bias": None}
+    (path / "config.json").write_text(json.dumps(content))
+    config = TransformersFolder(path).config
+    assert config.tied_head is False and config.bias is False
+
+
+@pytest.mark.parametrize("places", [[], None, {"a": 1}, "x"], ids=str)
+def test_an_index_that_is_none_is_named(places, tmp_path):
+    path = CASES["gpt2"].save(tmp_path / "m")
+    (path / "model.safetensors").unlink()
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ValueError, match=r"index\.json: weight_map.* must be "):
+        TransformersFolder(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"PK\x03\x04", b"\x80\x02"])
+def test_a_damaged_pickle_is_not_called_code(content, tmp_path):
+    path = CASES["gpt2"].save(tmp_path / "m")
+    (path / "model.safetensors").unlink()
+    (path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is damaged or .*; fetch it again"):
+        TransformersFolder(path)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_whole_numbers_are_no_weights(pickled, tmp_path):
+    path = CASES["gpt2"].save(tmp_path / "m")
+    state = load_file(path / "model.safetensors")
+    state["transformer.h.0.ln_1.weight"] = state["transformer.h.0.ln_1.weight"].to(torch.int8)
+    if pickled:
+        (path / "model.safetensors").unlink()
+        torch.save(state, path / "pytorch_model.bin")
+    else:
+        save_file(state, path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds 1 tensor as whole numbers: transformer\.h\.0\.ln_1\.weight;"):
+        TransformersFolder(path)
+
+
 def test_rope_scaling_of_older_versions_is_refused(tmp_path):
     path = CASES["llama"].save(tmp_path / "m")
     content = json.loads((path / "config.json").read_text())
@@ -302,6 +372,28 @@ def test_paths_are_not_asked_of_the_hub():
         from_hub("gptlab-tests/none")  # the tests are offline
 
 
+@pytest.mark.parametrize("pickled", [False, True])
+def test_only_one_copy_of_the_weights_is_asked_of_the_hub(pickled, tmp_path, monkeypatch):
+    """As the released Llamas lie there: for other programs too, in folders and under other names."""
+    names = ["config.json", "tokenizer.json", "tokenizer.model", "original/params.json", "original/consolidated.00.pth"]
+    names += ["consolidated.safetensors", "onnx/model.safetensors", "model.onnx"]
+    names += ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "training_args.bin"]
+    names += [] if pickled else ["model-00001-of-00001.safetensors", "model.safetensors.index.json"]
+
+    def download(name, *, allow_patterns, ignore_patterns):
+        for file in huggingface_hub.utils.filter_repo_objects(
+            names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert from_hub("meta/llama") == tmp_path
+    weights = {path.name for path in tmp_path.rglob("*") if path.suffix != ".json"} - {"tokenizer.model"}
+    assert weights == {"pytorch_model-00001-of-00001.bin" if pickled else "model-00001-of-00001.safetensors"}
+
+
 def test_plain_options_become_typed_again():
     config = DecoderConfig(**LLAMA, attention_pattern=AttentionPattern.banded, attention_window=4)
     assert model_from_plain(to_plain(config)) == config
@@ -319,6 +411,9 @@ def test_memory_stays_near_the_weights(tmp_path):
     path.mkdir()
     write_folder(path, config, tensors.__getitem__, None, card="")
     size = (path / "model.safetensors").stat().st_size
-    for source, target in (("theirs", "ours"), ("ours", "back")):
+    (tmp_path / "pickled").mkdir()
+    shutil.copy(path / "config.json", tmp_path / "pickled")
+    torch.save(load_file(path / "model.safetensors"), tmp_path / "pickled" / "pytorch_model.bin")
+    for source, target in (("theirs", "ours"), ("ours", "back"), ("pickled", "unpickled")):
         assert memory_taken(tmp_path / source, tmp_path / target) < 1.3 * size
     assert load_file(tmp_path / "back" / "model.safetensors").keys() == load_file(path / "model.safetensors").keys()

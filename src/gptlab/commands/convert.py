@@ -1,17 +1,28 @@
 """The command `gptlab convert`: weights in from another program's folder, and out to one for transformers."""
 
 import ctypes
+import glob
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from gptlab import compose
 
+# What this command writes, for transformers and for gptlab: what is always there, and what may be.
+WRITTEN = (
+    (
+        {"config.json", "model.safetensors", "README.md"},
+        {"generation_config.json", "tokenizer.json", "tokenizer_config.json"},
+    ),
+    ({"config.yaml", "checkpoints", "checkpoints/last.ckpt"}, {"tokenizer.json", "checkpoints/SHA256SUMS"}),
+)
 FORMATS = ("transformers", "gptlab", "openai")
 WORDS = ("from", "to", "format", "overwrite")
 HELP = """gptlab convert from=PATH to=PATH [format=transformers|gptlab|openai] [overwrite=true]
@@ -22,7 +33,7 @@ HELP = """gptlab convert from=PATH to=PATH [format=transformers|gptlab|openai] [
     to         the folder to write; one that is not empty is left alone
     format     what to write; left out: the other one than what from= holds. openai names what is read
                instead, OpenAI's checkpoint; that takes TensorFlow: pip install "gptlab[openai]"
-    overwrite  true: a model that is at to= already is replaced
+    overwrite  true: what an earlier conversion wrote to to= is replaced
 """
 
 
@@ -37,16 +48,16 @@ def main(words: list[str]) -> int:
 def convert(source: str, to: str, kind: str | None = None, *, overwrite: bool = False) -> None:
     """Write the model at `source` into the folder `to`, as transformers or gptlab keeps it.
 
-    The folder appears whole or not at all. ValueError where it is not empty, unless `overwrite` says so and it holds a
-    model.
+    The folder appears whole or not at all. ValueError where it is not empty, unless `overwrite` says so and it holds
+    nothing but what was written by this command.
     """
     from gptlab.interop.foreign_folder import ForeignFolder  # torch takes seconds: not for a wrong word
     from gptlab.interop.openai_checkpoint import OpenAIFolder
     from gptlab.training.initial import open_weights
 
     _give_back_freed_memory()
-    target = Path(to).expanduser()
-    _refuse_target(target, source, overwrite)
+    target = Path(to).expanduser().resolve()  # behind a link the folder is replaced, not the link
+    _refuse_target(target, to, source, overwrite)
     if kind == "openai":  # what is read; detected without the word too
         opened, kind = OpenAIFolder(Path(source).expanduser()), "gptlab"
     else:
@@ -61,37 +72,42 @@ def convert(source: str, to: str, kind: str | None = None, *, overwrite: bool = 
         )
     if foreign == (kind == "transformers"):
         raise ValueError(f"from={source} has format={kind} already; name another format, or copy the folder")
+    write = _for_gptlab(opened) if foreign else _for_transformers(*opened)
     with _appearing(target) as folder:
-        if foreign:
-            _write_gptlab(folder, opened)
-        else:
-            _write_transformers(folder, *opened)
-    print(f"{source} is written to {target} as {kind}")
+        write(folder)
+    print(f"{source} is written to {to} as {kind}")
 
 
-def _write_transformers(folder: Path, path: Path, state: dict[str, Any]) -> None:
-    from gptlab.data.tokenizer import load_tokenizer
-    from gptlab.interop.transformers_folder import write_folder
+def _for_transformers(path: Path, state: dict[str, Any]) -> Callable[[Path], None]:
+    """What writes a checkpoint for transformers; ValueError where that cannot be done."""
+    from gptlab.interop.transformers_folder import architecture_for, write_folder
     from gptlab.models.config import model_from_plain
+    from gptlab.training.vocabulary import run_of, tokenizer_of
 
-    run = path.resolve().parent.parent
-    tokenizer = load_tokenizer(run / "tokenizer.json") if (run / "tokenizer.json").is_file() else None
-    if tokenizer is not None and tokenizer.fingerprint != state["tokenizer"]:
-        raise ValueError(
-            f"{run / 'tokenizer.json'} is not the tokenizer that {path} was trained with; restore that run's"
-        )
+    config = model_from_plain(state["config"]["model"])
+    architecture_for(config)
+    tokenizer = tokenizer_of(path, state)
     if tokenizer is None:
-        print(f"there is no {run / 'tokenizer.json'}: the folder gets no tokenizer")
-    write_folder(
+        print(f"there is no {run_of(path) / 'tokenizer.json'}: the folder gets no tokenizer")
+    return lambda folder: write_folder(
         folder,
-        model_from_plain(state["config"]["model"]),
+        config,
         state["model"].__getitem__,
         tokenizer,
-        card=_card(run, state),
+        card=_card(path, state),
+        special_words=state.get("special_words", {}),
     )
 
 
-def _write_gptlab(folder: Path, foreign) -> None:
+def _for_gptlab(foreign) -> Callable[[Path], None]:
+    """What writes a foreign folder for gptlab; ValueError where that cannot be done."""
+    tokenizer, special = foreign.tokenizer(), foreign.special_words
+    if tokenizer is None:
+        print(f"{foreign.path} has no tokenizer that can be read: the checkpoint gets no tokenizer")
+    return lambda folder: _write_gptlab(folder, foreign, tokenizer, special)
+
+
+def _write_gptlab(folder: Path, foreign, tokenizer, special) -> None:
     import torch
     import yaml
 
@@ -99,10 +115,7 @@ def _write_gptlab(folder: Path, foreign) -> None:
     from gptlab.data.config import TokenizerFileConfig
     from gptlab.training import checkpoint
 
-    tokenizer = foreign.tokenizer()
-    if tokenizer is None:
-        print(f"{foreign.path} has no tokenizer that can be read: the checkpoint gets no tokenizer")
-    else:
+    if tokenizer is not None:
         tokenizer.save(folder / "tokenizer.json")
     foreign.config.vocab_size = foreign.vocab_size
     config = to_plain(
@@ -126,6 +139,7 @@ def _write_gptlab(folder: Path, foreign) -> None:
         "best": None,
         "data": "",
         "tokenizer": "" if tokenizer is None else tokenizer.fingerprint,
+        "special_words": special,
     }
     checkpoint.save(state, folder / "checkpoints" / "last.ckpt")
 
@@ -141,15 +155,18 @@ def _give_back_freed_memory() -> None:
             ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 17)
 
 
-def _card(run: Path, state: dict[str, Any]) -> str:
+def _card(path: Path, state: dict[str, Any]) -> str:
     """README.md of an exported model: what it is, what it reached and how it was trained."""
     import yaml
 
     from gptlab.training.folder import read_metrics
+    from gptlab.training.vocabulary import run_of
 
-    rows = [row for row in read_metrics(run / "metrics.csv") if row["step"] == state["step"]]
+    run = run_of(path)
+    own = run != path.resolve().parent  # beside a checkpoint that was copied elsewhere lie other runs' files
+    rows = [row for row in read_metrics(run / "metrics.csv") if own and row["step"] == state["step"]]
     metrics = {name: value for row in rows for name, value in row.items() if name.startswith(("train/", "val/"))}
-    summary = json.loads((run / "summary.json").read_text()) if (run / "summary.json").is_file() else {}
+    summary = json.loads((run / "summary.json").read_text()) if own and (run / "summary.json").is_file() else {}
     n_parameters = sum(value.numel() for value in state["model"].values())
     lines = [
         "---",
@@ -157,7 +174,7 @@ def _card(run: Path, state: dict[str, Any]) -> str:
         "pipeline_tag: text-generation",
         "---",
         "",
-        f"# {run.name}",
+        f"# {run.name if own else path.stem}",
         "",
         f"A language model of {n_parameters:,} parameters, trained with gptlab for {state['step']:,} steps"
         + (f" on {summary['corpus']}" if "corpus" in summary else "")
@@ -171,29 +188,37 @@ def _card(run: Path, state: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _refuse_target(target: Path, source: str, overwrite: bool) -> None:
-    if target.is_file():
-        raise ValueError(f"to={target} is a file; name a folder")
+def _refuse_target(target: Path, to: str, source: str, overwrite: bool) -> None:
+    above = next(folder for folder in (target, *target.parents) if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"to={to} is {'' if above == target else 'within '}a file; name a folder")
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:
-        raise ValueError(f"to={target} is not empty; name another folder, or add overwrite=true to replace it")
-    if not any((target / name).is_file() for name in ("config.json", "config.yaml")):
+        raise ValueError(f"to={to} is not empty; name another folder, or add overwrite=true to replace it")
+    if Path(source).expanduser().resolve().is_relative_to(target):
+        raise ValueError(f"to={to} holds from={source}; name another folder")
+    present = {path.relative_to(target).as_posix() for path in target.rglob("*")}
+    kinds = [(sorted(always - present), sorted(present - always - maybe)) for always, maybe in WRITTEN]
+    if not any(lacking == foreign == [] for lacking, foreign in kinds):
+        lacking, foreign = min(kinds, key=lambda kind: (len(kind[0]), len(kind[1])))
+        what = f"holds {foreign[0]}, which gptlab convert does not write" if foreign else f"lacks {lacking[0]}"
         raise ValueError(
-            f"to={target} is not empty and holds no model, so overwrite=true leaves it; name another folder"
+            f"to={to} {what}: it is not what an earlier conversion left, and overwrite=true replaces nothing else; "
+            "name another folder"
         )
-    if Path(source).expanduser().resolve().is_relative_to(target.resolve()):
-        raise ValueError(f"to={target} holds from={source}; name another folder")
 
 
 @contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name when it is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_interrupted(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
-        yield temporary
+        with _ending_on_signals():
+            yield temporary
         if target.is_dir():
             replaced = temporary.with_suffix(".old")
             os.replace(target, replaced)
@@ -203,6 +228,46 @@ def _appearing(target: Path) -> Iterator[Path]:
             os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear_interrupted(target: Path) -> None:
+    """Remove what conversions to the same folder left that were killed; a folder that one had moved away comes back."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.*"):
+        process, kind = path.name.removeprefix(f".{target.name}.").split(".", 1)
+        if kind not in ("tmp", "old") or not process.isdecimal() or _is_running(int(process)):
+            continue
+        if kind == "old" and not target.exists():
+            os.replace(path, target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as an exception would, so that it can clean up."""
+
+    def stop(number: int, frame) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _read_words(words: list[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab import compose
-from gptlab.generation.config import GenerateConfig, OutputFormat, Precision
+from gptlab.generation.config import N_DRAFT, SEED, GenerateConfig, OutputFormat
 
 if typing.TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ HELP = """gptlab generate run=PATH prompt="..." [key=value ...]
     prompt              the text to continue; said several times, several prompts are answered together
     prompt_file         a text file with one prompt, or a .jsonl file with one on each line; without either
                         word the prompt is read from standard input
-    n_tokens            at most so many new tokens (100)
+    n_tokens            at most so many new tokens of each answer (100)
     temperature         0: the likeliest word; 1: the model's own distribution (1)
     top_k top_p min_p   of the words, keep the k likeliest; the likeliest with mass p together; those at
                         least p times as likely as the likeliest
@@ -75,25 +75,18 @@ def generate(config: GenerateConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch  # takes seconds: not for a wrong word
 
+    from gptlab.generation.precision import prepare
     from gptlab.generation.text import TextStream
+    from gptlab.training.trained import load_model
 
     sampling = _sampling(config)
     sampling.check()
     device = _device(config.device)
-    model, tokenizer = load_model(config.run, "run")
+    model, tokenizer, ends = load_model(config.run, "run")
     draft = _draft(config, tokenizer) if config.draft else None
-    ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
-    limit = model.config.context_length
-    for row in ids:
-        if not row:
-            raise ValueError("the prompt is empty; give it at least one character")
-        if len(row) > limit:
-            raise ValueError(
-                f"the prompt has {len(row):,} tokens and the model's context holds {limit:,}; "
-                f"leave out at least {len(row) - limit:,} of them"
-            )
+    ids = [_encoded(prompt, i, len(prompts), tokenizer, model) for i, prompt in enumerate(prompts, 1)]
     answers = [
-        Answer(i, sample, TextStream(tokenizer, row, stop=config.stop))
+        Answer(i, sample, TextStream(tokenizer, row, stop=config.stop, ends=ends))
         for i, row in enumerate(ids)
         for sample in range(config.n_samples)
     ]
@@ -104,7 +97,7 @@ def generate(config: GenerateConfig) -> None:
     started = time.perf_counter()
     with torch.no_grad():
         if config.beams is not None:
-            _search(config, model, tokenizer, ids, answers)
+            _search(config, model, tokenizer, ends, ids, answers)
             if screen:
                 for answer in answers:
                     screen.piece(answer, answer.stream.text)
@@ -114,7 +107,9 @@ def generate(config: GenerateConfig) -> None:
     seconds = time.perf_counter() - started
     n_tokens = sum(len(answer.tokens) for answer in answers)
     if screen is None:
-        print(json.dumps(_report(config, prompts, answers, seconds), ensure_ascii=False))
+        report = _report(config, prompts, answers, seconds)
+        text = json.dumps(report, ensure_ascii=False)
+        print(text if text == _encodable(text) else json.dumps(report))
     sys.stdout.flush()
     print(f"{n_tokens:,} tokens in {seconds:.2f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
@@ -126,7 +121,7 @@ def _draw(config, model, draft, tokenizer, sampling, ids, answers, screen) -> No
     from gptlab.generation.speculative import speculate
 
     device = next(model.parameters()).device
-    generators = seeded(config.seed, len(answers), device)
+    generators = seeded(SEED if config.seed is None else config.seed, len(answers), device)
     done: set[int] = set()
 
     def take(row: int, draw: Draw) -> bool:
@@ -167,7 +162,7 @@ def _draw(config, model, draft, tokenizer, sampling, ids, answers, screen) -> No
             ids[answer.prompt],
             config.n_tokens,
             sampling,
-            n_draft=config.n_draft or 4,
+            n_draft=config.n_draft or N_DRAFT,
             generator=generators[row],
             n_words=tokenizer.vocab_size,
             n_top=config.logprobs,
@@ -176,7 +171,7 @@ def _draw(config, model, draft, tokenizer, sampling, ids, answers, screen) -> No
                 break
 
 
-def _search(config, model, tokenizer, ids, answers) -> None:
+def _search(config, model, tokenizer, text_ends, ids, answers) -> None:
     """Find the best answers of each prompt with beam search."""
     from gptlab.generation.beam import beam_search
     from gptlab.generation.text import TextStream
@@ -184,7 +179,7 @@ def _search(config, model, tokenizer, ids, answers) -> None:
     for i, prompt in enumerate(ids):
 
         def written(tokens: list[int], prompt=prompt) -> TextStream:
-            stream = TextStream(tokenizer, prompt, stop=config.stop)
+            stream = TextStream(tokenizer, prompt, stop=config.stop, ends=text_ends)
             for token in tokens:
                 stream.feed(token)
                 if stream.finished:
@@ -199,11 +194,14 @@ def _search(config, model, tokenizer, ids, answers) -> None:
             length_penalty=1.0 if config.length_penalty is None else config.length_penalty,
             n_best=config.n_samples,
             # Reading a text again for each candidate takes time that only stop strings are worth.
-            ends=lambda tokens: (
-                tokens[-1] == tokenizer.eot or (bool(config.stop) and written(tokens).finished is not None)
-            ),
+            ends=lambda tokens: tokens[-1] in text_ends or (bool(config.stop) and written(tokens).finished is not None),
             n_words=tokenizer.vocab_size,
         )
+        if len(beams) < config.n_samples:
+            raise ValueError(
+                f"n_samples={config.n_samples} is more than the {len(beams)} answers that the search found; "
+                f"use n_samples={len(beams)}, or raise n_tokens"
+            )
         own = [answer for answer in answers if answer.prompt == i]
         for answer, beam in zip(own, beams, strict=True):
             answer.tokens, answer.score, answer.stream = beam.tokens, beam.score, written(beam.tokens)
@@ -250,8 +248,14 @@ class _Screen:
         return f"{step['text']!r} {step['log_p']:.4f}    {top}\n"
 
     def _write(self, text: str) -> None:
-        sys.stdout.write(text)
+        sys.stdout.write(_encodable(text))
         sys.stdout.flush()
+
+
+def _encodable(text: str) -> str:
+    """The text without what standard output cannot show: lone surrogates, and much on a terminal of few letters."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def _step(draw, tokenizer: "Tokenizer") -> dict[str, Any]:
@@ -278,7 +282,7 @@ def _report(config: GenerateConfig, prompts: list[str], answers: list[Answer], s
     n_tokens = sum(len(answer.tokens) for answer in answers)
     return {
         "run": config.run,
-        "seed": config.seed,
+        "seed": SEED if config.seed is None and config.beams is None else config.seed,
         "results": results,
         "n_tokens": n_tokens,
         "seconds": seconds,
@@ -286,74 +290,13 @@ def _report(config: GenerateConfig, prompts: list[str], answers: list[Answer], s
     }
 
 
-def load_model(name: str, word: str) -> "tuple[nn.Module, Tokenizer]":
-    """The model at a path or of a hub name, in float32 on the CPU, and its tokenizer; `word` is what named it.
-
-    ValueError where there is no model, where its weights do not fit, and where it has no tokenizer.
-    """
-    import torch
-
-    from gptlab.interop.foreign_folder import ForeignFolder
-    from gptlab.models.build import shape_model
-    from gptlab.models.config import model_from_plain
-    from gptlab.training import checkpoint
-    from gptlab.training.initial import open_weights
-
-    source = open_weights(name, word)
-    if isinstance(source, ForeignFolder):
-        tokenizer = source.tokenizer()
-        if tokenizer is None:
-            raise ValueError(f"{word}={name} has no tokenizer that can be read; put the model's tokenizer.json there")
-        model = shape_model(source.config, source.vocab_size).to_empty(device="cpu")
-        with torch.no_grad():
-            for key, parameter in model.named_parameters():
-                parameter.copy_(source.read(key))
-        return model.eval(), tokenizer
-    path, state = source
-    tokenizer = _tokenizer(path, state)
-    config = model_from_plain(state["config"]["model"])
-    model = shape_model(config, len(state["model"]["tok_emb.weight"])).to_empty(device="cpu")
-    checkpoint.restore_model(model, state["model"])
-    return model.eval(), tokenizer
-
-
-def _tokenizer(path: Path, state: dict[str, Any]) -> "Tokenizer":
-    from gptlab.data.tokenizer import load_tokenizer
-
-    folder = path.resolve().parent
-    found = next((p for p in (folder.parent / "tokenizer.json", folder / "tokenizer.json") if p.is_file()), None)
-    if found is None:
-        raise ValueError(
-            f"{path} has no tokenizer: there is no {folder.parent / 'tokenizer.json'}; "
-            "name a checkpoint within its run folder, or put the run's tokenizer.json beside it"
-        )
-    tokenizer = load_tokenizer(found)
-    if state["tokenizer"] != tokenizer.fingerprint:
-        raise ValueError(f"{found} is not the tokenizer that {path} was trained with; restore that run's")
-    return tokenizer
-
-
 def _draft(config: GenerateConfig, tokenizer: "Tokenizer") -> "nn.Module":
-    model, own = load_model(config.draft, "draft")
-    if own.fingerprint != tokenizer.fingerprint:
+    from gptlab.training.trained import load_model
+
+    model, own, _ = load_model(config.draft, "draft")
+    if not tokenizer.agrees_with(own):
         raise ValueError(f"draft={config.draft} has another tokenizer than run={config.run}; use one trained with it")
     return model
-
-
-def prepare(model: "nn.Module", precision: Precision, device) -> "nn.Module":
-    """The model ready to write with: on its device, in its precision, its weights laid out for single tokens."""
-    import torch
-
-    if precision is Precision.int8:
-        from gptlab.generation.int8 import Int8Model
-
-        return Int8Model(model.to(device)).eval()
-    from gptlab.generation.layout import lay_out
-
-    model = model.to(device, torch.bfloat16 if precision is Precision.bfloat16 else torch.float32)
-    if precision is Precision.float32 and device.type == "cpu":
-        lay_out(model)
-    return model.eval()
 
 
 def _sampling(config: GenerateConfig):
@@ -361,6 +304,21 @@ def _sampling(config: GenerateConfig):
 
     said = {f.name: getattr(config, f.name) for f in fields(Sampling)}
     return Sampling(**{name: value for name, value in said.items() if value is not None})
+
+
+def _encoded(prompt: str, number: int, n_prompts: int, tokenizer: "Tokenizer", model) -> list[int]:
+    """A prompt's tokens after the tokenizer's beginning; ValueError where the context does not hold them."""
+    row = tokenizer.encode(prompt).tolist()
+    which = f"prompt {number} of {n_prompts}" if n_prompts > 1 else "the prompt"
+    if not row:
+        raise ValueError(f"{which} is empty; give it at least one character")
+    row, limit = [*tokenizer.beginning, *row], model.config.context_length
+    if len(row) > limit:
+        raise ValueError(
+            f"{which} has {len(row):,} tokens and the model's context holds {limit:,}; "
+            f"leave out at least {len(row) - limit:,} of them"
+        )
+    return row
 
 
 def _device(name: str | None):
@@ -383,9 +341,11 @@ def _prompts(config: GenerateConfig) -> list[str]:
         if sys.stdin is None or sys.stdin.isatty():
             raise ValueError('there is no prompt; give prompt="...", prompt_file=PATH, or text on standard input')
         return [sys.stdin.read().removesuffix("\n")]
+    if not config.prompt_file:
+        raise ValueError("prompt_file= is empty; name a file, or leave it out to read standard input")
     path = Path(config.prompt_file).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"prompt_file={config.prompt_file} cannot be read: {reason}") from None
@@ -395,7 +355,7 @@ def _prompts(config: GenerateConfig) -> list[str]:
 
 
 def _rows(path: Path, text: str) -> Iterator[str]:
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise ValueError(f"prompt_file={path} has no prompt")
     for number, line in lines:

@@ -7,6 +7,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,22 @@ _LONG_RUN_CHARACTERS = 500_000
 _LONG_RUN = re.compile(f"(?<!{_SPACES}){_SPACES}{{{_LONG_RUN_CHARACTERS},}}")
 _CUT_ATTEMPTS = 32
 _TRAINING_CHARACTERS = 200_000_000
+_PROBED_WORDS = 2000
 
 
 class Tokenizer(ABC):
     """Text to ids and back.
 
     `fingerprint` is a sha256 over the kind and the vocabulary: equal fingerprints give equal ids. `eot` is the id of
-    the end-of-text word, None where the vocabulary has none.
+    the end-of-text word, None where the vocabulary has none. `beginning` is the ids that models of this tokenizer read
+    before a text; `encode` leaves them out.
     """
 
     kind: str
     vocab_size: int
     eot: int | None
     fingerprint: str
+    beginning: tuple[int, ...] = ()
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
@@ -60,6 +64,25 @@ class Tokenizer(ABC):
         content = {"kind": self.kind, "fingerprint": self.fingerprint, **self._state()}
         with replacing(Path(path)) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
+
+    def without_beginning(self) -> "Tokenizer":
+        """The same words and ids for models that never read a beginning."""
+        return self
+
+    def agrees_with(self, other: "Tokenizer") -> bool:
+        """Whether each of this tokenizer's ids stands for the same text in `other`, and text gives the same ids."""
+        if self.fingerprint == other.fingerprint:
+            return True
+        if self.vocab_size > other.vocab_size:
+            return False
+        words = [self.decode([number]) for number in range(self.vocab_size)]
+        if any(word != other.decode([number]) for number, word in enumerate(words)):
+            return False
+        text = "".join(words[:: 1 + len(words) // _PROBED_WORDS])
+        try:
+            return self.encode(text).tolist() == other.encode(text).tolist()
+        except ValueError:  # for one of them it has unknown characters
+            return False
 
     def portable(self) -> dict[str, Any]:
         """JSON values from which `from_portable` makes a tokenizer that gives the same ids in another process."""
@@ -288,7 +311,23 @@ class FileTokenizer(Tokenizer):
             raise ValueError(f"tokenizer.eot={eot} is not a word of its vocabulary")
         self._eot_word = eot or next((name for name in _END_OF_TEXT_NAMES if name in vocabulary), None)
         self.eot = None if self._eot_word is None else vocabulary[self._eot_word]
+        # transformers, too, goes by this part of the file alone: add_bos_token beside it changes nothing.
+        self.beginning = tuple(_beginning(json.loads(self._loaded.to_str())["post_processor"]))
         self.fingerprint = _fingerprint(self.kind, f"{self.eot}\n{self._loaded.to_str()}".encode())
+
+    @classmethod
+    def read(cls, path: Path, eot: str | None = None) -> "FileTokenizer":
+        """The tokenizer of a file; ValueError where it holds none."""
+        try:
+            return cls(path.read_text(encoding="utf-8"), eot)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"{path} is not a tokenizer.json of the tokenizers library ({error})") from error
+
+    def without_beginning(self) -> "FileTokenizer":
+        if not self.beginning:
+            return self
+        content = json.loads(self._loaded.to_str()) | {"post_processor": None}
+        return FileTokenizer(json.dumps(content), self._eot_word)
 
     def encode(self, text: str) -> np.ndarray:
         encoded = self._loaded.encode(_scalars(text), add_special_tokens=False)
@@ -406,6 +445,19 @@ def _gpt2_cut(text: str) -> int:
         if not end or text[end] in " \n\t\r":
             return end
     return 0
+
+
+def _beginning(processor: dict[str, Any] | None) -> list[int]:
+    """What a post-processor of the tokenizers library puts before a text."""
+    match processor:
+        case {"type": "TemplateProcessing", "single": template, "special_tokens": words}:
+            first = takewhile(lambda piece: "SpecialToken" in piece, template)
+            return [number for piece in first for number in words[piece["SpecialToken"]["id"]]["ids"]]
+        case {"type": "BertProcessing" | "RobertaProcessing", "cls": [_, number]}:
+            return [number]
+        case {"type": "Sequence", "processors": processors}:  # the library carries out one that adds words, the first
+            return next(filter(None, map(_beginning, processors)), [])
+    return []
 
 
 def _spelt(words: list[bytes]) -> list[str]:

@@ -1,7 +1,12 @@
 """What `gptlab generate` may be told."""
 
+import math
+import sys
 from dataclasses import dataclass, field
 from enum import Enum
+
+SEED = 1337
+N_DRAFT = 4
 
 
 class Precision(Enum):
@@ -36,11 +41,11 @@ class GenerateConfig:
     length_penalty: float | None = None  # null: 1
     n_samples: int = 1  # answers to each prompt; with beams, the best so many
     stop: list[str] = field(default_factory=list)  # may be said several times
-    seed: int = 1337
+    seed: int | None = None  # null: SEED
     precision: Precision = Precision.float32
     device: str | None = None  # null: a GPU where there is one
     draft: str | None = None  # a smaller model with the same tokenizer
-    n_draft: int | None = None  # tokens that it proposes at a time; null: 4
+    n_draft: int | None = None  # tokens that it proposes at a time; null: N_DRAFT
     logprobs: int | None = None  # show so many of the likeliest words at each step
     output: OutputFormat = OutputFormat.text
 
@@ -57,13 +62,30 @@ class GenerateConfig:
         if self.beams is not None:
             for name in (
                 *("temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
-                *("draft", "logprobs"),
+                *("seed", "draft", "logprobs"),
             ):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}= has no effect on beam search; leave out {name}= or beams=")
             if self.n_samples > self.beams:
                 raise ValueError(f"n_samples={self.n_samples} is more than beams={self.beams} can give; raise beams")
-        if self.length_penalty is not None and self.beams is None:
-            raise ValueError("length_penalty= is a word of beam search; add beams=")
+        if self.length_penalty is not None:
+            if self.beams is None:
+                raise ValueError("length_penalty= is a word of beam search; add beams=")
+            # The longest answer's length to this power divides its score.
+            if not abs(self.length_penalty) * math.log(max(self.n_tokens, 2)) < math.log(sys.float_info.max):
+                raise ValueError(
+                    f"length_penalty={self.length_penalty} is too large for answers of {self.n_tokens:,} tokens; "
+                    "use a number near 1"
+                )
+        if self.temperature == 0:
+            for name in ("top_k", "top_p", "min_p"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name}= has no effect at temperature=0, which takes the likeliest word; leave out one of them"
+                    )
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed} does not fit 64 bits; use a whole number from 0 to 2^64 - 1")
+        if self.device is not None and self.device.split(":")[0] == "meta":
+            raise ValueError(f"device={self.device} holds no numbers; use cpu, or cuda for a GPU")
         if self.n_draft is not None and self.draft is None:
             raise ValueError("n_draft= says how far a draft model goes ahead; add draft=PATH")

@@ -9,13 +9,15 @@ from gptlab.nn.loss import Output
 
 # Up to so many rows the integers are multiplied as they are. More rows share the cost of turning them to bfloat16.
 KERNEL_ROWS = 16
+# Where the inputs are no multiple of this, the kernel reads beyond its rows: garbage, or the end of the process.
+KERNEL_INPUTS = 16
 
 
 class Int8Linear(nn.Module):
     """A linear layer whose weight is an integer matrix times one scale for each output, symmetric about 0.
 
     The largest weight of each output becomes 127 or -127. torch's own kernel for it is private: where it is missing or
-    does not take the input's type or device, the same product is written out.
+    does not take the input's type, device or width, the same product is written out.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -48,6 +50,7 @@ def kernel_takes(rows: Tensor) -> bool:
         and rows.device.type == "cpu"
         and rows.dtype is torch.bfloat16
         and len(rows) <= KERNEL_ROWS
+        and rows.shape[-1] % KERNEL_INPUTS == 0
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+COLD = 1e-30  # a temperature below which a logit may become infinite, unless the largest is made 0 first
+
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Divide by the temperature; at 0 only the likeliest word is left, the first of several."""
@@ -14,6 +16,8 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
+    if temperature < COLD:  # the same probabilities
+        logits, temperature = logits - logits.amax(-1, keepdim=True), max(temperature, torch.finfo(logits.dtype).tiny)
     return logits / temperature
 
 
@@ -54,11 +58,13 @@ def penalise_repetition(logits: Tensor, seen: Sequence[Sequence[int]], penalty: 
         raise ValueError(f"repetition_penalty={penalty} must be above 0; use 1 for none, more for less repetition")
     if penalty == 1:
         return logits
-    logits = logits.clone()
+    logits, limits = logits.clone(), torch.finfo(logits.dtype)
+    penalty = max(penalty, limits.tiny)
     for row, words in zip(logits, seen, strict=True):
         known = torch.tensor(sorted(set(words)), device=logits.device)
         known = known[known < len(row)]
-        row[known] = torch.where(row[known] < 0, row[known] * penalty, row[known] / penalty)
+        penalised = torch.where(row[known] < 0, row[known] * penalty, row[known] / penalty)
+        row[known] = penalised.clamp(limits.min, limits.max)  # infinite logits have no probabilities
     return logits
 
 

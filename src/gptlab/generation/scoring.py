@@ -35,24 +35,27 @@ class Score:
 
 
 def score(model: nn.Module, tokenizer: Tokenizer, text: str) -> Score:
-    """Score a text of any length; ValueError where it has nothing to predict.
+    """Score a text of any length by all of the model's rows, as training does; ValueError where it predicts nothing.
 
-    The first token is predicted from the end-of-text word, or without one only read. Past the context the window moves
-    by half of it, so that every later token is predicted from at least half a context.
+    The first token is predicted from the tokenizer's beginning, else from the end-of-text word, or without either only
+    read. Past the context the window moves by half of it, so that every later token is predicted from at least half a
+    context.
     """
     ids = tokenizer.encode(text).tolist()
-    skipped = 0
-    if tokenizer.eot is not None:
-        ids = [tokenizer.eot, *ids]
-    elif ids:
-        skipped = len(tokenizer.decode(ids[:1]).encode())
-    if len(ids) < 2:
+    skipped, before = 0, list(tokenizer.beginning)
+    if not before and tokenizer.eot is not None:
+        before = [tokenizer.eot]
+    if not before and ids:
+        before, ids = ids[:1], ids[1:]
+        skipped = len(tokenizer.decode(before).encode())
+    if not ids:
         raise ValueError("the text has no token to predict; give a longer one")
-    return Score(ids[1:], token_nats(model, ids, n_words=tokenizer.vocab_size), len(text.encode()) - skipped)
+    nats = token_nats(model, [*before, *ids])[len(before) - 1 :]
+    return Score(ids, nats, len(text.encode()) - skipped)
 
 
 @torch.no_grad()
-def token_nats(model: nn.Module, ids: Sequence[int], *, n_words: int | None = None) -> list[float]:
+def token_nats(model: nn.Module, ids: Sequence[int]) -> list[float]:
     """-log p of each token but the first, given those before it in its window."""
     context_length = model.config.context_length
     device = next(model.parameters()).device
@@ -65,6 +68,6 @@ def token_nats(model: nn.Module, ids: Sequence[int], *, n_words: int | None = No
         hidden = model.hidden(inputs[None, start:end])[0, done - start :]  # (T, D)
         output = model.output
         for part, words in zip(hidden.split(CHUNK_POSITIONS), targets[done:end].split(CHUNK_POSITIONS), strict=True):
-            log_p = torch.log_softmax(output.logits(part)[:, :n_words].float(), -1)
+            log_p = torch.log_softmax(output.logits(part).float(), -1)
             nats += (-log_p.gather(1, words[:, None])[:, 0]).tolist()
     return nats

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from gptlab.generation.config import N_DRAFT
 from gptlab.generation.decode import Draw, annotate
 from gptlab.generation.reader import Reader
 from gptlab.generation.sampling import Sampling
@@ -18,7 +19,7 @@ def speculate(
     n_tokens: int,
     sampling: Sampling,
     *,
-    n_draft: int = 4,
+    n_draft: int = N_DRAFT,
     generator: torch.Generator | None = None,
     n_words: int | None = None,
     n_top: int | None = None,

@@ -1,6 +1,6 @@
 """Tokens to text as they come."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from gptlab.data.tokenizer import Tokenizer
 
@@ -12,10 +12,18 @@ class TextStream:
     """The text of one row's tokens, in pieces that can be shown at once.
 
     A piece never ends within a character, nor within what may become a stop string. `finished` is why the row ended:
-    "stop" or "end_of_text", None while it goes on. `text` is all that was handed out.
+    "stop" or "end_of_text", None while it goes on. `text` is all that was handed out. `ends` are the ids that end a
+    text (None: the tokenizer's end-of-text word).
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], *, stop: Sequence[str] = ()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        *,
+        stop: Sequence[str] = (),
+        ends: Collection[int] | None = None,
+    ):
         if not all(stop):
             raise ValueError("stop has an empty text, which would end every answer at once; leave it out")
         for text in stop:
@@ -25,6 +33,7 @@ class TextStream:
                 raise ValueError(f"stop={text!r} can never be written: {error}") from None
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
+        self._ends = (tokenizer.eot,) if ends is None else ends
         # Some tokenizers spell a text's first word differently from a later one: the prompt's end goes before.
         self._ids = [int(token) for token in prompt[-_CONTEXT_TOKENS:]]
         self._shown = self._decoded = ""
@@ -37,7 +46,7 @@ class TextStream:
 
     def feed(self, token: int) -> str:
         """Take the next token; returns the text that it completes, often none or several characters."""
-        if token == self._tokenizer.eot:
+        if token in self._ends:
             piece = self.close()  # may end at a stop string after all
             self.finished = self.finished or "end_of_text"
             return piece

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -18,6 +18,17 @@ MEANINGS = (
     *("norm_placement", "attention_pattern", "attention_window", "feedforward", "bias", "qkv_bias", "qk_norm"),
     *("tied_head", "logit_softcap"),
 )
+# What a JSON value has to be that stands for one of our options.
+KINDS = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(DecoderConfig).items()}
+KIND_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "an object",
+    list: "a list",
+    type(None): "null",
+}
 DERIVED = {"n_kv_head": "kv_heads", "d_head": "head_width", "d_ff": "ff_width", "qkv_bias": "attention_biased"}
 
 
@@ -83,7 +94,10 @@ class Architecture:
                 )
         config = self._understood(theirs)
         config.check()
-        return config, self._of(theirs, "vocab_size")
+        vocab_size = typed("vocab_size", self._of(theirs, "vocab_size"), int)
+        if vocab_size < 1:
+            raise ValueError(f"vocab_size={vocab_size} is below 1")
+        return config, vocab_size
 
     def refusals(self, config: DecoderConfig) -> list[str]:
         """The options of a model that this architecture cannot hold, as words."""
@@ -104,7 +118,8 @@ class Architecture:
     def _understood(self, theirs: Mapping[str, Any]) -> DecoderConfig:
         ours = dict(self.always)
         for option, words in self.words.items():
-            values = {word: self._of(theirs, word) for word in ((words,) if isinstance(words, str) else words)}
+            words = (words,) if isinstance(words, str) else words
+            values = {word: typed(word, self._of(theirs, word), *KINDS[option]) for word in words}
             ours[option], *others = values.values()
             if any(value != ours[option] for value in others):
                 said = " with ".join(f"{word}={shown(value)}" for word, value in values.items())
@@ -146,6 +161,16 @@ def in_blocks(config: DecoderConfig, theirs: str, places: Mapping[str, Place]) -
         for ours, place in places.items():
             name = theirs.format(i) + place.name
             yield f"blocks.{i}.{ours}", Place(name, place.transposed, place.part, place.parts)
+
+
+def typed(word: str, value: Any, *kinds: type) -> Any:
+    """The value of a word of a foreign file; ValueError where it is of none of these kinds."""
+    if value is None and bool in kinds and type(None) not in kinds:
+        return False  # as transformers takes it
+    if type(value) in kinds or (float in kinds and type(value) is int):
+        return value
+    allowed = " or ".join(KIND_NAMES[kind] for kind in kinds)
+    raise ValueError(f"{word}={shown(value)} must be {allowed}")
 
 
 def shown(value: Any) -> str:

@@ -16,6 +16,7 @@ class Weights(ABC):
     """The tensors of one file."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    integers: frozenset[str] = frozenset()  # names of tensors that hold no floating-point numbers
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
@@ -47,9 +48,20 @@ class ForeignFolder(ABC):
     def tokenizer_file(self) -> Path | None:
         """The file with the words of its tokenizer, None where it has none that can be read."""
 
-    @abstractmethod
+    @property
+    def special_words(self) -> Mapping[str, Mapping[str, Any]]:
+        """What its files say of the words that begin and end texts, by file."""
+        return {}
+
     def tokenizer(self) -> Tokenizer | None:
-        """Its tokenizer, None where it has none that can be read."""
+        """Its tokenizer, None where it has none that can be read; ValueError where the model lacks some words."""
+        tokenizer = self._tokenizer()
+        if tokenizer is not None:
+            check_words(tokenizer, self.vocab_size, self.tokenizer_file)
+        return tokenizer
+
+    @abstractmethod
+    def _tokenizer(self) -> Tokenizer | None: ...
 
     def read(self, name: str) -> Tensor:
         """One of our tensors, in the type of the file."""
@@ -76,6 +88,21 @@ class ForeignFolder(ABC):
             there = tuple(self._home[name].shapes[name])
             if there != shape:
                 raise ValueError(f"{self.path}: {name} is {there} there, and {self.config_file} asks for {shape}")
+        whole = sorted(name for name in needed if name in self._home[name].integers)
+        if whole:
+            raise ValueError(
+                f"{self.path} holds {_counted(whole)} as whole numbers: {_some(whole)}; "
+                "gptlab reads weights that are floating-point numbers"
+            )
+
+
+def check_words(tokenizer: Tokenizer, n_rows: int, path: Path) -> None:
+    """Refuse the tokenizer of a file where the model of so many rows lacks some of its words."""
+    if tokenizer.vocab_size > n_rows:
+        raise ValueError(
+            f"{path} has {tokenizer.vocab_size:,} words and the model {n_rows:,} rows; "
+            "put the tokenizer.json there that the model was trained with"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

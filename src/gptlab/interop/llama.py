@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gptlab.interop.architecture import Architecture, Place, in_blocks, shown
+from gptlab.interop.architecture import Architecture, Place, in_blocks, shown, typed
 from gptlab.models.config import AttentionPattern, DecoderConfig, Feedforward, Norm, NormPlacement, Position
 
 WORDS = {
@@ -64,8 +64,9 @@ def _places(config: DecoderConfig) -> dict[str, Place]:
 
 def _rotation(theirs: Mapping[str, Any]) -> dict[str, Any]:
     """The base of the rotary frequencies, in the words of transformers 5 or of those before."""
-    given = theirs.get("rope_parameters") or {}
-    scaling = theirs.get("rope_scaling") or {}
+    given, scaling = (
+        typed(word, theirs.get(word), dict, type(None)) or {} for word in ("rope_parameters", "rope_scaling")
+    )
     for said, word in ((given, "rope_parameters"), (scaling, "rope_scaling")):
         kind = said.get("rope_type", said.get("type", "default"))
         if kind != "default":
@@ -77,18 +78,20 @@ def _rotation(theirs: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"partial_rotary_factor={given['partial_rotary_factor']} is what no option of gptlab expresses"
         )
-    return {"rope_theta": float(given.get("rope_theta", theirs.get("rope_theta", 10_000.0)))}
+    theta = given.get("rope_theta", theirs.get("rope_theta", 10_000.0))
+    return {"rope_theta": float(typed("rope_theta", theta, float))}
 
 
 def _all_dense(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = set(theirs.get("layer_types") or ()) - {"full_attention"}
-    if kinds:
-        raise ValueError(f"layer_types with {', '.join(sorted(kinds))} are what no option of gptlab expresses")
+    kinds = typed("layer_types", theirs.get("layer_types"), list, type(None)) or []
+    others = sorted({shown(kind) for kind in kinds} - {"full_attention"})
+    if others:
+        raise ValueError(f"layer_types with {', '.join(others)} are what no option of gptlab expresses")
     return _rotation(theirs)
 
 
 def _windowed(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    window = theirs["sliding_window"]
+    window = typed("sliding_window", theirs["sliding_window"], int, type(None))
     if window is None:
         return _rotation(theirs) | DENSE
     return _rotation(theirs) | {"attention_pattern": AttentionPattern.banded, "attention_window": window}

@@ -46,7 +46,7 @@ class OpenAIFolder(ForeignFolder):
         both = all((self.path / name).is_file() for name in ("encoder.json", "vocab.bpe"))
         return self.path / "encoder.json" if both else None
 
-    def tokenizer(self) -> Tokenizer | None:
+    def _tokenizer(self) -> Tokenizer | None:
         file = self.tokenizer_file
         return None if file is None else byte_pair_tokenizer(file, self.path / "vocab.bpe")
 

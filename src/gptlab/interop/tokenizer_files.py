@@ -20,6 +20,8 @@ def tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, dict
     """
     eot = END_OF_TEXT if tokenizer.kind != "file" else tokenizer.portable()["eot"]
     words = {} if tokenizer.eot is None else {"bos_token": eot, "eos_token": eot}
+    if len(tokenizer.beginning) == 1:
+        words["bos_token"] = tokenizer.decode(tokenizer.beginning)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,

@@ -6,19 +6,22 @@ import pickle
 import re
 import struct
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptlab.data.tokenizer import FileTokenizer, Tokenizer
-from gptlab.interop.architecture import Architecture, Place, joined
+from gptlab.interop.architecture import Architecture, Place, joined, shown, typed
 from gptlab.interop.foreign_folder import ForeignFolder, Weights, read_json
 from gptlab.interop.gpt2 import GPT1, GPT2
 from gptlab.interop.llama import LLAMA, MISTRAL, QWEN2
+from gptlab.interop.special_words import SpecialWords, end_of_text, read_special_words
 from gptlab.interop.tokenizer_files import byte_pair_tokenizer, tokenizer_files
 from gptlab.models.config import DecoderConfig
 
@@ -35,7 +38,9 @@ OLDER_TOKENIZER = ("vocab.json", "merges.txt")
 GPT2_TOKENIZERS = ("GPT2Tokenizer", "GPT2TokenizerFast")
 HEAD = "lm_head.weight"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "merges.txt"]
+HUB_FILES = ["*.json", "model*.safetensors", "tokenizer*", "merges.txt"]
+HUB_ELSEWHERE = ["*/*"]  # the same weights for other programs
+HUB_PICKLES = ["pytorch_model*.bin"]  # where there are no safetensors
 # How safetensors calls the types of numbers.
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
@@ -53,9 +58,9 @@ class TransformersFolder(ForeignFolder):
             )
         options = read_json(path / "config.json")
         kind = options.get("model_type")
-        if kind not in ARCHITECTURES:
+        if not isinstance(kind, str) or kind not in ARCHITECTURES:
             raise ValueError(
-                f"{path / 'config.json'}: model_type={kind} is not known here; known: {', '.join(ARCHITECTURES)}"
+                f"{path / 'config.json'}: model_type={shown(kind)} is not known here; known: {', '.join(ARCHITECTURES)}"
             )
         super().__init__(path, ARCHITECTURES[kind], options, _open_weights(path))
 
@@ -69,12 +74,15 @@ class TransformersFolder(ForeignFolder):
         older = known and all((self.path / name).is_file() for name in OLDER_TOKENIZER)
         return self.path / OLDER_TOKENIZER[0] if older else None
 
-    def tokenizer(self) -> Tokenizer | None:
+    @property
+    def special_words(self) -> SpecialWords:
+        return read_special_words(self.path)
+
+    def _tokenizer(self) -> Tokenizer | None:
         path, settings = self.tokenizer_file, self._tokenizer_settings()
         if path is None:
             return None
-        eot = settings.get("eos_token")
-        eot = eot["content"] if isinstance(eot, dict) else eot
+        eot = end_of_text(self.special_words)
         if path.name in OLDER_TOKENIZER:
             added = self.path / "added_tokens.json"
             return byte_pair_tokenizer(
@@ -83,10 +91,7 @@ class TransformersFolder(ForeignFolder):
                 add_prefix_space=settings.get("add_prefix_space", False),
                 eot=eot,
             )
-        try:
-            return FileTokenizer(path.read_text(encoding="utf-8"), eot)
-        except Exception as error:  # the tokenizers library raises plain Exception
-            raise ValueError(f"{path} is not a tokenizer.json of the tokenizers library ({error})") from error
+        return FileTokenizer.read(path, eot)
 
     def _tokenizer_settings(self) -> dict[str, Any]:
         path = self.path / "tokenizer_config.json"
@@ -117,7 +122,10 @@ class _Safetensors(Weights):
         self._open = lambda: safe_open(path, framework="pt")
         try:
             with self._open() as file:
-                self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+                kinds = {name: part.get_dtype() for name, part in slices.items()}
+                self.integers = frozenset(name for name, kind in kinds.items() if kind[0] in "IUB" and kind != "BF16")
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is damaged or not safetensors ({error})") from error
 
@@ -128,26 +136,36 @@ class _Safetensors(Weights):
 
 class _Pickled(Weights):
     def __init__(self, path: Path):
+        self._path = path
+        with open(path, "rb") as file:
+            head = file.read(2)
+        if head != b"PK" and head[:1] != b"\x80":  # an archive, or a pickle
+            raise ValueError(f"{path} is damaged or no file of PyTorch; fetch it again")
+        tensors = self._load()
+        if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+            raise ValueError(f"{path} holds no tensors by name; ask for the weights as safetensors")
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self.integers = frozenset(name for name, tensor in tensors.items() if not tensor.is_floating_point())
+        # An archive is mapped, and opened anew for each tensor; what PyTorch wrote before 1.6 cannot be.
+        self._tensors = None if head == b"PK" else tensors
+
+    def read(self, name: str) -> Tensor:
+        return (self._load() if self._tensors is None else self._tensors)[name]
+
+    def _load(self) -> Any:
+        mapped = zipfile.is_zipfile(self._path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of how the file was pickled
-                try:
-                    self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                except RuntimeError:  # the format before PyTorch 1.6 cannot be mapped
-                    self._tensors = torch.load(path, map_location="cpu", weights_only=True)
+                return torch.load(self._path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             raise ValueError(
-                f"{path} is refused: it holds more than tensors, and reading it would run code that came with it; "
-                "ask for the weights as safetensors"
+                f"{self._path} is refused: it holds more than tensors, and reading it would run code that came with "
+                "it; ask for the weights as safetensors"
             ) from error
         except Exception as error:
-            raise ValueError(f"{path} is damaged or holds no weights ({str(error).splitlines()[0]})") from error
-        if not isinstance(self._tensors, dict) or not all(isinstance(t, Tensor) for t in self._tensors.values()):
-            raise ValueError(f"{path} holds no tensors by name; ask for the weights as safetensors")
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self._tensors[name]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{self._path} is damaged or holds no weights ({reason}); fetch it again") from error
 
 
 def _open_weights(folder: Path) -> Iterator[Weights]:
@@ -156,7 +174,11 @@ def _open_weights(folder: Path) -> Iterator[Weights]:
         raise ValueError(f"{folder} has a config.json and no weights; it needs one of {', '.join(WEIGHT_FILES)}")
     names = [found]
     if found.endswith(".index.json"):
-        names = sorted(set(read_json(folder / found).get("weight_map", {}).values()))
+        try:
+            places = typed("weight_map", read_json(folder / found).get("weight_map"), dict)
+            names = sorted({typed(f"weight_map.{name}", file, str) for name, file in places.items()})
+        except ValueError as error:
+            raise ValueError(f"{folder / found}: {error}") from error
     for name in names:
         if Path(name).name != name:
             raise ValueError(f"{folder / found} names {name}, which is outside the folder")
@@ -180,7 +202,10 @@ def from_hub(name: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=HUB_ELSEWHERE))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(name, allow_patterns=HUB_PICKLES, ignore_patterns=HUB_ELSEWHERE)
+        return folder
     except Exception as error:  # of the network, of the hub, of the cache: each library has its own
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
@@ -207,29 +232,41 @@ def write_folder(
     tokenizer: Tokenizer | None,
     *,
     card: str,
+    special_words: SpecialWords = MappingProxyType({}),
 ) -> None:
     """Write a model into the empty folder `path`, so that transformers' Auto classes open it.
 
-    `tensor` gives our tensors by name; one at a time is in memory. `card` is the README.md.
+    `tensor` gives our tensors by name; one at a time is in memory. `card` is the README.md. `special_words` are
+    those of the folder that the model once came from; without, a text begins and ends as the tokenizer has it.
     """
     architecture = architecture_for(config)
     vocab_size = len(tensor("tok_emb.weight"))
-    ids = (
-        {}
-        if tokenizer is None or tokenizer.eot is None
-        else dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eot)
-    )
-    # What is not said is filled in by transformers with ids of its own, which stand for other words here.
-    ids = ids or dict.fromkeys(("bos_token_id", "eos_token_id"))
-    dtype = tensor("tok_emb.weight").dtype
-    content = architecture.write_config(config, vocab_size) | ids | {"dtype": str(dtype).removeprefix("torch.")}
-    _write_json(path / "config.json", content)
-    _write_json(path / "generation_config.json", {"_from_model_config": True, **ids})
+    special = special_words or _usual_words(tokenizer, vocab_size)
+    dtype = {"dtype": str(tensor("tok_emb.weight").dtype).removeprefix("torch.")}
+    _write_json(path / "config.json", architecture.write_config(config, vocab_size) | dtype | special["config.json"])
+    usual = {"_from_model_config": True, **special["config.json"]}
+    _write_json(path / "generation_config.json", special.get("generation_config.json", usual))
     if tokenizer is not None:
-        for name, value in tokenizer_files(tokenizer, config.context_length).items():
+        files = tokenizer_files(tokenizer, config.context_length)
+        files["tokenizer_config.json"] |= special.get("tokenizer_config.json", {})
+        for name, value in files.items():
             _write_json(path / name, value)
     (path / "README.md").write_text(card, encoding="utf-8")
     _write_safetensors(path / "model.safetensors", architecture.places(config), tensor)
+
+
+def _usual_words(tokenizer: Tokenizer | None, n_rows: int) -> SpecialWords:
+    """What config.json and generation_config.json say of a model whose words are those of its tokenizer."""
+    first = last = None if tokenizer is None else tokenizer.eot
+    if tokenizer is not None and len(tokenizer.beginning) == 1:
+        (first,) = tokenizer.beginning
+    # What is not said is filled in by transformers with ids of its own, which stand for other words here.
+    ids = {"bos_token_id": first, "eos_token_id": last}
+    n_words = n_rows if tokenizer is None else tokenizer.vocab_size
+    if n_words == n_rows:
+        return {"config.json": ids}
+    # Rows without a word are never drawn here either. They stay, since losses are over all rows.
+    return {"config.json": ids, "generation_config.json": ids | {"suppress_tokens": [*range(n_words, n_rows)]}}
 
 
 def _write_safetensors(path: Path, places: dict[str, Place], tensor: Callable[[str], Tensor]) -> None:

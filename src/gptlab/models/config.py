@@ -127,6 +127,10 @@ class DecoderConfig(ModelConfig):
         return self.dropout if rate is None else rate
 
     def check(self) -> None:
+        if self.init_from == "":
+            raise ValueError(
+                "model.init_from= is empty; name a run folder, a .ckpt file or a transformers folder, or leave it out"
+            )
         for name in (
             *("context_length", "n_layer", "n_head", "d_model", "vocab_size", "n_kv_head", "d_head", "d_ff"),
             "attention_window",

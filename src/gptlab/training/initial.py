@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gptlab.data.tokenizer import Tokenizer
 from gptlab.interop.architecture import differences
 from gptlab.interop.foreign_folder import ForeignFolder
 from gptlab.interop.openai_checkpoint import OpenAIFolder, is_openai_folder
@@ -13,6 +14,7 @@ from gptlab.interop.transformers_folder import TransformersFolder, from_hub, is_
 from gptlab.models.config import DecoderConfig, model_from_plain
 from gptlab.training import checkpoint
 from gptlab.training.shards import fill
+from gptlab.training.vocabulary import tokenizer_of
 
 
 def load_initial(model: nn.Module, config: DecoderConfig, vocab_size: int) -> None:
@@ -26,11 +28,12 @@ def load_initial(model: nn.Module, config: DecoderConfig, vocab_size: int) -> No
         fill(parameter, value[: len(parameter)] if name == "pos_emb.weight" else value)
 
 
-def open_initial(config: DecoderConfig, vocab_size: int) -> Callable[[str], Tensor]:
+def open_initial(config: DecoderConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Callable[[str], Tensor]:
     """What reads the weights that `model.init_from` names, tensor by tensor; none is read yet.
 
     ValueError where there are none, or they are of a model that computes something else, with the words that would
-    make this one the same.
+    make this one the same. `tokenizer` (None: not looked at) has to be the one they were trained with, as far as they
+    tell.
     """
     source = open_weights(config.init_from, "model.init_from")
     if isinstance(source, ForeignFolder):
@@ -40,13 +43,39 @@ def open_initial(config: DecoderConfig, vocab_size: int) -> Callable[[str], Tens
         theirs, read = model_from_plain(state["config"]["model"]), state["model"].__getitem__
         rows = len(read("tok_emb.weight"))
     words = differences(theirs, config)
-    if vocab_size != rows:
+    other = None if tokenizer is None else _other_tokenizer(source, config.init_from, tokenizer)
+    if other:
+        words.append(other)
+    elif vocab_size != rows and (tokenizer is None or tokenizer.vocab_size <= rows):
         words.append(f"model.vocab_size={rows}")
+    elif vocab_size != rows:
+        words.append(f"model.vocab_size={rows} and a tokenizer of no more words than that")
     if config.context_length > theirs.context_length:
         words.append(f"model.context_length={theirs.context_length}")
     if words:
-        raise ValueError(f"model.init_from={config.init_from} holds another model; add {' '.join(words)}")
+        what = "was trained with another tokenizer" if words == [other] else "holds another model"
+        raise ValueError(f"model.init_from={config.init_from} {what}; add {' '.join(words)}")
     return read
+
+
+def _other_tokenizer(source: ForeignFolder | tuple[Path, dict[str, Any]], name: str, own: Tokenizer) -> str | None:
+    """The words that name the tokenizer of the weights at `name` where it is another than `own`."""
+    if isinstance(source, ForeignFolder):
+        theirs = source.tokenizer()
+        if theirs is None or own.agrees_with(theirs):
+            return None
+        file = source.tokenizer_file
+        return f"tokenizer=file tokenizer.path={file}" if file.name == "tokenizer.json" else "tokenizer=gpt2"
+    path, state = source
+    if state["tokenizer"] in ("", own.fingerprint):
+        return None
+    theirs = tokenizer_of(path, state)
+    if theirs is not None and own.agrees_with(theirs):  # GPT-2's, from a file there and by its name here
+        return None
+    said = state["config"]["tokenizer"]
+    words = [f"tokenizer.{word}={value}" for word, value in said.items() if word != "kind" and value is not None]
+    learned = f" and the data of {name}" if said["kind"] in ("bpe", "char") else ""
+    return " ".join([f"tokenizer={said['kind']}", *words]) + learned
 
 
 def open_weights(name: str, word: str) -> ForeignFolder | tuple[Path, dict[str, Any]]:

@@ -71,7 +71,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
                 f"{source} is at step {start:,} and the budget is {plan.n_steps:,} steps; raise the budget to go on"
             )
         if config.model.init_from is not None and start == 0:
-            open_initial(config.model, vocab_size)  # whether it fits; it is read when the model is built
+            open_initial(
+                config.model, vocab_size, data.tokenizer
+            )  # whether it fits; it is read when the model is built
         datamodule.start_step = start
         module = _module(config, data, plan, objective, layout, start)
         columns = _columns(config, devices, datamodule, _metrics_source(folder, source))

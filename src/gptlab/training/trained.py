@@ -1,0 +1,53 @@
+"""A trained model to write with, from wherever it is."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from gptlab.data.tokenizer import Tokenizer
+from gptlab.interop.foreign_folder import ForeignFolder
+from gptlab.interop.special_words import end_ids
+from gptlab.models.build import shape_model
+from gptlab.models.config import model_from_plain
+from gptlab.training import checkpoint
+from gptlab.training.initial import open_weights
+from gptlab.training.vocabulary import run_of, tokenizer_of
+
+
+class Trained(NamedTuple):
+    """A model, its tokenizer, and the ids of the words that end its texts."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    ends: frozenset[int]
+
+
+def load_model(name: str, word: str = "run") -> Trained:
+    """The model at a path or of a hub name, in float32 on the CPU; `word` is what the user said it with.
+
+    ValueError where there is no model, where its weights do not fit, and where it has no tokenizer.
+    """
+    source = open_weights(name, word)
+    if isinstance(source, ForeignFolder):
+        tokenizer, special = source.tokenizer(), source.special_words
+        if tokenizer is None:
+            raise ValueError(f"{word}={name} has no tokenizer that can be read; put the model's tokenizer.json there")
+        model = shape_model(source.config, source.vocab_size).to_empty(device="cpu")
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                parameter.copy_(source.read(key))
+    else:
+        path, state = source
+        tokenizer, special = tokenizer_of(path, state), state.get("special_words", {})
+        if tokenizer is None:
+            raise ValueError(
+                f"{path} has no tokenizer: there is no {run_of(path) / 'tokenizer.json'}; "
+                "put the tokenizer.json there that it was trained with"
+            )
+        config = model_from_plain(state["config"]["model"])
+        model = shape_model(config, len(state["model"]["tok_emb.weight"])).to_empty(device="cpu")
+        checkpoint.restore_model(model, state["model"])
+    said = end_ids(special)
+    usual = frozenset() if tokenizer.eot is None else frozenset({tokenizer.eot})
+    return Trained(model.eval(), tokenizer, said or usual)
