@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptlab.data.config import BpeConfig, DataConfig, StdlibConfig, TokenizerConfig
 from gptlab.models.config import DecoderConfig, ModelConfig
-from gptlab.objectives.config import CausalLMConfig, ObjectiveConfig
+from gptlab.objectives.config import OBJECTIVES, CausalLMConfig, ObjectiveConfig
 from gptlab.training.config import (
     DECAYS,
     WARMUPS,
@@ -122,6 +122,7 @@ class RunConfig:
             self.callbacks,
         ):
             part.check()
+        self._check_objective()
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} is outside 0 to {2**32 - 1}")
         for name in ("run_dir", "name"):
@@ -139,6 +140,16 @@ class RunConfig:
         if devices is None and per_node is not None:
             devices = per_node * self.trainer.num_nodes
         self._check_spread(devices)
+
+    def _check_objective(self) -> None:
+        architecture = self.model.architecture
+        if architecture in self.objective.architectures:
+            return
+        fitting = [name for name, kind in OBJECTIVES.items() if architecture in kind.architectures]
+        raise ValueError(
+            f"objective={self.objective.name} does not fit a model with architecture={architecture}, "
+            + (f"but objective={' or '.join(fitting)} does" if fitting else "and none yet does: it cannot be trained")
+        )
 
     def _check_budget(self) -> None:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
