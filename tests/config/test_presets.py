@@ -8,6 +8,8 @@ from gptlab import compose
 from gptlab.config import RunConfig
 from gptlab.costs import parameter_counts
 from gptlab.models.build import shape_model
+from gptlab.models.config import EncoderDecoderConfig
+from gptlab.training.config import Sharding, StrategyConfig
 
 PRESETS = [(group, name) for group, names in compose.groups().items() for name in names]
 COUNTS = {
@@ -146,3 +148,9 @@ def test_each_model_can_be_smoked(name, monkeypatch):
 def test_a_word_replaces_the_presets_way_to_say_it(monkeypatch):
     config = composed(monkeypatch, "model=gpt3_125m", "schedule.warmup_steps=10", "budget_steps=20")
     assert (config.schedule.warmup_tokens, config.budget_tokens) == (None, None)
+
+
+def test_tensor_parallelism_does_not_fit_biases_of_positions():
+    config = RunConfig(model=EncoderDecoderConfig(), strategy=StrategyConfig(name=Sharding.tp))
+    with pytest.raises(ValueError, match=r"strategy=tp divides heads over 2 devices, .* use strategy=fsdp"):
+        config._check_spread(2)

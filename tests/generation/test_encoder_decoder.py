@@ -21,12 +21,18 @@ from gptlab.models.build import build_model
 PROMPTS = [[5, 9, 33, 2, 40, 8, 21, 1], [7, 1], [30, 31, 32, 1]]
 
 
-@pytest.fixture(params=["t5 few buckets", "t5 five heads", "t5 1.1"])
+@pytest.fixture(params=["t5 few buckets", "t5 tied, not scaled", "t5 1.1"])
 def pair(request, tmp_path):
-    folder = TransformersFolder(T5S[request.param].save(tmp_path / "theirs"))
+    theirs = T5S[request.param].model()
+    with torch.no_grad():  # or the likeliest word would be the same at each step
+        theirs.shared.weight *= 0.3
+        for name, parameter in theirs.named_parameters():
+            parameter *= 30 if "relative_attention_bias" in name else 1
+    theirs.save_pretrained(tmp_path / "theirs")
+    folder = TransformersFolder(tmp_path / "theirs")
     ours = build_model(folder.config, folder.vocab_size, seed=0).eval()
     ours.load_state_dict(dict(folder.tensors()))
-    return T5S[request.param].model(), ours
+    return theirs, ours
 
 
 @pytest.fixture
@@ -48,13 +54,17 @@ def drawn(reader, n_tokens, sampling, **options):
     return rows
 
 
+@pytest.mark.parametrize("penalty", [1.0, 1.7])  # with one the text does not run into a circle
 @pytest.mark.parametrize("cached", [True, False])
-def test_greedy_equals_transformers(pair, cached):
+def test_greedy_equals_transformers(pair, cached, penalty):
     theirs, ours = pair
     n_tokens = 530 if cached else 30  # beyond the context, which relative positions do not know
-    expected = theirs.generate(**padded(), max_new_tokens=n_tokens, do_sample=False, eos_token_id=None)
+    how = {"do_sample": False, "eos_token_id": None, "repetition_penalty": penalty}
+    expected = theirs.generate(**padded(), max_new_tokens=n_tokens, **how).tolist()
     reader = Reader(ours, PROMPTS, n_more=n_tokens, cached=cached)
-    assert [[0, *row] for row in drawn(reader, n_tokens, Sampling(temperature=0.0))] == expected.tolist()
+    rows = drawn(reader, n_tokens, Sampling(temperature=0.0, repetition_penalty=penalty))
+    assert [[0, *row] for row in rows] == expected
+    assert penalty == 1 or len({token for row in rows for token in row}) > 8
 
 
 def test_rows_end_one_by_one(pair):
@@ -122,7 +132,7 @@ def test_precisions(pair, precision):
     theirs, ours = pair
     reference = theirs(**padded(), decoder_input_ids=torch.zeros((3, 1), dtype=torch.int64)).logits[:, 0]
     reader = Reader(prepare(ours, precision, torch.device("cpu")), PROMPTS, n_more=4)
-    near = {Precision.float32: 1e-4, Precision.bfloat16: 0.05, Precision.int8: 0.2}[precision]
+    near = {Precision.float32: 1e-4, Precision.bfloat16: 0.15, Precision.int8: 0.2}[precision]
     assert (reader.logits.float() - reference).abs().max() <= near * reference.abs().max()
     assert len(drawn(reader, 4, Sampling(temperature=0.0))[0]) == 4
 
@@ -132,6 +142,12 @@ def test_a_draft_model_changes_nothing_at_temperature_zero(ours):
     greedy = Sampling(temperature=0.0)
     expected = drawn(Reader(ours, PROMPTS[:1], n_more=20), 20, greedy)[0]
     assert [one.token for one in speculate(ours, draft, PROMPTS[0], 20, greedy)] == expected
+
+
+def test_a_context_that_is_said_is_obeyed(ours):
+    readers = [Reader(ours, PROMPTS, n_more=30, context_length=8, cached=cached) for cached in (True, False)]
+    rows = [drawn(reader, 30, Sampling(temperature=0.0)) for reader in readers]
+    assert rows[0] == rows[1] != drawn(Reader(ours, PROMPTS, n_more=30), 30, Sampling(temperature=0.0))
 
 
 def test_from_python(ours):

@@ -5,6 +5,8 @@ import torch
 
 from gptlab.data.tokenizer import ByteTokenizer, CharTokenizer, FileTokenizer
 from gptlab.generation.scoring import score, token_nats
+from gptlab.models.build import build_model
+from gptlab.models.config import EncoderConfig
 from gptlab.objectives.causal_lm import CausalLM
 from gptlab.objectives.config import CausalLMConfig
 
@@ -74,3 +76,9 @@ def test_a_tokenizers_own_beginning_goes_first(small):
     result = score(model, tokenizer, "ab")
     assert tokenizer.eot == 1 and result.tokens == [2, 3] and result.n_bytes == 2
     assert result.nats == pytest.approx(token_nats(model, [0, 2, 3]))
+
+
+def test_only_a_decoder_predicts_a_text():
+    model = build_model(EncoderConfig(n_layer=1, n_head=2, d_model=8), 256, seed=0)
+    with pytest.raises(ValueError, match="architecture=encoder does not predict a text; use a decoder"):
+        token_nats(model, [1, 2])

@@ -1,6 +1,7 @@
 """BERT and T5 in and out of transformers: bits, old files, refusals, and `gptlab convert`."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,16 @@ import transformers
 from interop.foreign import BERTS, T5S, WORDS, bert, said, t5
 from safetensors.torch import load_file, save_file
 
+from gptlab.data.tokenizer import ByteTokenizer
+from gptlab.generation.decode import decode
+from gptlab.generation.reader import Reader
+from gptlab.generation.sampling import Sampling
 from gptlab.interop.architecture import differences
 from gptlab.interop.t5 import T5
-from gptlab.interop.transformers_folder import ARCHITECTURES, TransformersFolder, architecture_for
+from gptlab.interop.transformers_folder import ARCHITECTURES, TransformersFolder, architecture_for, write_folder
 from gptlab.models.build import build_model
 from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, Feedforward, Heads
+from gptlab.training.initial import open_initial
 
 CASES = BERTS | T5S
 
@@ -159,3 +165,28 @@ def test_what_transformers_has_not_is_refused(config, message):
 
 def test_another_architecture_is_told_by_its_name():
     assert differences(EncoderConfig(), DecoderConfig()) == ["a model with model.architecture=encoder"]
+
+
+def test_a_t5_of_ones_own_writes_there_as_here(tmp_path):
+    config = EncoderDecoderConfig(n_layer=2, n_head=3, d_head=5, d_model=24, start_id=7, vocab_size=260)
+    model = build_model(config, 260, seed=0).eval()
+    tokenizer = ByteTokenizer()
+    write_folder(tmp_path, config, model.state_dict().__getitem__, tokenizer, card="")
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("It was", return_tensors="pt").input_ids
+    assert ids.tolist() == [tokenizer.encode("It was").tolist()]
+    expected = theirs.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)[0].tolist()
+    assert expected[0] == 7
+    reader = Reader(model, ids.tolist(), n_more=20, n_words=tokenizer.vocab_size)
+    draws = [one.token for (one,) in decode(reader, 20, Sampling(temperature=0.0))]
+    assert draws[: len(expected) - 1] == expected[1:]
+    again = TransformersFolder(tmp_path)
+    assert again.config.start_id == 7 and again.tokenizer().agrees_with(tokenizer)
+
+
+def test_positions_of_a_t5_have_no_end(tmp_path):
+    path = T5S["t5"].save(tmp_path / "t5")
+    config = TransformersFolder(path).config
+    open_initial(replace(config, context_length=4096, init_from=str(path)), WORDS)
+    with pytest.raises(ValueError, match=r"add a model with model\.architecture=encoder_decoder"):
+        open_initial(EncoderConfig(init_from=str(path)), WORDS)

@@ -52,7 +52,7 @@ class Reader:
             filled = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]  # (B, S)
             self.memory = model.encode(tokens, None if filled.all() else filled)
             prompts = [[model.config.start_id]] * len(prompts)
-            self.context_length = max(self.context_length, 1 + (n_more or 0))
+            self.context_length = context_length or max(self.context_length, 1 + (n_more or 0))
         self.sequences = [list(prompt) for prompt in prompts]
         self.starts = self._window_starts()
         self.cache = None
