@@ -5,7 +5,17 @@ from torch.utils.flop_counter import FlopCounterMode
 import gptlab.nn.loss as loss
 from gptlab import costs
 from gptlab.models.build import build_model, shape_model
-from gptlab.models.config import AttentionPattern, DecoderConfig, Feedforward, Norm, NormPlacement, Position
+from gptlab.models.config import (
+    AttentionPattern,
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    Feedforward,
+    Heads,
+    Norm,
+    NormPlacement,
+    Position,
+)
 from gptlab.training.config import Layout, Sharding, StrategyConfig
 
 SMALL = {"n_layer": 3, "n_head": 4, "d_model": 32, "context_length": 16}
@@ -50,6 +60,29 @@ def test_parameter_counts_equal_the_built_models(config):
         "active": count(model.parameters()),
     }
     assert counts == built
+
+
+@pytest.mark.parametrize("heads", Heads)
+def test_an_encoders_parts(heads):
+    config = EncoderConfig(**SMALL, heads=heads, d_head=6, d_ff=50, n_segment=3)
+    model, counts = shape_model(config, 40), costs.parameter_counts(config, 40)
+    assert counts["attention"] == sum(count(block.attn.parameters()) for block in model.blocks)
+    assert counts["feedforward"] == sum(count(block.ffn.parameters()) for block in model.blocks)
+    assert counts["pooler"] == (0 if model.pooler is None else count(model.pooler.parameters()))
+    assert counts["head"] == sum(count(part.parameters()) for part in (model.mlm, model.nsp) if part is not None)
+    assert counts["total"] == count(model.parameters())
+
+
+@pytest.mark.parametrize("feedforward", Feedforward)
+@pytest.mark.parametrize("options", [{}, {"n_decoder_layer": 1, "tied_head": False, "d_head": 5, "d_ff": 50}], ids=str)
+def test_an_encoder_decoders_parts(options, feedforward):
+    config = EncoderDecoderConfig(**SMALL, **options, feedforward=feedforward)
+    model, counts = shape_model(config, 40), costs.parameter_counts(config, 40)
+    cross = sum(count(block.cross.parameters()) for block in model.decoder.blocks)
+    assert counts["attention"] == cross + sum(count(block.attn.parameters()) for block in model.blocks)
+    assert counts["feedforward"] == sum(count(block.ffn.parameters()) for block in model.blocks)
+    assert counts["norm"] == sum(count([p]) for name, p in model.named_parameters() if "norm" in name)
+    assert counts["total"] == count(model.parameters())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptlab.data.config import BpeConfig, DataConfig, StdlibConfig, TokenizerConfig
 from gptlab.models.config import DecoderConfig, ModelConfig
-from gptlab.objectives.config import CausalLMConfig, ObjectiveConfig
+from gptlab.objectives.config import OBJECTIVES, CausalLMConfig, ObjectiveConfig
 from gptlab.training.config import (
     DECAYS,
     WARMUPS,
@@ -123,6 +123,7 @@ class RunConfig:
             self.callbacks,
         ):
             part.check()
+        self._check_objective()
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} is outside 0 to {2**32 - 1}")
         for name in ("run_dir", "name"):
@@ -155,6 +156,16 @@ class RunConfig:
                 "off; leave that out, or use callbacks.spike.action=skip"
             )
 
+    def _check_objective(self) -> None:
+        architecture = self.model.architecture
+        if architecture in self.objective.architectures:
+            return
+        fitting = [name for name, kind in OBJECTIVES.items() if architecture in kind.architectures]
+        raise ValueError(
+            f"objective={self.objective.name} does not fit a model with architecture={architecture}, "
+            + (f"but objective={' or '.join(fitting)} does" if fitting else "and none yet does: it cannot be trained")
+        )
+
     def _check_budget(self) -> None:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
@@ -183,6 +194,11 @@ class RunConfig:
     def _check_spread(self, devices: int | None) -> None:
         layout = self.strategy.layout(devices, self.trainer.num_nodes) if devices else Layout()
         tensor = layout.tensor
+        if tensor > 1 and self.model.architecture == "encoder_decoder":
+            raise ValueError(
+                f"strategy={self.strategy.name.value} divides heads over {tensor} devices, and those of an "
+                "encoder-decoder share biases of positions; use strategy=fsdp"
+            )
         for name, size in (("n_head", self.model.n_head), ("n_kv_head", self.model.kv_heads)):
             if size % tensor:
                 fits = " or ".join(str(n) for n in range(2, size + 1) if size % n == 0)

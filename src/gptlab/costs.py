@@ -1,6 +1,16 @@
 """What a run costs, before it starts: parameters, floating-point operations and bytes, by arithmetic alone."""
 
-from gptlab.models.config import DecoderConfig, Feedforward, Norm, NormPlacement, Position
+from gptlab.models.config import (
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    Feedforward,
+    Heads,
+    ModelConfig,
+    Norm,
+    NormPlacement,
+    Position,
+)
 from gptlab.training.config import SHARDED, Layout, Recompute, Sharding, StrategyConfig
 
 LOGITS_CHUNK = 2**27  # at most so many logits exist at a time on a GPU (nn/loss.py)
@@ -16,25 +26,65 @@ PRECISIONS = {
 OPTIMIZERS = ("adamw", "muon")
 
 
-def parameter_counts(config: DecoderConfig, vocab_size: int) -> dict[str, int]:
+def parameter_counts(config: ModelConfig, vocab_size: int) -> dict[str, int]:
     """Count parameters by part; a tied head counts as embedding, `active` are those that one token uses."""
-    c = config
+    parts = PARTS[type(config)](config, vocab_size)
+    total = sum(parts.values())
+    return parts | {"total": total, "active": total}
+
+
+def _decoder_parts(c: DecoderConfig, vocab_size: int) -> dict[str, int]:
     bias, qkv_bias = int(c.bias), int(c.attention_biased)
     queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
     attention = (c.d_model + qkv_bias) * (queries + 2 * keys) + (queries + bias) * c.d_model
-    n_up = 2 if c.feedforward is Feedforward.swiglu else 1
-    feedforward = n_up * (c.d_model + bias) * c.ff_width + (c.ff_width + bias) * c.d_model
     norm = c.d_model * (1 + bias if c.norm is Norm.layernorm else 1)
-    parts = {
+    return {
         "embedding": vocab_size * c.d_model,
         "position": c.context_length * c.d_model if c.position is Position.learned else 0,
         "attention": c.n_layer * attention,
-        "feedforward": c.n_layer * feedforward,
+        "feedforward": c.n_layer * _feedforward(c, bias),
         "norm": _n_norms(c) * norm,
         "head": 0 if c.tied_head else vocab_size * c.d_model,
     }
-    total = sum(parts.values())
-    return parts | {"total": total, "active": total}
+
+
+def _encoder_parts(c: EncoderConfig, vocab_size: int) -> dict[str, int]:
+    queries, norm, square = c.n_head * c.head_width, 2 * c.d_model, (c.d_model + 1) * c.d_model
+    words, sentence = c.heads is not Heads.none, c.heads is Heads.pretraining
+    return {
+        "embedding": vocab_size * c.d_model,
+        "position": (c.context_length + c.n_segment) * c.d_model,
+        "attention": c.n_layer * (3 * (c.d_model + 1) * queries + (queries + 1) * c.d_model),
+        "feedforward": c.n_layer * _feedforward(c, 1),
+        "norm": (2 * c.n_layer + 1) * norm,
+        "pooler": 0 if c.heads is Heads.masked_lm else square,
+        "head": words * (square + norm + vocab_size) + sentence * 2 * (c.d_model + 1),
+    }
+
+
+def _encoder_decoder_parts(c: EncoderDecoderConfig, vocab_size: int) -> dict[str, int]:
+    n_encoder, n_decoder = c.n_layer, c.decoder_layers
+    return {
+        "embedding": vocab_size * c.d_model,
+        "position": 2 * c.n_position_bucket * c.n_head,
+        "attention": (n_encoder + 2 * n_decoder) * 4 * c.d_model * c.n_head * c.head_width,
+        "feedforward": (n_encoder + n_decoder) * _feedforward(c, 0),
+        "norm": (2 * n_encoder + 3 * n_decoder + 2) * c.d_model,
+        "head": 0 if c.tied_head else vocab_size * c.d_model,
+    }
+
+
+PARTS = {
+    DecoderConfig: _decoder_parts,
+    EncoderConfig: _encoder_parts,
+    EncoderDecoderConfig: _encoder_decoder_parts,
+}
+
+
+def _feedforward(c: ModelConfig, bias: int) -> int:
+    """Count the parameters of one feed-forward sublayer."""
+    n_up = 2 if c.feedforward.gated else 1
+    return n_up * (c.d_model + bias) * c.ff_width + (c.ff_width + bias) * c.d_model
 
 
 def flops_per_token(config: DecoderConfig, vocab_size: int, context_length: int) -> dict[str, int]:
@@ -108,9 +158,11 @@ def memory_bytes(
 def _activation_bytes(c: DecoderConfig, recompute: Recompute, activation: int, stream: int) -> int:
     """What one token leaves for the backward pass."""
     queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
-    gates = 2 if c.feedforward is Feedforward.swiglu else 1
+    gates = 2 if c.feedforward.gated else 1
+    # A rectifier needs its output alone, which the next matrix keeps anyway.
+    before = 0 if c.feedforward is Feedforward.relu else gates
     products = (
-        2 * queries + 2 * keys + gates * c.ff_width
+        2 * queries + 2 * keys + before * c.ff_width
     )  # q, k, v, what they mix, and what goes into the nonlinearity
     rest = (
         2 * c.d_model + gates * c.ff_width + (queries + keys if c.qk_norm else 0)
@@ -133,5 +185,5 @@ def _n_norms(c: DecoderConfig) -> int:
 def _hidden_matrices(c: DecoderConfig) -> int:
     """Count the weights of all blocks' matrices."""
     queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
-    n_matrices = 3 if c.feedforward is Feedforward.swiglu else 2
+    n_matrices = 3 if c.feedforward.gated else 2
     return c.n_layer * c.d_model * (2 * queries + 2 * keys + n_matrices * c.ff_width)

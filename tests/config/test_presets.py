@@ -5,8 +5,11 @@ import sys
 import pytest
 
 from gptlab import compose
+from gptlab.config import RunConfig
 from gptlab.costs import parameter_counts
 from gptlab.models.build import shape_model
+from gptlab.models.config import EncoderDecoderConfig
+from gptlab.training.config import Sharding, StrategyConfig
 
 PRESETS = [(group, name) for group, names in compose.groups().items() for name in names]
 COUNTS = {
@@ -27,7 +30,26 @@ COUNTS = {
     "llama_1b": 1_235_814_400,
     "llama_3b": 3_212_749_824,
     "llama_8b": 8_030_261_248,
+    # with the heads of pretraining; BERT is counted up to the pooler below
+    "bert_base": 110_106_428,
+    "bert_large": 336_226_108,
+    "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
+    "t5_large": 737_668_096,
+    "t5_3b": 2_851_598_336,
+    "t5_11b": 11_307_321_344,
+    "t5_v1.1_small": 76_961_152,
+    "t5_v1.1_base": 247_577_856,
+    "t5_v1.1_large": 783_150_080,
+    "t5_v1.1_xl": 2_849_757_184,
+    "t5_v1.1_xxl": 11_135_332_352,
 }
+
+
+@pytest.fixture(autouse=True)
+def any_objective(monkeypatch):
+    """Presets of models that no objective fits yet are composed all the same."""
+    monkeypatch.setattr(RunConfig, "_check_objective", lambda self: None)
 
 
 def composed(monkeypatch, *words):
@@ -49,6 +71,13 @@ def test_it_composes_and_builds(group, name, monkeypatch):
     assert n_parameters == parameter_counts(config.model, vocab_size)["total"]
     if name in COUNTS:
         assert n_parameters == COUNTS[name]
+
+
+@pytest.mark.parametrize(("name", "n_parameters"), [("bert_base", 109_482_240), ("bert_large", 335_141_888)])
+def test_bert_as_it_is_published(name, n_parameters, monkeypatch):
+    config = composed(monkeypatch, f"model={name}", "model.heads=none").model
+    assert parameter_counts(config, config.vocab_size)["total"] == n_parameters
+    assert sum(p.numel() for p in shape_model(config, config.vocab_size).parameters()) == n_parameters
 
 
 def test_every_file_says_in_its_name_what_it_is(monkeypatch):
@@ -119,3 +148,9 @@ def test_each_model_can_be_smoked(name, monkeypatch):
 def test_a_word_replaces_the_presets_way_to_say_it(monkeypatch):
     config = composed(monkeypatch, "model=gpt3_125m", "schedule.warmup_steps=10", "budget_steps=20")
     assert (config.schedule.warmup_tokens, config.budget_tokens) == (None, None)
+
+
+def test_tensor_parallelism_does_not_fit_biases_of_positions():
+    config = RunConfig(model=EncoderDecoderConfig(), strategy=StrategyConfig(name=Sharding.tp))
+    with pytest.raises(ValueError, match=r"strategy=tp divides heads over 2 devices, .* use strategy=fsdp"):
+        config._check_spread(2)

@@ -57,6 +57,8 @@ REFUSED = {
     "tokenizer=file": ["tokenizer.path=FILE"],
     "tokenizer.vocab_size=100": ["tokenizer.vocab_size=100", "257"],
     "resume=runs/sweep/seed=1/none.ckpt": ["resume=runs/sweep/seed=1/none.ckpt does not exist"],
+    "model=bert_base": ["objective=causal_lm does not fit", "architecture=encoder", "none yet"],
+    "model=t5_small": ["objective=causal_lm does not fit", "architecture=encoder_decoder", "none yet"],
     "seed=-1": ["seed=-1"],
     "eval_train=true data.val_fraction=0": ["eval_train=true", "data.val_fraction"],
     "run_dir=": ["run_dir= is empty"],

@@ -8,6 +8,7 @@ from gptlab.data.prepare import prepare
 from gptlab.data.tokenizer import ByteTokenizer, CharTokenizer, FileTokenizer
 from gptlab.generation.scoring import score, token_nats
 from gptlab.models.build import build_model
+from gptlab.models.config import EncoderConfig
 from gptlab.objectives.causal_lm import CausalLM
 from gptlab.objectives.config import CausalLMConfig
 from gptlab.training import checkpoint
@@ -98,3 +99,9 @@ def test_equals_the_validation_loss_of_a_run(tmp_path):
     first = data.tokenizer.decode(ids[: context + 1])
     ours = score(model, CharTokenizer("".join(map(chr, range(256)))), first)  # the same ids, and no word to begin with
     assert ours.nats == pytest.approx(nats[:context], abs=1e-4)
+
+
+def test_only_a_decoder_predicts_a_text():
+    model = build_model(EncoderConfig(n_layer=1, n_head=2, d_model=8), 256, seed=0)
+    with pytest.raises(ValueError, match="architecture=encoder does not predict a text; use a decoder"):
+        token_nats(model, [1, 2])

@@ -30,18 +30,36 @@ def llama(**words) -> dict[str, Any]:
     return {**sizes, **heads, **settings, "tie_word_embeddings": False, **words}
 
 
+def bert(**words) -> dict[str, Any]:
+    sizes = {"vocab_size": WORDS, "max_position_embeddings": POSITIONS, "num_hidden_layers": 3, "hidden_size": 21}
+    heads = {"num_attention_heads": 3, "intermediate_size": 33, "layer_norm_eps": 0.03}
+    return {**sizes, **heads, "hidden_dropout_prob": 0.2, **words}
+
+
+def t5(**words) -> dict[str, Any]:
+    sizes = {"vocab_size": WORDS, "d_model": 24, "d_kv": 5, "d_ff": 33, "num_layers": 2, "num_heads": 3}
+    distances = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}
+    starts = {"decoder_start_token_id": 0, "eos_token_id": 1}
+    return {**sizes, **distances, **starts, "layer_norm_epsilon": 0.02, "dropout_rate": 0.2, **words}
+
+
 @dataclass(frozen=True)
 class Case:
     """An architecture at one shape."""
 
     config: str
     words: dict[str, Any]
+    kind: str = "AutoModelForCausalLM"
+    untied: bool = False  # with a head of its own where the library's config cannot say so
 
     def model(self, seed: int = 0):
         """The reference, drawn so that no zero and no symmetry hides an error."""
         config = getattr(transformers, self.config)(**self.words)
         generator = torch.Generator().manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        kind = getattr(transformers, self.kind)
+        model = kind.from_config(config) if self.kind.startswith("Auto") else kind(config)
+        if self.untied:
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 drawn = torch.randn(parameter.shape, generator=generator)
@@ -71,6 +89,33 @@ CASES = {
     "mistral window": Case("MistralConfig", llama(sliding_window=4)),
     "qwen2": Case("Qwen2Config", llama(num_attention_heads=6, num_key_value_heads=2)),
     "qwen2 tied": Case("Qwen2Config", llama(tie_word_embeddings=True)),
+}
+
+
+BERT = {"kind": "BertForPreTraining"}
+BERTS = {
+    "bert": Case("BertConfig", bert(), **BERT),
+    "bert five heads": Case("BertConfig", bert(num_attention_heads=5, hidden_size=40, type_vocab_size=3), **BERT),
+    "bert one layer": Case("BertConfig", bert(num_hidden_layers=1, num_attention_heads=1, hidden_size=9), **BERT),
+    "bert words alone": Case("BertConfig", bert(), "BertForMaskedLM"),
+    "bert without heads": Case("BertConfig", bert(), "BertModel"),
+}
+T5 = {"kind": "T5ForConditionalGeneration"}
+T5S = {
+    "t5": Case("T5Config", t5(), **T5),
+    "t5 five heads": Case("T5Config", t5(num_heads=5, d_kv=3, d_model=28, num_decoder_layers=1), **T5),
+    "t5 few buckets": Case(
+        "T5Config", t5(relative_attention_num_buckets=6, relative_attention_max_distance=5, num_layers=1), **T5
+    ),
+    "t5 gated": Case("T5Config", t5(feed_forward_proj="gated-gelu", num_decoder_layers=3), **T5),
+    "t5 tied, not scaled": Case("T5Config", t5(feed_forward_proj="gated-silu", tie_word_embeddings=False), **T5),
+    "t5 1.1": Case(
+        "T5Config",
+        t5(feed_forward_proj="gated-gelu", num_heads=7, d_kv=5, d_model=30, tie_word_embeddings=False),
+        untied=True,
+        **T5,
+    ),
+    "t5 untied": Case("T5Config", t5(feed_forward_proj="gelu_new", scale_decoder_outputs=True), untied=True, **T5),
 }
 
 

@@ -343,7 +343,7 @@ def test_the_start_belongs_to_the_identity(tmp_path):
         ({"n_layer": 3}, r"holds another model; add model\.n_layer=2$"),
         (
             {"norm": Norm.rmsnorm, "n_head": 4},
-            r"add model\.n_head=2 model\.n_kv_head=2 model\.d_head=16 model\.norm=layernorm$",
+            r"add model\.n_head=2 model\.d_head=16 model\.n_kv_head=2 model\.norm=layernorm$",
         ),
         ({"context_length": 32}, r"add model\.context_length=24$"),
         ({"vocab_size": 300}, r"add model\.vocab_size=257$"),

@@ -127,7 +127,7 @@ def damage_nothing(path, state):
 
 
 def damage_kind(path, state):
-    (path / "config.json").write_text('{"model_type": "bert"}')
+    (path / "config.json").write_text('{"model_type": "bloom"}')
 
 
 def damage_json(path, state):
@@ -183,7 +183,7 @@ def damage_unsaid(path, state):
         ),
         (
             damage_kind,
-            r"config\.json: model_type=bert is not known here; known: openai-gpt, gpt2, llama, mistral, qwen2",
+            r"config\.json: model_type=bloom is not known here; known: openai-gpt, gpt2, llama, mistral, qwen2, bert",
         ),
         (damage_json, r"config\.json cannot be read"),
         (damage_unsaid, r"config\.json: n_embd is not said, which a gpt2 model needs"),

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from gptlab.models.build import build_model, init_weights, initial_values, shape_model
-from gptlab.models.config import AttentionPattern, DecoderConfig, Feedforward, Init, Position
+from gptlab.models.config import (
+    AttentionPattern,
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    Feedforward,
+    Init,
+    Position,
+)
 
 WORDS = 50
 CONFIG = DecoderConfig(n_layer=3, n_head=4, d_model=64, context_length=16, init_std=0.1)
@@ -138,3 +146,37 @@ def test_whole_values_for_a_model_that_has_none():
 def test_wrong_configs_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         build_model(replace(CONFIG, **wrong), WORDS, seed=0)
+
+
+def test_bert():
+    config = EncoderConfig(n_layer=2, n_head=4, d_model=64, context_length=300, init_std=0.1)
+    for name, value in values(config).items():
+        if name.endswith("bias"):
+            assert not value.any(), name
+        elif "norm" in name:
+            assert (value == 1).all(), name
+        else:
+            near(value, 0.1)
+
+
+@pytest.mark.parametrize("feedforward", [Feedforward.relu, Feedforward.geglu])
+def test_t5_begins_as_transformers_does(feedforward):
+    """The spread of each parameter, against the library's own initial values."""
+    transformers = pytest.importorskip("transformers")
+    from gptlab.interop.t5 import T5
+
+    sizes = {"n_layer": 2, "n_head": 6, "d_head": 24, "d_model": 96, "d_ff": 200}
+    config = EncoderDecoderConfig(**sizes, feedforward=feedforward, tied_head=False, init_factor=0.7)
+    theirs = T5.write_config(config, 400)
+    torch.manual_seed(0)
+    reference = dict(transformers.T5ForConditionalGeneration(transformers.T5Config(**theirs)).named_parameters())
+    places = T5.places(config)
+    for name, value in build_model(config, 400, seed=0).named_parameters():
+        if name == "lm_head.weight":  # which transformers ties until weights say otherwise
+            near(value, 0.7)
+        elif "norm" in name:
+            assert torch.equal(value, reference[places[name].name])
+        else:
+            wide = 5 / math.sqrt(value.numel())
+            assert abs(value.std() / reference[places[name].name].std() - 1) < 2 * wide, name
+            assert abs(value.mean()) < wide * value.std(), name

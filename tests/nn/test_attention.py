@@ -74,6 +74,23 @@ def test_masks_are_values(n_kv_head):
     near(module(x, mask=bias), explicit(module, x, n_kv_head, bias))
 
 
+@pytest.mark.parametrize("n_kv_head", [2, 6])
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_another_sequence_can_be_looked_at(n_kv_head, scale):
+    """Its last tokens are the queries' own: then that is attention to all, read at the end."""
+    module, x = attention(n_kv_head, scale=scale)
+    with torch.no_grad():
+        module.q.weight *= 1.0 if scale is None else K**-0.5  # what a scale of 1 leaves to the weights
+        module.q.bias *= 1.0 if scale is None else K**-0.5
+    whole = module(x, mask=(torch.arange(T) < 3)[None])
+    seen = module(x[:, -2:], source=x, mask=(torch.arange(T) < 3)[None])
+    near(seen, whole[:, -2:])
+    near(module(x[:, -2:], source=x[:, :3]), seen)
+    near(module(x[:, -2:], source=module.keys_values(x[:, :3])), seen)
+    reference, _ = attention(n_kv_head)
+    near(whole, reference(x, mask=(torch.arange(T) < 3)[None]))
+
+
 def test_large_matrices_are_not_joined():
     sizes = {"n_kv_head": 1, "d_head": 1024, "bias": False, "qkv_bias": False}
     with torch.device("meta"):

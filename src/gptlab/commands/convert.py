@@ -87,7 +87,7 @@ def _for_transformers(path: Path, state: dict[str, Any]) -> Callable[[Path], Non
     from gptlab.training.vocabulary import run_of, tokenizer_of
 
     config = model_from_plain(state["config"]["model"])
-    architecture_for(config)
+    architecture = architecture_for(config)
     tokenizer = tokenizer_of(path, state)
     if tokenizer is None:
         print(f"there is no {run_of(path) / 'tokenizer.json'}: the folder gets no tokenizer")
@@ -96,7 +96,7 @@ def _for_transformers(path: Path, state: dict[str, Any]) -> Callable[[Path], Non
         config,
         state["model"].__getitem__,
         tokenizer,
-        card=_card(path, state),
+        card=_card(path, state, architecture.task),
         special_words=state.get("special_words", {}),
     )
 
@@ -174,7 +174,7 @@ def _give_back_freed_memory() -> None:
             ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 17)
 
 
-def _card(path: Path, state: dict[str, Any]) -> str:
+def _card(path: Path, state: dict[str, Any], task: str) -> str:
     """README.md of an exported model: what it is, what it reached and how it was trained."""
     import yaml
 
@@ -190,7 +190,7 @@ def _card(path: Path, state: dict[str, Any]) -> str:
     lines = [
         "---",
         "library_name: transformers",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {task}",
         "---",
         "",
         f"# {run.name if own else path.stem}",

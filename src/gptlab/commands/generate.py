@@ -15,6 +15,7 @@ from typing import Any
 
 from gptlab import compose
 from gptlab.generation.config import N_DRAFT, SEED, GenerateConfig, OutputFormat
+from gptlab.models.config import EncoderConfig, EncoderDecoderConfig
 
 if typing.TYPE_CHECKING:
     from torch import nn
@@ -83,17 +84,24 @@ def generate(config: GenerateConfig) -> None:
     sampling.check()
     device = _device(config.device)
     model, tokenizer, ends = load_model(config.run, "run")
-    draft = _draft(config, tokenizer) if config.draft else None
+    if isinstance(model.config, EncoderConfig):
+        raise ValueError(f"run={config.run} is an encoder, which writes no text; name a decoder or an encoder-decoder")
+    draft = _draft(config, tokenizer, model) if config.draft else None
     ids = [_encoded(prompt, i, len(prompts), tokenizer, model) for i, prompt in enumerate(prompts, 1)]
+    anew = _begins_anew(model)
     answers = [
-        Answer(i, sample, TextStream(tokenizer, row, stop=config.stop, ends=ends))
+        Answer(i, sample, TextStream(tokenizer, [] if anew else row, stop=config.stop, ends=ends))
         for i, row in enumerate(ids)
         for sample in range(config.n_samples)
     ]
     model = prepare(model, config.precision, device)
     if draft is not None:
         draft = prepare(draft, config.precision, device)
-    screen = None if config.output is OutputFormat.json else _Screen(config, prompts, answers)
+    screen = (
+        None
+        if config.output is OutputFormat.json
+        else _Screen(config, [""] * len(prompts) if anew else prompts, answers)
+    )
     started = time.perf_counter()
     with torch.no_grad():
         if config.beams is not None:
@@ -179,7 +187,7 @@ def _search(config, model, tokenizer, text_ends, ids, answers) -> None:
     for i, prompt in enumerate(ids):
 
         def written(tokens: list[int], prompt=prompt) -> TextStream:
-            stream = TextStream(tokenizer, prompt, stop=config.stop, ends=text_ends)
+            stream = TextStream(tokenizer, [] if _begins_anew(model) else prompt, stop=config.stop, ends=text_ends)
             for token in tokens:
                 stream.feed(token)
                 if stream.finished:
@@ -290,10 +298,20 @@ def _report(config: GenerateConfig, prompts: list[str], answers: list[Answer], s
     }
 
 
-def _draft(config: GenerateConfig, tokenizer: "Tokenizer") -> "nn.Module":
+def _begins_anew(model: "nn.Module") -> bool:
+    """Whether the model answers a prompt that its encoder reads, instead of going on with it."""
+    return isinstance(model.config, EncoderDecoderConfig)
+
+
+def _draft(config: GenerateConfig, tokenizer: "Tokenizer", target: "nn.Module") -> "nn.Module":
     from gptlab.training.trained import load_model
 
     model, own, _ = load_model(config.draft, "draft")
+    if type(model.config) is not type(target.config):
+        raise ValueError(
+            f"draft={config.draft} is a model with architecture={model.config.architecture} and run={config.run} one "
+            f"with architecture={target.config.architecture}; use two of the same"
+        )
     if not tokenizer.agrees_with(own):
         raise ValueError(f"draft={config.draft} has another tokenizer than run={config.run}; use one trained with it")
     return model
@@ -307,11 +325,16 @@ def _sampling(config: GenerateConfig):
 
 
 def _encoded(prompt: str, number: int, n_prompts: int, tokenizer: "Tokenizer", model) -> list[int]:
-    """A prompt's tokens after the tokenizer's beginning; ValueError where the context does not hold them."""
+    """A prompt's tokens after the tokenizer's beginning; ValueError where the context does not hold them.
+
+    An encoder's end with the end-of-text word, as T5 was trained.
+    """
     row = tokenizer.encode(prompt).tolist()
     which = f"prompt {number} of {n_prompts}" if n_prompts > 1 else "the prompt"
     if not row:
         raise ValueError(f"{which} is empty; give it at least one character")
+    if _begins_anew(model):  # positions are relative: there is no limit
+        return [*tokenizer.beginning, *row] + ([] if tokenizer.eot is None else [tokenizer.eot])
     row, limit = [*tokenizer.beginning, *row], model.config.context_length
     if len(row) > limit:
         raise ValueError(

@@ -90,7 +90,7 @@ def generate(
     n_words: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Continue prompts of one length: tokens (B, T) -> (B, T + n_tokens).
+    """Continue prompts of one length: tokens (B, T) -> (B, T + n_tokens); an encoder-decoder's answers begin anew.
 
     Past `context_length` (None: the model's) the window moves as `window_start` says. Of the model's rows only the
     first `n_words` are drawn (None: all): a tokenizer may have fewer words.
@@ -102,4 +102,5 @@ def generate(
         [draw.token for draw in draws]
         for draws in decode(reader, n_tokens, sampling, generators=[generator] * len(tokens))
     ]
-    return torch.cat((tokens, tokens.new_tensor(drawn).view(n_tokens, len(tokens)).T), 1)
+    answers = tokens.new_tensor(drawn).view(n_tokens, len(tokens)).T  # (B, n_tokens)
+    return torch.cat((tokens, answers), 1) if reader.memory is None else answers

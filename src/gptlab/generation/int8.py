@@ -88,6 +88,8 @@ class Int8Model(nn.Module):
                 if isinstance(child, nn.Linear):
                     setattr(module, name, Int8Linear(child.weight, child.bias))
         self.model = model.bfloat16()
+        if hasattr(model, "encode"):
+            self.encode = model.encode
 
     def hidden(self, tokens: Tensor, **options) -> Tensor:
         return self.model.hidden(tokens, **options)

@@ -25,6 +25,9 @@ class Reader:
     `n_more` bounds how many tokens will be appended, and with it the memory of the cache (None: a whole context).
     Without a cache each token costs its whole window. Logits cover the first `n_words` words (None: all rows).
     A model has `config`, `hidden(tokens, cache=...)` and `output`.
+
+    One that can `encode` reads the prompts with its encoder, once: the sequences are then what its decoder writes, from
+    the token that it begins with. Positions are relative there, so `n_more` may go beyond the context.
     """
 
     def __init__(
@@ -43,6 +46,13 @@ class Reader:
         self.n_words = n_words
         self.context_length = context_length or model.config.context_length
         self.device = next(model.parameters()).device
+        self.memory = None
+        if hasattr(model, "encode"):
+            tokens, lengths = self._rows(prompts)
+            filled = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]  # (B, S)
+            self.memory = model.encode(tokens, None if filled.all() else filled)
+            prompts = [[model.config.start_id]] * len(prompts)
+            self.context_length = context_length or max(self.context_length, 1 + (n_more or 0))
         self.sequences = [list(prompt) for prompt in prompts]
         self.starts = self._window_starts()
         self.cache = None
@@ -50,7 +60,7 @@ class Reader:
             room = self.context_length
             if n_more is not None:
                 room = min(room, max(len(prompt) for prompt in prompts) + n_more)
-            self.cache = KVCache(model.config.n_layer, batch_size=len(prompts), n_positions=room)
+            self.cache = self._empty_cache(len(prompts), room)
         self.logits = self._encode(self._windows(), self.cache)
 
     def append(self, tokens: Sequence[int]) -> Tensor:
@@ -65,7 +75,7 @@ class Reader:
         if moved:
             self._slide(moved)
         newest = torch.tensor(tokens, device=self.device)[:, None]  # (B, 1)
-        self.logits = self._score(self.model.hidden(newest, cache=self.cache)[:, -1])
+        self.logits = self._score(self._hidden(newest, self.cache)[:, -1])
         return self.logits
 
     def extend(self, tokens: Sequence[int]) -> Tensor:
@@ -74,7 +84,7 @@ class Reader:
         if self.cache is None or window_start(n_tokens, self.context_length) != self.starts[0]:
             return torch.cat([self.append([token]) for token in tokens])
         self.sequences[0].extend(tokens)
-        logits = self._score(self.model.hidden(torch.tensor([tokens], device=self.device), cache=self.cache)[0])
+        logits = self._score(self._hidden(torch.tensor([tokens], device=self.device), self.cache)[0])
         self.logits = logits[-1:]
         return logits
 
@@ -101,6 +111,8 @@ class Reader:
         self.logits = self.logits[rows]
         if self.cache is not None:
             self.cache.select(rows)
+        if self.memory is not None:
+            self.memory = self.memory.select(rows)
 
     def _window_starts(self) -> list[int]:
         return [window_start(len(sequence), self.context_length) for sequence in self.sequences]
@@ -120,21 +132,35 @@ class Reader:
         if whole:
             cache.lengths = [0] * len(rows)
         else:
-            cache = KVCache(self.model.config.n_layer, batch_size=len(rows), n_positions=len(windows[0]))
-        self.model.hidden(torch.tensor(windows, device=self.device), cache=cache)
+            cache = self._empty_cache(len(rows), len(windows[0]))
+        self._hidden(torch.tensor(windows, device=self.device), cache)
         if not whole:
             self.cache.take(rows, cache)
 
     def _encode(self, windows: list[list[int]], cache: KVCache | None) -> Tensor:
-        lengths = [len(window) for window in windows]
-        longest = max(lengths)
-        # Rows are filled up at their ends: no position before looks there, and the cache forgets it.
-        tokens = torch.tensor([[*window, *[0] * (longest - len(window))] for window in windows], device=self.device)
-        hidden = self.model.hidden(tokens) if cache is None else self.model.hidden(tokens, cache=cache)  # (B, T, D)
+        tokens, lengths = self._rows(windows)
+        hidden = self._hidden(tokens, cache)
         if cache is not None:
-            cache.lengths = lengths
-        newest = torch.tensor(lengths, device=self.device) - 1
-        return self._score(hidden[torch.arange(len(windows), device=self.device), newest])
+            cache.lengths = [len(window) for window in windows]
+        return self._score(hidden[torch.arange(len(windows), device=self.device), lengths - 1])
+
+    def _rows(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T), and how many of them are each row's (B)."""
+        longest = max(len(text) for text in texts)
+        # Rows are filled up at their ends: no position before looks there, and the cache forgets it.
+        tokens = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self.device)
+        return tokens, torch.tensor([len(text) for text in texts], device=self.device)
+
+    def _hidden(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+        options = {} if cache is None else {"cache": cache}
+        if self.memory is not None:
+            options["source"] = self.memory
+        return self.model.hidden(tokens, **options)  # (B, T, D)
+
+    def _empty_cache(self, batch_size: int, n_positions: int) -> KVCache:
+        config = self.model.config
+        n_layer = config.n_layer if self.memory is None else config.decoder_layers
+        return KVCache(n_layer, batch_size=batch_size, n_positions=n_positions)
 
     def _score(self, hidden: Tensor) -> Tensor:
         return self.model.output.logits(hidden)[..., : self.n_words]  # (..., V)

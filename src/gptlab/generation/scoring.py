@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gptlab.data.tokenizer import Tokenizer
+from gptlab.models.config import DecoderConfig
 
 CHUNK_POSITIONS = 256  # whose logits are held at a time
 
@@ -56,7 +57,11 @@ def score(model: nn.Module, tokenizer: Tokenizer, text: str) -> Score:
 
 @torch.no_grad()
 def token_nats(model: nn.Module, ids: Sequence[int]) -> list[float]:
-    """-log p of each token but the first, given those before it in its window."""
+    """-log p of each token but the first, given those before it in its window; ValueError where no decoder reads it."""
+    if not isinstance(model.config, DecoderConfig):
+        raise ValueError(
+            f"a model with architecture={model.config.architecture} does not predict a text; use a decoder"
+        )
     context_length = model.config.context_length
     device = next(model.parameters()).device
     inputs, targets = torch.tensor(ids[:-1], device=device), torch.tensor(ids[1:], device=device)

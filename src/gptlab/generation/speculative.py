@@ -45,7 +45,7 @@ def speculate(
             annotate(chosen, logits[None], n_top)
         return chosen[0]
 
-    sequence = list(prompt)
+    sequence = list(reader.sequences[0])
     if n_tokens < 1:
         return
     newest = draw(probabilities(reader.logits[0], sequence))

@@ -1,25 +1,20 @@
 """What a foreign architecture is, in this project's words: which options it has and what its tensors are called."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
 from gptlab.models.build import shape_model
-from gptlab.models.config import DecoderConfig, Position
+from gptlab.models.config import DecoderConfig, ModelConfig, Position
 
-# What a model computes; rates of dropout, initial values and the length of the context do not belong to it.
-MEANINGS = (
-    *("n_layer", "n_head", "n_kv_head", "d_model", "d_head", "d_ff", "position", "rope_theta", "norm", "norm_eps"),
-    *("norm_placement", "attention_pattern", "attention_window", "feedforward", "bias", "qkv_bias", "qk_norm"),
-    *("tied_head", "logit_softcap"),
-)
-# What a JSON value has to be that stands for one of our options.
-KINDS = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(DecoderConfig).items()}
+# The options that do not say what a model computes, beside the rates of dropout.
+NO_MEANING = ("architecture", "vocab_size", "context_length", "init_from", "init", "init_std", "init_factor")
 KIND_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -29,7 +24,14 @@ KIND_NAMES = {
     list: "a list",
     type(None): "null",
 }
-DERIVED = {"n_kv_head": "kv_heads", "d_head": "head_width", "d_ff": "ff_width", "qkv_bias": "attention_biased"}
+DERIVED = {
+    "n_kv_head": "kv_heads",
+    "d_head": "head_width",
+    "d_ff": "ff_width",
+    "qkv_bias": "attention_biased",
+    "n_decoder_layer": "decoder_layers",
+    "output_scaled": "scales_output",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +67,31 @@ class Architecture:
     `words` maps our options to theirs (all of several have to agree). `always` are options of ours that it does not
     have, as what they always are there. `defaults` is what a config.json means that leaves a word out. `demands` are
     the values that a word must have for our options to express the model; the first is what we write. `read` and
-    `write` do what tables cannot.
+    `write` do what tables cannot. `seen` gives words that only the tensors tell, of their
+    names and what reads one. `copies` are names under
+    which old files hold tensors of ours a second time, `older` how names end there, by how they end now.
     """
 
     model_type: str
     class_name: str
+    config: type[ModelConfig] = DecoderConfig
+    task: str = "text-generation"  # as model cards call it
     words: Mapping[str, str | tuple[str, ...]]
     always: Mapping[str, Any]
     defaults: Mapping[str, Any]
     demands: Mapping[str, tuple[Any, ...]]
     prefix: str  # of every tensor but the head's; a model that was saved without its head lacks it
-    places: Callable[[DecoderConfig], dict[str, Place]]
+    places: Callable[[ModelConfig], dict[str, Place]]
     buffers: tuple[str, ...] = ()  # how names end that hold no weights
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = field(default=lambda theirs: {})
-    write: Callable[[DecoderConfig], dict[str, Any]] = field(default=lambda config: {})
+    write: Callable[[ModelConfig], dict[str, Any]] = field(default=lambda config: {})
+    seen: Callable[[Mapping[str, Any], Collection[str], Callable[[str], Tensor]], dict[str, Any]] = field(
+        default=lambda theirs, names, read: {}
+    )
+    copies: Mapping[str, str] = field(default_factory=lambda: {"lm_head.weight": "tok_emb.weight"})
+    older: Mapping[str, str] = field(default_factory=dict)
 
-    def read_config(self, theirs: Mapping[str, Any]) -> tuple[DecoderConfig, int]:
+    def read_config(self, theirs: Mapping[str, Any]) -> tuple[ModelConfig, int]:
         """Our config of a config.json's content, and the rows of its vocabulary.
 
         ValueError where our options cannot express it, naming theirs.
@@ -99,32 +110,33 @@ class Architecture:
             raise ValueError(f"vocab_size={vocab_size} is below 1")
         return config, vocab_size
 
-    def refusals(self, config: DecoderConfig) -> list[str]:
+    def refusals(self, config: ModelConfig) -> list[str]:
         """The options of a model that this architecture cannot hold, as words."""
         wrong = {name for name, value in self.always.items() if meaning(config, name) != value}
         back = self._understood({**self.defaults, **self.write_config(config, 1)})
-        wrong |= {name for name in MEANINGS if meaning(back, name) != meaning(config, name)}
+        names = meanings(self.config)
+        wrong |= {name for name in names if meaning(back, name) != meaning(config, name)}
         if "d_head" not in self.words and config.n_head * config.head_width != config.d_model:
             wrong.add("d_head")
-        return [f"model.{name}={shown(meaning(config, name))}" for name in MEANINGS if name in wrong]
+        return [f"model.{name}={shown(meaning(config, name))}" for name in names if name in wrong]
 
-    def write_config(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
+    def write_config(self, config: ModelConfig, vocab_size: int) -> dict[str, Any]:
         """The content of config.json for a model that `refusals` finds nothing against."""
         theirs = {"architectures": [self.class_name], "model_type": self.model_type, "vocab_size": vocab_size}
         for option, words in self.words.items():
             theirs |= dict.fromkeys((words,) if isinstance(words, str) else words, meaning(config, option))
         return theirs | {word: allowed[0] for word, allowed in self.demands.items()} | self.write(config)
 
-    def _understood(self, theirs: Mapping[str, Any]) -> DecoderConfig:
-        ours = dict(self.always)
+    def _understood(self, theirs: Mapping[str, Any]) -> ModelConfig:
+        ours, kinds = dict(self.always), _kinds(self.config)
         for option, words in self.words.items():
             words = (words,) if isinstance(words, str) else words
-            values = {word: typed(word, self._of(theirs, word), *KINDS[option]) for word in words}
+            values = {word: typed(word, self._of(theirs, word), *kinds[option]) for word in words}
             ours[option], *others = values.values()
             if any(value != ours[option] for value in others):
                 said = " with ".join(f"{word}={shown(value)}" for word, value in values.items())
                 raise ValueError(f"{said} is what no option of gptlab expresses; model.{option} is one for all of them")
-        return DecoderConfig(**ours | self.read(theirs))
+        return self.config(**ours | self.read(theirs))
 
     def _of(self, theirs: Mapping[str, Any], word: str) -> Any:
         if word not in theirs:
@@ -132,35 +144,51 @@ class Architecture:
         return theirs[word]
 
 
-def meaning(config: DecoderConfig, option: str) -> Any:
+def meanings(kind: type[ModelConfig]) -> list[str]:
+    """The options of an architecture that say what its models compute."""
+    return [name for name in kind.__dataclass_fields__ if name not in NO_MEANING and not name.startswith("dropout")]
+
+
+@cache
+def _kinds(kind: type[ModelConfig]) -> dict[str, tuple[type, ...]]:
+    """What a JSON value has to be that stands for one of our options."""
+    return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(kind).items()}
+
+
+def meaning(config: ModelConfig, option: str) -> Any:
     """What an option comes to: null may stand for another value."""
     if option == "rope_theta" and config.position is not Position.rotary:
         return None
-    if option.startswith("dropout_"):
+    if option.startswith("dropout"):
+        if option == "dropout":
+            return config.dropout
         return config.dropout_at(option.removeprefix("dropout_"))
     return getattr(config, DERIVED.get(option, option))
 
 
-def differences(theirs: DecoderConfig, ours: DecoderConfig) -> list[str]:
+def differences(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
     """The words that would make our model compute what theirs does."""
+    if type(theirs) is not type(ours):
+        return [f"a model with model.architecture={theirs.architecture}"]
     return [
         f"model.{name}={shown(meaning(theirs, name))}"
-        for name in MEANINGS
+        for name in meanings(type(theirs))
         if meaning(theirs, name) != meaning(ours, name)
     ]
 
 
-def shapes(config: DecoderConfig, vocab_size: int) -> dict[str, torch.Size]:
+def shapes(config: ModelConfig, vocab_size: int) -> dict[str, torch.Size]:
     """The shape of each of our tensors, by name."""
     return {name: value.shape for name, value in shape_model(config, vocab_size).state_dict().items()}
 
 
-def in_blocks(config: DecoderConfig, theirs: str, places: Mapping[str, Place]) -> Iterator[tuple[str, Place]]:
-    """The places of every block, from those of one; `theirs` with the block's number in {} goes before their names."""
-    for i in range(config.n_layer):
-        for ours, place in places.items():
-            name = theirs.format(i) + place.name
-            yield f"blocks.{i}.{ours}", Place(name, place.transposed, place.part, place.parts)
+def in_blocks(
+    n_blocks: int, theirs: str, places: Mapping[str, Place], ours: str = "blocks.{}."
+) -> Iterator[tuple[str, Place]]:
+    """The places of every block, from those of one; `theirs` and `ours`, with the block's number in {}, go before."""
+    for i in range(n_blocks):
+        for name, place in places.items():
+            yield ours.format(i) + name, replace(place, name=theirs.format(i) + place.name)
 
 
 def typed(word: str, value: Any, *kinds: type) -> Any:

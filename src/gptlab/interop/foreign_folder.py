@@ -35,12 +35,13 @@ class ForeignFolder(ABC):
         self, path: Path, architecture: Architecture, options: Mapping[str, Any], files: Iterable[Weights]
     ) -> None:
         self.path, self.architecture = path, architecture
+        self._home = {name: file for file in files for name in file.shapes}
         try:
-            self.config, self.vocab_size = architecture.read_config(options)
+            seen = architecture.seen(options, self._home.keys(), lambda name: self._home[name].read(name))
+            self.config, self.vocab_size = architecture.read_config({**options, **seen})
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path / self.config_file}: {error}") from error
         self._places = architecture.places(self.config)
-        self._home = {name: file for file in files for name in file.shapes}
         self._check()
 
     @property

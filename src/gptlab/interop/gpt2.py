@@ -46,7 +46,7 @@ def _places(config: DecoderConfig, tokens: str, positions: str, final_norm: str 
             block[f"{ours}.{kind}"] = Place(f"{theirs}.{kind}")
     places = {"tok_emb.weight": Place(f"transformer.{tokens}.weight")}
     places["pos_emb.weight"] = Place(f"transformer.{positions}.weight")
-    places |= in_blocks(config, "transformer.h.{}.", block)
+    places |= in_blocks(config.n_layer, "transformer.h.{}.", block)
     if final_norm is not None:
         places |= {f"final_norm.{kind}": Place(f"transformer.{final_norm}.{kind}") for kind in ("weight", "bias")}
     if not config.tied_head:

@@ -55,7 +55,7 @@ def _places(config: DecoderConfig) -> dict[str, Place]:
         if config.attention_biased if ours in ("attn.q", "attn.k", "attn.v") else config.bias:
             block[f"{ours}.bias"] = Place(f"{theirs}.bias")
     places = {"tok_emb.weight": Place("model.embed_tokens.weight")}
-    places |= in_blocks(config, "model.layers.{}.", block)
+    places |= in_blocks(config.n_layer, "model.layers.{}.", block)
     places["final_norm.weight"] = Place("model.norm.weight")
     if not config.tied_head:
         places["lm_head.weight"] = Place("lm_head.weight")

@@ -18,15 +18,17 @@ from torch import Tensor
 
 from gptlab.data.tokenizer import FileTokenizer, Tokenizer
 from gptlab.interop.architecture import Architecture, Place, joined, shown, typed
+from gptlab.interop.bert import BERT
 from gptlab.interop.foreign_folder import ForeignFolder, Weights, read_json
 from gptlab.interop.gpt2 import GPT1, GPT2
 from gptlab.interop.llama import LLAMA, MISTRAL, QWEN2
 from gptlab.interop.special_words import SpecialWords, end_of_text, read_special_words
+from gptlab.interop.t5 import T5
 from gptlab.interop.tokenizer_files import byte_pair_tokenizer, tokenizer_files
-from gptlab.models.config import DecoderConfig
+from gptlab.models.config import ModelConfig
 
 # The first that can hold a model is the one it is written for.
-ARCHITECTURES = {a.model_type: a for a in (GPT1, GPT2, LLAMA, MISTRAL, QWEN2)}
+ARCHITECTURES = {a.model_type: a for a in (GPT1, GPT2, LLAMA, MISTRAL, QWEN2, BERT, T5)}
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -36,7 +38,6 @@ WEIGHT_FILES = (
 )
 OLDER_TOKENIZER = ("vocab.json", "merges.txt")
 GPT2_TOKENIZERS = ("GPT2Tokenizer", "GPT2TokenizerFast")
-HEAD = "lm_head.weight"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer*", "merges.txt"]
 HUB_ELSEWHERE = ["*/*"]  # the same weights for other programs
@@ -103,15 +104,27 @@ class TransformersFolder(ForeignFolder):
             self._places = {
                 name: replace(place, name=place.name.removeprefix(prefix)) for name, place in self._places.items()
             }
-        embedding = self._places["tok_emb.weight"].name
-        if self.config.tied_head and {HEAD, embedding} <= self._home.keys():  # old files hold it twice
-            if not torch.equal(self._home[HEAD].read(HEAD), self._home[embedding].read(embedding)):
+        for ours, place in self._places.items():
+            for now, before in self.architecture.older.items():
+                old = place.name.removesuffix(now) + before
+                if place.name.endswith(now) and place.name not in self._home and old in self._home:
+                    self._places[ours] = replace(place, name=old)
+        self._drop_copies()
+        super()._check()
+
+    def _drop_copies(self) -> None:
+        """Leave out tensors that the files hold twice, where that is no other than the first."""
+        known = {place.name for place in self._places.values()}
+        for copy, ours in self.architecture.copies.items():
+            if copy not in self._home or copy in known or self._places[ours].name not in self._home:
+                continue
+            name = self._places[ours].name
+            if not torch.equal(self._home[copy].read(copy), self._home[name].read(name)):
                 raise ValueError(
-                    f"{self.path}: {HEAD} differs from {embedding}, and config.json says tie_word_embeddings=true; "
+                    f"{self.path}: {copy} differs from {name}, and config.json says tie_word_embeddings=true; "
                     "set it to false there"
                 )
-            del self._home[HEAD]
-        super()._check()
+            del self._home[copy]
 
 
 class _Safetensors(Weights):
@@ -213,9 +226,10 @@ def from_hub(name: str) -> Path | None:
         ) from error
 
 
-def architecture_for(config: DecoderConfig) -> Architecture:
+def architecture_for(config: ModelConfig) -> Architecture:
     """The architecture of transformers that can hold a model; ValueError with the options that none can."""
-    refusals = {architecture: architecture.refusals(config) for architecture in ARCHITECTURES.values()}
+    fitting = [architecture for architecture in ARCHITECTURES.values() if architecture.config is type(config)]
+    refusals = {architecture: architecture.refusals(config) for architecture in fitting}
     nearest = min(refusals, key=lambda architecture: len(refusals[architecture]))
     if refusals[nearest]:
         raise ValueError(
@@ -227,7 +241,7 @@ def architecture_for(config: DecoderConfig) -> Architecture:
 
 def write_folder(
     path: Path,
-    config: DecoderConfig,
+    config: ModelConfig,
     tensor: Callable[[str], Tensor],
     tokenizer: Tokenizer | None,
     *,
@@ -243,9 +257,12 @@ def write_folder(
     vocab_size = len(tensor("tok_emb.weight"))
     special = special_words or _usual_words(tokenizer, vocab_size)
     dtype = {"dtype": str(tensor("tok_emb.weight").dtype).removeprefix("torch.")}
-    _write_json(path / "config.json", architecture.write_config(config, vocab_size) | dtype | special["config.json"])
-    usual = {"_from_model_config": True, **special["config.json"]}
-    _write_json(path / "generation_config.json", special.get("generation_config.json", usual))
+    theirs = architecture.write_config(config, vocab_size)
+    _write_json(path / "config.json", theirs | dtype | special["config.json"])
+    if architecture.task != "fill-mask":
+        usual = {"_from_model_config": True, **special["config.json"]}
+        start = {word: theirs[word] for word in ("decoder_start_token_id",) if word in theirs}
+        _write_json(path / "generation_config.json", special.get("generation_config.json", usual) | start)
     if tokenizer is not None:
         files = tokenizer_files(tokenizer, config.context_length)
         files["tokenizer_config.json"] |= special.get("tokenizer_config.json", {})

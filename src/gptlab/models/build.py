@@ -7,10 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gptlab.models.config import DecoderConfig, Init, ModelConfig
+from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, Init, ModelConfig
 from gptlab.models.decoder import Decoder
+from gptlab.models.encoder import Encoder
+from gptlab.models.encoder_decoder import EncoderDecoder
 
-MODELS = {DecoderConfig: Decoder}
+MODELS = {DecoderConfig: Decoder, EncoderConfig: Encoder, EncoderDecoderConfig: EncoderDecoder}
 RESIDUAL_PROJECTIONS = ("attn.out.weight", "ffn.down.weight")
 
 
@@ -47,10 +49,14 @@ def initial_values(model: nn.Module, config: ModelConfig, seed: int) -> Iterator
 
 def _initial_value(name: str, parameter: Tensor, module: nn.Module, config: ModelConfig, seed: int) -> Tensor:
     value = torch.empty(parameter.shape, device="cpu")
-    if not isinstance(module, nn.Linear | nn.Embedding):  # a norm
-        return value.fill_(1.0 if name.endswith("weight") else 0.0)
+    if not isinstance(module, nn.Linear | nn.Embedding):  # a norm, or the bias of a table of words
+        return value.fill_(getattr(config, "init_factor", 1.0) if name.endswith("weight") else 0.0)
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    if isinstance(config, EncoderConfig):
+        return value.zero_() if name.endswith("bias") else value.normal_(std=config.init_std, generator=generator)
+    if isinstance(config, EncoderDecoderConfig):
+        return value.normal_(std=config.init_factor * _t5_std(name, module, config), generator=generator)
     embedding = isinstance(module, nn.Embedding)
     residual = name.endswith(RESIDUAL_PROJECTIONS)
 
@@ -73,3 +79,14 @@ def _initial_value(name: str, parameter: Tensor, module: nn.Module, config: Mode
     if embedding:
         return value.normal_(std=config.init_std if config.tied_head else 1.0, generator=generator)
     return value.normal_(std=(3 * module.in_features) ** -0.5, generator=generator)
+
+
+def _t5_std(name: str, module: nn.Module, config: EncoderDecoderConfig) -> float:
+    """What T5's own code begins with (mesh-tensorflow, as transformers has it): the table and an untied head of unit
+    size, matrices that keep the variance, and queries that make up for scores without a scale."""
+    if name in ("tok_emb.weight", "lm_head.weight"):
+        return 1.0
+    if isinstance(module, nn.Embedding):  # biases of relative positions
+        return config.d_model**-0.5
+    queries = name.endswith((".attn.q.weight", ".cross.q.weight"))
+    return (module.in_features * (config.head_width if queries else 1)) ** -0.5

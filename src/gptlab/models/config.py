@@ -39,8 +39,23 @@ class Feedforward(Enum):
     """The position-wise sublayer."""
 
     gelu = "gelu"  # tanh form, as in GPT-2
+    gelu_exact = "gelu_exact"  # as in BERT
+    geglu = "geglu"  # gated by the tanh form, as in T5 1.1
     swiglu = "swiglu"
+    relu = "relu"
     relu2 = "relu2"
+
+    @property
+    def gated(self) -> bool:
+        return self in (Feedforward.geglu, Feedforward.swiglu)
+
+
+class Heads(Enum):
+    """What an encoder has beside its blocks."""
+
+    none = "none"  # the pooler alone
+    masked_lm = "masked_lm"  # a word for each position, and no pooler
+    pretraining = "pretraining"  # both, and whether the second segment follows the first
 
 
 class Init(Enum):
@@ -60,42 +75,17 @@ class ModelConfig:
     vocab_size: int | None = None  # null: the tokenizer's
     context_length: int = 256
     init_from: str | None = None  # weights to start from: a run folder, a .ckpt, a transformers folder or a hub name
-
-
-@dataclass(kw_only=True, slots=True)
-class DecoderConfig(ModelConfig):
-    """A decoder-only transformer; the defaults are GPT-2's."""
-
-    architecture: str = "decoder"
     n_layer: int = 6
     n_head: int = 6
-    n_kv_head: int | None = None  # null: n_head; fewer is grouped-query attention
     d_model: int = 384
     d_head: int | None = None  # null: d_model / n_head
-    d_ff: int | None = None  # null: 4 d_model (swiglu: 8/3 d_model, up to a multiple of 64)
-    position: Position = Position.learned
-    rope_theta: float = 10_000.0
-    norm: Norm = Norm.layernorm
-    norm_eps: float = 1e-5
-    norm_placement: NormPlacement = NormPlacement.pre
-    attention_pattern: AttentionPattern = AttentionPattern.dense
-    attention_window: int | None = None  # tokens that a banded block sees, its own included
+    d_ff: int | None = None  # null: 4 d_model (swiglu, geglu: 8/3 d_model, up to a multiple of 64)
     feedforward: Feedforward = Feedforward.gelu
-    bias: bool = True  # of every linear layer but the head, and of LayerNorm
-    qkv_bias: bool | None = None  # null: bias
-    qk_norm: bool = False
-    tied_head: bool = True
-    logit_softcap: float | None = None
     dropout: float = 0.0
-    dropout_embedding: float | None = None  # null: dropout, likewise below
-    dropout_attention: float | None = None
-    dropout_residual: float | None = None
-    init: Init = Init.gpt2
-    init_std: float = 0.02
 
     @property
     def kv_heads(self) -> int:
-        return self.n_head if self.n_kv_head is None else self.n_kv_head
+        return self.n_head
 
     @property
     def head_width(self) -> int:
@@ -105,9 +95,69 @@ class DecoderConfig(ModelConfig):
     def ff_width(self) -> int:
         if self.d_ff is not None:
             return self.d_ff
-        if self.feedforward is Feedforward.swiglu:
+        if self.feedforward.gated:
             return -(-8 * self.d_model // (3 * 64)) * 64
         return 4 * self.d_model
+
+    def check(self) -> None:
+        """Refuse what no model can have; each architecture adds to it."""
+        if self.init_from == "":
+            raise ValueError(
+                "model.init_from= is empty; name a run folder, a .ckpt file or a transformers folder, or leave it out"
+            )
+        self.at_least(1, "context_length", "n_layer", "n_head", "d_model", "vocab_size", "d_head", "d_ff")
+        if self.d_head is None and self.d_model % self.n_head:
+            raise ValueError(
+                f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}; "
+                f"use a multiple of {self.n_head} or set model.d_head"
+            )
+        for name in (name for name in self.__dataclass_fields__ if name.startswith("dropout")):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"model.{name}={value} is outside [0, 1)")
+
+    def at_least(self, least: int, *names: str) -> None:
+        """Refuse a smaller value of one of these options; null is none."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"model.{name}={value} must be at least {least}")
+
+    def above_zero(self, *names: str) -> None:
+        """Refuse a value of one of these options that is not above 0; null is none."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"model.{name}={value} must be above 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class DecoderConfig(ModelConfig):
+    """A decoder-only transformer; the defaults are GPT-2's."""
+
+    architecture: str = "decoder"
+    n_kv_head: int | None = None  # null: n_head; fewer is grouped-query attention
+    position: Position = Position.learned
+    rope_theta: float = 10_000.0
+    norm: Norm = Norm.layernorm
+    norm_eps: float = 1e-5
+    norm_placement: NormPlacement = NormPlacement.pre
+    attention_pattern: AttentionPattern = AttentionPattern.dense
+    attention_window: int | None = None  # tokens that a banded block sees, its own included
+    bias: bool = True  # of every linear layer but the head, and of LayerNorm
+    qkv_bias: bool | None = None  # null: bias
+    qk_norm: bool = False
+    tied_head: bool = True
+    logit_softcap: float | None = None
+    dropout_embedding: float | None = None  # null: dropout, likewise below
+    dropout_attention: float | None = None
+    dropout_residual: float | None = None
+    init: Init = Init.gpt2
+    init_std: float = 0.02
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     @property
     def attention_biased(self) -> bool:
@@ -127,22 +177,8 @@ class DecoderConfig(ModelConfig):
         return self.dropout if rate is None else rate
 
     def check(self) -> None:
-        if self.init_from == "":
-            raise ValueError(
-                "model.init_from= is empty; name a run folder, a .ckpt file or a transformers folder, or leave it out"
-            )
-        for name in (
-            *("context_length", "n_layer", "n_head", "d_model", "vocab_size", "n_kv_head", "d_head", "d_ff"),
-            "attention_window",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"model.{name}={value} must be at least 1")
-        if self.d_head is None and self.d_model % self.n_head:
-            raise ValueError(
-                f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}; "
-                f"use a multiple of {self.n_head} or set model.d_head"
-            )
+        ModelConfig.check(self)
+        self.at_least(1, "n_kv_head", "attention_window")
         if self.n_head % self.kv_heads:
             divisors = [n for n in range(1, self.n_head + 1) if self.n_head % n == 0]
             raise ValueError(
@@ -163,17 +199,78 @@ class DecoderConfig(ModelConfig):
                 f"model.attention_window={window} has no effect on model.attention_pattern=dense; "
                 "set model.attention_pattern to alternating or banded, or model.attention_window=null"
             )
-        for name in ("dropout", "dropout_embedding", "dropout_attention", "dropout_residual"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"model.{name}={value} is outside [0, 1)")
-        for name in ("norm_eps", "rope_theta", "init_std", "logit_softcap"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"model.{name}={value} must be above 0")
+        self.above_zero("norm_eps", "rope_theta", "init_std", "logit_softcap")
 
 
-ARCHITECTURES = {"decoder": DecoderConfig}
+@dataclass(kw_only=True, slots=True)
+class EncoderConfig(ModelConfig):
+    """An encoder that looks both ways; the defaults are BERT's."""
+
+    architecture: str = "encoder"
+    feedforward: Feedforward = Feedforward.gelu_exact
+    n_segment: int = 2  # kinds of text that a token can belong to
+    norm_eps: float = 1e-12
+    heads: Heads = Heads.pretraining
+    dropout_attention: float | None = None  # null: dropout
+    init_std: float = 0.02
+
+    def dropout_at(self, place: str) -> float:
+        """The rate at "attention" or elsewhere."""
+        separate = place == "attention" and self.dropout_attention is not None
+        return self.dropout_attention if separate else self.dropout
+
+    def check(self) -> None:
+        ModelConfig.check(self)
+        self.at_least(1, "n_segment")
+        self.above_zero("norm_eps", "init_std")
+
+
+@dataclass(kw_only=True, slots=True)
+class EncoderDecoderConfig(ModelConfig):
+    """An encoder that is read by a decoder; the defaults are T5's.
+
+    Positions are relative, so any length can be read; `context_length` is how long texts are in training.
+    """
+
+    architecture: str = "encoder_decoder"
+    n_decoder_layer: int | None = None  # null: n_layer, which is the encoder's
+    feedforward: Feedforward = Feedforward.relu
+    n_position_bucket: int = 32  # ranges of distance that have a bias of their own
+    max_distance: int = 128  # in tokens; those farther apart are all alike
+    norm_eps: float = 1e-6
+    tied_head: bool = True
+    output_scaled: bool | None = None  # what the head reads, by d_model^-0.5; null: where the head is tied
+    start_id: int = 0  # the token that the decoder reads first
+    init_factor: float = 1.0  # of T5's own initial values
+
+    @property
+    def decoder_layers(self) -> int:
+        return self.n_layer if self.n_decoder_layer is None else self.n_decoder_layer
+
+    @property
+    def scales_output(self) -> bool:
+        return self.tied_head if self.output_scaled is None else self.output_scaled
+
+    def check(self) -> None:
+        ModelConfig.check(self)
+        self.at_least(1, "n_decoder_layer")
+        self.at_least(0, "start_id")
+        self.above_zero("norm_eps", "init_factor")
+        if self.n_position_bucket < 4 or self.n_position_bucket % 2:
+            raise ValueError(
+                f"model.n_position_bucket={self.n_position_bucket} must be even and at least 4: the encoder has half "
+                "of them for each direction"
+            )
+        if self.max_distance <= self.n_position_bucket // 2:
+            raise ValueError(
+                f"model.max_distance={self.max_distance} must be above half of "
+                f"model.n_position_bucket={self.n_position_bucket}"
+            )
+        if self.vocab_size is not None and self.start_id >= self.vocab_size:
+            raise ValueError(f"model.start_id={self.start_id} is outside model.vocab_size={self.vocab_size}")
+
+
+ARCHITECTURES = {"decoder": DecoderConfig, "encoder": EncoderConfig, "encoder_decoder": EncoderDecoderConfig}
 
 
 def model_from_plain(plain: dict[str, Any]) -> ModelConfig:

@@ -3,17 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from gptlab.models.config import DecoderConfig, Feedforward, Norm, NormPlacement, Position
+from gptlab.models.config import DecoderConfig, Norm, NormPlacement, Position
 from gptlab.nn.attention import Attention
 from gptlab.nn.block import Block, PostNormBlock
 from gptlab.nn.cache import KVCache
-from gptlab.nn.feedforward import GELU, SquaredReLU, SwiGLU
+from gptlab.nn.feedforward import FEEDFORWARDS
 from gptlab.nn.loss import Output
 from gptlab.nn.mask import causal_band
 from gptlab.nn.norm import LayerNorm, RMSNorm
 from gptlab.nn.position import Rotary
-
-FEEDFORWARDS = {Feedforward.gelu: GELU, Feedforward.swiglu: SwiGLU, Feedforward.relu2: SquaredReLU}
 
 
 class Decoder(nn.Module):

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from gptlab.nn.cache import LayerCache
 from gptlab.nn.position import Rotation, rotate
 
+KeysValues = tuple[Tensor, Tensor]  # (B, G, S, K) each
+
 # Up to this size q, k and v are one product, which is faster. A large product gains nothing from it, and the joined
 # weight lives until the backward pass, even where FSDP has given its parts back.
 JOINT_ELEMENTS = 2**20
@@ -16,6 +18,7 @@ class Attention(nn.Module):
     """Attention whose H query heads share G key and value heads (arXiv:1706.03762; grouped: arXiv:2305.13245).
 
     With `qk_norm_eps` each query and key is divided by its root mean square (as in arXiv:2302.05442, without gain).
+    Scores are multiplied by `scale` (None: K^-0.5).
     """
 
     def __init__(
@@ -29,8 +32,10 @@ class Attention(nn.Module):
         qkv_bias: bool,
         qk_norm_eps: float | None = None,
         dropout: float = 0.0,
+        scale: float | None = None,
     ):
         super().__init__()
+        self.scale = scale
         self.n_head, self.n_kv_head, self.d_head = n_head, n_kv_head, d_head
         self.qk_norm_eps, self.dropout = qk_norm_eps, dropout
         self.q = nn.Linear(d_model, n_head * d_head, bias=qkv_bias)
@@ -68,14 +73,20 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
         cache: LayerCache | None = None,
+        source: Tensor | KeysValues | None = None,
     ) -> Tensor:
         """Mix positions: x (B, T, D) -> (B, T, D).
 
         mask broadcasts to (B, H, T, S): True may be looked at, or a float bias that is added to the scores. S is T,
-        and with a cache all positions so far.
+        and with a cache all positions so far. With a `source` it is what is looked at instead of x: states (B, S, D),
+        or what `keys_values` made of them.
         """
-        q, k, v = self._heads(x, rotation)
-        k, v = (k.transpose(1, 2), v.transpose(1, 2)) if cache is None else cache.extend(k, v)  # (B, G, S, K)
+        if source is None:
+            q, k, v = self._heads(x, rotation)
+            k, v = (k.transpose(1, 2), v.transpose(1, 2)) if cache is None else cache.extend(k, v)  # (B, G, S, K)
+        else:
+            q = self.q(x).unflatten(-1, (self.n_head, self.d_head))  # (B, T, H, K)
+            k, v = self.keys_values(source) if isinstance(source, Tensor) else source
         mixed = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k,
@@ -83,9 +94,15 @@ class Attention(nn.Module):
             attn_mask=mask,
             is_causal=causal,
             dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
             enable_gqa=self.n_kv_head != self.n_head,
         )  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def keys_values(self, source: Tensor) -> KeysValues:
+        """What another sequence offers to be looked at: its states (B, S, D) as keys and values."""
+        heads = (self.n_kv_head, self.d_head)
+        return tuple(part(source).unflatten(-1, heads).transpose(1, 2) for part in (self.k, self.v))
 
     def _heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         parts = self.q, self.k, self.v

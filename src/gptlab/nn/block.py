@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from gptlab.nn.attention import KeysValues
+
 
 class Block(nn.Module):
     """Pre-norm: each sublayer reads the normalised stream and adds to it (GPT-2, section 2.3)."""
@@ -13,6 +15,21 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, **attention) -> Tensor:
         x = x + self.drop(self.attn(self.norm1(x), **attention))
+        return x + self.drop(self.ffn(self.norm2(x)))
+
+
+class CrossBlock(Block):
+    """Pre-norm, with a look at another sequence between the two sublayers (arXiv:1706.03762, section 3.1; T5)."""
+
+    def __init__(self, *, norm_cross: nn.Module, cross: nn.Module, **parts):
+        super().__init__(**parts)
+        self.norm_cross, self.cross = norm_cross, cross
+
+    def forward(
+        self, x: Tensor, *, source: Tensor | KeysValues, source_mask: Tensor | None = None, **attention
+    ) -> Tensor:
+        x = x + self.drop(self.attn(self.norm1(x), **attention))
+        x = x + self.drop(self.cross(self.norm_cross(x), source=source, mask=source_mask))
         return x + self.drop(self.ffn(self.norm2(x)))
 
 

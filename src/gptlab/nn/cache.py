@@ -9,11 +9,7 @@ from gptlab.nn.mask import causal_band
 
 
 class LayerCache:
-    """One layer's keys and values, each (B, G, S_max, K), written in place.
-
-    Attention needs `extend` alone: a layer that looks at an encoder may be given an object whose `extend` returns the
-    encoder's keys and values, computed once.
-    """
+    """One layer's keys and values, each (B, G, S_max, K), written in place; Attention needs `extend` alone."""
 
     def __init__(self, cache: "KVCache"):
         self.cache = cache

@@ -1,4 +1,6 @@
-"""Rotary positions."""
+"""Positions: rotary, and relative biases."""
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -46,3 +48,34 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     cos, sin = rotation
     swapped = x.roll(x.shape[-1] // 2, -1)  # each channel's partner, whose sign is in the sines
     return (x * cos + swapped * sin).to(x.dtype)
+
+
+class RelativeBias(nn.Module):
+    """A learned addition to each head's scores by how far a key is from the query (T5, arXiv:1910.10683, section 2.1).
+
+    Half of the buckets are for single distances and half for ranges that grow up to `max_distance`, beyond which all
+    distances share one. Looking both ways, each way has half of all buckets; else keys to come share the nearest one.
+    """
+
+    def __init__(self, n_bucket: int, n_head: int, *, max_distance: int, both_ways: bool):
+        super().__init__()
+        self.n_bucket, self.max_distance, self.both_ways = n_bucket, max_distance, both_ways
+        self.table = nn.Embedding(n_bucket, n_head)
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """The bias of positions (..., T) looking at positions (..., S): (..., H, T, S)."""
+        return self.table(self._buckets(keys[..., None, :] - queries[..., :, None])).movedim(-1, -3)
+
+    def _buckets(self, distance: Tensor) -> Tensor:
+        n_bucket, first = self.n_bucket, 0
+        if self.both_ways:
+            n_bucket //= 2
+            first = (distance > 0) * n_bucket
+            distance = distance.abs()
+        else:
+            distance = -distance.clamp(max=0)
+        n_single = n_bucket // 2
+        # In float32 and in this order, as the weights that were published were trained with.
+        growth = torch.log(distance.float() / n_single) / math.log(self.max_distance / n_single)
+        ranged = n_single + (growth * (n_bucket - n_single)).long().clamp(max=n_bucket - n_single - 1)
+        return first + torch.where(distance < n_single, distance, ranged)

@@ -11,13 +11,13 @@ from gptlab.interop.architecture import differences
 from gptlab.interop.foreign_folder import ForeignFolder
 from gptlab.interop.openai_checkpoint import OpenAIFolder, is_openai_folder
 from gptlab.interop.transformers_folder import TransformersFolder, from_hub, is_transformers_folder
-from gptlab.models.config import DecoderConfig, model_from_plain
+from gptlab.models.config import EncoderDecoderConfig, ModelConfig, model_from_plain
 from gptlab.training import checkpoint
 from gptlab.training.shards import fill
 from gptlab.training.vocabulary import tokenizer_of
 
 
-def load_initial(model: nn.Module, config: DecoderConfig, vocab_size: int) -> None:
+def load_initial(model: nn.Module, config: ModelConfig, vocab_size: int) -> None:
     """Give `model` the weights that `model.init_from` names, one tensor at a time.
 
     A model with a shorter context takes as many learned positions as it has. ValueError as `open_initial` raises it.
@@ -28,7 +28,7 @@ def load_initial(model: nn.Module, config: DecoderConfig, vocab_size: int) -> No
         fill(parameter, value[: len(parameter)] if name == "pos_emb.weight" else value)
 
 
-def open_initial(config: DecoderConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Callable[[str], Tensor]:
+def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Callable[[str], Tensor]:
     """What reads the weights that `model.init_from` names, tensor by tensor; none is read yet.
 
     ValueError where there are none, or they are of a model that computes something else, with the words that would
@@ -50,7 +50,7 @@ def open_initial(config: DecoderConfig, vocab_size: int, tokenizer: Tokenizer | 
         words.append(f"model.vocab_size={rows}")
     elif vocab_size != rows:
         words.append(f"model.vocab_size={rows} and a tokenizer of no more words than that")
-    if config.context_length > theirs.context_length:
+    if config.context_length > theirs.context_length and not isinstance(theirs, EncoderDecoderConfig):
         words.append(f"model.context_length={theirs.context_length}")
     if words:
         what = "was trained with another tokenizer" if words == [other] else "holds another model"

@@ -48,7 +48,7 @@ def _groups(parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig) -
     hidden, matrices, rest = [], [], []
     for name, parameter in parameters:
         # Muon is meant for the hidden matrices: embeddings and the head are none (Jordan et al. 2024).
-        if muon and parameter.ndim == 2 and name.startswith("blocks."):
+        if muon and parameter.ndim == 2 and ".blocks." in f".{name}":
             hidden.append((name, parameter))
         elif parameter.ndim >= 2:
             matrices.append((name, parameter))

@@ -1,0 +1,122 @@
+"""T5, T5 1.1 and FLAN-T5 as transformers keeps them: numbered sublayers, the bias of positions in the first block."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptlab.interop.architecture import Architecture, Place, in_blocks, shown, typed
+from gptlab.models.config import EncoderDecoderConfig, Feedforward
+
+HEAD, EMBEDDING = "lm_head.weight", "shared.weight"
+ATTENTION = {"q": "q", "k": "k", "v": "v", "out": "o"}
+# The first spelling is the one we write.
+FEEDFORWARDS = {
+    "relu": Feedforward.relu,
+    "gated-gelu": Feedforward.geglu,  # the tanh form, whatever its name says
+    "gated-gelu_new": Feedforward.geglu,
+    "gated-silu": Feedforward.swiglu,
+    "gelu_new": Feedforward.gelu,
+    "gelu": Feedforward.gelu_exact,
+}
+
+
+def _block(config: EncoderDecoderConfig, *, cross: bool) -> dict[str, Place]:
+    last = 2 if cross else 1
+    names = {f"attn.{ours}": f"layer.0.SelfAttention.{theirs}" for ours, theirs in ATTENTION.items()}
+    names |= {"norm1": "layer.0.layer_norm", "norm2": f"layer.{last}.layer_norm"}
+    if cross:
+        names |= {f"cross.{ours}": f"layer.1.EncDecAttention.{theirs}" for ours, theirs in ATTENTION.items()}
+        names["norm_cross"] = "layer.1.layer_norm"
+    matrices = {"gate": "wi_0", "up": "wi_1"} if config.feedforward.gated else {"up": "wi"}
+    for ours, theirs in {**matrices, "down": "wo"}.items():
+        names[f"ffn.{ours}"] = f"layer.{last}.DenseReluDense.{theirs}"
+    return {f"{ours}.weight": Place(f"{theirs}.weight") for ours, theirs in names.items()}
+
+
+def _places(config: EncoderDecoderConfig) -> dict[str, Place]:
+    places = {"tok_emb.weight": Place(EMBEDDING)}
+    for stack, n_blocks in (("encoder", config.n_layer), ("decoder", config.decoder_layers)):
+        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        places[f"{stack}.position.table.weight"] = Place(bias)
+        block = _block(config, cross=stack == "decoder")
+        places |= in_blocks(n_blocks, f"{stack}.block.{{}}.", block, f"{stack}.blocks.{{}}.")
+        places[f"{stack}.final_norm.weight"] = Place(f"{stack}.final_layer_norm.weight")
+    if not config.tied_head:
+        places["lm_head.weight"] = Place(HEAD)
+    return places
+
+
+def _seen(theirs: Mapping[str, Any], names: Collection[str], read: Callable[[str], Tensor]) -> dict[str, Any]:
+    """Whether the head is tied, as transformers goes by it: not by config.json, which says whether it is scaled."""
+    tied = HEAD not in names or (EMBEDDING in names and torch.equal(read(HEAD), read(EMBEDDING)))
+    said = theirs.get("scale_decoder_outputs")
+    scaled = theirs.get("tie_word_embeddings") is not False if said is None else said
+    return {"tie_word_embeddings": tied, "scale_decoder_outputs": scaled}
+
+
+def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    kind = theirs["feed_forward_proj"]
+    if kind not in FEEDFORWARDS:
+        raise ValueError(
+            f"feed_forward_proj={shown(kind)} is what no option of gptlab expresses; only {', '.join(FEEDFORWARDS)} are"
+        )
+    start = next(
+        (theirs[word] for word in ("decoder_start_token_id", "pad_token_id") if theirs.get(word) is not None), 0
+    )
+    return {"feedforward": FEEDFORWARDS[kind], "start_id": typed("decoder_start_token_id", start, int)}
+
+
+def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
+    kinds = {ours: theirs for theirs, ours in reversed(FEEDFORWARDS.items())}
+    return {
+        # One that it does not have would be read back as another, which is how `refusals` finds it.
+        "feed_forward_proj": kinds.get(config.feedforward, "relu"),
+        "decoder_start_token_id": config.start_id,
+    }
+
+
+T5 = Architecture(
+    model_type="t5",
+    class_name="T5ForConditionalGeneration",
+    config=EncoderDecoderConfig,
+    task="text2text-generation",
+    words={
+        "context_length": "n_positions",
+        "n_layer": "num_layers",
+        "n_decoder_layer": "num_decoder_layers",
+        "n_head": "num_heads",
+        "d_model": "d_model",
+        "d_head": "d_kv",
+        "d_ff": "d_ff",
+        "n_position_bucket": "relative_attention_num_buckets",
+        "max_distance": "relative_attention_max_distance",
+        "norm_eps": "layer_norm_epsilon",
+        "tied_head": "tie_word_embeddings",
+        "output_scaled": "scale_decoder_outputs",
+        "dropout": "dropout_rate",
+        "init_factor": "initializer_factor",
+    },
+    always={},
+    defaults={
+        "n_positions": 512,
+        "num_decoder_layers": None,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+        "tie_word_embeddings": True,
+        "scale_decoder_outputs": None,
+        "dropout_rate": 0.1,
+        "initializer_factor": 1.0,
+        "feed_forward_proj": "relu",
+    },
+    demands={"is_encoder_decoder": (True,)},
+    prefix="",
+    places=_places,
+    buffers=(".EncDecAttention.relative_attention_bias.weight",),  # never used
+    read=_read,
+    write=_write,
+    seen=_seen,
+    copies=dict.fromkeys((HEAD, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "tok_emb.weight"),
+)

@@ -1,0 +1,192 @@
+"""BERT and T5 in and out of transformers: bits, old files, refusals, and `gptlab convert`."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from interop.foreign import BERTS, T5S, WORDS, bert, said, t5
+from safetensors.torch import load_file, save_file
+
+from gptlab.data.tokenizer import ByteTokenizer
+from gptlab.generation.decode import decode
+from gptlab.generation.reader import Reader
+from gptlab.generation.sampling import Sampling
+from gptlab.interop.architecture import differences
+from gptlab.interop.t5 import T5
+from gptlab.interop.transformers_folder import ARCHITECTURES, TransformersFolder, architecture_for, write_folder
+from gptlab.models.build import build_model
+from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, Feedforward, Heads
+from gptlab.training.initial import open_initial
+
+CASES = BERTS | T5S
+
+
+def opened(path, case):
+    kind = getattr(transformers, case.kind)
+    model, info = kind.from_pretrained(path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_and_out_by_the_command(name, tmp_path):
+    case = CASES[name]
+    theirs = case.save(tmp_path / "theirs")
+    assert said(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
+    assert said(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}") == 0
+    first, second = TransformersFolder(theirs), TransformersFolder(tmp_path / "back")
+    assert second.architecture is first.architecture
+    assert differences(second.config, first.config) == [] and second.vocab_size == first.vocab_size == WORDS
+    for option in ("context_length", "dropout"):
+        assert getattr(second.config, option) == getattr(first.config, option)
+    ours, again = dict(first.tensors()), dict(second.tensors())
+    assert ours.keys() == again.keys() == build_model(first.config, WORDS, seed=0).state_dict().keys()
+    assert all(torch.equal(again[own], value) for own, value in ours.items())
+
+    before, after = case.model(), opened(tmp_path / "back", case)
+    state = after.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in before.state_dict().items())
+    tokens = torch.arange(1, 12)[None]
+    inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if case.config == "T5Config" else {})
+    with torch.no_grad():
+        assert torch.equal(before(**inputs)[0], after(**inputs)[0])
+    auto = transformers.AutoModel.from_pretrained(tmp_path / "back")
+    assert type(auto).__name__ == ("T5Model" if case.config == "T5Config" else "BertModel")
+    card = (tmp_path / "back" / "README.md").read_text()
+    assert f"pipeline_tag: {first.architecture.task}" in card
+
+
+def test_the_tensors_tell_the_heads_not_the_name_in_the_config(tmp_path):
+    path = BERTS["bert"].save(tmp_path / "theirs")
+    content = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(content | {"architectures": ["BertForMaskedLM"]}))
+    assert TransformersFolder(path).config.heads is Heads.pretraining
+
+
+def test_names_of_older_files(tmp_path):
+    """As bert-base-uncased and t5-small lie on the hub."""
+    path = BERTS["bert"].save(tmp_path / "bert")
+    expected = dict(TransformersFolder(path).tensors())
+    state = load_file(path / "model.safetensors")
+    state = {k.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): v for k, v in state.items()}
+    state["cls.predictions.decoder.weight"] = state["bert.embeddings.word_embeddings.weight"].clone()
+    state["cls.predictions.decoder.bias"] = state["cls.predictions.bias"].clone()
+    state["bert.embeddings.position_ids"] = torch.arange(24)[None]
+    save_file(state, path / "model.safetensors")
+    again = dict(TransformersFolder(path).tensors())
+    assert again.keys() == expected.keys() and all(torch.equal(again[name], value) for name, value in expected.items())
+    state["cls.predictions.decoder.weight"][3, 3] += 1
+    save_file(state, path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"decoder\.weight differs from bert\.embeddings\.word_embeddings\.weight"):
+        TransformersFolder(path)
+
+    path = T5S["t5"].save(tmp_path / "t5")
+    expected = dict(TransformersFolder(path).tensors())
+    state = load_file(path / "model.safetensors")
+    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"):
+        state[name] = state["shared.weight"].clone()
+    state["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.ones(8, 3)
+    save_file(state, path / "model.safetensors")
+    folder = TransformersFolder(path)
+    assert folder.config.tied_head and dict(folder.tensors()).keys() == expected.keys()
+
+
+@pytest.mark.parametrize(
+    "words, untied, tied, scaled",
+    [
+        ({}, False, True, True),
+        ({"tie_word_embeddings": True}, False, True, True),
+        ({"tie_word_embeddings": False}, True, False, False),  # T5 1.1 and FLAN as they were released
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, True, False, False),  # saved since version 5
+        ({"tie_word_embeddings": False}, False, True, False),
+        ({"tie_word_embeddings": True}, True, False, True),
+    ],
+    ids=str,
+)
+def test_whether_a_t5_is_tied_and_scaled(words, untied, tied, scaled, tmp_path):
+    path = T5S["t5 1.1" if untied else "t5 gated"].save(tmp_path / "theirs")
+    content = json.loads((path / "config.json").read_text())
+    del content["tie_word_embeddings"], content["scale_decoder_outputs"]
+    (path / "config.json").write_text(json.dumps(content | words))
+    config = TransformersFolder(path).config
+    assert (config.tied_head, config.scales_output) == (tied, scaled)
+    theirs = opened(path, T5S["t5"])
+    assert (theirs.lm_head.weight is theirs.shared.weight, theirs.config.scale_decoder_outputs) == (tied, scaled)
+
+
+def test_the_token_that_begins():
+    for words, start in (
+        ({"decoder_start_token_id": 7}, 7),
+        ({"decoder_start_token_id": None, "pad_token_id": 3}, 3),
+        ({"decoder_start_token_id": None, "pad_token_id": None}, 0),
+    ):
+        assert T5.read_config(t5(**words))[0].start_id == start
+    assert T5.write_config(EncoderDecoderConfig(start_id=5), 9)["decoder_start_token_id"] == 5
+
+
+@pytest.mark.parametrize(
+    "kind, words, message",
+    [
+        ("bert", bert(hidden_act="gelu_new"), "hidden_act=gelu_new is what no option of gptlab expresses"),
+        ("bert", bert(position_embedding_type="relative_key"), "position_embedding_type=relative_key"),
+        ("bert", bert(is_decoder=True), "is_decoder=true"),
+        ("bert", bert(add_cross_attention=True), "add_cross_attention=true"),
+        ("bert", bert(tie_word_embeddings=False), "tie_word_embeddings=false"),
+        ("bert", bert(architectures=["BertForQuestionAnswering"]), "is none of BertForPreTraining, BertForMaskedLM"),
+        ("bert", bert(num_attention_heads=2), "model.d_model=21 is not divisible by model.n_head=2"),
+        ("t5", t5(feed_forward_proj="gated-tanh"), "feed_forward_proj=gated-tanh is what no option of gptlab"),
+        ("t5", t5(relative_attention_num_buckets=5), "model.n_position_bucket=5 must be even"),
+        ("t5", t5(d_kv="a"), "d_kv=a must be a whole number or null"),
+        ("t5", t5(is_encoder_decoder=False), "is_encoder_decoder=false is what no option"),
+        ("t5", t5(decoder_start_token_id="a"), "decoder_start_token_id=a must be a whole number"),
+    ],
+    ids=str,
+)
+def test_what_no_option_expresses_is_refused(kind, words, message):
+    with pytest.raises(ValueError, match=message):
+        ARCHITECTURES[kind].read_config(words)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (EncoderConfig(d_head=8), "bert, has no model.d_head=8"),
+        (EncoderConfig(feedforward=Feedforward.swiglu), "bert, has no model.feedforward=swiglu"),
+        (EncoderDecoderConfig(feedforward=Feedforward.relu2), "t5, has no model.feedforward=relu2"),
+    ],
+    ids=str,
+)
+def test_what_transformers_has_not_is_refused(config, message):
+    with pytest.raises(ValueError, match=f"no architecture of transformers .* {message}"):
+        architecture_for(config)
+
+
+def test_another_architecture_is_told_by_its_name():
+    assert differences(EncoderConfig(), DecoderConfig()) == ["a model with model.architecture=encoder"]
+
+
+def test_a_t5_of_ones_own_writes_there_as_here(tmp_path):
+    config = EncoderDecoderConfig(n_layer=2, n_head=3, d_head=5, d_model=24, start_id=7, vocab_size=260)
+    model = build_model(config, 260, seed=0).eval()
+    tokenizer = ByteTokenizer()
+    write_folder(tmp_path, config, model.state_dict().__getitem__, tokenizer, card="")
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("It was", return_tensors="pt").input_ids
+    assert ids.tolist() == [tokenizer.encode("It was").tolist()]
+    expected = theirs.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)[0].tolist()
+    assert expected[0] == 7
+    reader = Reader(model, ids.tolist(), n_more=20, n_words=tokenizer.vocab_size)
+    draws = [one.token for (one,) in decode(reader, 20, Sampling(temperature=0.0))]
+    assert draws[: len(expected) - 1] == expected[1:]
+    again = TransformersFolder(tmp_path)
+    assert again.config.start_id == 7 and again.tokenizer().agrees_with(tokenizer)
+
+
+def test_positions_of_a_t5_have_no_end(tmp_path):
+    path = T5S["t5"].save(tmp_path / "t5")
+    config = TransformersFolder(path).config
+    open_initial(replace(config, context_length=4096, init_from=str(path)), WORDS)
+    with pytest.raises(ValueError, match=r"add a model with model\.architecture=encoder_decoder"):
+        open_initial(EncoderConfig(init_from=str(path)), WORDS)

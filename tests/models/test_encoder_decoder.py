@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from gptlab.models.build import build_model
+from gptlab.models.config import EncoderDecoderConfig, Feedforward
+from gptlab.nn.cache import KVCache
+
+WORDS = 31
+DRAW = torch.Generator().manual_seed(0)
+SOURCE, TOKENS = torch.randint(WORDS, (3, 9), generator=DRAW), torch.randint(WORDS, (3, 7), generator=DRAW)
+MASK = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
+SIZES = {"n_layer": 2, "n_head": 3, "d_head": 5, "d_model": 16, "n_position_bucket": 6, "max_distance": 5}
+
+
+def small(**options):
+    return build_model(EncoderDecoderConfig(**SIZES, **options), WORDS, seed=0).eval()
+
+
+@pytest.mark.parametrize("options", [{"feedforward": value} for value in Feedforward] + [{"tied_head": False}], ids=str)
+def test_a_token_is_seen_from_there_on_and_the_source_everywhere(options):
+    model = small(**options)
+    logits = model(TOKENS, source=SOURCE)
+    assert logits.shape == (3, 7, WORDS)
+    for changed in (0, 3):
+        tokens = TOKENS.clone()
+        tokens[:, changed] = (tokens[:, changed] + 1) % WORDS
+        moved = (model(tokens, source=SOURCE) - logits).abs().amax((0, 2))
+        assert (moved[:changed] == 0).all() and (moved[changed:] > 0).all()
+    source = SOURCE.clone()
+    source[:, 8] = (source[:, 8] + 1) % WORDS
+    assert ((model(TOKENS, source=source) - logits).abs().amax((0, 2)) > 0).all()
+
+
+def test_what_is_masked_is_not_seen():
+    model = small()
+    logits = model(TOKENS, source=SOURCE, source_mask=MASK)
+    assert torch.equal(logits, model(TOKENS, source=SOURCE.masked_fill(~MASK, 7), source_mask=MASK))
+    assert (logits[1] - model(TOKENS[1:2], source=SOURCE[1:2, :4])[0]).abs().max() < 1e-4 * logits.abs().max()
+
+
+@pytest.mark.parametrize("lengths", [(0, 0, 0), (3, 1, 2)])
+def test_with_a_cache_the_logits_are_the_same(lengths):
+    model = small()
+    memory, cache = model.encode(SOURCE, MASK), KVCache(2, batch_size=3, n_positions=7)
+    whole = model(TOKENS, source=memory)
+    if any(lengths):
+        model.hidden(TOKENS[:, : max(lengths)], source=memory, cache=cache)
+        cache.lengths = list(lengths)
+    for _ in range(4):
+        at = torch.tensor(cache.lengths)[:, None]
+        hidden = model.hidden(TOKENS.gather(1, at), source=memory, cache=cache)
+        expected = whole[torch.arange(3)[:, None], at]
+        assert (model.output.logits(hidden) - expected).abs().max() < 1e-4 * whole.abs().max()
+
+
+def test_the_head_is_scaled_where_it_is_tied_unless_told():
+    scales = {
+        (tied, said): small(tied_head=tied, output_scaled=said).output.scale
+        for tied in (True, False)
+        for said in (None, True, False)
+    }
+    assert scales == {
+        (True, None): 0.25,
+        (True, True): 0.25,
+        (True, False): 1.0,
+        (False, None): 1.0,
+        (False, True): 0.25,
+        (False, False): 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"n_position_bucket": 7}, "model.n_position_bucket=7 must be even and at least 4"),
+        ({"n_position_bucket": 2}, "model.n_position_bucket=2 must be even and at least 4"),
+        ({"max_distance": 3}, "model.max_distance=3 must be above half of model.n_position_bucket=6"),
+        ({"n_decoder_layer": 0}, "model.n_decoder_layer=0 must be at least 1"),
+        ({"start_id": 40, "vocab_size": 31}, "model.start_id=40 is outside model.vocab_size=31"),
+        ({"init_factor": 0.0}, "model.init_factor=0.0 must be above 0"),
+        ({"dropout": 1.0}, r"model.dropout=1.0 is outside \[0, 1\)"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        EncoderDecoderConfig(**SIZES | options).check()
