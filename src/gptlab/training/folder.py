@@ -129,8 +129,11 @@ def cut_metrics(source: Path, target: Path, step: int, columns: list[str]) -> No
 def write_text(path: Path, text: str) -> None:
     """Replace a small file, at once and on the disk."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
