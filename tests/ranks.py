@@ -109,6 +109,13 @@ def one(job: dict) -> None:
     )
 
 
+def _fsdp_groups(model):
+    from torch.distributed.fsdp import FSDPModule
+
+    states = (module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule))
+    return [state._fsdp_param_group for state in states if state._fsdp_param_group is not None]
+
+
 def _bytes_callback(folder: Path):
     """Writes down what tensors this rank holds: before backward, before the optimiser's step, and after it."""
     from lightning.pytorch.callbacks import Callback
@@ -124,6 +131,10 @@ def _bytes_callback(folder: Path):
 
         def on_before_backward(self, trainer, module, loss):
             self.held["weights_before_backward"] = size(module.model.parameters())
+            # What the passes before this one of the same step left: FSDP may hold it apart from p.grad.
+            parameters = [p for group in _fsdp_groups(module.model) for p in group.fsdp_params]
+            whole = size(p.unsharded_accumulated_grad for p in parameters)
+            self.held["whole_gradients"] = max(self.held.get("whole_gradients", 0), whole)
 
         def on_before_optimizer_step(self, trainer, module, optimizer):
             self.held["weights"] = size(module.model.parameters())

@@ -18,6 +18,7 @@ from gptlab.training.config import (
     MuonConfig,
     OptimizerConfig,
     ScheduleConfig,
+    Sharding,
     SpikeAction,
     StrategyConfig,
     TrainerConfig,
@@ -136,6 +137,11 @@ class RunConfig:
         if self.eval_train and self.data.val_fraction == 0:
             raise ValueError("eval_train=true evaluates at each validation; set data.val_fraction above 0")
         self._check_spikes()
+        if self.trainer.precision == "16-mixed" and self.strategy.name not in (Sharding.auto, Sharding.ddp):
+            raise ValueError(
+                f"trainer.precision=16-mixed scales losses, which strategy={self.strategy.name.value} cannot follow; "
+                "use trainer.precision=bf16-mixed, or strategy=ddp"
+            )
         self._check_budget()
         self._check_lengths()
         per_node = self.trainer.device_count()

@@ -76,6 +76,7 @@ def test_each_rank_holds_its_part(trained, strategy):
         held = json.loads((trained / f"{strategy}-plain" / f"bytes_{rank}.json").read_text())
         for name, n in zip(("weights", "gradients", "optimizer"), parts, strict=True):
             assert held[name] == pytest.approx(whole[name] / n, rel=0.05), name
+        assert held["whole_gradients"] == 0, "each pass over a part of the windows divides its gradients"
         between = held["weights_before_backward"] / whole["weights"]
         assert between == 1 if strategy in ("ddp", "zero1", "zero2") else 0.5 < between < 1
         print(f"{strategy} rank {rank}: {held}")

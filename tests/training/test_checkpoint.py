@@ -149,7 +149,7 @@ def test_a_failed_rename_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="No space left on device; the run stays saved"):
+    with pytest.raises(OSError, match="No space left on device; nothing of the run is saved yet"):
         checkpoint.save({"gptlab_format": 1}, tmp_path / "a.ckpt")
     assert not list(tmp_path.iterdir())
 
@@ -262,6 +262,76 @@ def test_a_thread_that_cannot_write_says_so_to_the_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_parts", fail)
     saver = Saver(asynchronous=True, keep_last=1, rank=0, world_size=1, timeout_seconds=60)
     saver.save(Save(tmp_path / "step_00000001", {}, checkpoint.own_parts(*trained(0)), ["last"]))
-    with pytest.raises(OSError, match="No space left on device; the run stays saved at its last checkpoint"):
+    with pytest.raises(OSError, match="No space left on device; nothing of the run is saved yet"):
         saver.wait()
     assert not (tmp_path / "step_00000001").exists() and not (tmp_path / "last").exists()
+
+
+@pytest.mark.parametrize("lost", ["rank_00000.safetensors", "state.pt"])
+def test_a_folder_whose_list_lacks_a_file_is_not_whole(tmp_path, lost):
+    folder = tmp_path / "step_00000003"
+    write_folder(folder, *trained(0))
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    (folder / "SHA256SUMS").write_text("".join(f"{line}\n" for line in lines if lost not in line))
+    with pytest.raises(ValueError, match="is no whole checkpoint"):
+        checkpoint.load(folder)
+
+
+def test_a_tensor_with_a_part_missing_is_named(tmp_path):
+    folder = tmp_path / "step_00000003"
+    model, optimizer = trained(0)
+    parts = checkpoint.own_parts(model, optimizer)
+    where = {key: (tuple(slice(0, n) for n in value.shape), value.shape) for key, value in parts.items()}
+    parts["model/tok_emb.weight"] = parts["model/tok_emb.weight"][:5].clone()  # of another rank's the file is lost
+    folder.mkdir()
+    sums = {"state.pt": checkpoint.write_file({"gptlab_format": 1}, folder / "state.pt")}
+    sums["rank_00000.safetensors"] = checkpoint.write_parts(parts, where, folder / "rank_00000.safetensors")
+    (folder / "SHA256SUMS").write_text("".join(f"{checksum}  {name}\n" for name, checksum in sums.items()))
+    with pytest.raises(ValueError, match=r"lacks a part of model/tok_emb\.weight"):
+        checkpoint.load(folder)
+
+
+def test_links_that_a_copy_made_into_folders_are_links_again(tmp_path):
+    write_folder(tmp_path / "step_00000003", *trained(0))
+    shutil.copytree(tmp_path / "step_00000003", tmp_path / "best")
+    (tmp_path / "last").unlink()
+    shutil.copytree(tmp_path / "step_00000003", tmp_path / "last")
+    write_folder(tmp_path / "step_00000004", *trained(0))
+    checkpoint.link(tmp_path / "step_00000004", "best")
+    for name in ("last", "best"):
+        assert (tmp_path / name).is_symlink() and (tmp_path / name).resolve().name == "step_00000004"
+
+
+def saved_line(folder, steps, best_step):
+    """Checkpoints of these steps, each knowing the best so far, as a run leaves them."""
+    for step in steps:
+        path = folder / f"step_{step:08d}.ckpt"
+        best = {"step": min(step, best_step), "val/loss": 1.0}
+        checkpoint.save({"gptlab_format": 1, "step": step, "best": best}, path)
+        checkpoint.link(path, "last")
+        if step <= best_step:
+            checkpoint.link(path, "best")
+        checkpoint.prune(folder, 9)
+
+
+def test_going_back_leaves_the_best_of_the_line_that_goes_on(tmp_path):
+    saved_line(tmp_path, (5, 10, 15, 20), best_step=20)
+    state = checkpoint.load(tmp_path / "step_00000010.ckpt")
+    assert checkpoint.go_back(tmp_path, 10, state["best"]) == ["step_00000015.ckpt", "step_00000020.ckpt"]
+    for name in ("last", "best"):
+        assert checkpoint.load(tmp_path / f"{name}.ckpt")["step"] == 10
+        checkpoint.verify(tmp_path / f"{name}.ckpt")
+    assert [step for step, _ in checkpoint.kept(tmp_path)] == [5, 10]
+    saved_line(tmp_path, (15, 20), best_step=10)  # and once more to the same step
+    checkpoint.go_back(tmp_path, 10, state["best"])
+    assert sorted(p.name for p in tmp_path.glob("*.aside")) == ["step_00000015.aside", "step_00000020.aside"]
+
+
+def test_a_run_that_goes_on_keeps_its_best(tmp_path):
+    saved_line(tmp_path, (5, 10, 15), best_step=5)
+    checkpoint.prune(tmp_path, 1)
+    state = checkpoint.load(tmp_path / "step_00000015.ckpt")
+    assert checkpoint.go_back(tmp_path, 15, state["best"]) == []
+    assert checkpoint.load(tmp_path / "best.ckpt")["step"] == 5
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path, check=True, capture_output=True)
+    assert len((tmp_path / "SHA256SUMS").read_text().splitlines()) == 3

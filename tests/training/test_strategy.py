@@ -38,6 +38,22 @@ def test_hsdp_has_a_replica_on_each_node():
     assert StrategyConfig(name=Sharding.hsdp).layout(32, num_nodes=4) == Layout(replicas=4, shards=8)
 
 
+@pytest.mark.parametrize(
+    ("words", "world_size", "message"),
+    [
+        ({"name": "tp"}, 1, "there is one"),
+        ({"name": "fsdp_tp"}, 2, "use strategy=tp"),
+        ({"name": "fsdp_tp", "tensor_parallel": 3}, 4, "use 2 or 4"),
+        ({"name": "hsdp"}, 2, "a group of its own"),
+        ({"name": "hsdp", "replicas": 1}, 4, "use 2 or 4"),
+        ({"name": "tp", "tensor_parallel": 2}, 4, "use strategy=fsdp_tp"),
+    ],
+)
+def test_what_a_word_cannot_arrange_is_refused(words, world_size, message):
+    with pytest.raises(ValueError, match=message):
+        StrategyConfig(**words | {"name": Sharding(words["name"])}).layout(world_size)
+
+
 class Numbered:
     """Windows that are their own numbers."""
 

@@ -203,10 +203,10 @@ class Recorder(Callback):
             self._held = None
 
     def flush(self, trainer) -> None:
-        """Put every row that was read into the file."""
+        """Put every row that was read onto the disk."""
         self._release(trainer)
         if self._file is not None:
-            self._file.flush()
+            self._file.sync()
 
     def _write(self, trainer, row: dict[str, float | int]) -> None:
         if self._file is not None:
@@ -266,6 +266,19 @@ class Checkpoints(Callback):
         self._saver: Saver | None = None
         self._saved_at = time.monotonic()
         recorder.wishes |= {"save": self._wants_save, "failed": self._has_failed}
+
+    def setup(self, trainer, module, stage: str) -> None:
+        if trainer.world_size == 1 or stage != "fit":
+            return
+        steps = [None] * trainer.world_size
+        torch.distributed.all_gather_object(steps, module.finished_steps)
+        for rank, step in enumerate(steps):
+            if step != steps[0]:
+                raise Failure(
+                    f"rank {rank} would go on from step {step} and the first rank from step {steps[0]}: they do not "
+                    f"see the same checkpoints in {self.folder.checkpoints}; the run folder has to be on a file system "
+                    "that all nodes share"
+                )
 
     def on_train_start(self, trainer, module) -> None:
         if self.settings is not None:
@@ -394,15 +407,12 @@ class Checkpoints(Callback):
                 "optimizer": checkpoint.optimizer_state(optimizer),
             }
         links = ["last", "best"] if improves and self.settings.best else ["last"]
-        held = None
 
-        def done(seconds: float) -> None:
-            # `held` is the time that steps had to wait, all of it unless saving is asynchronous.
-            times = {"seconds": round(seconds, 3), "held": round(seconds if held is None else held, 3)}
-            self.folder.event("saved", step=step, **times)
+        def done(seconds: float, held: float) -> None:
+            self.folder.event("saved", step=step, seconds=round(seconds, 3), held=round(collected + held, 3))
 
+        collected = time.perf_counter() - started
         self._saver.save(Save(path, state, parts, links, done))
-        held = time.perf_counter() - started
         self.saved_step, self._saved_at = step, time.monotonic()
         self.recorder.granted -= {"save", "failed"}
         self.recorder.pause(module)

@@ -7,9 +7,11 @@ each rank. Checksums are kept in the form of `sha256sum`: beside the files, and 
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -184,9 +186,7 @@ def save(state: dict[str, Any], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         checksum = write_file(state, temporary)
-        sums = path.parent / SUMS
-        known = sums.read_text() if sums.is_file() else ""
-        write_text(sums, f"{known}{checksum}  {path.name}\n")  # lines of files that are gone do no harm
+        _write_sums(path.parent, {**_known_sums(path.parent), path.name: checksum})
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -198,7 +198,9 @@ def save(state: dict[str, Any], path: Path) -> None:
 def unsaved(error: OSError, path: Path) -> OSError:
     """The same error, saying what it means for the run."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return OSError(error.errno, f"{reason}; the run stays saved at its last checkpoint", str(path))
+    there = kept(path.parent) or linked(path.parent, "last")
+    meaning = "the run stays saved at its last checkpoint" if there else "nothing of the run is saved yet"
+    return OSError(error.errno, f"{reason}; {meaning}", str(path))
 
 
 def write_parts(parts: dict[str, Tensor], where: dict[str, tuple[Part, torch.Size]], path: Path) -> str:
@@ -249,8 +251,12 @@ def link(source: Path, name: str) -> None:
             shutil.copyfile(source, temporary)
     else:
         temporary.symlink_to(source.name)
+    other = target.with_name(name if is_file else f"{name}.ckpt")  # of before the strategy changed
+    for old in (target, other):
+        if old.is_dir() and not old.is_symlink():  # a copy of the run in which links became what they led to
+            shutil.rmtree(old)
     os.replace(temporary, target)
-    target.with_name(name if is_file else f"{name}.ckpt").unlink(missing_ok=True)  # of before the strategy changed
+    other.unlink(missing_ok=True)
 
 
 def linked(folder: Path, name: str) -> Path | None:
@@ -267,25 +273,72 @@ def kept(folder: Path) -> list[tuple[int, Path]]:
 def prune(folder: Path, keep_last: int) -> None:
     """Delete all but the newest, and what `last` and `best` are."""
     needed = {path.resolve() for name in ("last", "best") if (path := linked(folder, name)) is not None}
-    for _, old in kept(folder)[:-keep_last]:
-        if old.is_file():  # `best.ckpt` is a name of its own for the same file
-            old.unlink()
-        elif old.resolve() not in needed:
-            doomed = old.with_name(f".{old.name}.tmp")
-            os.replace(old, doomed)  # never there in part
+    old = [path for _, path in kept(folder)[:-keep_last] if path.is_file() or path.resolve() not in needed]
+    _settle_sums(folder, {path.name for path in old})
+    for path in old:
+        if path.is_file():  # `best.ckpt` is a name of its own for the same file
+            path.unlink()
+        else:
+            doomed = path.with_name(f".{path.name}.tmp")
+            os.replace(path, doomed)  # never there in part
             shutil.rmtree(doomed)
 
 
-def set_aside(path: Path) -> None:
-    """Take a checkpoint out of the run's line; `best` follows it to its new name."""
-    aside = path.with_suffix(".aside")
-    if aside.is_dir():  # a file of that name is replaced
-        shutil.rmtree(aside)
-    best = path.with_name("best")  # a folder's; that of a file is a name of its own
-    was_best = best.exists() and best.samefile(path)
-    path.rename(aside)
-    if was_best:
-        link(aside, "best")
+def go_back(folder: Path, step: int, best: dict[str, Any] | None) -> list[str]:
+    """Take what was saved after `step` out of the run's line, and let `last` and `best` be of that line again.
+
+    `best` is what the checkpoint of that step knows of the best one so far. Returns the names that were set aside.
+    """
+    names = []
+    for later, path in kept(folder):
+        if later > step:
+            aside = path.with_suffix(".aside")
+            if aside.is_dir():  # a file of that name is replaced
+                shutil.rmtree(aside)
+            path.rename(aside)
+            names.append(path.name)
+    by_step = dict(kept(folder))
+    for name, wanted in (("last", step), ("best", best["step"] if best else None)):
+        if wanted in by_step:
+            link(by_step[wanted], name)
+            continue
+        for path in (folder / name, folder / f"{name}.ckpt"):
+            dangles = path.is_symlink() and not path.exists()
+            if dangles or (names and path.is_file() and _step_of(path) != wanted):
+                path.unlink()
+    if names:
+        _settle_sums(folder, set())
+    return names
+
+
+def _step_of(path: Path) -> int | None:
+    try:
+        return load(path)["step"]
+    except ValueError:  # it is damaged
+        return None
+
+
+def _settle_sums(folder: Path, leaving: set[str]) -> None:
+    """Let SHA256SUMS name the files that stay, under all of their names."""
+    known = _known_sums(folder)
+    steps = [path for _, path in kept(folder) if path.is_file() and path.name in known]
+    sums = {path.name: known[path.name] for path in steps if path.name not in leaving}
+    for name in ("last.ckpt", "best.ckpt"):
+        path = folder / name
+        if path.is_file():
+            same = next((step.name for step in steps if step.samefile(path)), name)
+            if same in known:
+                sums[name] = known[same]
+    if sums != known:
+        _write_sums(folder, sums)
+
+
+def _known_sums(folder: Path) -> dict[str, str]:
+    return _parse(folder / SUMS) if (folder / SUMS).is_file() else {}
+
+
+def _write_sums(folder: Path, sums: dict[str, str]) -> None:
+    write_text(folder / SUMS, "".join(f"{checksum}  {name}\n" for name, checksum in sums.items()))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -294,10 +347,14 @@ def load(path: Path) -> dict[str, Any]:
         return _load_folder(path)
     if not path.is_file():
         raise ValueError(f"resume={path} is no checkpoint; name one such as runs/NAME/checkpoints/last.ckpt")
+    if path.name == REST:
+        raise ValueError(f"{path} is a part of a checkpoint; name the folder that it lies in")
     return _read(path, path)
 
 
 def _read(path: Path, shown: Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is damaged or no checkpoint (torch.save wrote no such file); resume from another one")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -332,6 +389,9 @@ def _load_folder(folder: Path) -> dict[str, Any]:
                     shapes[key] = tuple(place["shape"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / name} is damaged ({error}); resume from another checkpoint") from error
+    for key, found in pieces.items():
+        if sum(math.prod(shape) for *_, shape in found) != math.prod(shapes[key]):
+            raise ValueError(f"{folder} lacks a part of {key}; restore it, or resume from another checkpoint")
     model, memories = {}, {}
     for key, found in pieces.items():
         kind, _, rest = key.partition("/")
@@ -355,7 +415,9 @@ def _sums_within(folder: Path) -> dict[str, str]:
     if not (folder / SUMS).is_file():
         raise ValueError(f"{folder} is no whole checkpoint: it has no {SUMS}; name a folder such as checkpoints/last")
     sums = _parse(folder / SUMS)
-    missing = [name for name in [*sums, REST] if not (folder / name).is_file()]
+    missing = [name for name in {**sums, REST: ""} if not (folder / name).is_file()]
+    if REST not in sums or len(sums) < 2:
+        raise ValueError(f"{folder} is no whole checkpoint: its {SUMS} names too few files; resume from another one")
     if missing:
         raise ValueError(f"{folder} lacks {_some(missing)}; restore it, or resume from another checkpoint")
     return sums

@@ -281,8 +281,15 @@ class StrategyConfig:
             case Sharding.hsdp:
                 replicas = self.replicas or (num_nodes if num_nodes > 1 else 2)
                 self._divide("replicas", replicas, world_size)
+                if replicas == world_size:
+                    raise ValueError(
+                        f"strategy=hsdp with strategy.replicas={replicas} leaves each of {world_size} devices a group "
+                        "of its own; use strategy=fsdp, strategy=ddp, or more devices"
+                    )
                 return Layout(replicas=replicas, shards=world_size // replicas)
             case Sharding.tp:
+                if world_size < 2:
+                    raise ValueError("strategy=tp divides matrices over devices and there is one; use strategy=auto")
                 if self.tensor_parallel not in (None, world_size):
                     raise ValueError(
                         f"strategy.tensor_parallel={self.tensor_parallel} and there are {world_size} devices, which "
@@ -292,6 +299,11 @@ class StrategyConfig:
             case Sharding.fsdp_tp:
                 tensor = self.tensor_parallel or 2
                 self._divide("tensor_parallel", tensor, world_size)
+                if tensor == world_size:
+                    raise ValueError(
+                        f"strategy=fsdp_tp with strategy.tensor_parallel={tensor} takes all of {world_size} devices "
+                        "and leaves nothing to shard over; use strategy=tp, or more devices"
+                    )
                 return Layout(shards=world_size // tensor, tensor=tensor)
 
     def _divide(self, option: str, size: int, world_size: int) -> None:

@@ -94,6 +94,11 @@ class MetricsFile:
     def flush(self) -> None:
         self._file.flush()
 
+    def sync(self) -> None:
+        """Bring the rows to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 

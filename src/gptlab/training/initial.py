@@ -85,16 +85,16 @@ def open_weights(name: str, word: str) -> ForeignFolder | tuple[Path, dict[str, 
     """
     path = Path(name).expanduser()
     if path.is_file():
-        return path, checkpoint.load(path)
+        return path, _checked(path)
     if is_transformers_folder(path):
         return TransformersFolder(path)
     if path.is_dir():
         if (path / checkpoint.SUMS).is_file():
-            return path, checkpoint.load(path)
+            return path, _checked(path)
         kept = path / "checkpoints"
         found = checkpoint.linked(kept, "best") or checkpoint.linked(kept, "last")
         if found is not None:
-            return found, checkpoint.load(found)
+            return found, _checked(found)
         if is_openai_folder(path):
             return OpenAIFolder(path)
         raise ValueError(
@@ -105,3 +105,8 @@ def open_weights(name: str, word: str) -> ForeignFolder | tuple[Path, dict[str, 
     if fetched is None:
         raise ValueError(f"{word}={name} does not exist; name a run folder, a .ckpt file or a transformers folder")
     return TransformersFolder(fetched)
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    checkpoint.verify(path)
+    return checkpoint.load(path)

@@ -1,6 +1,5 @@
 """How the processes of a run are started, find each other, and end together."""
 
-import ctypes
 import errno
 import os
 import signal
@@ -18,7 +17,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from gptlab.training.stopping import SIGNALS, Failure
+from gptlab.training.stopping import SIGNALS, STARTER, Failure
 
 WATCH_SECONDS = 1  # between two looks at the other processes
 GRACE_SECONDS = 30  # in which a rank notices by itself that another one died
@@ -155,6 +154,7 @@ class Ranks(_SubprocessScriptLauncher):
 
     def launch(self, function, *args, trainer=None, **kwargs):
         if not self.cluster_environment.creates_processes_externally:
+            os.environ[STARTER] = str(os.getpid())
             try:
                 self._call_children_scripts()
             except OSError as error:
@@ -206,18 +206,9 @@ class Ranks(_SubprocessScriptLauncher):
 def watch(trainer: Trainer, record: Callable[[str], None]) -> None:
     """Let the processes of this machine end together; `record` is told what ended them."""
     launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):
-        if not launcher.cluster_environment.creates_processes_externally:
-            trainer.strategy._launcher = Ranks(launcher, record)
-        elif not first_rank() and find_launched() is None:
-            _end_with_parent()
-
-
-def _end_with_parent() -> None:
-    # A first rank that was killed cannot end the others, and they would keep their GPUs.
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    ours = isinstance(launcher, _SubprocessScriptLauncher)
+    if ours and not launcher.cluster_environment.creates_processes_externally:
+        trainer.strategy._launcher = Ranks(launcher, record)
 
 
 def end_together(trainer: Trainer, error: Exception, *, step: int, timeout_seconds: int) -> Exception:

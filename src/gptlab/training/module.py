@@ -114,7 +114,7 @@ class LanguageModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Here gradients are complete, and unscaled under 16-mixed.
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = global_norm(gradients)
+        norm = global_norm(gradients).to(self.device)
         if self.spikes is not None:
             self._skip_spike(optimizer, norm)
         if self.config.optimizer.clip_norm is not None:
@@ -188,7 +188,7 @@ class LanguageModule(lightning.LightningModule):
 
     def _reseed(self, step: int) -> None:
         # Dropout is a function of (seed, step, rank): a resumed run draws what the uninterrupted one drew, and ranks
-        # that see the same windows draw alike.
+        # that see the same windows draw alike, attention's masks for their different heads too.
         rank = self.layout.data_rank(self.trainer.global_rank)
         seed = ((self.config.seed * 1_000_003 + step) * 65_536 + rank) % 2**63
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would walk over every backend, each step

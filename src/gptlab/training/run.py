@@ -25,7 +25,7 @@ from gptlab.training.callbacks import Amender, Checkpoints, ProgressBar, Recorde
 from gptlab.training.config import SpikeAction, is_whole
 from gptlab.training.datamodule import WindowsDataModule
 from gptlab.training.devices import Devices, find_devices, keep_freed_memory
-from gptlab.training.folder import RunFolder, cut_metrics, read_metrics
+from gptlab.training.folder import RunFolder, cut_metrics, read_metrics, write_text
 from gptlab.training.initial import open_initial
 from gptlab.training.launch import end_together, first_rank, watch
 from gptlab.training.loggers import build_loggers
@@ -86,11 +86,13 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
             columns=_columns(config, devices, datamodule, _metrics_source(folder, source)),
         )
         run.begin(state, _last_rollback(folder, source))
+        best = state["best"] if state else None
+        del state  # its tensors are parts of a file, which would stay on the disk after it is deleted
         # Everything that was typed is accepted: from here on the folder changes.
         if folder.writes:
             if config.trainer.enable_model_summary:
                 print(plan.text(config, folder.path, step), flush=True)
-            _open_folder(config, folder, data, source, step, run.columns)
+            _open_folder(config, folder, data, source, step, best, run.columns)
             run.loggers = build_loggers(config, folder.path)
         started = time.perf_counter()
         try:
@@ -206,10 +208,7 @@ class _Run:
             )
         rollback = Rollback(step, seen + spike.step - step, in_a_row)
         if folder.writes:
-            checkpoint.link(path, "last")
-            for later, other in checkpoint.kept(folder.checkpoints):
-                if later > step:
-                    checkpoint.set_aside(other)
+            checkpoint.go_back(folder.checkpoints, step, state["best"])
             cut_metrics(folder.path / "metrics.csv", folder.path / "metrics.csv", step, self.columns)
             print(f"{spike}; back to step {step}, without the samples since", file=sys.stderr, flush=True)
         facts = {"from": spike.step, "to": step, "loss": spike.loss}
@@ -310,6 +309,9 @@ def _resume(config: RunConfig, folder: RunFolder, identity: dict) -> tuple[Path 
         _refuse_changes(config, state["config"], path)
     else:
         path = Path(config.resume)
+        if (path / "checkpoints").is_dir():  # a run stands for its newest
+            path = checkpoint.linked(path / "checkpoints", "last") or path
+        checkpoint.verify(path)
         state = checkpoint.load(path)
         own, _ = checkpoint.newest(folder.checkpoints)
         if own is not None and path.resolve().parent != folder.checkpoints.resolve():
@@ -379,16 +381,14 @@ def _differences(now: Any, then: Any, words: tuple[str, ...] | None = None, pref
     return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
 
-def _open_folder(config, folder: RunFolder, data: PreparedData, source: Path | None, start: int, columns) -> None:
+def _open_folder(config, folder: RunFolder, data: PreparedData, source: Path | None, start: int, best, columns) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
-    (folder.path / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+    write_text(folder.path / "config.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
     data.tokenizer.save(folder.path / "tokenizer.json")
     cut_metrics(_metrics_source(folder, source), folder.path / "metrics.csv", start, columns)
     (folder.path / "summary.json").unlink(missing_ok=True)  # of before it was taken back
-    for step, later in checkpoint.kept(folder.checkpoints):
-        if step > start:  # the run was taken back, or they cannot be read
-            checkpoint.set_aside(later)
-            folder.event("set aside", checkpoint=later.name)
+    for later in checkpoint.go_back(folder.checkpoints, start, best):  # those after it, or that cannot be read
+        folder.event("set aside", checkpoint=later)
 
 
 def _metrics_source(folder: RunFolder, source: Path | None) -> Path:

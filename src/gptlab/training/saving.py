@@ -16,6 +16,7 @@ from torch import Tensor
 from gptlab.training import checkpoint
 from gptlab.training.folder import write_text
 from gptlab.training.shards import local, part_of
+from gptlab.training.stopping import Failure
 
 
 @dataclass(slots=True)
@@ -26,7 +27,8 @@ class Save:
     state: dict[str, Any]
     parts: dict[str, Tensor] | None
     links: list[str]  # names that it gets beside its own
-    done: Callable[[float], None] = field(default=lambda seconds: None)  # called by the first rank
+    # Called by the first rank with the seconds that it took, and those that the steps had to wait.
+    done: Callable[[float, float], None] = field(default=lambda seconds, held: None)
 
 
 class Saver:
@@ -54,10 +56,11 @@ class Saver:
         if save.parts is not None:
             where = {key: (part_of(value), value.shape) for key, value in save.parts.items()}
             save.parts = {key: self._copied(local(value)) for key, value in save.parts.items()}
-        if save.parts is None and self.rank == 0:
+        if self.rank == 0:
             save.state = self._all_copied(save.state)
         if self.asynchronous:
-            self._thread = threading.Thread(target=self._try, args=(save, where, started), name="save")
+            held = time.perf_counter() - started
+            self._thread = threading.Thread(target=self._try, args=(save, where, started, held), name="save")
             self._thread.start()
         else:
             self._try(save, where, started)
@@ -89,11 +92,12 @@ class Saver:
             return self._copied(value)
         return {key: self._all_copied(item) for key, item in value.items()} if isinstance(value, dict) else value
 
-    def _try(self, save: Save, where: dict, started: float) -> None:
+    def _try(self, save: Save, where: dict, started: float, held: float | None = None) -> None:
         try:
             self._write(save, where)
             if self.rank == 0:
-                save.done(time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                save.done(seconds, seconds if held is None else held)
         except Exception as error:  # of a thread, or of another rank: raised where the steps are
             self._error = error
 
@@ -103,9 +107,13 @@ class Saver:
             self._together(save.path, lambda: checkpoint.save(save.state, save.path), only_first=True)
         else:
             temporary = save.path.with_name(f".{save.path.name}.tmp")
-            self._together(save.path, lambda: self._prepare(temporary), only_first=True)
-            sums = self._together(save.path, lambda: self._write_part(temporary, save, where))
-            self._together(save.path, lambda: self._commit(temporary, save.path, dict(sums)), only_first=True)
+            try:
+                self._together(save.path, lambda: self._prepare(temporary), only_first=True)
+                sums = self._together(save.path, lambda: self._write_part(temporary, save, where))
+                self._together(save.path, lambda: self._commit(temporary, save.path, dict(sums)), only_first=True)
+            finally:
+                if self.rank == 0:
+                    shutil.rmtree(temporary, ignore_errors=True)
         self._together(save.path, lambda: self._name(save), only_first=True)
 
     def _together(self, path: Path, work: Callable[[], Any], *, only_first: bool = False) -> list:
@@ -126,7 +134,10 @@ class Saver:
         for _, problem in outcomes:
             if problem is not None:
                 number, text = problem
-                raise checkpoint.unsaved(OSError(number, text) if number else OSError(text), path)
+                error = checkpoint.unsaved(OSError(number, text) if number else OSError(text), path)
+                if self._group is None:
+                    raise error
+                raise Failure(f"{error.strerror}: {path}")  # of all ranks, and said once
         return [result for result, _ in outcomes]
 
     def _prepare(self, temporary: Path) -> None:

@@ -1,14 +1,30 @@
 """How a run ends before its last step, and how it goes on."""
 
+import ctypes
 import os
 import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 # Ctrl-C; a scheduler's or `kill`; SLURM's warning as this project asks for it; submitit's warning.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+STARTER = "GPTLAB_STARTER"  # the process that started this one, in the environment
+
+
+def end_with_starter() -> None:
+    """Let this process end when the first rank does that started it, which may be killed and could not end it."""
+    starter = os.environ.get(STARTER)
+    if starter is None or starter == str(os.getpid()) or sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(starter):  # it has ended already
+        os._exit(1)
 
 
 class Stopped(Exception):

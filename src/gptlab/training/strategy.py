@@ -125,4 +125,5 @@ def synchronise_gradients(wrapped: nn.Module, model: nn.Module, now: bool) -> No
     if isinstance(wrapped, DistributedDataParallel):
         wrapped.require_backward_grad_sync = now
     elif isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(now)
+        # Each pass is divided at once, since a whole gradient might not fit; replicas add up with the last.
+        model.set_requires_all_reduce(now)
