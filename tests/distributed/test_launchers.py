@@ -135,7 +135,7 @@ def test_a_rank_that_fails_ends_the_run_soon_and_says_why(place, words, straight
     done = train([*words, *TWO, f"run_dir={how}"], place, program=place / "killer.py", HOW=how)
     assert done.returncode == 1 and said in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("error: ") <= 2, done.stderr
-    assert time.monotonic() - began < 60, "and not after strategy.timeout_seconds"
+    assert time.monotonic() - began < 180, "and not after strategy.timeout_seconds"
     events = [json.loads(line) for line in (place / how / "events.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "failed" and "rank 1" in events[-1]["error"]
     again = train([*words, *TWO, f"run_dir={how}"], place)

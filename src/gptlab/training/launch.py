@@ -21,7 +21,7 @@ from gptlab.training.stopping import SIGNALS, STARTER, Failure
 
 WATCH_SECONDS = 1  # between two looks at the other processes
 GRACE_SECONDS = 30  # in which a rank notices by itself that another one died
-END_SECONDS = 2  # in which the others may end by themselves, once the first rank has failed
+END_SECONDS = 10  # in which the others may end by themselves, once the first rank has failed
 ORDERLY = (0, *(128 + signum for signum in SIGNALS))  # exit codes
 
 
