@@ -61,7 +61,6 @@ if __name__ == "__main__":
                     ).start()
                 return step(*args)
             LanguageModule.training_step = first
-    sys.argv[0] = {PROGRAM!r}
     runpy.run_path({PROGRAM!r}, run_name="__main__")
 """
 

@@ -3,8 +3,10 @@
 import difflib
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import traceback
 import types
 import typing
@@ -69,6 +71,8 @@ FOREIGN = {
     "out_dir": "run_dir",
 }
 
+SILENT_SECONDS = 4  # more than a first rank takes to end the others
+
 HELP = """gptlab trains GPT-family models.
 
     python train.py                                        the quick start: real text, no download, about three minutes
@@ -103,13 +107,28 @@ def register() -> None:
     for group, (_, variants) in VARIANTS.items():
         for name, variant in variants.items():
             store.store(name, group=f"schema/{group}", node=variant)
+
+
+def _sweep_name() -> str:
+    words = sorted(_words())
+    names = [word.split("=", 1)[1] for word in words if word.startswith("name=")]
     # The same words give the same folder, so that a sweep that was stopped is continued by its own command.
-    told = sha256(" ".join(sorted(_words())).encode()).hexdigest()[:8]
-    OmegaConf.register_new_resolver("gptlab.sweep", lambda name: f"runs/{name or f'sweep-{told}'}", replace=True)
+    return names[0] if names else f"sweep-{sha256(' '.join(words).encode()).hexdigest()[:8]}"
 
 
 def _root() -> RunConfig:
     return RunConfig(**{group: "???" for group in VARIANTS})
+
+
+class TrialFailed(Exception):
+    """A trial that was carried out elsewhere did not end well; it has said why there."""
+
+    def __init__(self, exit_code: int, run_dir: str):
+        super().__init__(exit_code, run_dir)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return f"the trial {self.args[1]} ended with exit code {self.exit_code}; its output says why"
 
 
 def run(task: Callable[[RunConfig], None]) -> int:
@@ -119,30 +138,36 @@ def run(task: Callable[[RunConfig], None]) -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here instead of being printed by Hydra
     codes = [0]
+    typed, here, starter = list(sys.argv), os.getcwd(), (os.uname().nodename, os.getpid())
 
     def one(cfg: DictConfig) -> None:
         about = HydraConfig.get()
-        words, typed = list(about.overrides.task), sys.argv
+        words, before = list(about.overrides.task), sys.argv
         if about.mode == RunMode.MULTIRUN:
             swept = {word.split("=", 1)[0] for word in typed if re.search(r"=.*(,|choice\(|range\(|glob\()", word)}
             differs = [word for word in words if word.split("=", 1)[0] in swept] or [f"trial-{about.job.num}"]
             cfg.run_dir = f"{about.sweep.dir}/{','.join(differs)}".replace("'", "")
             # A launcher that starts other ranks replays sys.argv: it must find this trial there, not the sweep.
-            sys.argv = [sys.argv[0], *words, f"run_dir='{cfg.run_dir}'"]
+            sys.argv = [typed[0], *words, f"run_dir='{cfg.run_dir}'"]
+        elsewhere = (os.uname().nodename, os.getpid()) != starter  # hydra/launcher=submitit_slurm or ray
         try:
-            if about.mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1", "auto"):
+            if elsewhere or (about.mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1", "auto")):
                 # The first trial's process group would be in the second's way.
-                codes.append(subprocess.run([sys.executable, *sys.argv]).returncode)
+                codes.append(_in_a_process([sys.executable, *sys.argv], here))
             else:
                 codes.append(guard(lambda: task(resolve(cfg, words))))
         finally:
-            sys.argv = typed
+            sys.argv = before
+        if elsewhere and codes[-1]:
+            raise TrialFailed(codes[-1], cfg.run_dir)  # all that a launcher carries back
         if codes[-1] in (130, 143):
             raise SystemExit(codes[-1])  # a signal is meant for the whole sweep
 
     def everything() -> None:
         register()
         sys.argv = [sys.argv[0], *map(_for_hydra, sys.argv[1:])]
+        if {"-m", "--multirun"} & set(sys.argv) and not any(word.startswith("hydra.sweep.dir=") for word in sys.argv):
+            sys.argv.append(f"hydra.sweep.dir='runs/{_sweep_name()}'")
         if not {"-sc", "--shell-completion"} & set(sys.argv):
             refuse_unknown(_words())
         if {"-h", "--help"} & set(sys.argv):
@@ -151,6 +176,25 @@ def run(task: Callable[[RunConfig], None]) -> int:
 
     code = guard(everything)
     return max(code, *codes)
+
+
+def _in_a_process(command: list[str], folder: str) -> int:
+    """Run a trial by itself, and let it answer the signals: it has a state to save."""
+    process = subprocess.Popen(command, cwd=folder)
+    late = []
+
+    def pass_on(signum: int, frame: object) -> None:
+        process.send_signal(signum)
+        late.append(signum)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    replaced = {signum: signal.signal(signum, pass_on) for signum in signals}
+    code = process.wait()
+    for signum, handler in replaced.items():
+        signal.signal(signum, handler)
+    if signal.SIGUSR2 in late and callable(replaced[signal.SIGUSR2]):
+        signal.raise_signal(signal.SIGUSR2)  # submitit puts the job back into the queue: not before it is saved
+    return code if code >= 0 else 128 - code
 
 
 def _for_hydra(word: str) -> str:
@@ -192,15 +236,23 @@ def guard(action: Callable[[], None]) -> int:
             return _say(str(error), 2)
         if isinstance(error, OSError) and error.strerror:
             place = f": {error.filename}" if error.filename else ""
-            return _say(f"{error.strerror}{place}", 1)
-        traceback.print_exc()
-        return 1
+            return _say(f"{error.strerror}{place}", 1, shared=False)
+        return _say(f"\n{traceback.format_exc().rstrip()}", 1, shared=False)
     return 0
 
 
-def _say(message: str, code: int) -> int:
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        print(f"error: {message}", file=sys.stderr)
+def _say(message: str, code: int, *, shared: bool = True) -> int:
+    """Print an error; one that the ranks share is said by the first alone."""
+    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", local)))
+    if rank and shared:
+        if code > 2:
+            return code  # after a signal all ranks end
+        # The first rank has the same to say, or else has not failed. Its launcher ends this one as soon as it has.
+        time.sleep(SILENT_SECONDS)
+    # In one piece, since the ranks write to the same screen.
+    sys.stderr.write(f"{f'rank {rank}: ' if rank else ''}error: {message}\n")
+    sys.stderr.flush()
     return code
 
 

@@ -1,12 +1,10 @@
 """What happens around the steps: recording, saving, sampling, showing."""
 
 import math
-import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
@@ -20,25 +18,13 @@ from gptlab.training.devices import memory_gib
 from gptlab.training.folder import MetricsFile, RunFolder
 from gptlab.training.plan import Plan
 from gptlab.training.saving import Save, Saver
+from gptlab.training.stopping import SIGNALS, Failure, Stopped, command, requeue
 from gptlab.training.strategy import divides_model
 
 METER_SECONDS = 0.5  # over which tokens per second are measured
 SHOW_SECONDS = 0.25  # between two pictures of the progress bar
 LINE_SECONDS = 10  # between two lines where there is no terminal
-
-
-class Stopped(Exception):
-    """A signal ended the run, which is saved."""
-
-    def __init__(self, signum: int, message: str):
-        super().__init__(message)
-        self.exit_code = 128 + signum
-
-
-class Failure(Exception):
-    """The run cannot go on, through no fault in what was typed."""
-
-    exit_code = 1
+ECHO_SECONDS = 1  # in which a launcher passes on a signal that the whole group has got already
 
 
 class Recorder(Callback):
@@ -135,15 +121,17 @@ class Recorder(Callback):
         table = torch.stack(
             [torch.stack([*measured["terms"].values(), measured["grad_norm"]]).float() for _, measured in self._pending]
         )
-        wanted = [float(self.received_signal), *(float(wish()) for wish in self.wishes)]
+        signals = [float(signum == self.received_signal) for signum in SIGNALS]
+        wanted = [*signals, *(float(wish()) for wish in self.wishes)]
         if trainer.world_size > 1:
             flags = table.new_tensor(wanted).expand(len(table), -1)
             # Only the loss differs over ranks; the mean of what one rank wants is above 0.
             table = trainer.strategy.reduce(torch.cat([table, flags], 1), reduce_op="mean")
             wanted, table = table[-1, -len(wanted) :].tolist(), table[:, : -len(wanted)]
-        if wanted[0]:
-            self.stop_signal = self.received_signal or signal.SIGTERM
-        self.granted = [wish > 0 for wish in wanted[1:]]
+        for signum, got in zip(SIGNALS, wanted, strict=False):
+            if got and not self.stop_signal:
+                self.stop_signal = signum
+        self.granted = [wish > 0 for wish in wanted[len(SIGNALS) :]]
         for (step, measured), (*terms, grad_norm) in zip(self._pending, table.tolist(), strict=True):
             self.row = {"step": step, "tokens": step * self.batch_tokens}
             self.row |= {f"train/{name}": value for name, value in zip(names, terms, strict=True)}
@@ -206,12 +194,14 @@ class Recorder(Callback):
         # Lightning's own handlers are replaced: they end a run without saving it.
         def note(signum: int, frame) -> None:
             if self.received_signal:
+                if time.monotonic() - self._received_at < ECHO_SECONDS:
+                    return
                 raise Stopped(signum, f"stopped at once; this continues it from its last checkpoint:\n  {command()}")
-            self.received_signal = signum
+            self.received_signal, self._received_at = signum, time.monotonic()
             if self.folder.writes and sys.stderr is not None:
                 print("\nstopping after this step; once more stops at once", file=sys.stderr)
 
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in SIGNALS:
             signal.signal(signum, note)
 
 
@@ -286,11 +276,12 @@ class Checkpoints(Callback):
             if step < self.recorder.n_steps:
                 name = signal.Signals(stop).name
                 self.folder.event("stopped", step=step, signal=name)
+                queued = requeue() if stop == signal.SIGUSR1 and self.folder.writes else ""
                 if self.settings is None:
-                    raise Stopped(stop, f"stopped by {name} at step {step}; nothing is saved, as checkpoints are off")
-                raise Stopped(
-                    stop, f"stopped by {name}, saved at step {step}; the same command continues it:\n  {command()}"
-                )
+                    saved = f" at step {step}; nothing is saved, as checkpoints are off{queued}"
+                else:
+                    saved = f", saved at step {step}{queued}; the same command continues it:\n  {command()}"
+                raise Stopped(stop, f"stopped by {name}{saved}")
         elif self._is_due(step):
             self.save(trainer, module)
 
@@ -466,9 +457,3 @@ class ProgressBar(Callback):
             self._show(time.monotonic())
             self._bar.stop()
             self._bar = None
-
-
-def command() -> str:
-    """The line that carries this run on, for a shell: the one that started it, without a place to start from."""
-    program = Path(sys.argv[0]).name
-    return shlex.join(["python", program, *(word for word in sys.argv[1:] if not word.startswith("resume="))])

@@ -213,6 +213,7 @@ def write_parts(parts: dict[str, Tensor], where: dict[str, tuple[Part, torch.Siz
     except SafetensorError as error:  # which hides what the system said
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None
+    path.chmod(path.parent.stat().st_mode & 0o666)  # the library lets the owner alone read it
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
     return checksum_of(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from gptlab.training.config import TrainerConfig
+from gptlab.training.launch import check_launch, find_launched
 
 # Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; a device that is not here has no MFU.
 PEAK_FLOPS = {
@@ -58,12 +59,18 @@ def find_devices(config: TrainerConfig) -> Devices:
     if accelerator not in ("cpu", "cuda", "mps"):
         raise ValueError(f"trainer.accelerator={config.accelerator} is unknown; use auto, cpu, gpu or mps")
     there = {"cpu": None, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[accelerator]
-    asked = config.device_count() or there or 1
+    launched = find_launched()
+    if launched is not None and config.devices == "auto":
+        asked = launched.per_node
+    else:
+        asked = config.device_count() or there or 1
+    check_launch(launched, per_node=asked, n_nodes=config.num_nodes)
+    source = f"trainer.devices={config.devices}" if launched is None else launched.by
     if accelerator != "cpu" and asked > there:
-        raise ValueError(f"trainer.devices={config.devices} asks for {asked} devices and this machine has {there}")
+        raise ValueError(f"{source} asks for {asked} devices and this machine has {there}")
     if accelerator == "cpu" and asked > 1 and config.accelerator == "auto":
         raise ValueError(
-            f"trainer.devices={config.devices} asks for {asked} devices and this machine has no GPU; "
+            f"{source} asks for {asked} devices and this machine has no GPU; "
             "for processes on the CPU say trainer.accelerator=cpu"
         )
     precision = config.precision
@@ -73,12 +80,6 @@ def find_devices(config: TrainerConfig) -> Devices:
     if precision == "16-mixed" and accelerator == "cpu":
         raise ValueError("trainer.precision=16-mixed needs a GPU; on a CPU use 32-true or bf16-mixed")
     world_size = asked * config.num_nodes
-    launched = int(os.environ.get("WORLD_SIZE", world_size))
-    if launched != world_size and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ValueError(
-            f"trainer.devices={asked} x trainer.num_nodes={config.num_nodes} is {world_size} processes, "
-            f"and the launcher started {launched}"
-        )
     per_node = config.devices if isinstance(config.devices, list) else asked
     return Devices(accelerator, per_node, world_size, precision, _peak(accelerator))
 
@@ -115,11 +116,3 @@ def memory_gib(device: torch.device) -> float:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
-
-
-def first_rank() -> bool:
-    """Whether this process is the one that writes and speaks, as the launchers' variables tell it."""
-    names = ("RANK", "SLURM_PROCID") if "LOCAL_RANK" not in os.environ or "RANK" in os.environ else ("LOCAL_RANK",)
-    if "NODE_RANK" in os.environ and int(os.environ["NODE_RANK"]) > 0:
-        return False
-    return all(int(os.environ.get(name, 0)) == 0 for name in names)

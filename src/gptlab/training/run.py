@@ -20,17 +20,19 @@ from gptlab.config import RunConfig, check_vocabulary, to_plain
 from gptlab.data.prepare import PreparedData, prepare
 from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
-from gptlab.training.callbacks import Checkpoints, ProgressBar, Recorder, Sampler, Stopped
+from gptlab.training.callbacks import Checkpoints, ProgressBar, Recorder, Sampler
 from gptlab.training.config import Layout, is_whole
 from gptlab.training.datamodule import WindowsDataModule
-from gptlab.training.devices import Devices, find_devices, first_rank, keep_freed_memory
+from gptlab.training.devices import Devices, find_devices, keep_freed_memory
 from gptlab.training.folder import RunFolder, cut_metrics, read_metrics
 from gptlab.training.initial import open_initial
+from gptlab.training.launch import end_together, first_rank, watch
 from gptlab.training.loggers import build_loggers
 from gptlab.training.module import LanguageModule
 from gptlab.training.plan import Plan, make_plan
 from gptlab.training.plot import plot_loss
 from gptlab.training.schedule import build_schedule
+from gptlab.training.stopping import Stopped
 from gptlab.training.strategy import build_strategy
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -85,6 +87,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
             own.append(ProgressBar(recorder, plan.n_steps))
         trainer = _trainer(config, folder, plan, devices, [*own, *callbacks])
         _count_from(trainer, start)
+        watch(trainer, lambda error: folder.event("failed", step=module.finished_steps, error=error))
         # Everything that was typed is accepted: from here on the folder changes.
         loggers = []
         if folder.writes:
@@ -99,12 +102,17 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
             if start < plan.n_steps:  # a run that was killed after its last save has only its summary left to write
                 trainer.fit(module, datamodule)
         except Exception as error:
-            recorder.close(trainer)
+            told = end_together(
+                trainer, error, step=module.finished_steps, timeout_seconds=config.strategy.timeout_seconds
+            )
             with suppress(OSError):  # what ended the run is what has to be said
+                recorder.close(trainer)
                 if not isinstance(error, Stopped):
-                    folder.event("failed", step=module.finished_steps, error=f"{type(error).__name__}: {error}")
+                    folder.event("failed", step=module.finished_steps, error=f"{type(told).__name__}: {told}")
                 _plot(config, folder, data)
-            raise
+            if told is error:
+                raise
+            raise told from error
         recorder.close(trainer)
         _plot(config, folder, data)
         metrics = dict(recorder.validated)
