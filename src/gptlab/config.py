@@ -168,6 +168,11 @@ class RunConfig:
     def _check_spread(self, devices: int | None) -> None:
         layout = self.strategy.layout(devices, self.trainer.num_nodes) if devices else Layout()
         tensor = layout.tensor
+        if tensor > 1 and self.model.n_expert is not None:
+            raise ValueError(
+                f"strategy={self.strategy.name.value} divides single matrices, and with "
+                f"model.n_expert={self.model.n_expert} they are stacked by expert; use strategy=fsdp"
+            )
         for name, size in (("n_head", self.model.n_head), ("n_kv_head", self.model.kv_heads)):
             if size % tensor:
                 fits = " or ".join(str(n) for n in range(2, size + 1) if size % n == 0)
