@@ -42,12 +42,12 @@ def _groups(parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig) -
     hidden, matrices, rest = [], [], []
     for name, parameter in parameters:
         # Muon is meant for the hidden matrices: embeddings and the head are none (Jordan et al. 2024).
-        if muon and parameter.ndim == 2 and name.startswith("blocks."):
-            hidden.append((name, parameter))
-        elif parameter.ndim >= 2:
-            matrices.append((name, parameter))
-        else:
+        if parameter.ndim < 2 or name.endswith(".bias"):  # experts' biases are a stack
             rest.append((name, parameter))
+        elif muon and name.startswith("blocks."):
+            hidden.append((name, parameter))
+        else:
+            matrices.append((name, parameter))
     lr = config.adamw_lr if muon and config.adamw_lr is not None else config.lr
     decay = config.weight_decay
     if muon:
