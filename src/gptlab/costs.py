@@ -23,7 +23,13 @@ def parameter_counts(config: DecoderConfig, vocab_size: int) -> dict[str, int]:
     queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
     attention = (c.d_model + qkv_bias) * (queries + 2 * keys) + (queries + bias) * c.d_model
     n_up = 2 if c.feedforward is Feedforward.swiglu else 1
-    feedforward = n_up * (c.d_model + bias) * c.ff_width + (c.ff_width + bias) * c.d_model
+    per_unit = n_up * (c.d_model + bias) + c.d_model
+    expert = per_unit * c.ff_width + bias * c.d_model
+    feedforward, idle = expert, 0
+    if c.n_expert is not None:
+        shared = per_unit * _shared_width(c) + bias * c.d_model if c.n_shared_expert else 0
+        feedforward = c.d_model * c.n_expert + c.n_expert * expert + shared  # with the router
+        idle = (c.n_expert - c.n_expert_active) * expert
     norm = c.d_model * (1 + bias if c.norm is Norm.layernorm else 1)
     parts = {
         "embedding": vocab_size * c.d_model,
@@ -34,24 +40,25 @@ def parameter_counts(config: DecoderConfig, vocab_size: int) -> dict[str, int]:
         "head": 0 if c.tied_head else vocab_size * c.d_model,
     }
     total = sum(parts.values())
-    return parts | {"total": total, "active": total}
+    return parts | {"total": total, "active": total - c.n_layer * idle}
 
 
 def flops_per_token(config: DecoderConfig, vocab_size: int, context_length: int) -> dict[str, int]:
     """Floating-point operations of training on one token: three times the forward pass's, a multiply-add being two.
 
     `per_token_6n` is 6 N, where N leaves out tables that are only looked up (arXiv:2001.08361, section 2.1, with the
-    head). `per_token_exact` counts the matrix products, and attention scores in full, masked or not (PaLM,
-    arXiv:2204.02311, appendix B), which is the convention for MFU. A banded block counts like a dense one: its band is
-    a mask over all scores, so that is also what the hardware does.
+    head) and experts that a token does not see. `per_token_exact` counts the matrix products, and attention scores in
+    full, masked or not (PaLM, arXiv:2204.02311, appendix B), which is the convention for MFU. A banded block counts
+    like a dense one: its band is a mask over all scores, so that is also what the hardware does.
     """
     c = config
     counts = parameter_counts(c, vocab_size)
+    matrices = _hidden_matrices(c, c.n_expert_active)
     looked_up = counts["position"] + (0 if c.tied_head else counts["embedding"])
     scores = 2 * context_length * c.n_head * c.head_width * c.n_layer
     return {
-        "per_token_6n": 6 * (counts["total"] - looked_up),
-        "per_token_exact": 6 * (_hidden_matrices(c) + scores + c.d_model * vocab_size),
+        "per_token_6n": 6 * (counts["active"] - looked_up),
+        "per_token_exact": 6 * (matrices + scores + c.d_model * vocab_size),
     }
 
 
@@ -77,7 +84,7 @@ def memory_bytes(
         raise ValueError(f"optimizer={optimizer} is unknown here; use one of {', '.join(OPTIMIZERS)}")
     c, strategy, layout = config, strategy or StrategyConfig(), layout or Layout()
     weight, copy, activation, stream = PRECISIONS[precision]
-    hidden = _hidden_matrices(c)
+    hidden = _hidden_matrices(c, c.n_expert)
     n_parameters = parameter_counts(c, vocab_size)["total"] - hidden + hidden // layout.tensor
     n_moments = 2 * n_parameters - (hidden // layout.tensor if optimizer == "muon" else 0)  # of a matrix it keeps one
 
@@ -109,12 +116,14 @@ def _activation_bytes(c: DecoderConfig, recompute: Recompute, activation: int, s
     """What one token leaves for the backward pass."""
     queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
     gates = 2 if c.feedforward is Feedforward.swiglu else 1
-    products = (
-        2 * queries + 2 * keys + gates * c.ff_width
-    )  # q, k, v, what they mix, and what goes into the nonlinearity
-    rest = (
-        2 * c.d_model + gates * c.ff_width + (queries + keys if c.qk_norm else 0)
-    )  # norms' and nonlinearity's outputs
+    products = 2 * queries + 2 * keys + gates * c.ff_width  # q, k, v, what they mix, and what goes into nonlinearities
+    rest = 2 * c.d_model + gates * c.ff_width  # norms' and nonlinearities' outputs
+    rest += queries + keys if c.qk_norm else 0
+    if c.n_expert is not None:
+        copies = c.n_expert_active * (c.capacity_factor or 1)  # of a token, on their way to experts
+        wider = gates * (copies * c.ff_width + _shared_width(c) - c.ff_width)
+        answers = c.n_expert_active * c.d_model  # the weights' gradients need them
+        products, rest = products + wider + answers, rest + wider + copies * c.d_model
     whole = (products + rest) * activation + 2 * c.d_model * stream
     kept = {
         Recompute.none: whole,
@@ -130,8 +139,15 @@ def _n_norms(c: DecoderConfig) -> int:
     return 2 * c.n_layer + (1 if c.norm_placement is NormPlacement.pre else 0)
 
 
-def _hidden_matrices(c: DecoderConfig) -> int:
-    """Count the weights of all blocks' matrices."""
+def _shared_width(c: DecoderConfig) -> int:
+    return (c.n_shared_expert or 0) * c.ff_width
+
+
+def _hidden_matrices(c: DecoderConfig, n_expert: int | None) -> int:
+    """Count the weights of all blocks' matrices, with so many experts in each where there are any."""
     queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
     n_matrices = 3 if c.feedforward is Feedforward.swiglu else 2
-    return c.n_layer * c.d_model * (2 * queries + 2 * keys + n_matrices * c.ff_width)
+    width, router = c.ff_width, 0
+    if c.n_expert is not None:
+        width, router = n_expert * c.ff_width + _shared_width(c), c.n_expert
+    return c.n_layer * c.d_model * (2 * queries + 2 * keys + n_matrices * width + router)
