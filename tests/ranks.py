@@ -51,6 +51,7 @@ def one(job: dict) -> None:
     """Train the small run in `job["folder"]`."""
     from runs import small_run
 
+    from gptlab.models.config import model_from_plain
     from gptlab.training.config import (
         AdamWConfig,
         CallbacksConfig,
@@ -68,6 +69,9 @@ def one(job: dict) -> None:
         words["name"] = Sharding(words["name"])
     if "activation_checkpointing" in words:
         words["activation_checkpointing"] = Recompute(words["activation_checkpointing"])
+    words_of_run = dict(job.get("run", {}))
+    if "model" in words_of_run:
+        words_of_run["model"] = model_from_plain(words_of_run["model"])
     optimizer = {"adamw": AdamWConfig, "muon": MuonConfig}[job.get("optimizer", "adamw")]
     saved = {"every_steps": 5, "keep_last": 9} | job.get("checkpoint", {})
     train(
@@ -83,7 +87,7 @@ def one(job: dict) -> None:
                 enable_model_summary=False,
             ),
             callbacks=CallbacksConfig(checkpoint=CheckpointConfig(**saved), sample=None, plot=False),
-            **job.get("run", {}),
+            **words_of_run,
         ),
         callbacks=[_bytes_callback(Path(job["folder"]))],
     )

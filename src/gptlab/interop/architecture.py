@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, get_args, get_type_hints
 
@@ -16,7 +16,7 @@ from gptlab.models.config import DecoderConfig, Position
 MEANINGS = (
     *("n_layer", "n_head", "n_kv_head", "d_model", "d_head", "d_ff", "position", "rope_theta", "norm", "norm_eps"),
     *("norm_placement", "attention_pattern", "attention_window", "feedforward", "bias", "qkv_bias", "qk_norm"),
-    *("tied_head", "logit_softcap"),
+    *("n_expert", "n_expert_active", "n_shared_expert", "router_softmax", "tied_head", "logit_softcap"),
 )
 # What a JSON value has to be that stands for one of our options.
 KINDS = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(DecoderConfig).items()}
@@ -40,22 +40,31 @@ class Place:
     transposed: bool = False  # (in, out), as in GPT-2's Conv1D
     part: int = 0  # which of `parts` that lie side by side in their last dimension
     parts: int = 1
+    stacked: int | None = None  # ours is a stack of so many of theirs, whose names have its number in the place of {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of all of their tensors that ours is made of."""
+        return (self.name,) if self.stacked is None else tuple(self.name.format(i) for i in range(self.stacked))
 
     def take(self, theirs: Tensor) -> Tensor:
-        """Our tensor out of theirs, with memory of its own."""
+        """Our tensor, or a layer of our stack, out of theirs, with memory of its own."""
         own = theirs.chunk(self.parts, -1)[self.part]
         return (own.t() if self.transposed else own).clone(memory_format=torch.contiguous_format)
 
     def shape(self, ours: torch.Size) -> list[int]:
         """The shape of their tensor, from that of ours."""
+        ours = ours if self.stacked is None else ours[1:]
         *outer, last = reversed(ours) if self.transposed else ours
         return [*outer, last * self.parts]
 
 
-def joined(places: list[Place], ours: list[Tensor]) -> Tensor:
-    """Their tensor out of ours, which are its parts in order."""
+def joined(places: list[Place], ours: list[Tensor]) -> list[Tensor]:
+    """Their tensor out of ours, which are its parts in order; of a stack each layer."""
+    if places[0].stacked is not None:
+        return list(ours[0].unbind())
     parts = [value.t() if place.transposed else value for place, value in zip(places, ours, strict=True)]
-    return (torch.cat(parts, -1) if len(parts) > 1 else parts[0]).contiguous()
+    return [(torch.cat(parts, -1) if len(parts) > 1 else parts[0]).contiguous()]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -160,7 +169,7 @@ def in_blocks(config: DecoderConfig, theirs: str, places: Mapping[str, Place]) -
     for i in range(config.n_layer):
         for ours, place in places.items():
             name = theirs.format(i) + place.name
-            yield f"blocks.{i}.{ours}", Place(name, place.transposed, place.part, place.parts)
+            yield f"blocks.{i}.{ours}", replace(place, name=name)
 
 
 def typed(word: str, value: Any, *kinds: type) -> Any:
