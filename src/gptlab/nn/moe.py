@@ -145,6 +145,8 @@ def runs_grouped(x: Tensor, weight: Tensor) -> bool:
         return False
     if x.device.type == "cuda":
         return x.dtype is torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    if torch.compiler.is_compiling() and x.dtype is not torch.bfloat16:
+        return False  # it runs, and torch 2.13 refuses to trace it
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -158,6 +160,7 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor) -> Ten
     return product + (expert[:, None] == torch.arange(len(bias), device=x.device)).to(bias.dtype) @ bias
 
 
+@torch.compiler.disable  # sizes are known when it runs
 def one_by_one(x: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor) -> Tensor:
     """A product for each expert. Split and unbind are undone at once by the backward pass, slices one by one."""
     biases = [None] * len(weight) if bias is None else bias.unbind()

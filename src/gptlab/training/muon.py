@@ -31,8 +31,10 @@ def orthogonalise(matrices: Tensor, n_steps: int = 5) -> Tensor:
 
 def _orthogonalise_all(matrices: list[Tensor], n_steps: int) -> list[Tensor]:
     """This rank's part of each update; what a part alone would become is not a part of what the whole becomes."""
-    wholes = torch.stack([whole(matrix) for matrix in matrices])  # (n, r, c), or (n, E, r, c)
-    updates = orthogonalise(wholes.flatten(0, -3), n_steps).view(wholes.shape)
+    if matrices[0].ndim == 3:  # divided by experts, so that the matrices of this rank are whole
+        stacks = torch.stack([local(matrix) for matrix in matrices])  # (n, E, r, c)
+        return list(orthogonalise(stacks.flatten(0, 1), n_steps).view(stacks.shape))
+    updates = orthogonalise(torch.stack([whole(matrix) for matrix in matrices]), n_steps)
     return [update[part_of(matrix)] for update, matrix in zip(updates, matrices, strict=True)]
 
 
