@@ -360,7 +360,10 @@ def test_the_architecture_that_holds_a_model(options, kind):
         ({"d_head": 8}, "model.d_head=8"),
         ({"norm_placement": NormPlacement.post, "d_ff": 100}, "model.d_ff=100"),
         (LLAMA | {"n_expert": 4, "n_shared_expert": 1}, "mixtral, has no model.n_shared_expert=1"),
-        (LLAMA | {"n_expert": 4, "router_softmax": RouterSoftmax.before}, "mixtral, has no model.router_softmax=before"),
+        (
+            LLAMA | {"n_expert": 4, "router_softmax": RouterSoftmax.before},
+            "mixtral, has no model.router_softmax=before",
+        ),
         ({"n_expert": 4}, "model.n_expert=4"),
     ],
     ids=str,

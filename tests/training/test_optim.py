@@ -30,6 +30,16 @@ def test_decay_is_for_matrices_only(model):
         assert group["weight_decay"] == (0.3 if matrix else 0.0), name
 
 
+@pytest.mark.parametrize("config", [AdamWConfig(weight_decay=0.3), MuonConfig(weight_decay=0.3)], ids=["adamw", "muon"])
+def test_stacks_of_experts_are_matrices_and_stacks_of_biases_are_not(config):
+    model = DecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=4, n_expert=3)
+    groups = treated(build_model(model, 11, seed=0), config)
+    assert groups["blocks.0.ffn.experts.up.weight"]["weight_decay"] == 0.3
+    assert groups["blocks.0.ffn.experts.up.weight"].get("muon", False) == isinstance(config, MuonConfig)
+    assert groups["blocks.0.ffn.experts.up.bias"]["weight_decay"] == 0.0
+    assert not groups["blocks.0.ffn.experts.up.bias"].get("muon", False)
+
+
 def test_decay_for_all(model):
     groups = treated(model, AdamWConfig(weight_decay=0.3, decay=Decay.all))
     assert {group["weight_decay"] for group in groups.values()} == {0.3}

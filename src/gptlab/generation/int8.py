@@ -77,7 +77,7 @@ class Int8Model(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         if any(isinstance(module, GroupedLinear) for module in model.modules()):
-            raise ValueError("8-bit weights are for models without experts, and this one has some; leave int8 out")
+            raise ValueError("precision=int8 knows no stacks of experts, as this model has; use 32 or bf16")
         self.config = model.config
         self.output = Int8Output(model.output)
         if getattr(model, "lm_head", None) is not None:
