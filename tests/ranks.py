@@ -53,6 +53,7 @@ def one(job: dict) -> None:
     from runs import small_run
 
     from gptlab.data.config import TextConfig
+    from gptlab.models.config import model_from_plain
     from gptlab.training import amendments
     from gptlab.training.config import (
         AdamWConfig,
@@ -77,6 +78,8 @@ def one(job: dict) -> None:
     optimizer = {"adamw": AdamWConfig, "muon": MuonConfig}[job.get("optimizer", "adamw")]
     saved = {"every_steps": 5, "keep_last": 9} | job.get("checkpoint", {})
     more = dict(job.get("run", {}))
+    if "model" in more:
+        more["model"] = model_from_plain(more["model"])
     if "text" in job:  # read in its order
         more["data"] = TextConfig(path=job["text"], shuffle=False)
     spike = SpikeConfig()

@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import gptlab.nn.loss as loss
+import gptlab.nn.moe as moe
 from gptlab import costs
 from gptlab.models.build import build_model, shape_model
 from gptlab.models.config import (
@@ -28,6 +32,8 @@ CONFIGS = [
     DecoderConfig(**SMALL, n_kv_head=1, norm=Norm.rmsnorm, bias=False, qk_norm=True, feedforward=Feedforward.swiglu),
     DecoderConfig(**SMALL, norm_placement=NormPlacement.post),
     DecoderConfig(**SMALL, attention_pattern=AttentionPattern.alternating, attention_window=4),
+    DecoderConfig(**SMALL, n_expert=5, n_expert_active=3),
+    DecoderConfig(**SMALL, n_expert=4, n_shared_expert=2, bias=False, feedforward=Feedforward.swiglu),
 ]
 GPT2 = {"context_length": 1024}
 PUBLISHED = {
@@ -59,6 +65,9 @@ def test_parameter_counts_equal_the_built_models(config):
         "total": count(model.parameters()),
         "active": count(model.parameters()),
     }
+    if config.n_expert is not None:
+        idle = 1 - config.n_expert_active / config.n_expert
+        built["active"] -= round(idle * sum(count(block.ffn.experts.parameters()) for block in model.blocks))
     assert counts == built
 
 
@@ -93,10 +102,14 @@ def test_published_sizes(name):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
-def test_flops_equal_a_count_of_the_forward_pass(config):
-    model = shape_model(config, 40)
-    tokens = torch.zeros((2, 16), dtype=torch.int64, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+def test_flops_equal_a_count_of_the_forward_pass(config, monkeypatch):
+    if config.n_expert is None:
+        model, device = shape_model(config, 40), "meta"
+    else:  # who is chosen depends on values; the counter knows the loop's products, and attention written out
+        monkeypatch.setattr(moe, "runs_grouped", lambda x, weight: False)
+        model, device = build_model(config, 40, seed=0), "cpu"
+    tokens = torch.zeros((2, 16), dtype=torch.int64, device=device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(tokens)
     assert 3 * counter.get_total_flops() == 2 * 16 * costs.flops_per_token(config, 40, 16)["per_token_exact"]
 
@@ -108,7 +121,14 @@ def test_six_n_leaves_out_what_is_only_looked_up():
 
 
 @pytest.mark.parametrize(
-    "option", [*({"feedforward": value} for value in Feedforward), {"norm_placement": NormPlacement.post}], ids=str
+    "option",
+    [
+        *({"feedforward": value} for value in Feedforward),
+        {"norm_placement": NormPlacement.post},
+        *({"n_expert": 4, "feedforward": value} for value in Feedforward),
+        {"n_expert": 4, "n_expert_active": 3, "capacity_factor": 1.25, "n_shared_expert": 1},
+    ],
+    ids=str,
 )
 def test_activations_are_what_autograd_keeps(option):
     config = DecoderConfig(**SMALL, **option, bias=False)
@@ -152,6 +172,13 @@ def test_memory_by_part():
     muon = costs.memory_bytes(config, 40, optimizer="muon", precision="32-true", **known)
     hidden = sum(p.numel() for p in shape_model(config, 40).blocks.parameters() if p.ndim == 2)
     assert full["optimizer"] - muon["optimizer"] == 4 * hidden
+    sparse = replace(config, n_expert=4, n_shared_expert=1, bias=False)
+    adamw, muon = (
+        costs.memory_bytes(sparse, 40, optimizer=name, precision="32-true", **known) for name in costs.OPTIMIZERS
+    )
+    hidden = sum(p.numel() for p in shape_model(sparse, 40).blocks.parameters() if p.ndim >= 2)
+    assert adamw["optimizer"] - muon["optimizer"] == 4 * hidden
+    assert adamw["weights"] == 4 * costs.parameter_counts(sparse, 40)["total"], "all are held, whoever sees them"
 
 
 def test_logits_are_bounded_as_the_loss_bounds_them():

@@ -205,6 +205,11 @@ class RunConfig:
                 f"strategy={self.strategy.name.value} divides heads over {tensor} devices, and those of an "
                 "encoder-decoder share biases of positions; use strategy=fsdp"
             )
+        if tensor > 1 and self.model.n_expert is not None:
+            raise ValueError(
+                f"strategy={self.strategy.name.value} divides single matrices, and with "
+                f"model.n_expert={self.model.n_expert} they are stacked by expert; use strategy=fsdp"
+            )
         for name, size in (("n_head", self.model.n_head), ("n_kv_head", self.model.kv_heads)):
             if size % tensor:
                 fits = " or ".join(str(n) for n in range(2, size + 1) if size % n == 0)

@@ -30,19 +30,23 @@ def parameter_counts(config: ModelConfig, vocab_size: int) -> dict[str, int]:
     """Count parameters by part; a tied head counts as embedding, `active` are those that one token uses."""
     parts = PARTS[type(config)](config, vocab_size)
     total = sum(parts.values())
-    return parts | {"total": total, "active": total}
+    return parts | {"total": total, "active": total - _idle(config)}
 
 
 def _decoder_parts(c: DecoderConfig, vocab_size: int) -> dict[str, int]:
     bias, qkv_bias = int(c.bias), int(c.attention_biased)
     queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
     attention = (c.d_model + qkv_bias) * (queries + 2 * keys) + (queries + bias) * c.d_model
+    feedforward = _feedforward(c, c.ff_width, bias)
+    if c.n_expert is not None:
+        shared = _feedforward(c, _shared_width(c), bias) if c.n_shared_expert else 0
+        feedforward = c.d_model * c.n_expert + c.n_expert * feedforward + shared  # with the router
     norm = c.d_model * (1 + bias if c.norm is Norm.layernorm else 1)
     return {
         "embedding": vocab_size * c.d_model,
         "position": c.context_length * c.d_model if c.position is Position.learned else 0,
         "attention": c.n_layer * attention,
-        "feedforward": c.n_layer * _feedforward(c, bias),
+        "feedforward": c.n_layer * feedforward,
         "norm": _n_norms(c) * norm,
         "head": 0 if c.tied_head else vocab_size * c.d_model,
     }
@@ -55,7 +59,7 @@ def _encoder_parts(c: EncoderConfig, vocab_size: int) -> dict[str, int]:
         "embedding": vocab_size * c.d_model,
         "position": (c.context_length + c.n_segment) * c.d_model,
         "attention": c.n_layer * (3 * (c.d_model + 1) * queries + (queries + 1) * c.d_model),
-        "feedforward": c.n_layer * _feedforward(c, 1),
+        "feedforward": c.n_layer * _feedforward(c, c.ff_width, 1),
         "norm": (2 * c.n_layer + 1) * norm,
         "pooler": 0 if c.heads is Heads.masked_lm else square,
         "head": words * (square + norm + vocab_size) + sentence * 2 * (c.d_model + 1),
@@ -68,7 +72,7 @@ def _encoder_decoder_parts(c: EncoderDecoderConfig, vocab_size: int) -> dict[str
         "embedding": vocab_size * c.d_model,
         "position": 2 * c.n_position_bucket * c.n_head,
         "attention": (n_encoder + 2 * n_decoder) * 4 * c.d_model * c.n_head * c.head_width,
-        "feedforward": (n_encoder + n_decoder) * _feedforward(c, 0),
+        "feedforward": (n_encoder + n_decoder) * _feedforward(c, c.ff_width, 0),
         "norm": (2 * n_encoder + 3 * n_decoder + 2) * c.d_model,
         "head": 0 if c.tied_head else vocab_size * c.d_model,
     }
@@ -81,27 +85,35 @@ PARTS = {
 }
 
 
-def _feedforward(c: ModelConfig, bias: int) -> int:
+def _feedforward(c: ModelConfig, width: int, bias: int) -> int:
     """Count the parameters of one feed-forward sublayer."""
     n_up = 2 if c.feedforward.gated else 1
-    return n_up * (c.d_model + bias) * c.ff_width + (c.ff_width + bias) * c.d_model
+    return n_up * (c.d_model + bias) * width + (width + bias) * c.d_model
+
+
+def _idle(c: ModelConfig) -> int:
+    """Count the parameters of experts that a token does not see."""
+    if c.n_expert is None:
+        return 0
+    return c.n_layer * (c.n_expert - c.n_expert_active) * _feedforward(c, c.ff_width, int(c.bias))
 
 
 def flops_per_token(config: DecoderConfig, vocab_size: int, context_length: int) -> dict[str, int]:
     """Floating-point operations of training on one token: three times the forward pass's, a multiply-add being two.
 
     `per_token_6n` is 6 N, where N leaves out tables that are only looked up (arXiv:2001.08361, section 2.1, with the
-    head). `per_token_exact` counts the matrix products, and attention scores in full, masked or not (PaLM,
-    arXiv:2204.02311, appendix B), which is the convention for MFU. A banded block counts like a dense one: its band is
-    a mask over all scores, so that is also what the hardware does.
+    head) and experts that a token does not see. `per_token_exact` counts the matrix products, and attention scores in
+    full, masked or not (PaLM, arXiv:2204.02311, appendix B), which is the convention for MFU. A banded block counts
+    like a dense one: its band is a mask over all scores, so that is also what the hardware does.
     """
     c = config
     counts = parameter_counts(c, vocab_size)
+    matrices = _hidden_matrices(c, c.n_expert_active)
     looked_up = counts["position"] + (0 if c.tied_head else counts["embedding"])
     scores = 2 * context_length * c.n_head * c.head_width * c.n_layer
     return {
-        "per_token_6n": 6 * (counts["total"] - looked_up),
-        "per_token_exact": 6 * (_hidden_matrices(c) + scores + c.d_model * vocab_size),
+        "per_token_6n": 6 * (counts["active"] - looked_up),
+        "per_token_exact": 6 * (matrices + scores + c.d_model * vocab_size),
     }
 
 
@@ -127,7 +139,7 @@ def memory_bytes(
         raise ValueError(f"optimizer={optimizer} is unknown here; use one of {', '.join(OPTIMIZERS)}")
     c, strategy, layout = config, strategy or StrategyConfig(), layout or Layout()
     weight, copy, activation, stream = PRECISIONS[precision]
-    hidden = _hidden_matrices(c)
+    hidden = _hidden_matrices(c, c.n_expert)
     n_parameters = parameter_counts(c, vocab_size)["total"] - hidden + hidden // layout.tensor
     n_moments = 2 * n_parameters - (hidden // layout.tensor if optimizer == "muon" else 0)  # of a matrix it keeps one
 
@@ -161,12 +173,15 @@ def _activation_bytes(c: DecoderConfig, recompute: Recompute, activation: int, s
     gates = 2 if c.feedforward.gated else 1
     # A rectifier needs its output alone, which the next matrix keeps anyway.
     before = 0 if c.feedforward is Feedforward.relu else gates
-    products = (
-        2 * queries + 2 * keys + before * c.ff_width
-    )  # q, k, v, what they mix, and what goes into the nonlinearity
-    rest = (
-        2 * c.d_model + gates * c.ff_width + (queries + keys if c.qk_norm else 0)
-    )  # norms' and nonlinearity's outputs
+    width, copies, answers = c.ff_width, 0, 0
+    if c.n_expert is not None:
+        copies = c.n_expert_active * (c.capacity_factor or 1)  # of a token, on their way to experts
+        answers = c.n_expert_active  # the weights' gradients need them
+        width = copies * c.ff_width + _shared_width(c)
+    # q, k, v, what they mix, and what goes into the nonlinearity
+    products = 2 * queries + 2 * keys + before * width + answers * c.d_model
+    rest = (2 + copies) * c.d_model + gates * width  # norms' and nonlinearity's outputs
+    rest += queries + keys if c.qk_norm else 0
     whole = (products + rest) * activation + 2 * c.d_model * stream
     kept = {
         Recompute.none: whole,
@@ -182,8 +197,15 @@ def _n_norms(c: DecoderConfig) -> int:
     return 2 * c.n_layer + (1 if c.norm_placement is NormPlacement.pre else 0)
 
 
-def _hidden_matrices(c: DecoderConfig) -> int:
-    """Count the weights of all blocks' matrices."""
+def _shared_width(c: DecoderConfig) -> int:
+    return (c.n_shared_expert or 0) * c.ff_width
+
+
+def _hidden_matrices(c: DecoderConfig, n_expert: int | None) -> int:
+    """Count the weights of all blocks' matrices, with so many experts in each where there are any."""
     queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
     n_matrices = 3 if c.feedforward.gated else 2
-    return c.n_layer * c.d_model * (2 * queries + 2 * keys + n_matrices * c.ff_width)
+    width, router = c.ff_width, 0
+    if c.n_expert is not None:
+        width, router = n_expert * c.ff_width + _shared_width(c), c.n_expert
+    return c.n_layer * c.d_model * (2 * queries + 2 * keys + n_matrices * width + router)

@@ -6,7 +6,7 @@ import pytest
 
 from gptlab import compose
 from gptlab.config import RunConfig
-from gptlab.costs import parameter_counts
+from gptlab.costs import flops_per_token, parameter_counts
 from gptlab.models.build import shape_model
 from gptlab.models.config import EncoderDecoderConfig
 from gptlab.training.config import Sharding, StrategyConfig
@@ -26,6 +26,7 @@ COUNTS = {
     "gpt3_6.7b": 6_658_404_352,
     "gpt3_13b": 12_853_386_240,
     "gpt3_175b": 174_604_259_328,
+    "gpt4_rumoured": 1_832_491_648_512,
     "llama_150m": 151_872_000,
     "llama_1b": 1_235_814_400,
     "llama_3b": 3_212_749_824,
@@ -128,6 +129,25 @@ def test_gpt3s_recipe(name, monkeypatch):
     )
     windows = [model.window_of(block) for block in range(4)]
     assert windows == [None, 256, None, 256]
+
+
+def test_gpt4s_rumour(monkeypatch):
+    """120 layers, 16 experts of 111B each of which 2 are seen, 55B of attention, about 280B active of 1.8T."""
+    config = composed(monkeypatch, "model=gpt4_rumoured")
+    model, counts = config.model, parameter_counts(config.model, config.model.vocab_size)
+    assert (model.n_layer, model.n_expert, model.n_expert_active, model.context_length) == (120, 16, 2, 8192)
+    assert counts["feedforward"] / 16 == pytest.approx(111e9, rel=0.01)
+    assert counts["attention"] == pytest.approx(55e9, rel=0.02)
+    assert counts["active"] == pytest.approx(280e9, rel=0.01)
+    assert flops_per_token(model, model.vocab_size, 8192)["per_token_6n"] == pytest.approx(6 * 280e9, rel=0.01)
+
+
+def test_moe_small_computes_what_small_does(monkeypatch):
+    small, sparse = (composed(monkeypatch, f"model={name}") for name in ("small", "moe_small"))
+    dense, experts = (parameter_counts(config.model, 4096) for config in (small, sparse))
+    router = 4 * 8 * 128
+    assert experts["active"] == dense["total"] + router and experts["total"] > 1.8 * dense["total"]
+    assert (small.batch_tokens, small.budget_tokens) == (sparse.batch_tokens, sparse.budget_tokens)
 
 
 @pytest.mark.parametrize("name", [name for name in COUNTS if name.startswith(("gpt3", "llama", "gpt1"))])

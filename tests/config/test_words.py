@@ -66,6 +66,15 @@ REFUSED = {
     "strategy=fdsp": ["strategy=fdsp", "did you mean fsdp"],
     "strategy=zero3": ["strategy=zero3", "did you mean zero"],
     "strategy=tp trainer.accelerator=cpu trainer.devices=3": ["3 devices", "model.n_head=4", "use 2 or 4 of them"],
+    "model=moe_small strategy=tp trainer.accelerator=cpu trainer.devices=2": [
+        "strategy=tp",
+        "model.n_expert=8",
+        "use strategy=fsdp",
+    ],
+    "model=moe_small strategy=fsdp_tp trainer.accelerator=cpu trainer.devices=4": ["model.n_expert=8"],
+    "model.n_expert=4 model.n_expert_active=6": ["model.n_expert_active=6", "use 1 to 4"],
+    "model.capacity_factor=1.25": ["model.capacity_factor=1.25", "set model.n_expert"],
+    "model=moe_small model.n_experts=4": ["did you mean model.n_expert"],
     "strategy=hsdp trainer.accelerator=cpu": ["strategy=hsdp", "two or more"],
     "strategy=hsdp strategy.replicas=3 trainer.accelerator=cpu trainer.devices=4": [
         "strategy.replicas=3",

@@ -19,6 +19,7 @@ VARIANTS = {
     "llama": {"norm": Norm.rmsnorm, "feedforward": Feedforward.swiglu, "bias": False, "n_kv_head": 2},
     "softcap": {"qk_norm": True, "n_kv_head": 1, "tied_head": False, "logit_softcap": 5.0},
     "gpt3": {"attention_pattern": AttentionPattern.alternating, "attention_window": 3},
+    "mixtral": {"n_expert": 5, "n_shared_expert": 1, "capacity_factor": 0.5, "n_kv_head": 2},
     "mistral": {"attention_pattern": AttentionPattern.banded, "attention_window": 5, "n_kv_head": 2},
 }
 
@@ -155,7 +156,8 @@ def test_another_layout_changes_nothing(small, variant):
     tokens = torch.tensor([[1, 2, 3, 4]])
     before, state = model(tokens), {name: value.clone() for name, value in model.state_dict().items()}
     lay_out(model)
-    assert model.blocks[0].ffn.up.weight.stride() == (1, model.blocks[0].ffn.up.out_features)
+    up = (model.blocks[0].ffn if model.config.n_expert is None else model.blocks[0].ffn.shared).up
+    assert up.weight.stride() == (1, up.out_features)
     assert torch.allclose(model(tokens), before, atol=1e-5)
     after = model.state_dict()
     assert list(after) == list(state) and all(torch.equal(after[name], state[name]) for name in state)

@@ -68,3 +68,10 @@ def test_the_heads_scale_and_softcap_are_kept():
     head = Output(torch.randn(9, 16, generator=generator), scale=0.5, softcap=2.0)
     hidden = torch.randn(3, 16, generator=generator)
     assert torch.allclose(int8.Int8Output(head).logits(hidden), head.logits(hidden), atol=0.05)
+
+
+def test_experts_are_refused(small):
+    with pytest.raises(
+        ValueError, match="precision=int8 knows no stacks of experts, as this model has; use 32 or bf16"
+    ):
+        Int8Model(small(n_expert=3))

@@ -12,9 +12,12 @@ import transformers
 
 from gptlab.commands import convert
 from gptlab.data.tokenizer import Tokenizer
+from gptlab.interop.architecture import Place
 from gptlab.interop.tokenizer_files import tokenizer_files
 
 WORDS, POSITIONS = 61, 24
+# The grouped product, which transformers takes for experts, fails there at sizes that are no multiple of 16 bytes.
+EXPERTS = {"experts_implementation": "eager"}
 ROTARY = {"rope_type": "default", "rope_theta": 50.0}
 
 
@@ -57,13 +60,13 @@ class Case:
         config = getattr(transformers, self.config)(**self.words)
         generator = torch.Generator().manual_seed(seed)
         kind = getattr(transformers, self.kind)
-        model = kind.from_config(config) if self.kind.startswith("Auto") else kind(config)
+        model = kind.from_config(config, **EXPERTS) if self.kind.startswith("Auto") else kind(config)
         if self.untied:
             model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 drawn = torch.randn(parameter.shape, generator=generator)
-                matrix = parameter.ndim == 2
+                matrix = parameter.ndim >= 2
                 parameter.copy_(0.25 * drawn if matrix else 0.3 * drawn + (1.0 if "weight" in name else 0.0))
         return model.eval()
 
@@ -87,6 +90,19 @@ CASES = {
     "llama biased": Case("LlamaConfig", llama(attention_bias=True, mlp_bias=True)),
     "mistral": Case("MistralConfig", llama(sliding_window=None, num_attention_heads=6, num_key_value_heads=3)),
     "mistral window": Case("MistralConfig", llama(sliding_window=4)),
+    "mixtral": Case("MixtralConfig", llama(num_local_experts=3)),
+    "mixtral grouped, three of seven": Case(
+        "MixtralConfig",
+        llama(
+            **{"num_local_experts": 7, "num_experts_per_tok": 3, "num_attention_heads": 6, "num_key_value_heads": 2},
+            **{"sliding_window": 5, "tie_word_embeddings": True},
+        ),
+    ),
+    "mixtral aligned": Case(
+        "MixtralConfig",
+        llama(num_local_experts=4, hidden_size=28, intermediate_size=44, num_attention_heads=7, num_key_value_heads=1),
+    ),
+    "mixtral one block": Case("MixtralConfig", llama(num_local_experts=5, num_hidden_layers=1)),
     "qwen2": Case("Qwen2Config", llama(num_attention_heads=6, num_key_value_heads=2)),
     "qwen2 tied": Case("Qwen2Config", llama(tie_word_embeddings=True)),
 }
@@ -117,6 +133,26 @@ T5S = {
     ),
     "t5 untied": Case("T5Config", t5(feed_forward_proj="gelu_new", scale_decoder_outputs=True), untied=True, **T5),
 }
+
+
+def as_saved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by the names of a model in memory, by those that transformers saves: there experts lie apart."""
+    saved = {}
+    for name, value in tensors.items():
+        block, found, last = name.partition(".mlp.experts.")
+        if found:
+            parts = {"w2": value} if last == "down_proj" else dict(zip(("w1", "w3"), value.chunk(2, 1), strict=True))
+            for part, stack in parts.items():
+                saved |= {f"{block}.block_sparse_moe.experts.{i}.{part}.weight": one for i, one in enumerate(stack)}
+        else:
+            saved[name.replace(".mlp.gate.", ".block_sparse_moe.gate.")] = value
+    return saved
+
+
+def at_place(place: Place, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The tensor that stands at a place among theirs."""
+    parts = [place.take(tensors[name]) for name in place.names]
+    return parts[0] if place.stacked is None else torch.stack(parts)
 
 
 def write_older_tokenizer(folder: Path, tokenizer: Tokenizer, vocabulary: str, merges: str) -> None:

@@ -1,8 +1,11 @@
 """What is read from a transformers folder computes what transformers computes, gradients included."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from interop.foreign import CASES, WORDS
+from interop.foreign import CASES, WORDS, as_saved, at_place
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from gptlab.interop.transformers_folder import TransformersFolder
 from gptlab.models.build import build_model
@@ -36,13 +39,42 @@ def test_logits_loss_and_gradients(name, tmp_path):
     log_p = reference.log_softmax(-1).gather(-1, batch["targets"][..., None])
     (-log_p.sum()).backward()
     result.total.backward()
-    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    gradients = as_saved({name: parameter.grad for name, parameter in theirs.named_parameters()})
     largest_key_bias = max(p.grad.abs().max() for p in ours.parameters())
     places = folder.architecture.places(folder.config)
     for own, parameter in ours.named_parameters():
-        wanted = places[own].take(gradients[places[own].name])
+        wanted = at_place(places[own], gradients)
         if own.endswith("attn.k.bias") and ours.rotary is None:  # moves all scores of a query alike: rounding alone
             assert (parameter.grad - wanted).abs().max() <= 1e-6 * largest_key_bias, own
         else:
             assert_near(parameter.grad, wanted, own)
-    assert {place.name for place in places.values()} == set(gradients)
+    assert {name for place in places.values() for name in place.names} == set(gradients)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("mixtral")])
+def test_the_balance_loss_and_its_gradients(name, tmp_path):
+    """By the function of transformers, layer by layer as the paper has it; the model there takes all layers as one."""
+    case, coefficient = CASES[name], 0.3
+    folder = TransformersFolder(case.save(tmp_path / "theirs"))
+    theirs, n_active = case.model(), folder.config.n_expert_active
+    # Its shares are of tokens and sum up to the number of choices, ours are of choices.
+    config = replace(folder.config, balance_loss=coefficient * n_active, z_loss=None)
+    ours = build_model(config, folder.vocab_size, seed=0)
+    ours.load_state_dict(dict(folder.tensors()))
+
+    batch = CausalLM(CausalLMConfig()).collate(windows())
+    labels = dict.fromkeys(("labels", "shift_labels"), batch["targets"].contiguous())
+    told = theirs(batch["tokens"], output_router_logits=True, **labels)
+    layers = [load_balancing_loss_func((g,), config.n_expert, n_active) for g in told.router_logits]
+    loss = theirs.loss_function(told.logits, vocab_size=WORDS, **labels) + coefficient * sum(layers) / len(layers)
+    result = CausalLM(CausalLMConfig()).loss(ours, batch)
+    assert_near(result.total / result.n_targets, loss, "loss")
+    if config.n_layer == 1:
+        theirs.router_aux_loss_coef = coefficient
+        assert_near(loss, theirs(batch["tokens"], output_router_logits=True, **labels).loss, "the model's own loss")
+    loss.backward()
+    (result.total / result.n_targets).backward()
+    gradients = as_saved({name: parameter.grad for name, parameter in theirs.named_parameters()})
+    places = folder.architecture.places(folder.config)
+    for own, parameter in ours.named_parameters():
+        assert_near(parameter.grad, at_place(places[own], gradients), own)

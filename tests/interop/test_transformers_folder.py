@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from interop.foreign import CASES, WORDS, Case, gpt2, llama, memory_taken
+from interop.foreign import CASES, EXPERTS, WORDS, Case, gpt2, llama, memory_taken
 from safetensors.torch import load_file, save_file
 
 from gptlab.config import to_plain
@@ -22,6 +22,7 @@ from gptlab.models.config import (
     Norm,
     NormPlacement,
     Position,
+    RouterSoftmax,
     model_from_plain,
 )
 
@@ -33,7 +34,7 @@ def exported(folder: TransformersFolder, path):
 
 
 def opened(path):
-    return transformers.AutoModelForCausalLM.from_pretrained(path).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(path, **EXPERTS).eval()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -183,7 +184,7 @@ def damage_unsaid(path, state):
         ),
         (
             damage_kind,
-            r"config\.json: model_type=bloom is not known here; known: openai-gpt, gpt2, llama, mistral, qwen2, bert",
+            r"config\.json: model_type=bloom is not known here; known: openai-gpt, gpt2, llama, .*, mixtral, bert, t5$",
         ),
         (damage_json, r"config\.json cannot be read"),
         (damage_unsaid, r"config\.json: n_embd is not said, which a gpt2 model needs"),
@@ -335,6 +336,7 @@ LLAMA = {
         (LLAMA | {"n_kv_head": 1, "tied_head": False}, "llama"),
         (LLAMA | {"attention_pattern": AttentionPattern.banded, "attention_window": 4}, "mistral"),
         (LLAMA | {"qkv_bias": True}, "qwen2"),
+        (LLAMA | {"n_expert": 4}, "mixtral"),
     ],
     ids=str,
 )
@@ -357,6 +359,12 @@ def test_the_architecture_that_holds_a_model(options, kind):
         ({"n_kv_head": 2}, "model.n_kv_head=2"),
         ({"d_head": 8}, "model.d_head=8"),
         ({"norm_placement": NormPlacement.post, "d_ff": 100}, "model.d_ff=100"),
+        (LLAMA | {"n_expert": 4, "n_shared_expert": 1}, "mixtral, has no model.n_shared_expert=1"),
+        (
+            LLAMA | {"n_expert": 4, "router_softmax": RouterSoftmax.before},
+            "mixtral, has no model.router_softmax=before",
+        ),
+        ({"n_expert": 4}, "model.n_expert=4"),
     ],
     ids=str,
 )

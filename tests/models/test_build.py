@@ -12,7 +12,9 @@ from gptlab.models.config import (
     EncoderDecoderConfig,
     Feedforward,
     Init,
+    NormPlacement,
     Position,
+    RouterSoftmax,
 )
 
 WORDS = 50
@@ -113,6 +115,22 @@ def test_zero(tied):
         assert not model(torch.zeros(1, 3, dtype=torch.int64)).any()
 
 
+@each_init
+def test_each_expert_starts_as_a_feedforward_does(init):
+    """The same distribution, by the width that an expert reads, and residual projections as others."""
+    dense = values(replace(CONFIG, init=init))
+    sparse = values(replace(CONFIG, init=init, n_expert=3, n_shared_expert=1))
+    for part in ("up", "down"):
+        for kind in ("weight", "bias"):
+            expected = dense[f"blocks.1.ffn.{part}.{kind}"].std().item()
+            stack = sparse[f"blocks.1.ffn.experts.{part}.{kind}"]
+            assert len(stack) == 3
+            for own in (*stack, sparse[f"blocks.1.ffn.shared.{part}.{kind}"]):
+                assert own.std().item() == pytest.approx(expected, rel=0.3 if kind == "bias" else 0.05)
+    assert not any(torch.equal(a, b) and a.any() for a, b in ((stack[0], stack[1]), (stack[1], stack[2])))
+    assert sparse["blocks.1.ffn.router.weight"].any()
+
+
 def test_built_on_the_cpu_in_float32_and_shaped_without_memory():
     assert {(p.device.type, p.dtype) for p in build_model(CONFIG, WORDS, seed=0).parameters()} == {
         ("cpu", torch.float32)
@@ -141,6 +159,18 @@ def test_whole_values_for_a_model_that_has_none():
             {"attention_pattern": AttentionPattern.banded, "attention_window": 0},
             "attention_window=0 must be at least 1",
         ),
+        ({"n_expert": 0}, "model.n_expert=0 must be at least 1"),
+        ({"n_expert": 4, "n_expert_active": 5}, "n_expert_active=5 is more than model.n_expert=4; use 1 to 4"),
+        ({"n_expert": 4, "n_expert_active": 1}, "set model.router_softmax=before"),
+        ({"n_expert": 4, "norm_placement": NormPlacement.post}, "goes with model.norm_placement=pre alone"),
+        ({"n_expert": 4, "capacity_factor": 0.0}, "model.capacity_factor=0.0 must be above 0"),
+        ({"n_expert": 4, "balance_loss": -1.0}, "model.balance_loss=-1.0 must be above 0"),
+        ({"n_expert_active": 3}, "n_expert_active=3 is about experts, and this model has none; set model.n_expert"),
+        ({"n_shared_expert": 1}, "model.n_shared_expert=1 is about experts"),
+        ({"router_softmax": RouterSoftmax.before}, "model.router_softmax=before is about experts"),
+        ({"capacity_factor": 1.5}, "model.capacity_factor=1.5 is about experts"),
+        ({"balance_loss": 0.1}, "model.balance_loss=0.1 is about experts"),
+        ({"z_loss": None}, "model.z_loss=null is about experts"),
     ],
 )
 def test_wrong_configs_are_refused(wrong, message):

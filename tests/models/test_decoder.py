@@ -13,6 +13,7 @@ from gptlab.models.config import (
     Norm,
     NormPlacement,
     Position,
+    RouterSoftmax,
 )
 from gptlab.nn.loss import linear_cross_entropy
 
@@ -34,6 +35,9 @@ OPTIONS = [
     {"norm_placement": NormPlacement.post},
     {"norm_placement": NormPlacement.post, "norm": Norm.rmsnorm, "bias": False, "position": Position.rotary},
     {"attention_pattern": AttentionPattern.alternating, "attention_window": 3},
+    *({"n_expert": 4, "feedforward": value} for value in Feedforward),
+    {"n_expert": 5, "n_expert_active": 3, "n_shared_expert": 1, "router_softmax": RouterSoftmax.before, "bias": False},
+    {"n_expert": 4, "capacity_factor": 2.0, "d_ff": 17},
 ]
 each_option = pytest.mark.parametrize("option", OPTIONS, ids=str)
 
@@ -261,3 +265,45 @@ def test_a_window_as_long_as_the_text_changes_nothing():
     shorter = spread(build_model(replace(TINY, **options | {"attention_window": 11}), WORDS, seed=0))
     change = (dense(tokens()) - shorter(tokens())).abs().amax((0, 2))
     assert change[:11].max() <= 1e-5 and change[11] > 1e-5
+
+
+def test_parameter_names_of_experts():
+    sizes = {"n_layer": 1, "n_head": 2, "d_model": 8, "context_length": 4, "d_ff": 6, "bias": False}
+    config = DecoderConfig(**sizes, n_expert=3, n_shared_expert=2, feedforward=Feedforward.swiglu)
+    shapes = {n: tuple(p.shape) for n, p in build_model(config, WORDS, seed=0).blocks[0].ffn.state_dict().items()}
+    assert shapes == {
+        "router.weight": (3, 8),
+        **{f"experts.{name}.weight": (3, 6, 8) for name in ("gate", "up")},
+        "experts.down.weight": (3, 8, 6),
+        **{f"shared.{name}.weight": (12, 8) for name in ("gate", "up")},
+        "shared.down.weight": (8, 12),
+    }
+    biased = build_model(replace(config, bias=True), WORDS, seed=0).blocks[0].ffn.state_dict()
+    assert biased["experts.up.bias"].shape == (3, 6) and "router.bias" not in biased
+
+
+def test_one_expert_is_the_dense_model_bit_for_bit():
+    dense = spread(build_model(TINY, WORDS, seed=0))
+    only = build_model(replace(TINY, n_expert=1, n_expert_active=1), WORDS, seed=0)
+    names = {name: name.replace(".ffn.", ".ffn.experts.") for name in dense.state_dict()}
+    own = only.state_dict()
+    only.load_state_dict(own | {names[n]: v.view_as(own[names[n]]) for n, v in dense.state_dict().items()})
+    for model in (dense, only):
+        linear_cross_entropy(model.hidden(tokens()), model.output, tokens(seed=1)).backward()
+    assert torch.equal(dense(tokens()), only(tokens()))
+    for name, parameter in dense.named_parameters():
+        assert torch.equal(only.get_parameter(names[name]).grad.view_as(parameter), parameter.grad), name
+
+
+def test_what_experts_add_is_of_the_newest_pass_in_training():
+    model = spread(build_model(replace(TINY, n_expert=4, balance_loss=0.5, z_loss=0.25), WORDS, seed=0))
+    model.hidden(tokens(seed=1))
+    model.hidden(tokens())
+    first = model.auxiliary
+    terms = {name: value.item() for name, value in first.terms.items()}
+    assert tuple(terms) == model.config.auxiliary_terms
+    assert first.loss.item() == pytest.approx(0.5 * terms["balance_loss"] + 0.25 * terms["z_loss"], rel=1e-6)
+    model.hidden(tokens())
+    assert torch.equal(model.auxiliary.loss, first.loss), "passes do not add up"
+    assert model.eval().auxiliary is None
+    assert build_model(TINY, WORDS, seed=0).auxiliary is None

@@ -35,5 +35,21 @@ def test_loss_is_a_sum_over_targets():
     assert torch.allclose(sum(halves), expected, rtol=1e-6)
 
 
+def test_experts_add_their_terms_in_training_and_the_loss_stays_the_cross_entropy():
+    sizes = {"n_layer": 2, "n_head": 2, "d_model": 8, "context_length": 6, "init_std": 0.5}
+    config = DecoderConfig(**sizes, n_expert=3, balance_loss=0.3, z_loss=0.2)
+    model = build_model(config, 11, seed=0)
+    batch = objective.collate(torch.randint(11, (3, 7), generator=torch.Generator().manual_seed(0)))
+    result = objective.loss(model, batch)
+    means = {name: value.item() / 18 for name, value in result.terms.items()}
+    expected = F.cross_entropy(model(batch["tokens"]).flatten(0, 1), batch["targets"].flatten())
+    assert list(means) == ["loss", "balance_loss", "z_loss", "drop_rate", "busiest_expert"]
+    assert means["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    added = 0.3 * means["balance_loss"] + 0.2 * means["z_loss"]
+    assert result.total.item() / 18 == pytest.approx(means["loss"] + added, rel=1e-6)
+    evaluated = objective.loss(model.eval(), batch)
+    assert list(evaluated.terms) == ["loss"] and evaluated.total == evaluated.terms["loss"] == result.terms["loss"]
+
+
 def test_listed_under_its_name():
     assert OBJECTIVES["causal_lm"]().name == "causal_lm"

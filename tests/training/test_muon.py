@@ -154,3 +154,17 @@ def test_closure_and_plain_parameters():
 def test_vectors_are_refused():
     with pytest.raises(ValueError, match=r"shape \(7,\) is none; put it into a group with muon=False"):
         Muon([{"params": parameters(((7,),)), "muon": True}], lr=0.1)
+
+
+def test_a_stack_is_its_matrices_one_by_one():
+    for shape in ((5, 6, 4), (5, 4, 6), (8, 2, 3)):
+        stack = parameters((shape,))
+        apart = [torch.nn.Parameter(matrix.detach().clone()) for matrix in stack[0]]
+        optimizers = [Muon([{"params": params, "muon": True}], lr=0.1) for params in (stack, apart)]
+        for step in range(3):
+            set_gradients(stack, step)
+            for own, gradient in zip(apart, stack[0].grad, strict=True):
+                own.grad = gradient.clone()
+            for optimizer in optimizers:
+                optimizer.step()
+        assert (stack[0] - torch.stack(apart)).abs().max() <= 1e-6

@@ -6,7 +6,7 @@ import torch
 from gptlab.models.build import build_model
 from gptlab.models.config import DecoderConfig
 from gptlab.training.config import AdamWConfig, Decay, MuonConfig
-from gptlab.training.optim import build_optimizer
+from gptlab.training.optim import build_optimizer, retune
 
 CPU = torch.device("cpu")
 
@@ -28,6 +28,26 @@ def test_decay_is_for_matrices_only(model):
     for name, group in treated(model, AdamWConfig(weight_decay=0.3)).items():
         matrix = dict(model.named_parameters())[name].ndim >= 2
         assert group["weight_decay"] == (0.3 if matrix else 0.0), name
+
+
+@pytest.mark.parametrize("config", [AdamWConfig(weight_decay=0.3), MuonConfig(weight_decay=0.3)], ids=["adamw", "muon"])
+def test_stacks_of_experts_are_matrices_and_stacks_of_biases_are_not(config):
+    model = DecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=4, n_expert=3)
+    groups = treated(build_model(model, 11, seed=0), config)
+    assert groups["blocks.0.ffn.experts.up.weight"]["weight_decay"] == 0.3
+    assert groups["blocks.0.ffn.experts.up.weight"].get("muon", False) == isinstance(config, MuonConfig)
+    assert groups["blocks.0.ffn.experts.up.bias"]["weight_decay"] == 0.0
+    assert not groups["blocks.0.ffn.experts.up.bias"].get("muon", False)
+
+
+def test_a_group_that_begins_with_stacks_of_biases_is_retuned_as_biases():
+    """As a group does where these are divided otherwise than the norms."""
+    stacked = DecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=4, n_expert=3)
+    parameters = [(name, p) for name, p in build_model(stacked, 11, seed=0).named_parameters() if ".experts." in name]
+    optimizer = build_optimizer(parameters, AdamWConfig(weight_decay=0.3), device=CPU)
+    retune(optimizer, AdamWConfig(weight_decay=0.2))
+    decays = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert decays == {name: 0.2 if name.endswith("weight") else 0.0 for name, _ in parameters}
 
 
 def test_decay_for_all(model):

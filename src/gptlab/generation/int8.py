@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from gptlab.nn.attention import Attention
 from gptlab.nn.loss import Output
+from gptlab.nn.moe import GroupedLinear
 
 # Up to so many rows the integers are multiplied as they are. More rows share the cost of turning them to bfloat16.
 KERNEL_ROWS = 16
@@ -75,6 +76,8 @@ class Int8Model(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
+        if any(isinstance(module, GroupedLinear) for module in model.modules()):
+            raise ValueError("precision=int8 knows no stacks of experts, as this model has; use 32 or bf16")
         self.config = model.config
         self.output = Int8Output(model.output)
         if getattr(model, "lm_head", None) is not None:

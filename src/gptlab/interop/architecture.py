@@ -14,7 +14,10 @@ from gptlab.models.build import shape_model
 from gptlab.models.config import DecoderConfig, ModelConfig, Position
 
 # The options that do not say what a model computes, beside the rates of dropout.
-NO_MEANING = ("architecture", "vocab_size", "context_length", "init_from", "init", "init_std", "init_factor")
+NO_MEANING = (
+    *("architecture", "vocab_size", "context_length", "init_from", "init", "init_std", "init_factor"),
+    *("capacity_factor", "balance_loss", "z_loss"),
+)
 KIND_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -42,22 +45,31 @@ class Place:
     transposed: bool = False  # (in, out), as in GPT-2's Conv1D
     part: int = 0  # which of `parts` that lie side by side in their last dimension
     parts: int = 1
+    stacked: int | None = None  # ours is a stack of so many of theirs, whose names have its number in the place of {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of all of their tensors that ours is made of."""
+        return (self.name,) if self.stacked is None else tuple(self.name.format(i) for i in range(self.stacked))
 
     def take(self, theirs: Tensor) -> Tensor:
-        """Our tensor out of theirs, with memory of its own."""
+        """Our tensor, or a layer of our stack, out of theirs, with memory of its own."""
         own = theirs.chunk(self.parts, -1)[self.part]
         return (own.t() if self.transposed else own).clone(memory_format=torch.contiguous_format)
 
     def shape(self, ours: torch.Size) -> list[int]:
         """The shape of their tensor, from that of ours."""
+        ours = ours if self.stacked is None else ours[1:]
         *outer, last = reversed(ours) if self.transposed else ours
         return [*outer, last * self.parts]
 
 
-def joined(places: list[Place], ours: list[Tensor]) -> Tensor:
-    """Their tensor out of ours, which are its parts in order."""
+def joined(places: list[Place], ours: list[Tensor]) -> list[Tensor]:
+    """Their tensor out of ours, which are its parts in order; of a stack each layer."""
+    if places[0].stacked is not None:
+        return list(ours[0].unbind())
     parts = [value.t() if place.transposed else value for place, value in zip(places, ours, strict=True)]
-    return (torch.cat(parts, -1) if len(parts) > 1 else parts[0]).contiguous()
+    return [(torch.cat(parts, -1) if len(parts) > 1 else parts[0]).contiguous()]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

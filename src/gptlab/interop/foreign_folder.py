@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gptlab.data.tokenizer import Tokenizer
@@ -67,7 +68,8 @@ class ForeignFolder(ABC):
     def read(self, name: str) -> Tensor:
         """One of our tensors, in the type of the file."""
         place = self._places[name]
-        return place.take(self._home[place.name].read(place.name))
+        parts = [place.take(self._home[theirs].read(theirs)) for theirs in place.names]
+        return parts[0] if place.stacked is None else torch.stack(parts)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All of our tensors by name, one at a time."""
@@ -78,7 +80,9 @@ class ForeignFolder(ABC):
         """Hold the files' names and shapes against those that the config asks for."""
         kind = self.architecture.model_type
         ours = shapes(self.config, self.vocab_size)
-        needed = {place.name: tuple(place.shape(ours[name])) for name, place in self._places.items()}
+        needed = {
+            theirs: tuple(place.shape(ours[name])) for name, place in self._places.items() for theirs in place.names
+        }
         missing = sorted(needed.keys() - self._home.keys())
         if missing:
             raise ValueError(f"{self.path} lacks {_counted(missing)} of a {kind} model: {_some(missing)}")

@@ -1,10 +1,18 @@
-"""Llama, Mistral and Qwen2 as transformers keeps them: the same names, other biases and windows."""
+"""Llama, Mistral, Qwen2 and Mixtral as transformers keeps them: the same names, other biases, windows and experts."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from gptlab.interop.architecture import Architecture, Place, in_blocks, shown, typed
-from gptlab.models.config import AttentionPattern, DecoderConfig, Feedforward, Norm, NormPlacement, Position
+from gptlab.models.config import (
+    AttentionPattern,
+    DecoderConfig,
+    Feedforward,
+    Norm,
+    NormPlacement,
+    Position,
+    RouterSoftmax,
+)
 
 WORDS = {
     "context_length": "max_position_embeddings",
@@ -37,21 +45,24 @@ DEFAULTS = {
     "initializer_range": 0.02,
     "hidden_act": "silu",
 }
-BLOCK = {
+ATTENTION = {
     "attn.q": "self_attn.q_proj",
     "attn.k": "self_attn.k_proj",
     "attn.v": "self_attn.v_proj",
     "attn.out": "self_attn.o_proj",
-    "ffn.gate": "mlp.gate_proj",
-    "ffn.up": "mlp.up_proj",
-    "ffn.down": "mlp.down_proj",
 }
+FEEDFORWARD = {"ffn.gate": "mlp.gate_proj", "ffn.up": "mlp.up_proj", "ffn.down": "mlp.down_proj"}
+EXPERT = {"gate": "w1", "up": "w3", "down": "w2"}
 NORMS = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
 
 
 def _places(config: DecoderConfig) -> dict[str, Place]:
-    block = {f"{ours}.weight": Place(f"{theirs}.weight") for ours, theirs in {**BLOCK, **NORMS}.items()}
-    for ours, theirs in BLOCK.items():
+    matrices = ATTENTION | (FEEDFORWARD if config.n_expert is None else {"ffn.router": "block_sparse_moe.gate"})
+    block = {f"{ours}.weight": Place(f"{theirs}.weight") for ours, theirs in (matrices | NORMS).items()}
+    for ours, theirs in EXPERT.items() if config.n_expert is not None else ():
+        name = f"block_sparse_moe.experts.{{}}.{theirs}.weight"
+        block[f"ffn.experts.{ours}.weight"] = Place(name, stacked=config.n_expert)
+    for ours, theirs in matrices.items():
         if config.attention_biased if ours in ("attn.q", "attn.k", "attn.v") else config.bias:
             block[f"{ours}.bias"] = Place(f"{theirs}.bias")
     places = {"tok_emb.weight": Place("model.embed_tokens.weight")}
@@ -143,4 +154,20 @@ QWEN2 = Architecture(
     buffers=(".rotary_emb.inv_freq",),
     read=_all_dense,
     write=_write_rotation,
+)
+
+MIXTRAL = Architecture(
+    model_type="mixtral",
+    class_name="MixtralForCausalLM",
+    words=WORDS | {"n_expert": "num_local_experts", "n_expert_active": "num_experts_per_tok"},
+    always=ALWAYS | {"bias": False, "n_shared_expert": None, "router_softmax": RouterSoftmax.after},
+    defaults=DEFAULTS
+    | {"rms_norm_eps": 1e-5, "num_key_value_heads": 8, "rope_theta": 1e6, "sliding_window": None}
+    | {"num_local_experts": 8, "num_experts_per_tok": 2},
+    demands={"hidden_act": ("silu",), "router_jitter_noise": (0.0,)},
+    prefix="model.",
+    places=_places,
+    buffers=(".rotary_emb.inv_freq",),
+    read=_windowed,
+    write=lambda config: _write_rotation(config) | {"sliding_window": config.attention_window},
 )

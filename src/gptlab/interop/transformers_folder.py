@@ -21,14 +21,14 @@ from gptlab.interop.architecture import Architecture, Place, joined, shown, type
 from gptlab.interop.bert import BERT
 from gptlab.interop.foreign_folder import ForeignFolder, Weights, read_json
 from gptlab.interop.gpt2 import GPT1, GPT2
-from gptlab.interop.llama import LLAMA, MISTRAL, QWEN2
+from gptlab.interop.llama import LLAMA, MISTRAL, MIXTRAL, QWEN2
 from gptlab.interop.special_words import SpecialWords, end_of_text, read_special_words
 from gptlab.interop.t5 import T5
 from gptlab.interop.tokenizer_files import byte_pair_tokenizer, tokenizer_files
 from gptlab.models.config import ModelConfig
 
 # The first that can hold a model is the one it is written for.
-ARCHITECTURES = {a.model_type: a for a in (GPT1, GPT2, LLAMA, MISTRAL, QWEN2, BERT, T5)}
+ARCHITECTURES = {a.model_type: a for a in (GPT1, GPT2, LLAMA, MISTRAL, QWEN2, MIXTRAL, BERT, T5)}
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -288,27 +288,29 @@ def _usual_words(tokenizer: Tokenizer | None, n_rows: int) -> SpecialWords:
 
 def _write_safetensors(path: Path, places: dict[str, Place], tensor: Callable[[str], Tensor]) -> None:
     """Tensor after tensor: the library's own writer wants all of them in memory."""
-    theirs: dict[str, list[str]] = {}
+    theirs: dict[tuple[str, ...], list[str]] = {}
     for ours, place in places.items():  # q, k and v come in order
-        theirs.setdefault(place.name, []).append(ours)
+        theirs.setdefault(place.names, []).append(ours)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, ours in theirs.items():
+    for names, ours in theirs.items():
         first = tensor(ours[0])
         if first.dtype not in DTYPES:
             raise ValueError(f"{ours[0]} is {first.dtype}, and weights are written as {', '.join(DTYPES.values())}")
         shape = places[ours[0]].shape(first.shape)
-        start, end = end, end + math.prod(shape) * first.element_size()
-        header[name] = {"dtype": DTYPES[first.dtype], "shape": shape, "data_offsets": [start, end]}
+        for name in names:
+            start, end = end, end + math.prod(shape) * first.element_size()
+            header[name] = {"dtype": DTYPES[first.dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, ours in theirs.items():
-            value = joined([places[own] for own in ours], [tensor(own) for own in ours]).cpu()
-            written = file.write(value.flatten().view(torch.uint8).numpy())
-            start, end = header[name]["data_offsets"]
-            assert written == end - start, name
+        for names, ours in theirs.items():
+            values = joined([places[own] for own in ours], [tensor(own) for own in ours])
+            for name, value in zip(names, values, strict=True):
+                written = file.write(value.cpu().flatten().view(torch.uint8).numpy())
+                start, end = header[name]["data_offsets"]
+                assert written == end - start, name
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderCon
 from gptlab.models.decoder import Decoder
 from gptlab.models.encoder import Encoder
 from gptlab.models.encoder_decoder import EncoderDecoder
+from gptlab.nn.moe import GroupedLinear
 
 MODELS = {DecoderConfig: Decoder, EncoderConfig: Encoder, EncoderDecoderConfig: EncoderDecoder}
-RESIDUAL_PROJECTIONS = ("attn.out.weight", "ffn.down.weight")
+RESIDUAL_PROJECTIONS = ("attn.out.weight", "ffn.down.weight", "ffn.experts.down.weight", "ffn.shared.down.weight")
 
 
 def build_model(config: ModelConfig, vocab_size: int, *, seed: int) -> nn.Module:
@@ -49,7 +50,7 @@ def initial_values(model: nn.Module, config: ModelConfig, seed: int) -> Iterator
 
 def _initial_value(name: str, parameter: Tensor, module: nn.Module, config: ModelConfig, seed: int) -> Tensor:
     value = torch.empty(parameter.shape, device="cpu")
-    if not isinstance(module, nn.Linear | nn.Embedding):  # a norm, or the bias of a table of words
+    if not isinstance(module, nn.Linear | GroupedLinear | nn.Embedding):  # a norm, or the bias of a table of words
         return value.fill_(getattr(config, "init_factor", 1.0) if name.endswith("weight") else 0.0)
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))

@@ -1,6 +1,6 @@
 """What a run may say about its model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, get_type_hints
 
@@ -58,6 +58,13 @@ class Heads(Enum):
     pretraining = "pretraining"  # both, and whether the second segment follows the first
 
 
+class RouterSoftmax(Enum):
+    """What a token's experts are weighted by."""
+
+    before = "before"  # their probabilities among all (Switch)
+    after = "after"  # their probabilities among those chosen (Mixtral)
+
+
 class Init(Enum):
     """Where the weights start."""
 
@@ -65,6 +72,12 @@ class Init(Enum):
     normal = "normal"  # normal, all alike (GPT-1)
     torch = "torch"  # each layer's own default in PyTorch
     zero = "zero"  # normal, residual projections and an untied head at zero
+
+
+# What says nothing about a model without experts.
+EXPERT_OPTIONS = (
+    *("n_expert_active", "n_shared_expert", "router_softmax", "capacity_factor", "balance_loss", "z_loss"),
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -84,6 +97,11 @@ class ModelConfig:
     dropout: float = 0.0
 
     @property
+    def n_expert(self) -> int | None:
+        """How many feedforwards each block has to choose from; None where it has one."""
+        return None
+
+    @property
     def kv_heads(self) -> int:
         return self.n_head
 
@@ -98,6 +116,11 @@ class ModelConfig:
         if self.feedforward.gated:
             return -(-8 * self.d_model // (3 * 64)) * 64
         return 4 * self.d_model
+
+    @property
+    def auxiliary_terms(self) -> tuple[str, ...]:
+        """What the model adds to its objective's terms in training, by name."""
+        return ()
 
     def check(self) -> None:
         """Refuse what no model can have; each architecture adds to it."""
@@ -144,7 +167,14 @@ class DecoderConfig(ModelConfig):
     norm_placement: NormPlacement = NormPlacement.pre
     attention_pattern: AttentionPattern = AttentionPattern.dense
     attention_window: int | None = None  # tokens that a banded block sees, its own included
-    bias: bool = True  # of every linear layer but the head, and of LayerNorm
+    n_expert: int | None = None  # feedforwards in each block, each d_ff wide; null: one, seen by every token
+    n_expert_active: int = 2  # how many of them a token sees
+    n_shared_expert: int | None = None  # beside them, seen by every token
+    router_softmax: RouterSoftmax = RouterSoftmax.after
+    capacity_factor: float | None = None  # room of an expert in training, in equal shares; null: for all that choose it
+    balance_loss: float | None = 0.01  # weight of the load-balancing loss; null: without
+    z_loss: float | None = 0.001  # weight of the router's z-loss; null: without
+    bias: bool = True  # of every linear layer but the head and the router, and of LayerNorm
     qkv_bias: bool | None = None  # null: bias
     qk_norm: bool = False
     tied_head: bool = True
@@ -164,6 +194,10 @@ class DecoderConfig(ModelConfig):
         """Whether the projections to queries, keys and values have biases."""
         return self.bias if self.qkv_bias is None else self.qkv_bias
 
+    @property
+    def auxiliary_terms(self) -> tuple[str, ...]:
+        return () if self.n_expert is None else ("balance_loss", "z_loss", "drop_rate", "busiest_expert")
+
     def window_of(self, block: int) -> int | None:
         """How many tokens that block sees, its own included; None where it sees all before."""
         banded = self.attention_pattern is AttentionPattern.banded or (
@@ -178,7 +212,7 @@ class DecoderConfig(ModelConfig):
 
     def check(self) -> None:
         ModelConfig.check(self)
-        self.at_least(1, "n_kv_head", "attention_window")
+        self.at_least(1, "n_kv_head", "attention_window", "n_expert", "n_expert_active", "n_shared_expert")
         if self.n_head % self.kv_heads:
             divisors = [n for n in range(1, self.n_head + 1) if self.n_head % n == 0]
             raise ValueError(
@@ -199,7 +233,36 @@ class DecoderConfig(ModelConfig):
                 f"model.attention_window={window} has no effect on model.attention_pattern=dense; "
                 "set model.attention_pattern to alternating or banded, or model.attention_window=null"
             )
+        self._check_experts()
         self.above_zero("norm_eps", "rope_theta", "init_std", "logit_softcap")
+        self.above_zero("capacity_factor", "balance_loss", "z_loss")
+
+    def _check_experts(self) -> None:
+        if self.n_expert is None:
+            for option in fields(self):
+                value = getattr(self, option.name)
+                if option.name in EXPERT_OPTIONS and value != option.default:
+                    shown = value.value if isinstance(value, Enum) else "null" if value is None else value
+                    raise ValueError(
+                        f"model.{option.name}={shown} is about experts, and this model has none; "
+                        "set model.n_expert, such as 8"
+                    )
+            return
+        if self.n_expert_active > self.n_expert:
+            raise ValueError(
+                f"model.n_expert_active={self.n_expert_active} is more than model.n_expert={self.n_expert}; "
+                f"use 1 to {self.n_expert}"
+            )
+        if self.n_expert_active == 1 < self.n_expert and self.router_softmax is RouterSoftmax.after:
+            raise ValueError(
+                "model.n_expert_active=1 with model.router_softmax=after weights every choice by 1, from which no "
+                "router learns; set model.router_softmax=before"
+            )
+        if self.norm_placement is NormPlacement.post:
+            raise ValueError(
+                f"model.n_expert={self.n_expert} goes with model.norm_placement=pre alone; "
+                "set that, or model.n_expert=null"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

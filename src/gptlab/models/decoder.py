@@ -1,4 +1,4 @@
-"""The decoder-only transformer: GPT-1 to GPT-3, Llama and what lies between."""
+"""The decoder-only transformer: GPT-1 to GPT-3, Llama, Mixtral and what lies between."""
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from gptlab.nn.cache import KVCache
 from gptlab.nn.feedforward import FEEDFORWARDS
 from gptlab.nn.loss import Output
 from gptlab.nn.mask import causal_band
+from gptlab.nn.moe import Auxiliary, ExpertBlock, Experts, Routing, auxiliary
 from gptlab.nn.norm import LayerNorm, RMSNorm
 from gptlab.nn.position import Rotary
 
@@ -27,6 +28,7 @@ class Decoder(nn.Module):
         self.drop = nn.Dropout(c.dropout_at("embedding"))
         self.blocks = nn.ModuleList(_block(c) for _ in range(c.n_layer))
         self.final_norm = _norm(c) if c.norm_placement is NormPlacement.pre else None
+        self._routings: list[Routing] = []  # of the newest `hidden`, by block
         self.lm_head = None if c.tied_head else nn.Linear(c.d_model, vocab_size, bias=False)
 
     def hidden(self, tokens: Tensor, *, cache: KVCache | None = None) -> Tensor:
@@ -49,8 +51,12 @@ class Decoder(nn.Module):
             x = x + self.pos_emb(positions)
         x = self.drop(x)
         rotation = None if self.rotary is None else self.rotary(positions)
+        self._routings = []
         for block, sight in zip(self.blocks, sights, strict=True):
             x = block(x, rotation=rotation, **sight)
+            if self.config.n_expert is not None:
+                x, routing = x
+                self._routings.append(routing)
         return x if self.final_norm is None else self.final_norm(x)
 
     def _sights(self, positions: Tensor) -> list[dict[str, Tensor | bool]]:
@@ -66,6 +72,13 @@ class Decoder(nn.Module):
         """The head as values: `nn.loss.linear_cross_entropy` never forms all logits."""
         head = self.tok_emb if self.lm_head is None else self.lm_head
         return Output(weight=head.weight, softcap=self.config.logit_softcap)
+
+    @property
+    def auxiliary(self) -> Auxiliary | None:
+        """What the newest `hidden` adds to the objective; None without experts, and where nothing is being trained."""
+        if self.config.n_expert is None or not self.training:
+            return None
+        return auxiliary(self._routings, balance_loss=self.config.balance_loss, z_loss=self.config.z_loss)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Scores of the word after each token: tokens (B, T) -> (B, T, V)."""
@@ -83,8 +96,23 @@ def _block(c: DecoderConfig) -> Block:
         qk_norm_eps=c.norm_eps if c.qk_norm else None,
         dropout=c.dropout_at("attention"),
     )
-    feedforward = FEEDFORWARDS[c.feedforward](c.d_model, c.ff_width, bias=c.bias)
-    kind = Block if c.norm_placement is NormPlacement.pre else PostNormBlock
+    feedforward = FEEDFORWARDS[c.feedforward]
+    if c.n_expert is None:
+        kind = Block if c.norm_placement is NormPlacement.pre else PostNormBlock
+        feedforward = feedforward(c.d_model, c.ff_width, bias=c.bias)
+    else:
+        kind = ExpertBlock
+        feedforward = Experts(
+            feedforward,
+            c.d_model,
+            c.ff_width,
+            bias=c.bias,
+            n_expert=c.n_expert,
+            n_active=c.n_expert_active,
+            n_shared=c.n_shared_expert or 0,
+            softmax=c.router_softmax,
+            capacity_factor=c.capacity_factor,
+        )
     return kind(norm1=_norm(c), attn=attention, norm2=_norm(c), ffn=feedforward, dropout=c.dropout_at("residual"))
 
 

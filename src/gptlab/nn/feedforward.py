@@ -1,4 +1,9 @@
-"""Position-wise sublayers: (B, T, D) -> (B, T, D), F wide inside."""
+"""Position-wise sublayers: (B, T, D) -> (B, T, D), F wide inside.
+
+`linear` makes their layers. Those of experts take where each expert's rows end beside x.
+"""
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,16 +14,24 @@ from gptlab.models.config import Feedforward
 class Plain(nn.Module):
     """A nonlinearity between two matrices, with dropout on its F channels."""
 
-    def __init__(self, d_model: int, d_ff: int, *, bias: bool, dropout: float = 0.0):
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        *,
+        bias: bool,
+        dropout: float = 0.0,
+        linear: Callable[..., nn.Module] = nn.Linear,
+    ):
         super().__init__()
         self.dropout = dropout
-        self.up = nn.Linear(d_model, d_ff, bias=bias)
-        self.down = nn.Linear(d_ff, d_model, bias=bias)
+        self.up = linear(d_model, d_ff, bias=bias)
+        self.down = linear(d_ff, d_model, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.dropout(self.inside(x), self.dropout, self.training))
+    def forward(self, x: Tensor, *ends: Tensor) -> Tensor:
+        return self.down(F.dropout(self.inside(x, *ends), self.dropout, self.training), *ends)
 
-    def inside(self, x: Tensor) -> Tensor:
+    def inside(self, x: Tensor, *ends: Tensor) -> Tensor:
         """What `down` reads: (B, T, D) -> (B, T, F)."""
         raise NotImplementedError
 
@@ -26,55 +39,63 @@ class Plain(nn.Module):
 class Gated(Plain):
     """A product of two matrices' outputs, of which one goes through a nonlinearity (arXiv:2002.05202, section 2)."""
 
-    def __init__(self, d_model: int, d_ff: int, *, bias: bool, dropout: float = 0.0):
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        *,
+        bias: bool,
+        dropout: float = 0.0,
+        linear: Callable[..., nn.Module] = nn.Linear,
+    ):
         nn.Module.__init__(self)  # the gate comes first among the parameters
         self.dropout = dropout
-        self.gate = nn.Linear(d_model, d_ff, bias=bias)
-        self.up = nn.Linear(d_model, d_ff, bias=bias)
-        self.down = nn.Linear(d_ff, d_model, bias=bias)
+        self.gate = linear(d_model, d_ff, bias=bias)
+        self.up = linear(d_model, d_ff, bias=bias)
+        self.down = linear(d_ff, d_model, bias=bias)
 
 
 class ReLU(Plain):
     """The rectifier (arXiv:1706.03762, equation 2; T5)."""
 
-    def inside(self, x: Tensor) -> Tensor:
-        return F.relu(self.up(x))
+    def inside(self, x: Tensor, *ends: Tensor) -> Tensor:
+        return F.relu(self.up(x, *ends))
 
 
 class SquaredReLU(Plain):
     """Primer's: the square of the rectifier (arXiv:2109.08668, section 4.2)."""
 
-    def inside(self, x: Tensor) -> Tensor:
-        rectified = F.relu(self.up(x))
+    def inside(self, x: Tensor, *ends: Tensor) -> Tensor:
+        rectified = F.relu(self.up(x, *ends))
         return rectified * rectified  # the gradient of square() takes several passes more
 
 
 class GELU(Plain):
     """GPT-2's: the tanh form of the Gaussian error linear unit (arXiv:1606.08415, section 2)."""
 
-    def inside(self, x: Tensor) -> Tensor:
-        return F.gelu(self.up(x), approximate="tanh")
+    def inside(self, x: Tensor, *ends: Tensor) -> Tensor:
+        return F.gelu(self.up(x, *ends), approximate="tanh")
 
 
 class ExactGELU(Plain):
     """BERT's: the Gaussian error linear unit itself (arXiv:1606.08415, section 2)."""
 
-    def inside(self, x: Tensor) -> Tensor:
-        return F.gelu(self.up(x))
+    def inside(self, x: Tensor, *ends: Tensor) -> Tensor:
+        return F.gelu(self.up(x, *ends))
 
 
 class GEGLU(Gated):
     """T5 1.1's: a unit gated by the tanh form of GELU of another (arXiv:2002.05202, equation 6)."""
 
-    def inside(self, x: Tensor) -> Tensor:
-        return F.gelu(self.gate(x), approximate="tanh") * self.up(x)
+    def inside(self, x: Tensor, *ends: Tensor) -> Tensor:
+        return F.gelu(self.gate(x, *ends), approximate="tanh") * self.up(x, *ends)
 
 
 class SwiGLU(Gated):
     """Llama's: a unit gated by SiLU of another (arXiv:2002.05202, equation 6)."""
 
-    def inside(self, x: Tensor) -> Tensor:
-        return F.silu(self.gate(x)) * self.up(x)
+    def inside(self, x: Tensor, *ends: Tensor) -> Tensor:
+        return F.silu(self.gate(x, *ends)) * self.up(x, *ends)
 
 
 FEEDFORWARDS = {

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gptlab.nn.loss import linear_cross_entropy
 from gptlab.objectives.config import CausalLMConfig
-from gptlab.objectives.terms import LossTerms
+from gptlab.objectives.terms import LossTerms, with_auxiliary
 
 
 class CausalLM:
@@ -29,4 +29,5 @@ class CausalLM:
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> LossTerms:
         targets = batch["targets"]
         total = linear_cross_entropy(model.hidden(batch["tokens"]), model.output, targets)
-        return LossTerms(total=total, terms={"loss": total.detach()}, n_targets=self.n_targets(batch))
+        terms = LossTerms(total=total, terms={"loss": total.detach()}, n_targets=self.n_targets(batch))
+        return with_auxiliary(terms, model)

@@ -31,6 +31,9 @@ def orthogonalise(matrices: Tensor, n_steps: int = 5) -> Tensor:
 
 def _orthogonalise_all(matrices: list[Tensor], n_steps: int) -> list[Tensor]:
     """This rank's part of each update; what a part alone would become is not a part of what the whole becomes."""
+    if matrices[0].ndim == 3:  # divided by experts, so that the matrices of this rank are whole
+        stacks = torch.stack([local(matrix) for matrix in matrices])  # (n, E, r, c)
+        return list(orthogonalise(stacks.flatten(0, 1), n_steps).view(stacks.shape))
     updates = orthogonalise(torch.stack([whole(matrix) for matrix in matrices]), n_steps)
     return [update[part_of(matrix)] for update, matrix in zip(updates, matrices, strict=True)]
 
@@ -38,8 +41,9 @@ def _orthogonalise_all(matrices: list[Tensor], n_steps: int) -> list[Tensor]:
 class Muon(torch.optim.AdamW):
     """AdamW whose groups with `muon=True` take steps of orthogonalised Nesterov momentum instead.
 
-    Such a group holds matrices (r, c). Its update is scaled by 0.2 sqrt(max(r, c)), which gives it the size of AdamW's,
-    so that one learning rate and one weight decay serve all groups (Moonlight, arXiv:2502.16982, equation 4).
+    Such a group holds matrices (r, c) or stacks of them (E, r, c), as those of experts, each of which is taken for
+    itself. Its update is scaled by 0.2 sqrt(max(r, c)), which gives it the size of AdamW's, so that one learning rate
+    and one weight decay serve all groups (Moonlight, arXiv:2502.16982, equation 4).
     """
 
     def __init__(self, params, *, momentum: float = 0.95, n_steps: int = 5, **adamw):
@@ -50,7 +54,7 @@ class Muon(torch.optim.AdamW):
         super().__init__([muon | group for group in params], **adamw)
         for group in self.param_groups:
             for parameter in group["params"] if group["muon"] else ():
-                if parameter.ndim != 2:
+                if parameter.ndim not in (2, 3):
                     raise ValueError(
                         f"Muon is for matrices and a parameter of shape {tuple(parameter.shape)} is none; "
                         "put it into a group with muon=False"
@@ -86,4 +90,4 @@ class Muon(torch.optim.AdamW):
         lr = group["lr"]
         held = [local(parameter) for parameter in parameters]
         torch._foreach_mul_(held, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(held, updates, alpha=-lr * 0.2 * max(parameters[0].shape) ** 0.5)
+        torch._foreach_add_(held, updates, alpha=-lr * 0.2 * max(parameters[0].shape[-2:]) ** 0.5)

@@ -34,7 +34,8 @@ def build_optimizer(
 def retune(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> None:
     """Let an optimiser go on with the config's numbers; what it remembers stays."""
     for group in optimizer.param_groups:
-        group |= _numbers(config, muon=group.get("muon", False), matrices=group["params"][0].ndim >= 2)
+        matrices = _is_matrix(group["param_names"][0], group["params"][0])
+        group |= _numbers(config, muon=group.get("muon", False), matrices=matrices)
 
 
 def named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -48,16 +49,21 @@ def _groups(parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig) -
     hidden, matrices, rest = [], [], []
     for name, parameter in parameters:
         # Muon is meant for the hidden matrices: embeddings and the head are none (Jordan et al. 2024).
-        if muon and parameter.ndim == 2 and ".blocks." in f".{name}":
-            hidden.append((name, parameter))
-        elif parameter.ndim >= 2:
-            matrices.append((name, parameter))
-        else:
+        if not _is_matrix(name, parameter):
             rest.append((name, parameter))
+        elif muon and ".blocks." in f".{name}":
+            hidden.append((name, parameter))
+        else:
+            matrices.append((name, parameter))
     if muon:
         yield {"params": hidden, "muon": True} | _numbers(config, muon=True, matrices=True)
     yield {"params": matrices} | _numbers(config, muon=False, matrices=True)
     yield {"params": rest} | _numbers(config, muon=False, matrices=False)
+
+
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether it is one, or a stack of them; experts' biases are a stack too."""
+    return parameter.ndim >= 2 and not name.endswith(".bias")
 
 
 def _numbers(config: OptimizerConfig, *, muon: bool, matrices: bool) -> dict[str, Any]:

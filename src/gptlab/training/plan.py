@@ -34,6 +34,8 @@ class Plan:
         """The plan for a person."""
         total = self.n_steps * self.step_tokens
         n_parameters = self.parameters["total"]
+        active = self.parameters["active"]
+        seen = f", {active:,} of them seen by a token" if active < n_parameters else ""
         parts = [f"{k} {n:,}" for k, n in self.parameters.items() if n and k not in ("total", "active")]
         sizes = [f"{name} {_bytes(size)}" for name, size in self.memory.items() if name != "total"]
         windows = config.windows_per_step // self.layout.data // self.accumulation
@@ -46,7 +48,7 @@ class Plan:
         ]
         epochs, per_parameter = total / max(1, self.train_tokens), total / n_parameters
         rows = {
-            "model": f"{config.preset}: {n_parameters:,} parameters ({', '.join(parts)})",
+            "model": f"{config.preset}: {n_parameters:,} parameters{seen} ({', '.join(parts)})",
             "corpus": f"{self.corpus}; {self.train_tokens:,} training and {self.val_tokens:,} validation tokens",
             "tokenizer": f"{config.tokenizer.kind}, {self.n_words:,} words",
             "budget": f"{self.n_steps:,} steps, {total:,} tokens: {epochs:.2f} epochs, {per_parameter:.1f} a parameter",

@@ -397,7 +397,8 @@ def _metrics_source(folder: RunFolder, source: Path | None) -> Path:
 
 
 def _columns(config: RunConfig, devices: Devices, datamodule: WindowsDataModule, earlier: Path) -> list[str]:
-    columns = ["step", "tokens", "train/loss", "train/lr", "train/grad_norm"]
+    columns = ["step", "tokens", "train/loss", *(f"train/{name}" for name in config.model.auxiliary_terms)]
+    columns += ["train/lr", "train/grad_norm"]
     if devices.precision == "16-mixed":
         columns.append("train/loss_scale")
     columns += ["perf/tokens_per_second", "perf/memory_gib"]
