@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -45,6 +46,20 @@ def carry_out(jobs: list[dict], n_ranks: int, folder: Path, *, timeout: float = 
             process.wait()
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output.read_text()[-4000:]
+
+
+def take_back(run: Path, target: Path, step: int) -> None:
+    """Copy a run as it was when it had just saved that step."""
+    from gptlab.training import checkpoint
+
+    shutil.copytree(run, target, symlinks=True)
+    kept = target / "checkpoints"
+    links = [kept / name for name in ("last", "best", "last.ckpt", "best.ckpt")]
+    for path in (target / "summary.json", *links):
+        path.unlink(missing_ok=True)
+    for saved, path in checkpoint.kept(kept):
+        if saved > step:
+            path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
 def one(job: dict) -> None:

@@ -1,13 +1,10 @@
 """Experts learn under each strategy what they learn in one process."""
 
-import shutil
-
 import pytest
-from ranks import carry_out
+from ranks import carry_out, take_back
 
 from gptlab.config import to_plain
 from gptlab.models.config import DecoderConfig, Feedforward
-from gptlab.training import checkpoint
 from gptlab.training.folder import read_metrics
 
 SIZES = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16, "d_ff": 32}
@@ -67,14 +64,7 @@ def test_a_run_goes_on_from_what_any_saved(trained):
     jobs = []
     for source in ("auto muon", "fsdp muon"):
         target = trained / f"continued-{source}"
-        shutil.copytree(trained / f"dropless-{source}", target, symlinks=True)
-        for name in ("summary.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
-            (target / name).unlink(missing_ok=True)
-        for name in ("last", "best"):
-            (target / "checkpoints" / name).unlink(missing_ok=True)
-        for step, path in checkpoint.kept(target / "checkpoints"):
-            if step > 5:
-                path.unlink() if path.is_file() else shutil.rmtree(path)
+        take_back(trained / f"dropless-{source}", target, 5)
         jobs.append(job_of("dropless", "auto muon", target))
     carry_out(jobs, 1, trained)
     expected = read_metrics(trained / "dropless-auto muon" / "metrics.csv")

@@ -1,12 +1,11 @@
 """Every way of spreading the work learns what one process learns, and goes on from what any other saved."""
 
 import json
-import shutil
 
 import pytest
 import safetensors.torch
 import torch
-from ranks import carry_out
+from ranks import carry_out, take_back
 
 from gptlab.commands.convert import main as convert
 from gptlab.models.build import shape_model
@@ -103,14 +102,7 @@ def continued(trained):
         for column in (s for s in RANKS if RANKS[s] == n_ranks):
             for row in RANKS:
                 target = trained / f"{row}-to-{column}"
-                shutil.copytree(trained / f"{row}-plain", target, symlinks=True)
-                for name in ("summary.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
-                    (target / name).unlink(missing_ok=True)
-                for name in ("last", "best"):
-                    (target / "checkpoints" / name).unlink(missing_ok=True)
-                for step, path in checkpoint.kept(target / "checkpoints"):
-                    if step > 5:
-                        path.unlink() if path.is_file() else shutil.rmtree(path)
+                take_back(trained / f"{row}-plain", target, 5)
                 jobs.append(job_of(column, "plain", target))
         carry_out(jobs, n_ranks, trained)
     return trained

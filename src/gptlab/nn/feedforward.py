@@ -3,6 +3,7 @@
 `linear` makes their layers. Those of experts take where each expert's rows end beside x.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from gptlab.models.config import Feedforward
 
 
-class Plain(nn.Module):
+class Plain(nn.Module, ABC):
     """A nonlinearity between two matrices, with dropout on its F channels."""
+
+    into = ("up",)  # the matrices that read x, in their order among the parameters
 
     def __init__(
         self,
@@ -25,34 +28,22 @@ class Plain(nn.Module):
     ):
         super().__init__()
         self.dropout = dropout
-        self.up = linear(d_model, d_ff, bias=bias)
+        for name in self.into:
+            setattr(self, name, linear(d_model, d_ff, bias=bias))
         self.down = linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Tensor, *ends: Tensor) -> Tensor:
         return self.down(F.dropout(self.inside(x, *ends), self.dropout, self.training), *ends)
 
+    @abstractmethod
     def inside(self, x: Tensor, *ends: Tensor) -> Tensor:
         """What `down` reads: (B, T, D) -> (B, T, F)."""
-        raise NotImplementedError
 
 
 class Gated(Plain):
     """A product of two matrices' outputs, of which one goes through a nonlinearity (arXiv:2002.05202, section 2)."""
 
-    def __init__(
-        self,
-        d_model: int,
-        d_ff: int,
-        *,
-        bias: bool,
-        dropout: float = 0.0,
-        linear: Callable[..., nn.Module] = nn.Linear,
-    ):
-        nn.Module.__init__(self)  # the gate comes first among the parameters
-        self.dropout = dropout
-        self.gate = linear(d_model, d_ff, bias=bias)
-        self.up = linear(d_model, d_ff, bias=bias)
-        self.down = linear(d_ff, d_model, bias=bias)
+    into = ("gate", "up")
 
 
 class ReLU(Plain):
