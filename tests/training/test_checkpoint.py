@@ -333,5 +333,6 @@ def test_a_run_that_goes_on_keeps_its_best(tmp_path):
     state = checkpoint.load(tmp_path / "step_00000015.ckpt")
     assert checkpoint.go_back(tmp_path, 15, state["best"]) == []
     assert checkpoint.load(tmp_path / "best.ckpt")["step"] == 5
+    assert not list(tmp_path.glob(".*")), "nothing is left where a name was right already"
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path, check=True, capture_output=True)
     assert len((tmp_path / "SHA256SUMS").read_text().splitlines()) == 3

@@ -256,6 +256,7 @@ def link(source: Path, name: str) -> None:
         if old.is_dir() and not old.is_symlink():  # a copy of the run in which links became what they led to
             shutil.rmtree(old)
     os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
     other.unlink(missing_ok=True)
 
 
