@@ -40,6 +40,10 @@ class PreparedData:
     folder: Path
     description: str
 
+    def part(self, name: str) -> TokenFile | None:
+        """The split `train`, `val` or `test`."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, progress: bool = True) -> PreparedData:
     """The token files of a corpus, made on the first call and found in the cache afterwards.

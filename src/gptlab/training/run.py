@@ -23,7 +23,7 @@ from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
 from gptlab.training.callbacks import Amender, Checkpoints, ProgressBar, Recorder, Sampler
 from gptlab.training.config import SpikeAction, is_whole
-from gptlab.training.datamodule import WindowsDataModule
+from gptlab.training.datamodule import ExamplesDataModule
 from gptlab.training.devices import Devices, find_devices, keep_freed_memory
 from gptlab.training.folder import RunFolder, cut_metrics, read_metrics, write_text
 from gptlab.training.initial import open_initial
@@ -60,8 +60,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
     check_vocabulary(vocab_size, data.tokenizer.vocab_size, config.tokenizer.kind)
     plan = make_plan(config, data, devices, vocab_size)
-    objective = build_objective(config.objective)
-    datamodule = WindowsDataModule(config, data, objective, layout=plan.layout, n_steps=plan.n_steps)
+    objective = build_objective(config, data.tokenizer)
+    datamodule = ExamplesDataModule(config, data, objective, layout=plan.layout, n_steps=plan.n_steps)
     sampler = Sampler(config, folder, data) if config.callbacks.sample is not None else None
 
     with folder.lock():
@@ -127,7 +127,7 @@ class _Run:
     data: PreparedData
     devices: Devices
     plan: Plan
-    datamodule: WindowsDataModule
+    datamodule: ExamplesDataModule
     callbacks: list[Callback]  # that keep what they know when the run goes back
     columns: list[str]  # of metrics.csv
     loggers: list[Logger] = field(default_factory=list)
@@ -217,7 +217,7 @@ class _Run:
 
     def test(self) -> dict[str, float]:
         """The trained model's numbers on the test split, where there is one."""
-        if "test" not in self.datamodule.eval_windows:
+        if "test" not in self.datamodule.eval_examples:
             return {}
         self.trainer.test(self.module, self.datamodule, verbose=False)
         return self.module.evaluation
@@ -396,8 +396,10 @@ def _metrics_source(folder: RunFolder, source: Path | None) -> Path:
     return (folder.path if source is None else source.parent.parent) / "metrics.csv"
 
 
-def _columns(config: RunConfig, devices: Devices, datamodule: WindowsDataModule, earlier: Path) -> list[str]:
-    columns = ["step", "tokens", "train/loss", *(f"train/{name}" for name in config.model.auxiliary_terms)]
+def _columns(config: RunConfig, devices: Devices, datamodule: ExamplesDataModule, earlier: Path) -> list[str]:
+    objective = datamodule.objective
+    terms = (*objective.names, *config.model.auxiliary_terms)
+    columns = ["step", "tokens", *(f"train/{name}" for name in terms)]
     columns += ["train/lr", "train/grad_norm"]
     if devices.precision == "16-mixed":
         columns.append("train/loss_scale")
@@ -407,7 +409,7 @@ def _columns(config: RunConfig, devices: Devices, datamodule: WindowsDataModule,
     whole = is_whole(config.trainer.limit_val_batches)
     for split in datamodule.eval_splits:
         prefix = split if whole else f"{split}_part"
-        columns += [f"{prefix}/{name}" for name in ("loss", "perplexity", "bits_per_byte")[: 3 if whole else 2]]
+        columns += [f"{prefix}/{name}" for name in objective.measures(whole=whole)]
     recorded = {name: None for row in read_metrics(earlier) for name in row}
     return list(dict.fromkeys([*columns, *recorded]))  # what an earlier part of the run measured is kept
 
@@ -485,7 +487,7 @@ def _report(config: RunConfig, folder: RunFolder, summary: dict, sample: str, lo
 
 
 def _last_line(summary: dict[str, Any], path: Path) -> str:
-    names = [name for name in ("val/loss", "val/perplexity", "val/bits_per_byte") if name in summary]
+    names = [name for name in summary if name.startswith("val/")]
     digits = {"val/perplexity": 2}
     numbers = [f"{name} {summary[name]:.{digits.get(name, 4)}f}" for name in names]
     if not numbers:
