@@ -7,8 +7,14 @@ from json import dumps
 from pathlib import Path
 
 from gptlab.data.config import BpeConfig, DataConfig, StdlibConfig, TokenizerConfig
-from gptlab.models.config import DecoderConfig, ModelConfig
-from gptlab.objectives.config import OBJECTIVES, CausalLMConfig, ObjectiveConfig
+from gptlab.models.config import DecoderConfig, EncoderConfig, Heads, ModelConfig
+from gptlab.objectives.config import (
+    OBJECTIVES,
+    CausalLMConfig,
+    ClassificationConfig,
+    MaskedLMConfig,
+    ObjectiveConfig,
+)
 from gptlab.training.config import (
     DECAYS,
     WARMUPS,
@@ -86,6 +92,11 @@ class RunConfig:
     def windows_per_step(self) -> int:
         return self.batch_tokens // self.context_length
 
+    @property
+    def n_class(self) -> int | None:
+        """How many classes the model has a head for; None where it has none."""
+        return len(self.data.classes) if isinstance(self.objective, ClassificationConfig) else None
+
     def learned_from(self) -> dict:
         """All that decides what the run learns, as plain values."""
         plain = to_plain(self)
@@ -117,6 +128,7 @@ class RunConfig:
             self.model,
             self.data,
             self.tokenizer,
+            self.objective,
             self.optimizer,
             self.schedule,
             self.trainer,
@@ -125,6 +137,7 @@ class RunConfig:
         ):
             part.check()
         self._check_objective()
+        self._check_heads()
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} is outside 0 to {2**32 - 1}")
         for name in ("run_dir", "name"):
@@ -168,9 +181,30 @@ class RunConfig:
             return
         fitting = [name for name, kind in OBJECTIVES.items() if architecture in kind.architectures]
         raise ValueError(
-            f"objective={self.objective.name} does not fit a model with architecture={architecture}, "
-            + (f"but objective={' or '.join(fitting)} does" if fitting else "and none yet does: it cannot be trained")
+            f"objective={self.objective.name} does not fit a model with architecture={architecture}; "
+            f"use objective={' or '.join(fitting)}"
         )
+
+    def _check_heads(self) -> None:
+        """An encoder has the heads that its objective uses."""
+        if not isinstance(self.model, EncoderConfig):
+            return
+        heads, objective = self.model.heads, self.objective
+        if isinstance(objective, MaskedLMConfig):
+            fitting = [Heads.pretraining] if objective.next_sentence else [Heads.pretraining, Heads.masked_lm]
+            what = f"objective=masked_lm with objective.next_sentence={str(objective.next_sentence).lower()}"
+        else:
+            fitting, what = [Heads.none, Heads.pretraining], f"objective={objective.name}"
+        if heads not in fitting:
+            raise ValueError(
+                f"{what} has no use for model.heads={heads.value}; "
+                f"use model.heads={' or '.join(one.value for one in fitting)}"
+            )
+        if isinstance(objective, ClassificationConfig) and objective.lm_weight:
+            raise ValueError(
+                f"objective.lm_weight={objective.lm_weight} is the weight of predicting the next word, which an "
+                "encoder does not; set objective.lm_weight=0"
+            )
 
     def _check_budget(self) -> None:
         given = [name for name in BUDGETS if getattr(self, name) is not None]

@@ -11,6 +11,7 @@ from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderCon
 from gptlab.models.decoder import Decoder
 from gptlab.models.encoder import Encoder
 from gptlab.models.encoder_decoder import EncoderDecoder
+from gptlab.models.heads import ClassHead
 from gptlab.nn.moe import GroupedLinear
 
 MODELS = {DecoderConfig: Decoder, EncoderConfig: Encoder, EncoderDecoderConfig: EncoderDecoder}
@@ -25,10 +26,16 @@ def build_model(config: ModelConfig, vocab_size: int, *, seed: int) -> nn.Module
     return model
 
 
-def shape_model(config: ModelConfig, vocab_size: int) -> nn.Module:
-    """Build the model on the meta device: shapes and names, no values and no memory."""
+def shape_model(config: ModelConfig, vocab_size: int, n_class: int | None = None) -> nn.Module:
+    """Build the model on the meta device: shapes and names, no values and no memory.
+
+    With `n_class` it has a `class_head` for so many classes.
+    """
     with torch.device("meta"):
-        return MODELS[type(config)](config, vocab_size)
+        model = MODELS[type(config)](config, vocab_size)
+        if n_class is not None:
+            model.class_head = ClassHead(config.d_model, n_class, dropout=config.dropout)
+    return model
 
 
 @torch.no_grad()

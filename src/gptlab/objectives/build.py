@@ -3,12 +3,17 @@
 from gptlab.config import RunConfig
 from gptlab.data.tokenizer import Tokenizer
 from gptlab.objectives.causal_lm import CausalLM
-from gptlab.objectives.config import CausalLMConfig
+from gptlab.objectives.masked_lm import MaskedLM
 from gptlab.objectives.objective import Objective
+from gptlab.objectives.span_corruption import SpanCorruption
 
-CLASSES = {CausalLMConfig: CausalLM}
+CLASSES = {
+    "causal_lm": CausalLM,
+    "masked_lm": MaskedLM,
+    "span_corruption": SpanCorruption,
+}
 
 
 def build_objective(config: RunConfig, tokenizer: Tokenizer) -> Objective:
     """The objective that `config` names, for texts of `tokenizer`."""
-    return CLASSES[type(config.objective)](config, tokenizer)
+    return CLASSES[config.objective.name](config, tokenizer)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from gptlab.data.prepare import PreparedData
 from gptlab.data.windows import SlidingWindows
 from gptlab.nn.loss import linear_cross_entropy
-from gptlab.objectives.objective import Batch, Objective, Term, auxiliary
+from gptlab.objectives.objective import Batch, Objective, Shown, Term, auxiliary
 
 
 class CausalLM(Objective):
@@ -33,3 +33,8 @@ class CausalLM(Objective):
         targets = batch["targets"]
         loss = linear_cross_entropy(model.hidden(batch["tokens"]), model.output, targets)
         return {"loss": Term(loss), **auxiliary(model, targets.numel())}
+
+    def show(self, shown: Shown) -> str:
+        """A text, from the prompt or a text's first token on."""
+        prompt = shown.prompt or [int(shown.examples[0, 0])]
+        return shown.tokenizer.decode(prompt + shown.write(prompt))

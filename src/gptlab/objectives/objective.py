@@ -2,10 +2,11 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from gptlab.config import RunConfig
@@ -34,11 +35,24 @@ class Examples(Protocol):
     def tail(self): ...
 
 
+class Shown(NamedTuple):
+    """What an objective may show of: a model in training, and the first of its evaluation's examples."""
+
+    model: nn.Module
+    examples: Any  # as `gather` returned them
+    tokenizer: Tokenizer
+    prompt: list[int]  # what a person wants to see continued; empty: nothing
+    write: Callable[[list[int]], list[int]]  # what a decoder says after a prompt
+    to_device: Callable[[Batch], Batch]
+
+
 class Objective(ABC):
     """One file holds a whole objective; a model never sees targets."""
 
     names: tuple[str, ...] = ("loss",)  # of the terms that are logged; "loss" is always the first
     perplexity_of: str | None = "loss"  # the term whose exponential is one
+    idle: tuple[str, ...] = ()  # how the names of parameters begin that it does not use
+    n_shown = 1  # examples that `show` wants
     per_byte = False  # whether the loss is of every token of the text, and so can be given per byte
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer | None = None):
@@ -78,6 +92,10 @@ class Objective(ABC):
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
         """The terms of a batch by name."""
 
+    @abstractmethod
+    def show(self, shown: Shown) -> str:
+        """What the model makes of examples, for a person."""
+
     def mean_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """What a batch that is a whole step is learned by."""
         return total(self.loss(model, batch), {kind: 1 / n for kind, n in self.counts(batch).items()})
@@ -104,3 +122,23 @@ def auxiliary(model: nn.Module, n: int | Tensor, over: str = "targets") -> dict[
         return {}
     terms = {name: Term(value * n, over, weight=0.0) for name, value in added.terms.items()}
     return {**terms, "auxiliary": Term(added.loss * n, over, logged=False)}
+
+
+def filled(texts: list[np.ndarray], word: int) -> tuple[Tensor, Tensor]:
+    """Texts as one tensor (B, T), filled up with `word` at their ends, and their lengths (B)."""
+    lengths = torch.tensor([len(text) for text in texts])
+    rows = torch.full((len(texts), int(lengths.max())), word)
+    for row, text in zip(rows, texts, strict=True):
+        row[: len(text)] = torch.from_numpy(np.asarray(text, dtype=np.int64))
+    return rows, lengths
+
+
+def marked(tokenizer: Tokenizer, tokens: list[int], told: Mapping[int, tuple]) -> str:
+    """A text in which `told` replaces places: the true words there, and those that a model guessed."""
+    parts, since = [], 0
+    for place, (truth, guess) in sorted(told.items()):
+        parts.append(tokenizer.decode(tokens[since:place]))
+        both = [tokenizer.decode(words if isinstance(words, list) else [words]) for words in (truth, guess)]
+        parts.append(f"[{both[0]} > {both[1]}]")
+        since = place + 1
+    return "".join([*parts, tokenizer.decode(tokens[since:])])

@@ -51,7 +51,9 @@ class LanguageModule(lightning.LightningModule):
             return
         config = self.config
         # First the shapes alone, so that no device has to hold what will be divided.
-        model = shape_model(config.model, self.vocab_size)
+        model = shape_model(config.model, self.vocab_size, config.n_class)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(self.objective.idle))
         mesh, device = None, torch.device("cpu")
         if divides_model(config.strategy):
             device = self.trainer.strategy.root_device
@@ -68,7 +70,7 @@ class LanguageModule(lightning.LightningModule):
         self.model = model
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = self.model.named_parameters()
+        parameters = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
         if self.config.strategy.name is Sharding.zero1:
             self._optimizer_shards = OptimizerShards(self.model, build_mesh(self.layout, self.device.type))
             parameters = self._optimizer_shards.named_parameters()

@@ -21,7 +21,7 @@ from gptlab.config import RunConfig, check_vocabulary, to_plain
 from gptlab.data.prepare import PreparedData, prepare
 from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
-from gptlab.training.callbacks import Amender, Checkpoints, ProgressBar, Recorder, Sampler
+from gptlab.training.callbacks import Amender, Checkpoints, ProgressBar, Recorder
 from gptlab.training.config import SpikeAction, is_whole
 from gptlab.training.datamodule import ExamplesDataModule
 from gptlab.training.devices import Devices, find_devices, keep_freed_memory
@@ -32,6 +32,7 @@ from gptlab.training.loggers import build_loggers
 from gptlab.training.module import LanguageModule
 from gptlab.training.plan import Plan, make_plan
 from gptlab.training.plot import plot_loss
+from gptlab.training.sampler import Sampler
 from gptlab.training.schedule import build_schedule
 from gptlab.training.spikes import ROLLED_BACK, Rollback, Spike, last_rollback
 from gptlab.training.stopping import Failure, Stopped
@@ -62,7 +63,10 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     plan = make_plan(config, data, devices, vocab_size)
     objective = build_objective(config, data.tokenizer)
     datamodule = ExamplesDataModule(config, data, objective, layout=plan.layout, n_steps=plan.n_steps)
-    sampler = Sampler(config, folder, data) if config.callbacks.sample is not None else None
+    sampler = None
+    if config.callbacks.sample is not None:
+        examples = datamodule.eval_examples.get("val", datamodule.train_examples)
+        sampler = Sampler(config, folder, objective, data.tokenizer, examples)
 
     with folder.lock():
         if _is_finished(config, folder):  # meanwhile, by the run that held the lock
@@ -467,7 +471,7 @@ def _plot(config: RunConfig, folder: RunFolder, data: PreparedData) -> None:
 def _report(config: RunConfig, folder: RunFolder, summary: dict, sample: str, loggers: list[Logger]) -> str:
     lines = [""]
     if sample:
-        lines += ["The model writes:", "", *(f"    {line}" for line in sample.strip("\n").splitlines()), ""]
+        lines += ["The model at work:", "", *(f"    {line}" for line in sample.strip("\n").splitlines()), ""]
     lines.append(
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s"
         + ("" if summary["finished"] else " (ended before the budget)")

@@ -45,8 +45,9 @@ def load_model(name: str, word: str = "run") -> Trained:
                 f"{path} has no tokenizer: there is no {run_of(path) / 'tokenizer.json'}; "
                 "put the tokenizer.json there that it was trained with"
             )
-        config = model_from_plain(state["config"]["model"])
-        model = shape_model(config, len(state["model"]["tok_emb.weight"])).to_empty(device="cpu")
+        config, weights = model_from_plain(state["config"]["model"]), state["model"]
+        n_class = len(weights["class_head.weight"]) if "class_head.weight" in weights else None
+        model = shape_model(config, len(weights["tok_emb.weight"]), n_class).to_empty(device="cpu")
         checkpoint.restore_model(model, state["model"])
     said = end_ids(special)
     usual = frozenset() if tokenizer.eot is None else frozenset({tokenizer.eot})
