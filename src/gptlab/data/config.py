@@ -97,19 +97,43 @@ class HuggingFaceConfig(DataConfig):
 SOURCES = {config().source: config for config in (StdlibConfig, TextConfig, DownloadConfig, HuggingFaceConfig)}
 
 
+BERT_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # the first of a word-piece vocabulary, in this order
+
+
+def sentinel(n: int) -> str:
+    """How T5 spells its n-th sentinel, the word that stands for a masked span."""
+    return f"<extra_id_{n}>"
+
+
 @dataclass(kw_only=True, slots=True)
 class TokenizerConfig:
     """How text becomes token ids; one subclass per kind."""
 
     kind: str = "byte"
+    special_words: list[str] = field(default_factory=list)  # added to the vocabulary; <mask> <pad> <cls> <sep> are used
+    n_sentinel: int = 0  # words <extra_id_0>, <extra_id_1>, ... after these
 
     def check(self) -> None:
         """Refuse what cannot work."""
+        if self.n_sentinel < 0:
+            raise ValueError(f"tokenizer.n_sentinel={self.n_sentinel} must be 0 (none) or more")
+        words = self.added_words
+        for word in words:
+            if not word:
+                raise ValueError("tokenizer.special_words holds an empty word; leave it out")
+            if words.count(word) > 1:
+                raise ValueError(f"tokenizer.special_words holds {word!r} twice; name each word once")
+
+    @property
+    def added_words(self) -> list[str]:
+        """The words that are added to the vocabulary, in the order of their ids."""
+        return [*self.special_words, *map(sentinel, range(self.n_sentinel))]
 
     @property
     def known_vocab_size(self) -> int | None:
         """The number of words where it can be known before any text is read."""
-        return {"byte": 257, "gpt2": 50_257}.get(self.kind)
+        own = {"byte": 257, "gpt2": 50_257}.get(self.kind)
+        return None if own is None else own + len(self.added_words)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -141,10 +165,11 @@ class BpeConfig(TokenizerConfig):
     vocab_size: int = 4096
 
     def check(self) -> None:
-        if self.vocab_size < 257:
-            raise ValueError(
-                f"tokenizer.vocab_size={self.vocab_size} must be at least 257: the bytes and an end of text"
-            )
+        TokenizerConfig.check(self)
+        least = 257 + len(self.added_words)
+        if self.vocab_size < least:
+            what = "an end of text" if least == 257 else f"{least - 256} special words"
+            raise ValueError(f"tokenizer.vocab_size={self.vocab_size} must be at least {least}: the bytes and {what}")
 
     @property
     def known_vocab_size(self) -> int | None:
@@ -162,6 +187,42 @@ class TokenizerFileConfig(TokenizerConfig):
     def check(self) -> None:
         if self.path is None:
             raise ValueError("tokenizer=file reads a tokenizer.json; say which with tokenizer.path=FILE")
+        for name, value in (("special_words", self.special_words), ("n_sentinel", self.n_sentinel)):
+            if value:
+                raise ValueError(
+                    f"tokenizer=file has its own special words and takes no tokenizer.{name}={value}; leave it out, "
+                    "and use a tokenizer.json that has the words"
+                )
 
 
-TOKENIZERS = {config().kind: config for config in (ByteConfig, CharConfig, Gpt2Config, BpeConfig, TokenizerFileConfig)}
+@dataclass(kw_only=True, slots=True)
+class WordPieceConfig(TokenizerConfig):
+    """BERT's kind of word pieces, learned from the training split."""
+
+    kind: str = "wordpiece"
+    vocab_size: int = 4096
+    lowercase: bool = True  # and without accents
+
+    def check(self) -> None:
+        TokenizerConfig.check(self)
+        if self.special_words:
+            raise ValueError(
+                f"tokenizer=wordpiece has its own special words ({' '.join(BERT_WORDS)}) and takes no "
+                f"tokenizer.special_words={self.special_words}; leave it out"
+            )
+        least = len(BERT_WORDS) + self.n_sentinel + 2
+        if self.vocab_size < least:
+            raise ValueError(
+                f"tokenizer.vocab_size={self.vocab_size} must be at least {least}: {least - 2} special words and a "
+                "character at the beginning and within a word"
+            )
+
+    @property
+    def known_vocab_size(self) -> int | None:
+        return self.vocab_size
+
+
+TOKENIZERS = {
+    config().kind: config
+    for config in (ByteConfig, CharConfig, Gpt2Config, BpeConfig, WordPieceConfig, TokenizerFileConfig)
+}

@@ -81,39 +81,114 @@ class FileCorpus(Corpus):
             document += 1
 
 
+class HubTable:
+    """The rows of a `datasets` data set: a name on the hub, or a local folder or file in `path`.
+
+    `identity` is what its content goes by: the name and the revision, or the fingerprint of the local files. `word` is
+    the group of settings that errors name, as in "data.path".
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        dataset: str | None = None,
+        subset: str | None = None,
+        revision: str | None = None,
+        hub_split: str = "train",
+        streaming: bool = True,
+        word: str = "data",
+    ) -> None:
+        if dataset is None and path is None:
+            raise ValueError(f"{word}.dataset is not set; give a name on the hub, or a local folder with {word}.path=")
+        self.path, self.dataset, self.subset, self.revision = path, dataset, subset, revision
+        self.hub_split, self.streaming, self.word = hub_split, streaming, word
+        self.identity: list[str | None]
+        if path is None:
+            self.identity = [dataset, revision]
+            self.label = f"{word}.dataset={dataset}"
+            self.description = f"data set {dataset} ({hub_split})"
+        else:
+            local = _existing(path, word)
+            files = _walk(local) if local.is_dir() else [(local.name, local)]
+            self.identity = [FileCorpus(files, "").fingerprint]
+            self.label = f"{word}.path={path}"
+            self.description = f"data set in {path} ({hub_split})"
+
+    def rows(self, *, column: str | None = None, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """The rows in order, the first `limit` of them; with `column`, other columns are not even decoded."""
+        rows = iter(self._open(column, limit))
+        number = 0
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # hub, network, parsers: each has its own
+                raise ValueError(f"{self.label}: reading row {number:,} failed: {_first_line(error)}") from error
+            yield row
+            number += 1
+
+    def _open(self, column: str | None, limit: int | None) -> Iterable[dict[str, Any]]:
+        try:
+            import datasets
+        except ImportError:
+            raise ValueError(f"{self.label} needs the datasets library; type: pip install datasets") from None
+        try:
+            rows = self._load(datasets)
+            if limit is not None:
+                rows = rows.take(limit)
+            if rows.column_names and column in rows.column_names:
+                rows = rows.select_columns([column])
+        except Exception as error:
+            raise ValueError(
+                f"{self.label} (subset={self.subset}, hub_split={self.hub_split}, revision={self.revision}) "
+                f"cannot be opened: {_first_line(error)}; without a network give a local copy with "
+                f"{self.word}.path=FOLDER"
+            ) from error
+        return rows
+
+    def _load(self, datasets: Any) -> Any:
+        wanted = {"split": self.hub_split, "streaming": self.streaming}
+        if self.path is None:
+            return datasets.load_dataset(self.dataset, self.subset, revision=self.revision, **wanted)
+        path = Path(self.path).expanduser()
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            loaded = datasets.load_from_disk(str(path))
+            return loaded[self.hub_split] if isinstance(loaded, dict) else loaded
+        if path.is_dir():
+            return datasets.load_dataset(str(path), self.subset, **wanted)
+        formats = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+        suffix = next((end for end in reversed(path.suffixes) if end not in (".gz", ".zst", ".bz2", ".xz")), "")
+        if suffix not in formats:
+            raise ValueError(f"files ending in {path.suffix!r} are unknown; use {', '.join(formats)}")
+        # A bare file has one split, whatever it is called.
+        return datasets.load_dataset(formats[suffix], data_files={self.hub_split: str(path)}, **wanted)
+
+
 class HubCorpus(Corpus):
     """Rows of one text column of a `datasets` data set; empty rows are left out."""
 
     n_bytes = 0
 
     def __init__(self, config: HuggingFaceConfig) -> None:
-        if config.dataset is None and config.path is None:
-            raise ValueError("data.dataset is not set; give a name on the hub, or a local folder with data.path=")
         self._config = config
-        key: list[Any] = [config.subset, config.hub_split, config.text_column, config.max_documents]
-        if config.path is None:
-            key += [config.dataset, config.revision]
-            self._label = f"data.dataset={config.dataset}"
-            self.description = f"data set {config.dataset} ({config.hub_split})"
-        else:
-            path = _existing(config.path)
-            files = _walk(path) if path.is_dir() else [(path.name, path)]
-            key.append(FileCorpus(files, "").fingerprint)
-            self._label = f"data.path={config.path}"
-            self.description = f"data set in {config.path} ({config.hub_split})"
+        self._table = HubTable(
+            path=config.path,
+            dataset=config.dataset,
+            subset=config.subset,
+            revision=config.revision,
+            hub_split=config.hub_split,
+            streaming=config.streaming,
+        )
+        self.description = self._table.description
+        key = [config.subset, config.hub_split, config.text_column, config.max_documents, *self._table.identity]
         self.fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
     def pieces(self) -> Iterator[Piece]:
         column = self._config.text_column
         document = 0
-        rows = iter(self._rows())
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
-                break
-            except Exception as error:  # hub, network, parsers: each has its own
-                raise ValueError(f"{self._label}: reading row {document:,} failed: {_first_line(error)}") from error
+        for row in self._table.rows(column=column, limit=self._config.max_documents):
             if column not in row:
                 raise ValueError(
                     f"data.text_column={column} is not a column of the data set; it has {', '.join(sorted(row))}"
@@ -126,46 +201,8 @@ class HubCorpus(Corpus):
                 document += 1
         if not document:
             raise ValueError(
-                f"{self._label} has no text in data.text_column={column}, data.hub_split={self._config.hub_split}"
+                f"{self._table.label} has no text in data.text_column={column}, data.hub_split={self._config.hub_split}"
             )
-
-    def _rows(self) -> Iterable[dict[str, Any]]:
-        try:
-            import datasets
-        except ImportError:
-            raise ValueError("data=huggingface needs the datasets library; type: pip install datasets") from None
-        config = self._config
-        try:
-            rows = self._load(datasets)
-            if config.max_documents is not None:
-                rows = rows.take(config.max_documents)
-            # Only the text's column, so that images and the like are never decoded.
-            if rows.column_names and config.text_column in rows.column_names:
-                rows = rows.select_columns([config.text_column])
-        except Exception as error:
-            raise ValueError(
-                f"{self._label} (subset={config.subset}, hub_split={config.hub_split}, revision={config.revision}) "
-                f"cannot be opened: {_first_line(error)}; without a network give a local copy with data.path=FOLDER"
-            ) from error
-        return rows
-
-    def _load(self, datasets: Any) -> Any:
-        config = self._config
-        wanted = {"split": config.hub_split, "streaming": config.streaming}
-        if config.path is None:
-            return datasets.load_dataset(config.dataset, config.subset, revision=config.revision, **wanted)
-        path = Path(config.path).expanduser()
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            loaded = datasets.load_from_disk(str(path))
-            return loaded[config.hub_split] if isinstance(loaded, dict) else loaded
-        if path.is_dir():
-            return datasets.load_dataset(str(path), config.subset, **wanted)
-        formats = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-        suffix = next((end for end in reversed(path.suffixes) if end not in (".gz", ".zst", ".bz2", ".xz")), "")
-        if suffix not in formats:
-            raise ValueError(f"files ending in {path.suffix!r} are unknown; use {', '.join(formats)}")
-        # A bare file has one split, whatever it is called.
-        return datasets.load_dataset(formats[suffix], data_files={config.hub_split: str(path)}, **wanted)
 
 
 class SpooledCorpus(Corpus):
@@ -263,10 +300,10 @@ def _matches(pattern: str, endings: set[str]) -> list[tuple[str, Path]]:
     return files
 
 
-def _existing(text: str) -> Path:
+def _existing(text: str, word: str = "data") -> Path:
     path = Path(text).expanduser()
     if not path.exists():
-        raise ValueError(f"data.path={text} does not exist; give a file, a folder or a glob")
+        raise ValueError(f"{word}.path={text} does not exist; give a file, a folder or a glob")
     return path
 
 

@@ -51,6 +51,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, progress: bool = Tr
     Of several processes that call at once one prepares and the others wait. Errors and kills leave no half cache.
     """
     data.check()
+    tokenizer.check()
     corpus = open_corpus(data, progress=progress)
     fingerprint = _fingerprint(data, tokenizer, corpus)
     root = cache_root(data.cache_dir)
@@ -73,6 +74,9 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, progress: bool = Tr
 
 def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus) -> str:
     words = dataclasses.asdict(tokenizer)
+    for name in ("special_words", "n_sentinel"):
+        if not words[name]:  # vocabularies without them keep their folders
+            del words[name]
     if isinstance(tokenizer, TokenizerFileConfig):
         words["path"] = hashlib.sha256(read_tokenizer_file(tokenizer).encode()).hexdigest()
     split = [Split(data.split).value, data.val_fraction, data.test_fraction]
@@ -103,7 +107,7 @@ def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corp
     if isinstance(corpus, HubCorpus):
         corpus = SpooledCorpus(corpus, folder / "spool", progress=progress)
     with ExitStack() as stack:
-        learns = config.kind in ("bpe", "char")
+        learns = config.kind in ("bpe", "char", "wordpiece")
         if not learns:  # its errors come before any work, and the workers start beside the first reading
             tokenizer = build_tokenizer(config, lambda: iter(()))
             encoders = _start(stack, folder, tokenizer, data, corpus)
