@@ -202,7 +202,8 @@ def _for_hydra(word: str) -> str:
     if word.startswith("callbacks.extra."):  # names of other people's callbacks are new keys
         return f"++{word}"
     key, _, value = word.partition("=")
-    free = key in ("resume", "run_dir", "data.path", "callbacks.sample.prompt") and value[:1] not in ("'", '"', "[")
+    texts = ("resume", "run_dir", "data.path", "data.prompt", "data.response", "callbacks.sample.prompt")
+    free = key in texts and value[:1] not in ("'", '"', "[")
     if free and re.search(r"[^\w./,*~-]|[^\x00-\x7f]", value):
         quoted = value.replace("'", "\\'")
         return f"{key}='{quoted}'"

@@ -233,9 +233,10 @@ def test_units_come_back_in_order_with_end_of_text_between():
     for unit in wanted:
         unit.texts = [*unit.texts, None, "é"]
     with Encoders(tokenizer, 2) as encoders:
-        for unit, (same, ids) in zip(wanted, encoders.map(iter(wanted)), strict=True):
+        for unit, (same, (ids, sizes)) in zip(wanted, encoders.map(iter(wanted)), strict=True):
             assert same is unit
-            assert ids.tolist() == encode_unit(tokenizer, unit.texts).tolist()
+            assert ids.tolist() == encode_unit(tokenizer, unit.texts).ids.tolist()
+            assert sizes == encode_unit(tokenizer, unit.texts).sizes == [len(unit.texts[0].encode()), 1, 2]
             assert ids.tolist() == [*unit.texts[0].encode(), 256, *"é".encode()]
 
 
