@@ -177,6 +177,7 @@ class DecoderConfig(ModelConfig):
     bias: bool = True  # of every linear layer but the head and the router, and of LayerNorm
     qkv_bias: bool | None = None  # null: bias
     qk_norm: bool = False
+    attention_scale: float | None = None  # of the products of queries and keys; null: d_head^-0.5; 1.0: unscaled
     tied_head: bool = True
     logit_softcap: float | None = None
     dropout_embedding: float | None = None  # null: dropout, likewise below
@@ -234,7 +235,7 @@ class DecoderConfig(ModelConfig):
                 "set model.attention_pattern to alternating or banded, or model.attention_window=null"
             )
         self._check_experts()
-        self.above_zero("norm_eps", "rope_theta", "init_std", "logit_softcap")
+        self.above_zero("norm_eps", "rope_theta", "attention_scale", "init_std", "logit_softcap")
         self.above_zero("capacity_factor", "balance_loss", "z_loss")
 
     def _check_experts(self) -> None:
