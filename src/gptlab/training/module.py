@@ -8,6 +8,7 @@ import torch
 from gptlab.config import RunConfig
 from gptlab.models.build import initial_values, shape_model
 from gptlab.training.config import Layout, Sharding, is_whole
+from gptlab.training.finetune import prepare_finetuning
 from gptlab.training.initial import load_initial
 from gptlab.training.optim import build_optimizer
 from gptlab.training.schedule import Schedule
@@ -53,6 +54,7 @@ class LanguageModule(lightning.LightningModule):
         config = self.config
         # First the shapes alone, so that no device has to hold what will be divided.
         model = shape_model(config.model, self.vocab_size)
+        prepare_finetuning(model, config.finetune, config.model)
         mesh, device = None, torch.device("cpu")
         if divides_model(config.strategy):
             device = self.trainer.strategy.root_device
@@ -62,14 +64,14 @@ class LanguageModule(lightning.LightningModule):
         if self.finished_steps:  # the values are a checkpoint's
             pass
         elif config.model.init_from is not None:
-            load_initial(model, config.model, self.vocab_size)
+            load_initial(model, config.model, self.vocab_size, seed=config.seed)
         else:
             for _, parameter, value in initial_values(model, config.model, config.seed):
                 fill(parameter, value)
         self.model = model
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = self.model.named_parameters()
+        parameters = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
         if self.config.strategy.name is Sharding.zero1:
             self._optimizer_shards = OptimizerShards(self.model, build_mesh(self.layout, self.device.type))
             parameters = self._optimizer_shards.named_parameters()

@@ -11,6 +11,7 @@ from gptlab.interop.special_words import end_ids
 from gptlab.models.build import shape_model
 from gptlab.models.config import model_from_plain
 from gptlab.training import checkpoint
+from gptlab.training.finetune import weights_of
 from gptlab.training.initial import open_weights
 from gptlab.training.vocabulary import run_of, tokenizer_of
 
@@ -47,7 +48,7 @@ def load_model(name: str, word: str = "run") -> Trained:
             )
         config = model_from_plain(state["config"]["model"])
         model = shape_model(config, len(state["model"]["tok_emb.weight"])).to_empty(device="cpu")
-        checkpoint.restore_model(model, state["model"])
+        checkpoint.restore_model(model, weights_of(state))
     said = end_ids(special)
     usual = frozenset() if tokenizer.eot is None else frozenset({tokenizer.eot})
     return Trained(model.eval(), tokenizer, said or usual)
