@@ -17,8 +17,11 @@ from gptlab.objectives.config import (
 )
 from gptlab.training.config import (
     DECAYS,
+    TENSOR_PARALLEL,
     WARMUPS,
     CallbacksConfig,
+    FinetuneConfig,
+    Finetuning,
     Layout,
     LoggersConfig,
     MuonConfig,
@@ -63,6 +66,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=StdlibConfig)
     tokenizer: TokenizerConfig = field(default_factory=BpeConfig)
     objective: ObjectiveConfig = field(default_factory=CausalLMConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     optimizer: OptimizerConfig = field(default_factory=MuonConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -129,6 +133,7 @@ class RunConfig:
             self.data,
             self.tokenizer,
             self.objective,
+            self.finetune,
             self.optimizer,
             self.schedule,
             self.trainer,
@@ -138,6 +143,7 @@ class RunConfig:
             part.check()
         self._check_objective()
         self._check_heads()
+        self._check_finetune()
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} is outside 0 to {2**32 - 1}")
         for name in ("run_dir", "name"):
@@ -204,6 +210,38 @@ class RunConfig:
             raise ValueError(
                 f"objective.lm_weight={objective.lm_weight} is the weight of predicting the next word, which an "
                 "encoder does not; set objective.lm_weight=0"
+            )
+
+    def _check_finetune(self) -> None:
+        finetune, model = self.finetune, self.model
+        if finetune.mode is Finetuning.full:
+            return
+        if model.init_from is None:
+            raise ValueError(
+                f"finetune={finetune.mode.value} trains a part of a pretrained model, and the rest of this one would "
+                "stay random; set model.init_from to weights to start from, or use finetune=full"
+            )
+        if finetune.mode is Finetuning.last and finetune.n_block > model.last_blocks:
+            raise ValueError(
+                f"finetune.n_block={finetune.n_block} is more than the {model.last_blocks} blocks before the head; "
+                "use that many or fewer, or finetune=full"
+            )
+        if finetune.mode is Finetuning.lora:
+            self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        known = self.model.linear_layers()
+        for name in self.finetune.layers:
+            if name not in known:
+                experts = self.model.n_expert is not None and name.startswith("ffn.")
+                what = (
+                    "is of experts, whose layers take no adapter" if experts else "is no layer of this model's blocks"
+                )
+                raise ValueError(f"finetune.layers: {name} {what}; choose from {', '.join(known)}")
+        if self.strategy.name in TENSOR_PARALLEL:
+            raise ValueError(
+                f"strategy={self.strategy.name.value} divides the matrices that finetune=lora adds to; "
+                "use strategy=ddp, zero1, zero2, fsdp or hsdp"
             )
 
     def _check_budget(self) -> None:

@@ -9,7 +9,8 @@ from gptlab.config import RunConfig
 from gptlab.costs import flops_per_token, parameter_counts
 from gptlab.models.build import shape_model
 from gptlab.models.config import EncoderDecoderConfig
-from gptlab.training.config import Sharding, StrategyConfig
+from gptlab.training.config import FinetuneConfig, Finetuning, Sharding, StrategyConfig
+from gptlab.training.finetune import prepare_finetuning
 
 PRESETS = [(group, name) for group, names in compose.groups().items() for name in names]
 COUNTS = {
@@ -72,6 +73,13 @@ def test_it_composes_and_builds(group, name, monkeypatch):
     assert n_parameters == parameter_counts(config.model, vocab_size)["total"]
     if name in COUNTS:
         assert n_parameters == COUNTS[name]
+    if group == "model":
+        finetune = FinetuneConfig(mode=Finetuning.lora)
+        prepare_finetuning(model, finetune, config.model)
+        counts = parameter_counts(config.model, vocab_size, finetune)
+        assert counts["total"] == sum(p.numel() for p in model.parameters())
+        assert counts["trained"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert counts["trained"] < 0.02 * n_parameters
 
 
 @pytest.mark.parametrize(("name", "n_parameters"), [("bert_base", 109_482_240), ("bert_large", 335_141_888)])

@@ -26,6 +26,7 @@ REFUSED = {
     "model.norm=layrnorm": ["model.norm=layrnorm", "layernorm, rmsnorm", "did you mean layernorm"],
     "model.d_model=130": ["model.d_model=130", "not divisible by model.n_head=4", "multiple of 4"],
     "model.n_kv_head=3": ["model.n_kv_head=3", "[1, 2, 4]"],
+    "model.attention_scale=0": ["model.attention_scale=0", "above 0"],
     "model.dropout=1.5": ["model.dropout=1.5", "[0, 1)"],
     "batch_tokens=1e5": ["batch_tokens=100000"],
     "batch_tokens=many": ["batch_tokens=many", "Integer"],

@@ -341,6 +341,7 @@ def test_the_start_belongs_to_the_identity(tmp_path):
     "options, message",
     [
         ({"n_layer": 3}, r"holds another model; add model\.n_layer=2$"),
+        ({"attention_scale": 1.0}, r"holds another model; add model\.attention_scale=null$"),
         (
             {"norm": Norm.rmsnorm, "n_head": 4},
             r"add model\.n_head=2 model\.d_head=16 model\.n_kv_head=2 model\.norm=layernorm$",

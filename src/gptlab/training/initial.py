@@ -11,21 +11,27 @@ from gptlab.interop.architecture import differences
 from gptlab.interop.foreign_folder import ForeignFolder
 from gptlab.interop.openai_checkpoint import OpenAIFolder, is_openai_folder
 from gptlab.interop.transformers_folder import TransformersFolder, from_hub, is_transformers_folder
+from gptlab.models.build import initial_values
 from gptlab.models.config import EncoderDecoderConfig, ModelConfig, model_from_plain
 from gptlab.training import checkpoint
+from gptlab.training.finetune import is_new, weights_of
 from gptlab.training.shards import fill
 from gptlab.training.vocabulary import tokenizer_of
 
 
-def load_initial(model: nn.Module, config: ModelConfig, vocab_size: int) -> None:
+def load_initial(model: nn.Module, config: ModelConfig, vocab_size: int, *, seed: int) -> None:
     """Give `model` the weights that `model.init_from` names, one tensor at a time.
 
-    A model with a shorter context takes as many learned positions as it has. ValueError as `open_initial` raises it.
+    A model with a shorter context takes as many learned positions as it has. What fine-tuning adds to a model has
+    values by the seed. ValueError as `open_initial` raises it.
     """
     read = open_initial(config, vocab_size)
     for name, parameter in model.named_parameters():
-        value = read(name)
-        fill(parameter, value[: len(parameter)] if name == "pos_emb.weight" else value)
+        if not is_new(name):
+            value = read(name)
+            fill(parameter, value[: len(parameter)] if name == "pos_emb.weight" else value)
+    for _, parameter, value in initial_values(model, config, seed, is_new):
+        fill(parameter, value)
 
 
 def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Callable[[str], Tensor]:
@@ -40,7 +46,7 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
         theirs, rows, read = source.config, source.vocab_size, source.read
     else:
         _, state = source
-        theirs, read = model_from_plain(state["config"]["model"]), state["model"].__getitem__
+        theirs, read = model_from_plain(state["config"]["model"]), weights_of(state).__getitem__
         rows = len(read("tok_emb.weight"))
     words = differences(theirs, config)
     other = None if tokenizer is None else _other_tokenizer(source, config.init_from, tokenizer)

@@ -7,6 +7,7 @@ from gptlab.config import RunConfig
 from gptlab.models.build import initial_values, shape_model
 from gptlab.objectives.objective import Batch, Objective, measured, total
 from gptlab.training.config import Layout, Sharding, is_whole
+from gptlab.training.finetune import prepare_finetuning
 from gptlab.training.initial import load_initial
 from gptlab.training.optim import build_optimizer
 from gptlab.training.schedule import Schedule
@@ -52,8 +53,10 @@ class LanguageModule(lightning.LightningModule):
         config = self.config
         # First the shapes alone, so that no device has to hold what will be divided.
         model = shape_model(config.model, self.vocab_size, config.n_class)
+        prepare_finetuning(model, config.finetune, config.model)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.startswith(self.objective.idle))
+            if name.startswith(self.objective.idle):
+                parameter.requires_grad_(False)
         mesh, device = None, torch.device("cpu")
         if divides_model(config.strategy):
             device = self.trainer.strategy.root_device
@@ -63,7 +66,7 @@ class LanguageModule(lightning.LightningModule):
         if self.finished_steps:  # the values are a checkpoint's
             pass
         elif config.model.init_from is not None:
-            load_initial(model, config.model, self.vocab_size)
+            load_initial(model, config.model, self.vocab_size, seed=config.seed)
         else:
             for _, parameter, value in initial_values(model, config.model, config.seed):
                 fill(parameter, value)

@@ -36,7 +36,9 @@ class Plan:
         n_parameters = self.parameters["total"]
         active = self.parameters["active"]
         seen = f", {active:,} of them seen by a token" if active < n_parameters else ""
-        parts = [f"{k} {n:,}" for k, n in self.parameters.items() if n and k not in ("total", "active")]
+        trained = self.parameters["trained"]
+        seen += f", {trained:,} of them trained ({trained / n_parameters:.1%})" if trained < n_parameters else ""
+        parts = [f"{k} {n:,}" for k, n in self.parameters.items() if n and k not in ("total", "active", "trained")]
         sizes = [f"{name} {_bytes(size)}" for name, size in self.memory.items() if name != "total"]
         windows = config.windows_per_step // self.layout.data // self.accumulation
         data, tensor = self.layout.data, self.layout.tensor
@@ -63,7 +65,7 @@ class Plan:
 
 def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_size: int) -> Plan:
     """Work the plan out; ValueError where the budget is smaller than a step."""
-    parameters = costs.parameter_counts(config.model, vocab_size)
+    parameters = costs.parameter_counts(config.model, vocab_size, config.finetune)
     step_tokens = config.windows_per_step * config.context_length
     if config.budget_steps is not None:
         n_steps = config.budget_steps
@@ -93,6 +95,7 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
             precision=devices.precision,
             strategy=config.strategy,
             layout=layout,
+            finetune=config.finetune,
         ),
         accumulation=share // micro,
         corpus=data.description,

@@ -22,7 +22,7 @@ from gptlab.data.prepare import PreparedData, prepare
 from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
 from gptlab.training.callbacks import Amender, Checkpoints, ProgressBar, Recorder
-from gptlab.training.config import SpikeAction, is_whole
+from gptlab.training.config import FinetuneConfig, SpikeAction, is_whole
 from gptlab.training.datamodule import ExamplesDataModule
 from gptlab.training.devices import Devices, find_devices, keep_freed_memory
 from gptlab.training.folder import RunFolder, cut_metrics, read_metrics, write_text
@@ -323,7 +323,8 @@ def _resume(config: RunConfig, folder: RunFolder, identity: dict) -> tuple[Path 
                 f"{folder.path} has gone on from resume={path} already; "
                 "leave resume out to continue it, or start again elsewhere with name=..."
             )
-        differences = _differences(to_plain(config), state["config"], ("model", "optimizer.algorithm", "objective"))
+        words = ("model", "finetune", "optimizer.algorithm", "objective")
+        differences = _differences(to_plain(config), state["config"], words)
         differences = differences or _differences(
             to_plain(config), state["config"], ("batch_tokens", "data.context_length")
         )
@@ -381,6 +382,7 @@ def _differences(now: Any, then: Any, words: tuple[str, ...] | None = None, pref
             tree = tree.get(key) if isinstance(tree, dict) else None
         return tree
 
+    then = {"finetune": to_plain(FinetuneConfig())} | then  # which older versions did not have
     found = [text for word in words or () for text in leaves(at(now, word), at(then, word), word)]
     return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
