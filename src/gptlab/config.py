@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from hashlib import sha256
 from json import dumps
+from math import gcd
 from pathlib import Path
 
 from gptlab.data.config import BpeConfig, DataConfig, StdlibConfig, TokenizerConfig
@@ -277,25 +278,31 @@ class RunConfig:
                 f"strategy={self.strategy.name.value} divides heads over {tensor} devices, and those of an "
                 "encoder-decoder share biases of positions; use strategy=fsdp"
             )
-        if tensor > 1 and self.model.n_expert is not None:
-            raise ValueError(
-                f"strategy={self.strategy.name.value} divides single matrices, and with "
-                f"model.n_expert={self.model.n_expert} they are stacked by expert; use strategy=fsdp"
-            )
-        for name, size in (("n_head", self.model.n_head), ("n_kv_head", self.model.kv_heads)):
+        self._check_division(tensor)
+        self._check_batch(layout.data)
+
+    def _check_division(self, tensor: int) -> None:
+        model = self.model
+        divided = [
+            ("attention", f"model.n_head={model.n_head}", model.n_head),
+            ("attention", f"model.n_kv_head={model.kv_heads}", model.kv_heads),
+        ]
+        if model.n_expert is None:
+            divided.append(("the feedforward", f"model.d_ff={model.ff_width}", model.ff_width))
+        else:
+            divided.append(("experts", f"model.n_expert={model.n_expert}", model.n_expert))
+            if model.n_shared_expert:
+                words = f"model.n_shared_expert={model.n_shared_expert} times model.d_ff={model.ff_width}"
+                divided.append(("the shared experts", words, model.n_shared_expert * model.ff_width))
+        common = gcd(*(size for _, _, size in divided))
+        fits = " or ".join(str(n) for n in range(2, common + 1) if common % n == 0)
+        for what, words, size in divided:
             if size % tensor:
-                fits = " or ".join(str(n) for n in range(2, size + 1) if size % n == 0)
                 raise ValueError(
-                    f"strategy={self.strategy.name.value} divides attention over {tensor} devices, which "
-                    f"model.{name}={size} is no multiple of; "
+                    f"strategy={self.strategy.name.value} divides {what} over {tensor} devices, which "
+                    f"{words} is no multiple of; "
                     + (f"use {fits} of them, or strategy=fsdp" if fits else "use strategy=fsdp")
                 )
-        if self.model.ff_width % tensor:
-            raise ValueError(
-                f"strategy={self.strategy.name.value} divides the feedforward over {tensor} devices, which "
-                f"model.d_ff={self.model.ff_width} is no multiple of"
-            )
-        self._check_batch(layout.data)
 
     def _check_batch(self, devices: int) -> None:
         length = self.context_length

@@ -67,12 +67,21 @@ REFUSED = {
     "strategy=fdsp": ["strategy=fdsp", "did you mean fsdp"],
     "strategy=zero3": ["strategy=zero3", "did you mean zero"],
     "strategy=tp trainer.accelerator=cpu trainer.devices=3": ["3 devices", "model.n_head=4", "use 2 or 4 of them"],
-    "model=moe_small strategy=tp trainer.accelerator=cpu trainer.devices=2": [
-        "strategy=tp",
-        "model.n_expert=8",
+    "strategy=tp model.d_ff=510 trainer.accelerator=cpu trainer.devices=4": ["model.d_ff=510", "use 2 of them"],
+    "model=moe_small model.n_expert=6 strategy=tp trainer.accelerator=cpu trainer.devices=4": [
+        "divides experts over 4 devices",
+        "model.n_expert=6",
+        "use 2 of them, or strategy=fsdp",
+    ],
+    "model=moe_small model.n_expert=5 strategy=fsdp_tp trainer.accelerator=cpu trainer.devices=4": [
+        "divides experts over 2 devices",
+        "model.n_expert=5",
         "use strategy=fsdp",
     ],
-    "model=moe_small strategy=fsdp_tp trainer.accelerator=cpu trainer.devices=4": ["model.n_expert=8"],
+    "model=moe_small model.n_shared_expert=1 model.d_ff=255 strategy=tp trainer.accelerator=cpu trainer.devices=2": [
+        "divides the shared experts over 2 devices",
+        "model.n_shared_expert=1 times model.d_ff=255",
+    ],
     "model.n_expert=4 model.n_expert_active=6": ["model.n_expert_active=6", "use 1 to 4"],
     "model.capacity_factor=1.25": ["model.capacity_factor=1.25", "set model.n_expert"],
     "model=moe_small model.n_experts=4": ["did you mean model.n_expert"],
