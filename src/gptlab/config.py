@@ -7,7 +7,7 @@ from json import dumps
 from math import gcd
 from pathlib import Path
 
-from gptlab.data.config import BpeConfig, DataConfig, StdlibConfig, TokenizerConfig
+from gptlab.data.config import BpeConfig, DataConfig, RowForm, RowsConfig, StdlibConfig, TokenizerConfig
 from gptlab.models.config import DecoderConfig, EncoderConfig, Heads, ModelConfig
 from gptlab.objectives.config import (
     OBJECTIVES,
@@ -144,6 +144,7 @@ class RunConfig:
             part.check()
         self._check_objective()
         self._check_heads()
+        self._check_examples()
         self._check_finetune()
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} is outside 0 to {2**32 - 1}")
@@ -211,6 +212,28 @@ class RunConfig:
             raise ValueError(
                 f"objective.lm_weight={objective.lm_weight} is the weight of predicting the next word, which an "
                 "encoder does not; set objective.lm_weight=0"
+            )
+
+    def _check_examples(self) -> None:
+        """Rows of tables are for objectives that read them, and the others read text."""
+        objective, data = self.objective, self.data
+        forms = {"classification": (RowForm.label,), "instruction": (RowForm.response, RowForm.messages)}
+        if not isinstance(data, RowsConfig):
+            if objective.reads_rows:
+                raise ValueError(
+                    f"objective={objective.name} learns from the rows of a table, and data={data.source} is text; "
+                    "use data=rows data.path=FILE, or data=function_packages or function_summaries, which need no file"
+                )
+        elif data.form not in forms.get(objective.name, ()):
+            fitting = next(name for name, known in forms.items() if data.form in known)
+            raise ValueError(
+                f"objective={objective.name} does not read rows with data.{data.form.value}; use objective={fitting}"
+            )
+        sample = self.callbacks.sample
+        if sample is not None and sample.prompt is not None and objective.name not in ("causal_lm", "instruction"):
+            raise ValueError(
+                f"callbacks.sample.prompt={sample.prompt} is for models that continue a text, and "
+                f"objective={objective.name} shows its own examples; leave it out"
             )
 
     def _check_finetune(self) -> None:

@@ -3,6 +3,8 @@
 from gptlab.config import RunConfig
 from gptlab.data.tokenizer import Tokenizer
 from gptlab.objectives.causal_lm import CausalLM
+from gptlab.objectives.classification import Classification
+from gptlab.objectives.instruction import Instruction
 from gptlab.objectives.masked_lm import MaskedLM
 from gptlab.objectives.objective import Objective
 from gptlab.objectives.span_corruption import SpanCorruption
@@ -11,6 +13,8 @@ CLASSES = {
     "causal_lm": CausalLM,
     "masked_lm": MaskedLM,
     "span_corruption": SpanCorruption,
+    "classification": Classification,
+    "instruction": Instruction,
 }
 
 
