@@ -203,11 +203,12 @@ def _for_hydra(word: str) -> str:
         return f"++{word}"
     key, _, value = word.partition("=")
     texts = ("resume", "run_dir", "data.path", "data.prompt", "data.response", "callbacks.sample.prompt")
-    free = key in texts and value[:1] not in ("'", '"', "[")
+    role = key.startswith("data.chat.")  # may be a new key, too
+    free = (key in texts or role) and value[:1] not in ("'", '"', "[")
     if free and re.search(r"[^\w./,*~-]|[^\x00-\x7f]", value):
         quoted = value.replace("'", "\\'")
-        return f"{key}='{quoted}'"
-    return word
+        word = f"{key}='{quoted}'"
+    return f"++{word}" if role else word
 
 
 def help_text(words: list[str]) -> str:
@@ -311,7 +312,7 @@ def refuse_unknown(words: list[str]) -> None:
             raise ValueError(f"{key} is decided by gptlab; use {OWNED[key.removeprefix('trainer.')]}")
         elif key.startswith("logger.") and key.count(".") == 2 and not _has_logger(key.split(".")[1], words):
             raise ValueError(f"{key} is said of a logger that is off; add logger={key.split('.')[1]}")
-        elif key not in known and not key.startswith(("callbacks.extra.", "trainer.plugins.")):
+        elif key not in known and not key.startswith(("callbacks.extra.", "data.chat.", "trainer.plugins.")):
             foreign = FOREIGN.get(key.split(".")[-1])
             hint = f"; did you mean {foreign}?" if foreign else nearest(key, sorted(known | set(presets)))
             raise ValueError(f"{key} is not a word of the config{hint}")

@@ -137,6 +137,10 @@ class RowsConfig(DataConfig):
     split: Split = Split.document  # a row is a document
 
     @property
+    def _presets(self) -> str:
+        return ""
+
+    @property
     def form(self) -> RowForm:
         """Which of label, response and messages is given."""
         return next(form for form in RowForm if getattr(self, form.value) is not None)
@@ -154,8 +158,8 @@ class RowsConfig(DataConfig):
         if len(given) != 1:
             said = " and ".join(f"data.{name}={getattr(self, name)}" for name in given) or "none is set"
             raise ValueError(
-                f"an example has one of data.label=COLUMN, data.response=TEMPLATE and data.messages=COLUMN: {said}"
-                + ("; leave one out" if given else "; set one of them")
+                f"an example has one of data.label=COLUMN, data.response=TEMPLATE and data.messages=COLUMN: {said}; "
+                + ("leave one out" if given else f"set one of them{self._presets}")
             )
         self._check_form()
 
@@ -196,6 +200,10 @@ class FunctionsConfig(RowsConfig):
 
     source: str = "functions"
     prompt: str = "{code}"
+
+    @property
+    def _presets(self) -> str:
+        return ", as data=function_packages and data=function_summaries do"
 
     def _check_source(self) -> None:
         for name in ("dataset", "subset", "revision", "messages"):

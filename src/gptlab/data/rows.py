@@ -83,7 +83,7 @@ def open_row_tables(folder: Path, files: dict[str, TokenFile]) -> dict[str, "Row
         tables = {part: RowTable(file, folder, part, rows) for part, file in files.items()}
         for part, table in tables.items():
             table.verify(checksums[part])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the rows in {folder} are missing or altered ({error}); delete it and run again") from None
     return tables
 
