@@ -74,6 +74,8 @@ def one(job: dict) -> None:
         AdamWConfig,
         CallbacksConfig,
         CheckpointConfig,
+        FinetuneConfig,
+        Finetuning,
         MuonConfig,
         Recompute,
         Sharding,
@@ -95,6 +97,8 @@ def one(job: dict) -> None:
     more = dict(job.get("run", {}))
     if "model" in more:
         more["model"] = model_from_plain(more["model"])
+    if "finetune" in more:
+        more["finetune"] = FinetuneConfig(**more["finetune"] | {"mode": Finetuning(more["finetune"]["mode"])})
     if "text" in job:  # read in its order
         more["data"] = TextConfig(path=job["text"], shuffle=False)
     spike = SpikeConfig()
