@@ -74,6 +74,8 @@ def one(job: dict) -> None:
         AdamWConfig,
         CallbacksConfig,
         CheckpointConfig,
+        FinetuneConfig,
+        Finetuning,
         MuonConfig,
         Recompute,
         Sharding,
@@ -97,6 +99,8 @@ def one(job: dict) -> None:
         more["model"] = model_from_plain(more["model"])
     if "objective" in job:
         more |= of_objective(job["objective"], Path(job["folder"]).parent)
+    if "finetune" in more:
+        more["finetune"] = FinetuneConfig(**more["finetune"] | {"mode": Finetuning(more["finetune"]["mode"])})
     if "text" in job:  # read in its order
         more["data"] = TextConfig(path=job["text"], shuffle=False)
     spike = SpikeConfig()

@@ -68,6 +68,11 @@ FOREIGN = {
     "eval_interval": "trainer.val_check_interval",
     "warmup_iters": "schedule.warmup_steps",
     "dtype": "trainer.precision",
+    "lora_r": "finetune.rank",
+    "lora_rank": "finetune.rank",
+    "lora_alpha": "finetune.alpha",
+    "lora_dropout": "finetune.dropout",
+    "target_modules": "finetune.layers",
     "out_dir": "run_dir",
 }
 

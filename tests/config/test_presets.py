@@ -61,7 +61,12 @@ def composed(monkeypatch, *words):
     return seen[-1]
 
 
-NEEDED = {"data=text": ["data.path=my.txt"], "tokenizer=file": ["tokenizer.path=tokenizer.json"]}
+NEEDED = {
+    "data=text": ["data.path=my.txt"],
+    "tokenizer=file": ["tokenizer.path=tokenizer.json"],
+    "finetune=last": ["model.init_from=my.ckpt"],
+    "finetune=lora": ["model.init_from=my.ckpt"],
+}
 
 
 @pytest.mark.parametrize(("group", "name"), PRESETS, ids=[f"{g}={n}" for g, n in PRESETS])

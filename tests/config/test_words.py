@@ -37,6 +37,28 @@ REFUSED = {
     "budget_steps=10 budget_tokens=100000": ["exactly one budget", "budget_steps=10", "budget_tokens=100000"],
     "budget_tokens=10": ["budget_tokens=10", "one step"],
     "budget_steps=0": ["budget_steps=0", "above 0"],
+    "finetune=lora": ["finetune=lora", "stay random", "set model.init_from", "finetune=full"],
+    "finetune=last finetune.n_block=null": ["finetune.n_block=null", "at least 1"],
+    "finetune=last finetune.n_block=5 model.init_from=x": ["finetune.n_block=5", "the 4 blocks", "finetune=full"],
+    "finetune.rank=4": ["finetune.rank=4 needs finetune=lora"],
+    "finetune.n_block=1": ["finetune.n_block=1 needs finetune=last"],
+    "finetune=last finetune.layers=[attn.k]": ["finetune.layers=[attn.k] needs finetune=lora"],
+    "finetune=lora finetune.rank=0": ["finetune.rank=0", "at least 1"],
+    "finetune=lora finetune.alpha=0": ["finetune.alpha=0", "above 0"],
+    "finetune=lora finetune.dropout=1": ["finetune.dropout=1", "[0, 1)"],
+    "finetune=lora finetune.layers=[]": ["finetune.layers=[] names none", "[attn.q,attn.v]"],
+    "finetune=lora finetune.layers=[attn.q,attn.q]": ["finetune.layers=[attn.q,attn.q] names one twice"],
+    "finetune=lora model.init_from=x finetune.layers=[attn.q,cross.q]": [
+        "cross.q is no layer of this model's blocks; choose from attn.q, attn.k, attn.v, attn.out, ffn.up, ffn.down"
+    ],
+    "model=moe_small finetune=lora model.init_from=x finetune.layers=[ffn.up]": [
+        "ffn.up is of experts, whose layers take no adapter; choose from attn.q, attn.k, attn.v, attn.out"
+    ],
+    "finetune=lora model.init_from=x strategy=tp trainer.accelerator=cpu trainer.devices=2": [
+        "strategy=tp divides the matrices that finetune=lora adds to",
+        "use strategy=ddp, zero1, zero2, fsdp or hsdp",
+    ],
+    "finetune=lori": ["did you mean lora"],
     "optimizer.lr=-1": ["optimizer.lr=-1", "above 0"],
     "optimizer.momentum=0.9": ["optimizer.momentum", "optimizer.algorithm=muon"],
     "tokenizer=byte tokenizer.vocab_size=300": ["tokenizer.vocab_size", "tokenizer.kind=bpe"],
