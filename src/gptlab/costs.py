@@ -36,19 +36,24 @@ PRECISIONS = {
 OPTIMIZERS = ("adamw", "muon")
 
 
-def parameter_counts(config: ModelConfig, vocab_size: int, finetune: FinetuneConfig | None = None) -> dict[str, int]:
+def parameter_counts(
+    config: ModelConfig, vocab_size: int, finetune: FinetuneConfig | None = None, n_class: int | None = None
+) -> dict[str, int]:
     """Count parameters by part; a tied head counts as embedding.
 
-    `active` are those that one token uses, `trained` those that are not frozen. Adapters are a part of their own.
+    `active` are those that one token uses, `trained` those that are not frozen. Adapters are a part of their own, and
+    so is a head for `n_class` classes.
     """
     parts, finetune = PARTS[type(config)](config, vocab_size), finetune or FinetuneConfig()
     if finetune.mode is Finetuning.lora:
         parts["adapter"] = _adapters(config, finetune)
+    if n_class is not None:
+        parts["classes"] = (config.d_model + 1) * n_class
     total = sum(parts.values())
     trained = {
         Finetuning.full: lambda: total,
-        Finetuning.last: lambda: _last_parts(config, parts, finetune.n_block),
-        Finetuning.lora: lambda: parts["adapter"],
+        Finetuning.last: lambda: _last_parts(config, parts, finetune.n_block) + parts.get("classes", 0),
+        Finetuning.lora: lambda: parts["adapter"] + parts.get("classes", 0),
     }[finetune.mode]()
     return parts | {"total": total, "active": total - _idle(config), "trained": trained}
 

@@ -103,7 +103,7 @@ class Experts(nn.Module):
         order, ends = self._by_expert(chosen)
         n_chosen, elsewhere = _counts(ends), len(self.division.held) < self.n_expert
         if elsewhere:
-            order, ends = _of(self.division.held, order, ends)
+            order, ends = _choices_of(self.division.held, order, ends)
         place = _inverse(order, chosen.numel())  # (M), one behind the last where others answer
         rows = _Take.apply(tokens, order // self.n_active, place.view_as(chosen), elsewhere)
         answers = self.experts(rows, ends)
@@ -223,7 +223,7 @@ def _same(x: Tensor) -> Tensor:
 
 
 @torch.compiler.disable  # sizes are known when it runs
-def _of(held: range, order: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+def _choices_of(held: range, order: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     """Of choices ordered by expert those of some experts, and where each of these ends. It waits for a GPU."""
     start, stop = F.pad(ends, (1, 0))[[held.start, held.stop]].tolist()
     return order[start:stop], ends[held.start : held.stop] - start

@@ -26,6 +26,7 @@ class Classification(Objective):
         self.pad = tokenizer.pad or 0  # no position looks there
         self.ends: tuple[int, int] | None = None  # what an encoder's texts begin and end with
         self.lm_weight = config.objective.lm_weight
+        self.head_share = 1.0 if self.lm_weight else 0.0
         self.names = ("loss", "accuracy")
         if config.model.architecture == "encoder":
             if tokenizer.cls is None or tokenizer.sep is None:

@@ -63,10 +63,12 @@ class Instruction(Objective):
             at = _last_response(row.scored)
             prompt, expected = row.tokens[:at].tolist(), row.tokens[at:].tolist()
         told = self._answer(shown, prompt) if self.reads_apart else shown.write(prompt)
-        if self.end and self.end[0] in told:
-            told = told[: told.index(self.end[0])]
-        lines = [shown.tokenizer.decode(prompt), f"[model] {shown.tokenizer.decode(told)}"]
-        return "\n".join(lines + [f"[truth] {shown.tokenizer.decode(expected)}"] * bool(expected))
+        lines = [shown.tokenizer.decode(prompt), f"[model] {self._text(shown, told)}"]
+        return "\n".join(lines + [f"[truth] {self._text(shown, expected)}"] * bool(expected))
+
+    def _text(self, shown: Shown, tokens: list[int]) -> str:
+        n = tokens.index(self.end[0]) if self.end and self.end[0] in tokens else len(tokens)
+        return shown.tokenizer.decode(tokens[:n]).strip()
 
     def _answer(self, shown: Shown, prompt: list[int]) -> list[int]:
         # Through `hidden` alone, which is all that a sharded model can be asked.

@@ -35,6 +35,8 @@ class MaskedLM(Objective):
         self.special = np.zeros(tokenizer.vocab_size, dtype=bool)
         self.special[list(tokenizer.specials)] = True
         self.words = np.flatnonzero(~self.special)  # what a word may be replaced by
+        self.n_hidden = int(config.objective.share * config.context_length) + 1  # at most, in an example
+        self.head_share = self.n_hidden / config.context_length
         self.pairs = config.objective.next_sentence
         self.names = ("loss", "word_loss", "word_accuracy")
         if self.pairs:
@@ -88,7 +90,7 @@ class MaskedLM(Objective):
         # Rounded up or down at random, so that the share is met on average; one at least, where there is a word.
         n_hidden = np.minimum(np.maximum((config.share * n_text + up).astype(np.int64), 1), n_text)
         order = np.argsort(np.where(text, which, 2.0), axis=1, kind="stable")
-        places = order[:, : int(config.share * length) + 1]
+        places = order[:, : self.n_hidden]
         hidden = np.arange(places.shape[1]) < n_hidden[:, None]
         old = np.take_along_axis(tokens, places, 1)
         # Where a draw says that any word stands there, what is left of it says which.

@@ -52,6 +52,8 @@ class Objective(ABC):
     names: tuple[str, ...] = ("loss",)  # of the terms that are logged; "loss" is always the first
     perplexity_of: str | None = "loss"  # the term whose exponential is one
     idle: tuple[str, ...] = ()  # how the names of parameters begin that it does not use
+    head_share = 1.0  # of the positions, to be scored
+    target_length: int | None = None  # tokens that a decoder reads beside the context, at most; None: as many
     n_shown = 1  # examples that `show` wants
     per_byte = False  # whether the loss is of every token of the text, and so can be given per byte
 

@@ -24,7 +24,8 @@ class SpanCorruption(Objective):
         self.sentinels = np.array(tokenizer.sentinels, dtype=np.int64)
         self.end = [] if tokenizer.eot is None else [tokenizer.eot]  # of both texts
         self.n_tokens = self._text_length()
-        n_spans = self.sizes(self.n_tokens)[1]
+        n_noise, n_spans = self.sizes(self.n_tokens)
+        self.target_length = n_noise + n_spans + len(self.end)
         if n_spans > len(self.sentinels):
             raise ValueError(
                 f"objective=span_corruption with context_length={config.context_length} makes {n_spans} spans, and "

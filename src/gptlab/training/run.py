@@ -60,8 +60,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     data = prepare(config.data, config.tokenizer, progress=folder.writes)
     vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
     check_vocabulary(vocab_size, data.tokenizer.vocab_size, config.tokenizer.kind)
-    plan = make_plan(config, data, devices, vocab_size)
     objective = build_objective(config, data.tokenizer)
+    plan = make_plan(config, data, devices, vocab_size, objective)
     datamodule = ExamplesDataModule(config, data, objective, layout=plan.layout, n_steps=plan.n_steps)
     sampler = None
     if config.callbacks.sample is not None:

@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from gptlab.nn.moe import Division, Experts, GroupedLinear
+from gptlab.nn.moe import Division, Experts
 from gptlab.training.config import SHARDED, TENSOR_PARALLEL, Layout, Recompute, Sharding, StrategyConfig
 
 # Megatron's division (arXiv:1909.08053, section 3): one exchange after attention, one after the feedforward.
@@ -103,12 +103,10 @@ def _divide_matrices(block: nn.Module, mesh: DeviceMesh) -> None:
 
 def _divide_experts(ffn: Experts, mesh: DeviceMesh) -> None:
     """Give each rank whole experts; the router stays on all, so that all decide alike."""
-    for stack in ffn.experts.modules():
-        if isinstance(stack, GroupedLinear):
-            stack.divided = True
-            for name, parameter in list(stack.named_parameters(recurse=False)):
-                divided = distribute_tensor(parameter, mesh, [Shard(0)])
-                stack.register_parameter(name, nn.Parameter(divided))
+    for stack in ffn.experts.children():
+        stack.divided = True
+        for name, parameter in list(stack.named_parameters()):
+            setattr(stack, name, nn.Parameter(distribute_tensor(parameter, mesh, [Shard(0)])))
     n_held = ffn.n_expert // mesh.size()
     first = mesh.get_local_rank() * n_held
     ffn.division = Division(range(first, first + n_held), partial(_enter, mesh=mesh), partial(_leave, mesh=mesh))
