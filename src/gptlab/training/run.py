@@ -20,6 +20,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from gptlab.config import RunConfig, check_vocabulary, to_plain
 from gptlab.data.prepare import PreparedData, prepare
 from gptlab.objectives.build import build_objective
+from gptlab.objectives.objective import Objective
 from gptlab.training import checkpoint
 from gptlab.training.callbacks import Amender, Checkpoints, ProgressBar, Recorder
 from gptlab.training.config import FinetuneConfig, SpikeAction, is_whole
@@ -107,18 +108,19 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
                 run.recorder.close(run.trainer)
                 if not isinstance(error, Stopped):
                     folder.event("failed", step=run.module.finished_steps, error=f"{type(told).__name__}: {told}")
-                _plot(config, folder, data)
+                _plot(config, folder, data, objective)
             if told is error:
                 raise
             raise told from error
         run.recorder.close(run.trainer)
-        _plot(config, folder, data)
+        _plot(config, folder, data, objective)
         metrics = run.recorder.validated | run.test()
         summary = _summary(config, data, plan, run, metrics, time.perf_counter() - started)
         if folder.writes:
             folder.write_json("summary.json", summary)
             folder.event("finished" if summary["finished"] else "ended early", step=summary["steps"], **metrics)
-            print(_report(config, folder, summary, sampler.newest if sampler else "", run.loggers), flush=True)
+            shown = sampler.newest if sampler else ""
+            print(_report(config, folder, objective, summary, shown, run.loggers), flush=True)
         return summary
 
 
@@ -459,18 +461,21 @@ def _count_from(trainer: lightning.Trainer, step: int) -> None:
     loop._batches_that_stepped = step
 
 
-def _plot(config: RunConfig, folder: RunFolder, data: PreparedData) -> None:
+def _plot(config: RunConfig, folder: RunFolder, data: PreparedData, objective: Objective) -> None:
     if not (config.callbacks.plot and folder.writes):
         return
     plot_loss(
         folder.path / "metrics.csv",
         folder.path / "loss.png",
         title=folder.path.name,
-        unigram_entropy=data.train.unigram_entropy(),
+        unigram_entropy=data.train.unigram_entropy() if objective.per_byte else None,
+        perplexity=objective.perplexity_of == "loss",
     )
 
 
-def _report(config: RunConfig, folder: RunFolder, summary: dict, sample: str, loggers: list[Logger]) -> str:
+def _report(
+    config: RunConfig, folder: RunFolder, objective: Objective, summary: dict, sample: str, loggers: list[Logger]
+) -> str:
     lines = [""]
     if sample:
         lines += ["The model at work:", "", *(f"    {line}" for line in sample.strip("\n").splitlines()), ""]
@@ -478,7 +483,8 @@ def _report(config: RunConfig, folder: RunFolder, summary: dict, sample: str, lo
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s"
         + ("" if summary["finished"] else " (ended before the budget)")
     )
-    lines.append(f"unigram entropy of the training text {summary['unigram_entropy']:.4f} nats per token")
+    if objective.per_byte:
+        lines.append(f"unigram entropy of the training text {summary['unigram_entropy']:.4f} nats per token")
     for split, label in (("val", "validation"), ("train_eval", "training, in eval mode"), ("test", "test")):
         for prefix, part in ((split, ""), (f"{split}_part", " of a part")):
             if f"{prefix}/loss" in summary:
