@@ -60,7 +60,12 @@ def composed(monkeypatch, *words):
     return seen[-1]
 
 
-NEEDED = {"data=text": ["data.path=my.txt"], "tokenizer=file": ["tokenizer.path=tokenizer.json"]}
+NEEDED = {
+    "data=text": ["data.path=my.txt"],
+    "data=rows": ["data.path=my.jsonl", "data.response={answer}"],
+    "data=functions": ["data.response={summary}"],
+    "tokenizer=file": ["tokenizer.path=tokenizer.json"],
+}
 
 
 @pytest.mark.parametrize(("group", "name"), PRESETS, ids=[f"{g}={n}" for g, n in PRESETS])
