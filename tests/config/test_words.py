@@ -269,3 +269,15 @@ def test_a_saved_config_reads_back(monkeypatch, tmp_path):
     path.write_text(yaml.safe_dump(to_plain(config)))
     again = compose.load(path)
     assert again == config and type(again.data) is type(config.data)
+
+
+def test_templates_are_typed_as_they_are(monkeypatch):
+    prompt, answer, tool = "Q: {question}, it's\nA:", " {answer}", "<tool> {content}\n"
+    data = composed(
+        monkeypatch, "data=rows", "data.path=a.csv", f"data.prompt={prompt}", f"data.response={answer}"
+    ).data
+    assert (data.prompt, data.response) == (prompt, answer)
+    data = composed(monkeypatch, "data=rows", "data.path=a.csv", "data.messages=turns", f"data.chat.tool={tool}").data
+    assert data.chat["tool"] == tool and list(data.chat) == ["system", "user", "assistant", "tool"]
+    words = composed(monkeypatch, "tokenizer=byte", 'tokenizer.special_words=["<mask>","<pad>"]').tokenizer
+    assert words.special_words == ["<mask>", "<pad>"] and words.known_vocab_size == 259
