@@ -277,7 +277,7 @@ def test_templates_are_typed_as_they_are(monkeypatch):
         monkeypatch, "data=rows", "data.path=a.csv", f"data.prompt={prompt}", f"data.response={answer}"
     ).data
     assert (data.prompt, data.response) == (prompt, answer)
-    data = composed(monkeypatch, "data=rows", "data.path=a.csv", "data.messages=turns", f"data.chat.tool={tool}").data
+    data = composed(monkeypatch, *rows, "data.messages=turns", f"data.chat.tool={tool}").data
     assert data.chat["tool"] == tool and list(data.chat) == ["system", "user", "assistant", "tool"]
     words = composed(monkeypatch, "tokenizer=byte", 'tokenizer.special_words=["<mask>","<pad>"]').tokenizer
     assert words.special_words == ["<mask>", "<pad>"] and words.known_vocab_size == 259
