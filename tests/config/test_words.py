@@ -273,9 +273,8 @@ def test_a_saved_config_reads_back(monkeypatch, tmp_path):
 
 def test_templates_are_typed_as_they_are(monkeypatch):
     prompt, answer, tool = "Q: {question}, it's\nA:", " {answer}", "<tool> {content}\n"
-    data = composed(
-        monkeypatch, "data=rows", "data.path=a.csv", f"data.prompt={prompt}", f"data.response={answer}"
-    ).data
+    rows = ("data=rows", "data.path=a.csv")
+    data = composed(monkeypatch, *rows, f"data.prompt={prompt}", f"data.response={answer}").data
     assert (data.prompt, data.response) == (prompt, answer)
     data = composed(monkeypatch, *rows, "data.messages=turns", f"data.chat.tool={tool}").data
     assert data.chat["tool"] == tool and list(data.chat) == ["system", "user", "assistant", "tool"]
