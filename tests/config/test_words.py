@@ -77,7 +77,20 @@ REFUSED = {
     "trainer.limit_val_batches=abc": ["trainer.limit_val_batches=abc"],
     "trainer.num_sanity_val_steps=2": ["debug=smoke"],
     "data=text": ["data.path=FILE"],
+    "data=rows": ["data.path=FILE", "data.dataset=NAME"],
+    "data=rows data.path=my.csv": ["none is set", "data.label=COLUMN, data.response=TEMPLATE and data.messages=COLUMN"],
+    "data=functions": ["none is set", "data=function_packages"],
+    "data=function_packages data.response=x": ["data.label=package and data.response=x", "leave one out"],
+    "data=function_packages data.too_long=half": ["refuse, drop, cut"],
+    "data=function_summaries data.stride=4": ["data.stride=4 is of sliding windows"],
+    "data.chat.user=x": ["chat"],
     "tokenizer=file": ["tokenizer.path=FILE"],
+    "tokenizer=file tokenizer.path=x tokenizer.n_sentinel=2": [
+        "tokenizer=file has its own special words",
+        "leave it out",
+    ],
+    "tokenizer=wordpiece tokenizer.special_words=[mine]": ["tokenizer=wordpiece has its own special words"],
+    "tokenizer=byte tokenizer.special_words=[x1,x1]": ["special_words holds 'x1' twice"],
     "tokenizer.vocab_size=100": ["tokenizer.vocab_size=100", "257"],
     "resume=runs/sweep/seed=1/none.ckpt": ["resume=runs/sweep/seed=1/none.ckpt does not exist"],
     "model=bert_base objective=causal_lm": [
@@ -314,3 +327,14 @@ def test_a_saved_config_reads_back(monkeypatch, tmp_path):
     path.write_text(yaml.safe_dump(to_plain(config)))
     again = compose.load(path)
     assert again == config and type(again.data) is type(config.data)
+
+
+def test_templates_are_typed_as_they_are(monkeypatch):
+    prompt, answer, tool = "Q: {question}, it's\nA:", " {answer}", "<tool> {content}\n"
+    rows = ("data=rows", "data.path=a.csv")
+    data = composed(monkeypatch, *rows, f"data.prompt={prompt}", f"data.response={answer}").data
+    assert (data.prompt, data.response) == (prompt, answer)
+    data = composed(monkeypatch, *rows, "data.messages=turns", f"data.chat.tool={tool}").data
+    assert data.chat["tool"] == tool and list(data.chat) == ["system", "user", "assistant", "tool"]
+    words = composed(monkeypatch, "tokenizer=byte", 'tokenizer.special_words=["<mask>","<pad>"]').tokenizer
+    assert words.special_words == ["<mask>", "<pad>"] and words.known_vocab_size == 259

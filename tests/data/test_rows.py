@@ -437,6 +437,7 @@ def test_text_without_tokens_is_refused(table):
         ({"label": None, "classes": [], "messages": "m", "chat": {"user": "{content}"}}, r"no template for the ass"),
         ({"split": Split.fraction}, r"data\.split=fraction would cut rows"),
         ({"stride": 8}, r"data\.stride=8 is of sliding windows"),
+        ({"hub_split": "dev"}, r"data\.hub_split=dev is of a data set, and data\.path="),
         ({"subset": "x"}, r"data\.subset=x is of a data set, and data\.path=.*rows\.jsonl is a table"),
     ],
 )  # fmt: skip

@@ -206,8 +206,8 @@ class FunctionsConfig(RowsConfig):
         return ", as data=function_packages and data=function_summaries do"
 
     def _check_source(self) -> None:
-        for name in ("dataset", "subset", "revision", "messages"):
-            if getattr(self, name) is not None:
+        for name in ("dataset", "subset", "revision", "hub_split", "messages"):
+            if getattr(self, name) not in (None, "train"):
                 raise ValueError(
                     f"data=functions reads Python files and takes no data.{name}={getattr(self, name)}; leave it out, "
                     "or use data=rows"

@@ -52,8 +52,8 @@ def open_rows(config: RowsConfig) -> RowSource:
         )
     path = None if config.path is None else Path(config.path).expanduser()
     if path is not None and path.is_file() and table_ending(path) is not None:
-        for name in ("dataset", "subset", "revision"):
-            if getattr(config, name) is not None:
+        for name in ("dataset", "subset", "revision", "hub_split"):
+            if getattr(config, name) not in (None, "train"):
                 raise ValueError(
                     f"data.{name}={getattr(config, name)} is of a data set, and data.path={config.path} is a table in "
                     "a file; leave one of them out"
@@ -205,7 +205,7 @@ class SpooledExamples:
                 content = json.dumps([example.segments, example.label])
                 digest = hashlib.sha256(content.encode()).digest()
                 self.hashes.append((int.from_bytes(digest[:8], "big") >> 11) / (1 << 53))
-                spool.write(json.dumps([example.where, *json.loads(content)]) + "\n")
+                spool.write(json.dumps(example) + "\n")
                 size_bytes = sum(n_bytes(segment) for segment in example.segments)
                 self.n_bytes += size_bytes
                 advance(size_bytes)

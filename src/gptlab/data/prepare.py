@@ -90,8 +90,8 @@ def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus | 
     split = [Split(data.split).value, data.val_fraction, data.test_fraction]
     key = {"version": _VERSION, "corpus": corpus.fingerprint, "tokenizer": words, "split": split}
     if isinstance(data, RowsConfig):
-        words = ("prompt", "response", "label", "classes", "only_classes", "messages", "chat")
-        key["rows"] = {word: getattr(data, word) for word in words}
+        settings = ("prompt", "response", "label", "classes", "only_classes", "messages", "chat")
+        key["rows"] = {name: getattr(data, name) for name in settings}
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 

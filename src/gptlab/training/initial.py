@@ -1,11 +1,15 @@
 """Weights of another model to start from."""
 
 from collections.abc import Callable
+from json import dumps
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from torch import Tensor, nn
 
+from gptlab.config import to_plain
+from gptlab.data.config import TOKENIZERS
 from gptlab.data.tokenizer import Tokenizer
 from gptlab.interop.architecture import differences
 from gptlab.interop.foreign_folder import ForeignFolder
@@ -79,8 +83,13 @@ def _other_tokenizer(source: ForeignFolder | tuple[Path, dict[str, Any]], name: 
     if theirs is not None and own.agrees_with(theirs):  # GPT-2's, from a file there and by its name here
         return None
     said = state["config"]["tokenizer"]
-    words = [f"tokenizer.{word}={value}" for word, value in said.items() if word != "kind" and value is not None]
-    learned = f" and the data of {name}" if said["kind"] in ("bpe", "char") else ""
+    usual = to_plain(TOKENIZERS[said["kind"]]())
+    words = [
+        quote(f"tokenizer.{word}={dumps(value) if isinstance(value, list) else value}")
+        for word, value in said.items()
+        if value != usual[word]
+    ]
+    learned = f" and the data of {name}" if said["kind"] in ("bpe", "char", "wordpiece") else ""
     return " ".join([f"tokenizer={said['kind']}", *words]) + learned
 
 
