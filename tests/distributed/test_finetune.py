@@ -11,6 +11,7 @@ from gptlab.config import to_plain
 from gptlab.models.config import DecoderConfig
 from gptlab.training import checkpoint
 from gptlab.training.folder import read_metrics
+from gptlab.training.trained import load_model
 
 MODEL = DecoderConfig(n_layer=2, n_head=2, d_model=32, context_length=16, attention_scale=0.5)
 TUNED = {
@@ -95,6 +96,19 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(trained, name, way)
         elif parameter.endswith("up"):
             assert value.abs().max() > 0, "it began at zero"
     assert before.keys() <= after.keys() and (name == "lora") == (len(after) > len(before))
+
+
+def test_a_divided_run_is_merged(trained):
+    run = trained / "lora-fsdp muon"
+    parts, _ = saved(run)
+    merged = load_model(str(run / "checkpoints" / "last")).model.state_dict()
+    assert merged.keys() == {name for name in parts if "lora" not in name}
+    for name, value in merged.items():
+        expected, layer = parts[name], name.removesuffix(".weight")
+        if f"{layer}.lora_up" in parts:
+            expected = expected + 100 * parts[f"{layer}.lora_up"] @ parts[f"{layer}.lora_down"]
+            assert (expected - parts[name]).abs().max() > 0.01
+        assert torch.allclose(value, expected, atol=1e-6), name
 
 
 def test_a_run_goes_on_from_what_any_saved(trained):
