@@ -50,11 +50,13 @@ def parameter_counts(
     if n_class is not None:
         parts["classes"] = (config.d_model + 1) * n_class
     total = sum(parts.values())
-    trained = {
-        Finetuning.full: lambda: total,
-        Finetuning.last: lambda: _last_parts(config, parts, finetune.n_block) + parts.get("classes", 0),
-        Finetuning.lora: lambda: parts["adapter"] + parts.get("classes", 0),
-    }[finetune.mode]()
+    match finetune.mode:
+        case Finetuning.full:
+            trained = total
+        case Finetuning.last:
+            trained = _last_parts(config, parts, finetune.n_block) + parts.get("classes", 0)
+        case Finetuning.lora:
+            trained = parts["adapter"] + parts.get("classes", 0)
     return parts | {"total": total, "active": total - _idle(config), "trained": trained}
 
 
@@ -190,9 +192,9 @@ def _encoder_decoder_products(
     c: EncoderDecoderConfig, vocab_size: int, length: int, target_length: int | None, share: float
 ) -> tuple[float, float]:
     targets = (length if target_length is None else target_length) / length  # of the decoder, for each token
-    queries, widest = c.n_head * c.head_width, _feedforward(c, c.ff_width, 0)
+    queries, feedforward = c.n_head * c.head_width, _feedforward(c, c.ff_width, 0)
     attention, head = 4 * c.d_model * queries, share * c.d_model * vocab_size
-    encoder, decoder = c.n_layer * (attention + widest), c.decoder_layers * (2 * attention + widest)
+    encoder, decoder = c.n_layer * (attention + feedforward), c.decoder_layers * (2 * attention + feedforward)
     norms = (2 * c.n_layer + 1) * c.d_model + targets * (3 * c.decoder_layers + 1) * c.d_model
     # Keys and values of what the decoder looks at are made of the encoder's tokens.
     products = encoder + targets * decoder + (1 - targets) * c.decoder_layers * attention / 2
@@ -231,12 +233,8 @@ def memory_bytes(
         raise ValueError(f"trainer.precision={precision} is unknown here; use one of {', '.join(PRECISIONS)}")
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer} is unknown here; use one of {', '.join(OPTIMIZERS)}")
-    c, strategy, layout, finetune = (
-        config,
-        strategy or StrategyConfig(),
-        layout or Layout(),
-        finetune or FinetuneConfig(),
-    )
+    c, strategy, layout = config, strategy or StrategyConfig(), layout or Layout()
+    finetune = finetune or FinetuneConfig()
     weight, copy, activation, stream = PRECISIONS[precision]
     counts, hidden = parameter_counts(c, vocab_size, finetune), _hidden_matrices(c, c.n_expert)
     n_parameters = counts["total"] - hidden + hidden // layout.tensor
@@ -254,14 +252,13 @@ def memory_bytes(
     n_optimizer_shards = layout.replicas if strategy.name is Sharding.zero1 else n_shards
 
     targets = context_length if target_length is None else target_length
-    n_scored = round(
-        micro_batch_size * head_share * (targets if isinstance(c, EncoderDecoderConfig) else context_length)
-    )
+    n_read = targets if isinstance(c, EncoderDecoderConfig) else context_length  # by the head
     activations = _activation_bytes(
         c, _blocks(c, context_length, targets, finetune), strategy.activation_checkpointing, activation, stream
     )
     if isinstance(c, EncoderConfig) and c.heads is not Heads.none:  # the head's layer, its nonlinearity and its norm
-        activations += head_share * context_length * 4 * c.d_model * activation
+        activations += head_share * n_read * 4 * c.d_model * activation
+    n_scored = round(micro_batch_size * head_share * n_read)
     parts = {
         "weights": -(-n_parameters // n_shards) * (weight + copy),
         "gradients": -(-n_trained // n_shards) * weight,
@@ -325,13 +322,13 @@ def _activation_bytes(
         whole.append(
             b.n_token * ((b.products + b.rest) * activation + b.n_sublayer * d * stream) + b.beside * activation
         )
+        products = b.n_token * (b.products + b.n_sublayer * d) + b.beside
         kept += (
             b.n_block
             * {
                 Recompute.none: whole[-1],
                 Recompute.full: b.n_token * d * stream,  # its input
-                Recompute.selective: b.n_token * ((b.products + b.n_sublayer * d) * activation + d * stream)
-                + b.beside * activation,
+                Recompute.selective: products * activation + b.n_token * d * stream,
             }[recompute]
         )
     again = 0 if recompute is Recompute.none else max(whole)  # the block that is being computed once more
