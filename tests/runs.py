@@ -130,6 +130,24 @@ def words_of(text: Path, **more) -> list[str]:
     return [f"{key}={value}" for key, value in {**words, **more}.items()]
 
 
+def objective_words(name: str, place: Path) -> dict[str, object]:
+    """What `of_objective` says, as words for train.py."""
+    words, files = {"objective": name}, of_objective(name, place)
+    if "data" in files:
+        words["data.path"] = files["data"].path
+    match name:
+        case "masked_lm":
+            words |= {"model": "bert_laptop", "tokenizer.special_words": '["<mask>","<cls>","<sep>","<pad>"]'}
+        case "span_corruption":
+            words |= {"model": "t5_laptop", "model.n_layer": 1, "tokenizer.n_sentinel": 8}
+        case "classification":
+            words |= {"data": "rows", "data.prompt": "{question}", "data.label": "even"}
+            words |= {"data.classes": "['False','True']", "objective.lm_weight": 0.5}
+        case "instruction":
+            words |= {"data": "rows", "data.prompt": "{question}", "data.response": " {answer}"}
+    return words
+
+
 def train(
     words: list[str], folder: Path, *, program: Path = ROOT / "train.py", **environment
 ) -> subprocess.CompletedProcess:

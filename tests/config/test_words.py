@@ -331,7 +331,7 @@ def test_a_saved_config_reads_back(monkeypatch, tmp_path):
 
 def test_templates_are_typed_as_they_are(monkeypatch):
     prompt, answer, tool = "Q: {question}, it's\nA:", " {answer}", "<tool> {content}\n"
-    rows = ("data=rows", "data.path=a.csv")
+    rows = ("data=rows", "data.path=a.csv", "objective=instruction")
     data = composed(monkeypatch, *rows, f"data.prompt={prompt}", f"data.response={answer}").data
     assert (data.prompt, data.response) == (prompt, answer)
     data = composed(monkeypatch, *rows, "data.messages=turns", f"data.chat.tool={tool}").data

@@ -1,0 +1,125 @@
+"""The label of a text: L3 by explicit maths, a planted signal that has to be found, and labels that are refused."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from runs import small_run
+
+from gptlab.config import RunConfig
+from gptlab.data.config import ByteConfig, RowsConfig, TooLong
+from gptlab.data.prepare import prepare
+from gptlab.data.rows import Row
+from gptlab.data.tokenizer import build_tokenizer
+from gptlab.models.build import init_weights, shape_model
+from gptlab.models.config import DecoderConfig, EncoderConfig, Heads
+from gptlab.objectives.classification import Classification
+from gptlab.objectives.config import ClassificationConfig
+from gptlab.objectives.objective import measured
+from gptlab.training.config import AdamWConfig, ScheduleConfig
+from gptlab.training.run import train
+
+BYTES = ByteConfig(special_words=["<cls>", "<sep>", "<pad>"])
+TOKENIZER = build_tokenizer(BYTES, lambda: iter(()))
+SIZES = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 24}
+
+
+def rows():
+    texts = [np.array([5, 6, 7, 8]), np.array([9, 10]), np.array([11, 12, 13, 14, 15])]
+    return [Row(np.append(text, TOKENIZER.eot), np.ones(len(text) + 1, bool), i % 2) for i, text in enumerate(texts)]
+
+
+def built(model, **words):
+    data = RowsConfig(path="x", label="kind", classes=["a", "b"])
+    config = RunConfig(model=model, objective=ClassificationConfig(**words), data=data, tokenizer=BYTES, budget_steps=1)
+    objective = Classification(config, TOKENIZER)
+    network = shape_model(model, TOKENIZER.vocab_size, config.n_class).to_empty(device="cpu")
+    init_weights(network, model, 0)
+    return objective, network, objective.collate(rows(), np.arange(3))
+
+
+def test_l3_is_l2_and_lambda_times_l1():
+    """Equations 3 to 5 of GPT's paper, text by text, without padding."""
+    objective, model, batch = built(DecoderConfig(**SIZES, init_std=0.3), lm_weight=0.5)
+    l1, l2, right = [], [], 0
+    for row in rows():
+        tokens = torch.from_numpy(row.tokens)[None]
+        hidden = model.hidden(tokens)
+        scores = model.class_head(hidden[:, -1])
+        l2.append(F.cross_entropy(scores, torch.tensor([row.label])))
+        right += int(scores.argmax() == row.label)
+        l1 += F.cross_entropy(model(tokens)[0, :-1], tokens[0, 1:], reduction="none").tolist()
+    means = measured(objective.loss(model, batch), {kind: 1 / n for kind, n in objective.counts(batch).items()})
+    l2 = torch.stack(l2).mean().item()
+    assert list(means) == ["loss", "label_loss", "lm_loss", "accuracy"]
+    assert means["label_loss"].item() == pytest.approx(l2, rel=1e-5)
+    assert means["lm_loss"].item() == pytest.approx(np.mean(l1), rel=1e-5)
+    assert means["loss"].item() == pytest.approx(l2 + 0.5 * np.mean(l1), rel=1e-5)
+    assert means["accuracy"].item() == pytest.approx(right / 3)
+    assert objective.mean_loss(model, batch).item() == pytest.approx(l2 + 0.5 * np.mean(l1), rel=1e-5)
+
+
+def test_an_encoder_reads_each_text_between_its_marks_and_nothing_else():
+    model = EncoderConfig(**SIZES, heads=Heads.none, init_std=0.3)
+    objective, network, batch = built(model)
+    network.eval()
+    losses = []
+    for i, row in enumerate(rows()):
+        text = [TOKENIZER.cls, *row.tokens.tolist(), TOKENIZER.sep]
+        assert batch["tokens"][i].tolist() == text + [TOKENIZER.pad] * (8 - len(text))
+        scores = network.class_head(network.pooled(network.hidden(torch.tensor([text]))))
+        losses.append(F.cross_entropy(scores, torch.tensor([row.label])).item())
+    assert objective.mean_loss(network, batch).item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def plant(path, n=1200):
+    """Words at random, one of which is `up` or `down`: that is what the label says."""
+    draw = random.Random(0)
+    with open(path, "w") as file:
+        for _ in range(n):
+            words = draw.choices("the of and a to in is".split(), k=4)
+            kind = draw.choice(["rising", "falling"])
+            words.insert(draw.randrange(5), "up" if kind == "rising" else "down")
+            file.write(json.dumps({"text": " ".join(words), "kind": kind}) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("architecture", ["decoder", "encoder"])
+def test_a_planted_signal_is_found(tmp_path, architecture):
+    sizes = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 32}
+    model = DecoderConfig(**sizes) if architecture == "decoder" else EncoderConfig(**sizes, heads=Heads.none)
+    config = small_run(
+        tmp_path / "run",
+        model=model,
+        objective=ClassificationConfig(lm_weight=0.5 if architecture == "decoder" else 0.0),
+        data=RowsConfig(
+            path=str(plant(tmp_path / "planted.jsonl")), label="kind", classes=["rising", "falling"], val_fraction=0.2
+        ),
+        tokenizer=BYTES,
+        optimizer=AdamWConfig(lr=3e-3),
+        schedule=ScheduleConfig(warmup_steps=20),
+        batch_tokens=1024,
+        budget_steps=150,
+    )
+    config.callbacks.checkpoint = None
+    config.trainer.val_check_interval = 150
+    summary = train(config)
+    assert summary["val/accuracy"] >= 0.95, summary["val/accuracy"]
+
+
+def test_labels_outside_the_classes_and_texts_too_long_are_refused(tmp_path):
+    config = small_run(
+        tmp_path / "run",
+        objective=ClassificationConfig(),
+        data=RowsConfig(path=str(plant(tmp_path / "planted.jsonl", 40)), label="kind", classes=["rising", "level"]),
+    )
+    with pytest.raises(ValueError, match=r"falling.*rising, level"):
+        prepare(config.data, config.tokenizer, progress=False)
+    config.data.classes = ["rising", "falling"]
+    with pytest.raises(ValueError, match=r"data\.too_long=drop"):
+        train(config)
+    config.data.too_long = TooLong.cut
+    assert train(config)["finished"]
