@@ -76,14 +76,14 @@ def generate(config: GenerateConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch  # takes seconds: not for a wrong word
 
-    from gptlab.generation.precision import prepare
+    from gptlab.generation.precision import find_device, prepare
     from gptlab.generation.sampling import Sampling
     from gptlab.generation.text import TextStream
     from gptlab.training.trained import load_model
 
     sampling = Sampling.of(config)
     sampling.check()
-    device = _device(config.device)
+    device = find_device(config.device)
     model, tokenizer, ends = load_model(config.run, "run")
     if isinstance(model.config, EncoderConfig):
         raise ValueError(f"run={config.run} is an encoder, which writes no text; name a decoder or an encoder-decoder")
@@ -336,19 +336,6 @@ def _encoded(prompt: str, number: int, n_prompts: int, tokenizer: "Tokenizer", m
             f"leave out at least {len(row) - limit:,} of them"
         )
     return row
-
-
-def _device(name: str | None):
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} cannot be used ({str(error).splitlines()[0]}); use cpu") from None
-    return device
 
 
 def _prompts(config: GenerateConfig) -> list[str]:

@@ -92,7 +92,7 @@ def evaluate_tasks(
 
 
 def load_tasks(names: Sequence[str]) -> list[Any]:
-    """The tasks, groups of tasks or tags of those names or files, with their data; ValueError says which cannot be had."""
+    """The tasks and groups of those names or files, with their data; ValueError says which cannot be had."""
     manager = TaskManager(include_defaults=not all(Path(name).is_file() for name in names))
     loaded = []
     for name in names:

@@ -98,8 +98,8 @@ class Prompts:
             there = len(self.examples) - same[row.prompt]
             if there < max(shots):
                 raise ValueError(
-                    f"shots={max(shots)} needs as many examples with other prompts than {row.where}, and {self.source} "
-                    f"has {there}; use fewer shots, or give more rows with examples=FILE"
+                    f"shots={max(shots)} needs {max(shots)} examples before {row.where}, and {self.source} has {there} "
+                    "with another prompt; use fewer shots, or name a larger table with examples=FILE"
                 )
 
     def text(self, i: int, n_shots: int) -> str:
