@@ -20,6 +20,7 @@ from gptlab.generation.config import SEED, GenerateConfig, OutputFormat
 
 if typing.TYPE_CHECKING:
     from gptlab.config import RunConfig
+    from gptlab.data.corpus import Corpus
     from gptlab.evaluation.prompts import Prompts
     from gptlab.training.trained import Trained
 
@@ -94,6 +95,7 @@ def evaluate(config: EvaluateConfig) -> None:
     target = None if config.to is None else _writable(config.to)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `gptlab generate` does
     prompts = _prompts(config) if config.kind in (Kind.choices, Kind.answers) else None
+    corpus = _corpus(config.corpus) if config.corpus else None
     for name in config.run:
         _refuse_missing(name)
     from gptlab.evaluation import report
@@ -104,7 +106,7 @@ def evaluate(config: EvaluateConfig) -> None:
     for name in config.run:
         started = time.perf_counter()
         subject = _open(name, config)
-        found = _evaluate(subject, config, prompts, settings, device)
+        found = _evaluate(subject, config, corpus, prompts, settings, device)
         result = _facts(subject, config) | found | {"seconds": time.perf_counter() - started}
         _keep(result, subject)
         results.append(result)
@@ -119,14 +121,12 @@ def evaluate(config: EvaluateConfig) -> None:
         _print(report.comparison(results))
 
 
-def _evaluate(subject: Subject, config: EvaluateConfig, prompts, settings, device) -> dict[str, Any]:
+def _evaluate(subject: Subject, config: EvaluateConfig, corpus, prompts, settings, device) -> dict[str, Any]:
     from gptlab.generation.precision import prepare
 
     show = sys.stderr.isatty()
     model, tokenizer, ends = subject.trained
     if config.kind is Kind.perplexity:
-        from gptlab.data.config import TextConfig
-        from gptlab.data.corpus import open_corpus
         from gptlab.evaluation.perplexity import encode, perplexity
 
         if model.config.architecture != "decoder":
@@ -134,11 +134,7 @@ def _evaluate(subject: Subject, config: EvaluateConfig, prompts, settings, devic
                 f"run={subject.name} is a model with architecture={model.config.architecture}, which answers a text "
                 "and does not predict one; name a decoder, or add data=FILE prompt=... answer=..."
             )
-        if config.corpus:
-            first, *more = config.corpus
-            text = encode(open_corpus(TextConfig(path=first, paths=more)), tokenizer)
-        else:
-            text = _validation(subject)
+        text = _validation(subject) if corpus is None else encode(corpus, tokenizer)
         context = subject.config.context_length if subject.config and subject.data else None
         numbers = perplexity(
             prepare(model, config.precision, device),
@@ -216,6 +212,16 @@ def _open(name: str, config: EvaluateConfig) -> Subject:
         if (subject.folder / "config.yaml").is_file():
             subject.config = compose.load(subject.folder / "config.yaml")
     return subject
+
+
+def _corpus(paths: list[str]) -> "Corpus":
+    from gptlab.data.config import TextConfig
+    from gptlab.data.corpus import open_corpus
+
+    try:
+        return open_corpus(TextConfig(paths=paths))
+    except ValueError as error:
+        raise ValueError(str(error).replace("data.path=", "corpus=")) from None  # the word that was typed
 
 
 def _validation(subject: Subject):
