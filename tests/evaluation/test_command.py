@@ -1,14 +1,18 @@
 """`gptlab evaluate`, in this process and once as a process of its own."""
 
 import json
+import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from runs import small_run, write_run
+from runs import train as run_train
 
 from gptlab.commands import convert
 from gptlab.commands.evaluate import HELP, N_SHOWN, main
@@ -20,7 +24,7 @@ from gptlab.evaluation.config import EvaluateConfig
 from gptlab.generation.config import SEED
 from gptlab.generation.scoring import token_nats
 from gptlab.models.build import build_model
-from gptlab.models.config import EncoderConfig, EncoderDecoderConfig
+from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from gptlab.training import checkpoint
 from gptlab.training.config import TrainerConfig
 from gptlab.training.run import train
@@ -277,3 +281,63 @@ def test_as_a_process_json_is_alone_on_standard_output(run, table, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["results"][0]["what"] == "choices" and done.stdout.count("\n") == 1
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+
+
+def fences(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [shlex.split(line, comments=True) for block in fences("sh") for line in block.splitlines()]
+FIRST = [words[2:] for words in COMMANDS if words[0] == "gptlab" and "run=runs/rules" not in words]
+
+
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory):
+    """A folder with a run and the files that the documentation speaks of."""
+    folder = tmp_path_factory.mktemp("documented")
+    (folder / "runs").mkdir()
+    model = DecoderConfig(n_layer=1, n_head=2, d_model=16, context_length=256)
+    train(small_run(folder / "runs" / "NAME", model=model, batch_tokens=256))
+    (folder / "FILE").write_text("it was the best of times, it was the worst of times\n" * 9)
+    rows = [{"question": f"is {i} even?", "options": ["yes", "no"], "answer": ("yes", "no")[i % 2]} for i in range(8)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"dialogue": f"A: is {i} even?\nB: ask C.", "summary": f"A asks for {i}."} for i in range(3)]
+    (folder / "dialogues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (task,) = fences("yaml")
+    (folder / "task.yaml").write_text(task)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("words", FIRST, ids=" ".join)
+def test_the_documentations_commands(words, documented, say, monkeypatch):
+    if any(word.startswith("tasks=") for word in words):
+        pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "gptlab[evaluation]"')
+    monkeypatch.chdir(documented)
+    *_, line = [line for line in say(*words).splitlines() if re.search(r" run \S+$", line)]
+    assert re.fullmatch(r"(\S+ \d+\.\d+ )+run runs/NAME", line)
+
+
+def test_the_documentations_example_of_shots(tmp_path, say, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example, from_python = fences("python")
+    exec(example, {})
+    learn, ask = (words for words in COMMANDS if "name=rules" in words or "run=runs/rules" in words)
+    words = [word for word in learn[2:] if not word.startswith("budget_steps=")]
+    tiny = [
+        "budget_steps=2",
+        "model.d_model=16",
+        "callbacks.plot=false",
+        "trainer.accelerator=cpu",
+        "callbacks.sample=null",
+    ]
+    done = run_train([*words, *tiny], tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = say(*ask[2:], "n_rows=5")
+    assert re.findall(r"^(\d) +temperature=0 ", out, re.MULTILINE) == ["0", "1", "5"]
+    (tmp_path / "runs" / "NAME").symlink_to(tmp_path / "runs" / "rules")
+    (tmp_path / "FILE").write_text("abcd > ABCD\n" * 5)
+    exec(from_python, {})
