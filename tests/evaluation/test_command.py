@@ -138,7 +138,9 @@ def test_choices(run, say, table):
     out = say(*words, "choices=[yes,no]")
     assert re.fullmatch(r"shots=0/accuracy \S+ shots=0/accuracy_per_byte \S+ shots=1/accuracy .* run \S+", last(out))
     assert out.splitlines()[0].split() == ["shots", "accuracy", "accuracy_per_byte"]
+    words = (f"run={run}", f"data={table()}", r"prompt=even\n{n} \\n", "answer={a}", "shots=[0,1]")
     (result,) = json.loads(say(*words, "choices=c", "output=json"))["results"]
+    assert result["rows"][1]["prompt"] == "even\n1 \\n"
     assert [row["choices"] for row in result["rows"]] == [["yes", "no", "perhaps"]] * 6
 
 

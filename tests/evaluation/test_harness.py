@@ -125,8 +125,9 @@ def by_theirs(model, tasks, shots):
 def test_numbers_are_those_of_the_exported_model(run, tasks, theirs, shots):
     chosen = tasks if shots is None else tasks[:1]
     expected, found = by_theirs(theirs, chosen, shots)
-    ours = evaluate_tasks(*load_model(str(run)), chosen, shots=shots, seed=1)
-    assert ours["numbers"] == pytest.approx(expected, rel=1e-5)
+    ours = evaluate_tasks(Harness(*load_model(str(run)), seed=1), chosen, shots=None if shots is None else [shots])
+    prefix = "" if shots is None else f"shots={shots}/"
+    assert ours["numbers"] == pytest.approx({f"{prefix}{name}": value for name, value in expected.items()}, rel=1e-5)
     assert len(expected) == (2 if shots else 6)
     for row, task in ((row, row["task"]) for row in ours["rows"]):
         (sample,) = [sample for sample in found["samples"][task] if sample["doc_id"] == row["row"]]
@@ -155,7 +156,7 @@ def test_tasks_that_cannot_be_had(run, tasks, tmp_path, monkeypatch):
     fixed = tmp_path / "fixed.yaml"
     fixed.write_text(Path(tasks[0]).read_text() + "num_fewshot: 0\n")
     with pytest.raises(ValueError, match="local_choices is fixed at 0 examples; leave out shots=2"):
-        evaluate_tasks(*load_model(str(run)), [str(fixed)], shots=2, seed=1)
+        evaluate_tasks(Harness(*load_model(str(run))), [str(fixed)], shots=[0, 2])
 
 
 def test_what_a_task_asks_for_and_a_model_has_not(run, small_characters):

@@ -124,63 +124,47 @@ def evaluate(config: EvaluateConfig) -> None:
 def _evaluate(subject: Subject, config: EvaluateConfig, corpus, prompts, settings, device) -> dict[str, Any]:
     from gptlab.generation.precision import prepare
 
-    show = sys.stderr.isatty()
     model, tokenizer, ends = subject.trained
+    seed, show = SEED if config.seed is None else config.seed, sys.stderr.isatty()
+    shots = list(config.shots or (0,))
     if config.kind is Kind.perplexity:
         from gptlab.evaluation.perplexity import encode, perplexity
 
-        if model.config.architecture != "decoder":
-            raise ValueError(
-                f"run={subject.name} is a model with architecture={model.config.architecture}, which answers a text "
-                "and does not predict one; name a decoder, or add data=FILE prompt=... answer=..."
-            )
+        _refuse_to_predict(subject)
         text = _validation(subject) if corpus is None else encode(corpus, tokenizer)
-        context = subject.config.context_length if subject.config and subject.data else None
-        numbers = perplexity(
-            prepare(model, config.precision, device),
-            tokenizer,
-            text,
-            stride=config.stride,
-            context_length=context,
-            show=show,
-        )
-        return {"corpus": numbers.pop("corpus"), "numbers": numbers}
-    seed = SEED if config.seed is None else config.seed
+        context = subject.config.context_length if subject.config and subject.data else None  # as it was trained
+        model = prepare(model, config.precision, device)
+        numbers = perplexity(model, tokenizer, text, stride=config.stride, context_length=context, show=show)
+        return {"corpus": text.description, "numbers": numbers}
+    model = prepare(model, config.precision, device)
     if config.kind is Kind.tasks:
-        from gptlab.evaluation.harness import evaluate_tasks
+        from gptlab.evaluation.harness import Harness, evaluate_tasks
 
-        model, found = prepare(model, config.precision, device), {"numbers": {}}
-        for n_shots in config.shots or (None,):
-            part = evaluate_tasks(
-                model, tokenizer, ends, config.tasks, shots=n_shots, n_rows=config.n_rows, seed=seed, show=show
+        harness = Harness(model, tokenizer, ends, seed=seed, show=show)
+        found = evaluate_tasks(harness, config.tasks, shots=config.shots, n_rows=config.n_rows)
+        if found["n_cut"]:
+            print(
+                f"{found['n_cut']:,} requests were longer than the context and lost their beginning: lm-eval's way",
+                file=sys.stderr,
             )
-            prefix = "" if n_shots is None else f"shots={n_shots}/"
-            for name in ("numbers", "standard_errors"):
-                found.setdefault(name, {}).update({f"{prefix}{key}": value for key, value in part[name].items()})
-            found.setdefault("rows", []).extend({"shots": n_shots, **row} for row in part["rows"])
-            found |= {name: part[name] for name in ("task_versions", "n_cut")}
-            if part["n_cut"]:
-                print(
-                    f"{part['n_cut']:,} prompts were longer than the context and lost their beginning, as lm-eval does",
-                    file=sys.stderr,
-                )
         return found
-    shots = list(config.shots or (0,))
     if config.kind is Kind.choices:
         from gptlab.evaluation.choices import choose
 
-        return choose(prepare(model, config.precision, device), tokenizer, prompts, shots, show=show)
+        return choose(model, tokenizer, prompts, shots, show=show)
     from gptlab.evaluation.answers import N_TOKENS, Writer, answer
 
-    return answer(
-        Writer(prepare(model, config.precision, device), tokenizer, ends),
-        prompts,
-        shots,
-        settings,
-        n_tokens=config.n_tokens or N_TOKENS,
-        stop=config.stop,
-        show=show,
-    )
+    writer, n_tokens = Writer(model, tokenizer, ends), config.n_tokens or N_TOKENS
+    return answer(writer, prompts, shots, settings, n_tokens=n_tokens, stop=config.stop, show=show)
+
+
+def _refuse_to_predict(subject: Subject) -> None:
+    architecture = subject.trained.model.config.architecture
+    if architecture != "decoder":
+        raise ValueError(
+            f"run={subject.name} is a model with architecture={architecture}, which answers a text and does not "
+            "predict one; name a decoder, or add data=FILE prompt=... answer=..."
+        )
 
 
 def _refuse_missing(name: str) -> None:

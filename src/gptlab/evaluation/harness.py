@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,67 +34,65 @@ ROLLING = "loglikelihood_rolling"
 
 
 def evaluate_tasks(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    ends: Collection[int],
-    names: Sequence[str],
-    *,
-    shots: int | None = None,
-    n_rows: int | None = None,
-    seed: int,
-    show: bool = False,
+    harness: "Harness", names: Sequence[str], *, shots: Sequence[int] | None = None, n_rows: int | None = None
 ) -> dict[str, Any]:
     """The metrics of each task, its version and its rows; `names` are names that lm-eval knows, or task files.
 
-    `shots` replaces the number of examples that a task says (None: the task's own). ValueError for a task that is not
-    known, that cannot be loaded, or that fixes its examples. A task file may name functions of Python files beside it,
-    which are carried out: it is to be trusted like a program.
+    Each of `shots` replaces the number of examples that a task says (None: the task's own). ValueError for a task that
+    is not known, that cannot be loaded, or that fixes its examples. A task file may name functions of Python files
+    beside it, which are carried out: it is to be trusted like a program.
     """
-    harness = Harness(model, tokenizer, ends, seed=seed, show=show)
     # Workers would be forks of a process with running threads.
     os.environ["DISABLE_MULTIPROC"] = "1"
-    with redirect_stdout(sys.stderr):
-        tasks = load_tasks(names)
-        for task in _leaves(tasks):
-            if shots and task.get_config("num_fewshot") == 0:
-                raise ValueError(
-                    f"the task {task.task_name} is fixed at 0 examples; leave out shots={shots} or the task"
-                )
-            if answers_anew(model) and task.OUTPUT_TYPE == ROLLING:
-                raise ValueError(f"the task {task.task_name} predicts a text from its beginning; use a decoder")
-        found = evaluator.simple_evaluate(
-            harness,
-            tasks=tasks,
-            num_fewshot=shots,
-            limit=n_rows,
-            bootstrap_iters=BOOTSTRAP_DRAWS,
-            random_seed=seed,
-            numpy_random_seed=seed % 2**32,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-            task_manager=TaskManager(include_defaults=False),
-        )
-    numbers, errors = {}, {}
-    for task, metrics in found["results"].items():
-        for key, value in metrics.items():
-            metric, _, choice = key.partition(",")  # acc,none
-            if not choice or isinstance(value, str):
-                continue
-            into = errors if metric.endswith("_stderr") else numbers
-            into[f"{task}/{metric}" + ("" if choice == "none" else f"({choice})")] = value
-    return {
-        "numbers": numbers,
-        "standard_errors": errors,
-        "n_shots": found["n-shot"],
-        "task_versions": found["versions"],
-        "n_cut": harness.n_cut,
-        "rows": [_row(task, sample) for task, samples in found["samples"].items() for sample in samples],
-    }
+    told: dict[str, Any] = {"numbers": {}, "standard_errors": {}, "rows": []}
+    for n_shots in (None,) if shots is None else shots:
+        with redirect_stdout(sys.stderr):
+            tasks = load_tasks(names)  # anew, since it keeps the shots of before
+            _refuse(tasks, harness, shots or ())
+            found = evaluator.simple_evaluate(
+                harness,
+                tasks=tasks,
+                num_fewshot=n_shots,
+                limit=n_rows,
+                bootstrap_iters=BOOTSTRAP_DRAWS,
+                random_seed=harness.seed,
+                numpy_random_seed=harness.seed % 2**32,
+                torch_random_seed=harness.seed,
+                fewshot_random_seed=harness.seed,
+                task_manager=_manager(False),
+            )
+        prefix = "" if shots is None else f"shots={n_shots}/"
+        for task, metrics in found["results"].items():
+            for key, value in metrics.items():
+                metric, _, choice = key.partition(",")  # acc,none
+                if choice and not isinstance(value, str):
+                    into = told["standard_errors" if metric.endswith("_stderr") else "numbers"]
+                    name = f"{prefix}{task}/{metric.removesuffix('_stderr')}"
+                    into[name if choice == "none" else f"{name}({choice})"] = value
+        for task, samples in found["samples"].items():
+            told["rows"] += [_row(task, found["n-shot"][task], sample) for sample in samples]
+    return told | {"task_versions": found["versions"], "n_cut": harness.n_cut}
+
+
+def _refuse(tasks: Sequence[Any], harness: "Harness", shots: Sequence[int]) -> None:
+    for task in _leaves(tasks):
+        if any(shots) and task.get_config("num_fewshot") == 0:
+            raise ValueError(
+                f"the task {task.task_name} is fixed at 0 examples; leave out shots={max(shots)} or the task"
+            )
+        if harness.backend == "seq2seq" and task.OUTPUT_TYPE == ROLLING:
+            raise ValueError(f"the task {task.task_name} predicts a text from its beginning; name a decoder")
+
+
+@cache
+def _manager(everything: bool) -> TaskManager:
+    """What finds tasks: `everything` that lm-eval brings, which takes seconds to list, or files alone."""
+    return TaskManager(include_defaults=everything)
 
 
 def load_tasks(names: Sequence[str]) -> list[Any]:
     """The tasks and groups of those names or files, with their data; ValueError says which cannot be had."""
-    manager = TaskManager(include_defaults=not all(Path(name).is_file() for name in names))
+    manager = _manager(not all(Path(name).is_file() for name in names))
     loaded = []
     for name in names:
         if not Path(name).is_file() and name not in manager.task_index:
@@ -132,15 +131,16 @@ def _advice(error: BaseException) -> str:
     return ""
 
 
-def _row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
-    kept = {"task": task, "row": sample["doc_id"], "reference": sample["target"], "answer": sample["filtered_resps"]}
-    return kept | {metric: sample[metric] for metric in sample["metrics"] if metric in sample}
+def _row(task: str, n_shots: int, sample: dict[str, Any]) -> dict[str, Any]:
+    told = {"task": task, "shots": n_shots, "row": sample["doc_id"], "reference": sample["target"]}
+    metrics = {metric: sample[metric] for metric in sample["metrics"] if metric in sample}
+    return told | {"answer": sample["filtered_resps"], **metrics}
 
 
 class Harness(TemplateLM):
     """A model as lm-eval asks it; the numbers are those of its own model for transformers.
 
-    `n_cut` counts the prompts that lost their beginning because the context does not hold them: lm-eval's way, which a
+    `n_cut` counts the requests that lost their beginning because the context does not hold them: lm-eval's way, which a
     caller has to tell.
     """
 

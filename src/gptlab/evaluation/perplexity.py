@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -49,7 +48,7 @@ def perplexity(
     stride: int | None = None,
     context_length: int | None = None,
     show: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Loss in nats per token, perplexity, and bits per byte of a text.
 
     Windows move as `strided_nats` says, with None for its defaults. The first token is predicted from the tokenizer's
@@ -83,5 +82,4 @@ def perplexity(
         "n_bytes": text.n_bytes,
         "context_length": context_length,
         "stride": stride,
-        "corpus": text.description,
     }

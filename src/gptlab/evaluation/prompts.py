@@ -108,13 +108,13 @@ class Prompts:
         return self.separator.join([*shots, self.rows[i].prompt])
 
     def shots(self, i: int) -> Iterator[Row]:
-        """The examples of row i without end, in the order in which they are taken up; `check` says whether enough."""
-        draw, taken = random.Random(f"{self.seed} {i}"), set()
-        while True:
+        """All examples of row i, in the order in which they are taken up."""
+        draw, seen = random.Random(f"{self.seed} {i}"), set()
+        while len(seen) < len(self.examples):
             found = draw.randrange(len(self.examples))
-            if found not in taken and self.examples[found].prompt != self.rows[i].prompt:
-                taken.add(found)
+            if found not in seen and self.examples[found].prompt != self.rows[i].prompt:
                 yield self.examples[found]
+            seen.add(found)
 
 
 def encode_prompt(text: str, where: str, tokenizer: Tokenizer, model: nn.Module) -> list[int]:

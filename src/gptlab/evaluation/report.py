@@ -29,12 +29,10 @@ def text(result: dict[str, Any], *, n_shown: int) -> str:
     elif result["what"] == "choices":
         parts.append(_score_table(result["numbers"], ("shots",)))
     else:
-        errors = result["standard_errors"]
         rows = []
         for name, value in result["numbers"].items():
-            task, _, metric = name.rpartition("/")
-            error = next((e for key, e in errors.items() if key.replace("_stderr", "") == name), None)
-            rows.append([task, metric, _number(value), _number(error) if isinstance(error, float) else ""])
+            error = result["standard_errors"].get(name)  # lm-eval says N/A where it knows none
+            rows.append([*name.rsplit("/", 1), _number(value), _number(error) if isinstance(error, float) else ""])
         parts.append(_table([["task", "metric", "value", "standard error"], *rows]))
     line = " ".join(f"{name} {_number(value)}" for name, value in headline(result).items())
     return "\n\n".join(parts) + f"\n{line} run {result['run']}\n"
