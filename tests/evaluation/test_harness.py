@@ -18,7 +18,11 @@ pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "gptlab[evalua
 pytest.importorskip("transformers")
 
 import datasets
+import tokenizers
+import transformers
+from interop.foreign import T5S
 from lm_eval import evaluator
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -200,3 +204,20 @@ def test_an_encoder_decoder_scores_what_its_decoder_writes(small_characters):
         expected = torch.log_softmax(logits, -1)[range(len(answer)), ids[0]].sum().item()
         assert log_p == pytest.approx(expected, abs=1e-4)
         assert best == (logits.argmax(-1).tolist() == ids[0])
+
+
+def test_an_encoder_decoder_gives_the_numbers_of_transformers(tmp_path):
+    letters = "abcdefghijklmnopqrstuvwxyz ?."
+    words = {"<pad>": 0, "</s>": 1} | {letter: i for i, letter in enumerate(letters, 2)}
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(words, []))
+    library.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=library, eos_token="</s>", pad_token="<pad>")
+    fast.save_pretrained(T5S["t5"].save(tmp_path))
+    theirs = HFLM(pretrained=str(tmp_path), backend="seq2seq", device="cpu", dtype="float32", batch_size=2)
+    ours = Harness(*load_model(str(tmp_path)))
+    pairs = [("where did the cat go?", "home"), ("so ", "it is not so. but"), ("a longer question, it was?", "no")]
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    expected = theirs.loglikelihood(requests, disable_tqdm=True)
+    found = ours.loglikelihood(requests, disable_tqdm=True)
+    for (value, best), (their_value, their_best) in zip(found, expected, strict=True):
+        assert value == pytest.approx(their_value, rel=1e-5) and best == their_best
