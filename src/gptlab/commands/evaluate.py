@@ -105,18 +105,17 @@ def evaluate(config: EvaluateConfig) -> None:
     results = []
     for name in config.run:
         started = time.perf_counter()
-        subject = _open(name, config)
+        subject = _open(name)
         found = _evaluate(subject, config, corpus, prompts, settings, device)
         result = _facts(subject, config) | found | {"seconds": time.perf_counter() - started}
         _keep(result, subject)
         results.append(result)
+        if target is not None:  # after each: an error in the next one does not cost this
+            _write_json(target, {"results": results})
         if config.output is OutputFormat.text:
             _print(report.text(result, n_shown=N_SHOWN if config.n_shown is None else config.n_shown))
-    everything = {"results": results}
-    if target is not None:
-        target.write_text(json.dumps(everything, indent=2, default=str) + "\n", encoding="utf-8")
     if config.output is OutputFormat.json:
-        print(json.dumps(everything, default=str))
+        print(json.dumps({"results": results}, default=str))
     elif len(results) > 1:
         _print(report.comparison(results))
 
@@ -174,7 +173,7 @@ def _refuse_missing(name: str) -> None:
         open_weights(name, "run")  # from the hub, or an error before any work
 
 
-def _open(name: str, config: EvaluateConfig) -> Subject:
+def _open(name: str) -> Subject:
     from gptlab.interop.foreign_folder import ForeignFolder
     from gptlab.training.initial import open_weights
     from gptlab.training.trained import read_model
@@ -319,15 +318,19 @@ def _keep(result: dict[str, Any], subject: Subject) -> None:
     """Leave the result in the run folder, under a name of its step, what it measures, and the settings."""
     if subject.folder is None:
         return
-    digest = sha256(json.dumps(result["settings"], sort_keys=True, default=str).encode()).hexdigest()[:8]
+    digest = sha256(json.dumps(result["settings"], sort_keys=True).encode()).hexdigest()[:8]
     path = subject.folder / RESULTS / f"{subject.step:08}-{result['what']}-{digest}.json"
-    from gptlab.training.folder import write_text
-
     try:
         path.parent.mkdir(exist_ok=True)
-        write_text(path, json.dumps(result, indent=2, default=str) + "\n")
+        _write_json(path, result)
     except OSError as error:  # the numbers were the work, and are shown
         print(f"{path} cannot be written ({error.strerror}); use to=FILE", file=sys.stderr)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    from gptlab.training.folder import write_text
+
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")  # lm-eval's rows may hold any type
 
 
 def _print(text: str) -> None:
