@@ -66,7 +66,7 @@ class Contenders:
         self.folder, self.steps = folder, steps
         self.config = setting(folder, steps)
         data = prepare(self.config.data, self.config.tokenizer, progress=False)
-        self.objective = build_objective(self.config.objective)
+        self.objective = build_objective(self.config, data.tokenizer)
         windows = SlidingWindows(data.train.tokens, 32, 32)
         batches = TrainBatches(
             windows, self.objective, seed=0, shuffle=True, per_step=8, rank=0, world_size=1
@@ -93,8 +93,7 @@ class Contenders:
         parameters = list(model.parameters())
         started = time.perf_counter()
         for batch in self.loader():
-            loss = self.objective.loss(model, batch)
-            (loss.total / loss.n_targets).backward()
+            self.objective.mean_loss(model, batch).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -115,8 +114,7 @@ class Contenders:
                 return contenders.optimizer(self.model)
 
             def training_step(self, batch, _):
-                loss = contenders.objective.loss(self.model, batch)
-                mean = loss.total / loss.n_targets
+                mean = contenders.objective.mean_loss(self.model, batch)
                 if everything:
                     self.log("train/loss", mean, prog_bar=True)
                 return mean

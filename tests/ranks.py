@@ -65,7 +65,7 @@ def take_back(run: Path, target: Path, step: int) -> None:
 def one(job: dict) -> None:
     """Train the small run in `job["folder"]`."""
     from lightning.pytorch.callbacks import Callback
-    from runs import small_run
+    from runs import of_objective, small_run
 
     from gptlab.data.config import TextConfig
     from gptlab.models.config import model_from_plain
@@ -74,6 +74,8 @@ def one(job: dict) -> None:
         AdamWConfig,
         CallbacksConfig,
         CheckpointConfig,
+        FinetuneConfig,
+        Finetuning,
         MuonConfig,
         Recompute,
         Sharding,
@@ -95,6 +97,10 @@ def one(job: dict) -> None:
     more = dict(job.get("run", {}))
     if "model" in more:
         more["model"] = model_from_plain(more["model"])
+    if "objective" in job:
+        more |= of_objective(job["objective"], Path(job["folder"]).parent)
+    if "finetune" in more:
+        more["finetune"] = FinetuneConfig(**more["finetune"] | {"mode": Finetuning(more["finetune"]["mode"])})
     if "text" in job:  # read in its order
         more["data"] = TextConfig(path=job["text"], shuffle=False)
     spike = SpikeConfig()

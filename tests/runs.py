@@ -1,16 +1,18 @@
 """Small runs that several tests carry out."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from gptlab.config import RunConfig, to_plain
-from gptlab.data.config import ByteConfig, TextConfig
+from gptlab.data.config import ByteConfig, RowsConfig, TextConfig
 from gptlab.data.tokenizer import ByteTokenizer
 from gptlab.models.build import build_model
-from gptlab.models.config import DecoderConfig
+from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from gptlab.objectives.config import ClassificationConfig, InstructionConfig, MaskedLMConfig, SpanCorruptionConfig
 from gptlab.training import checkpoint
 from gptlab.training.config import (
     AdamWConfig,
@@ -35,6 +37,55 @@ def write_text(path: Path, n_characters: int = 20_000) -> Path:
         text.append(words[(state >> 16) % len(words)] + (".\n" if state % 11 == 0 else ""))
     path.write_text(" ".join(text)[:n_characters])
     return path
+
+
+OBJECTIVES = ("causal_lm", "masked_lm", "span_corruption", "classification", "instruction")
+
+
+def write_rows(path: Path, n: int = 160) -> Path:
+    """Questions about sums, with their answers and whether these are even."""
+    rows = ({"question": f"{i} + {7 * i % 13} =", "answer": str(i + 7 * i % 13)} for i in range(n))
+    path.write_text("".join(json.dumps(row | {"even": str(int(row["answer"]) % 2 == 0)}) + "\n" for row in rows))
+    return path
+
+
+def of_objective(name: str, place: Path) -> dict:
+    """What a small run needs for an objective beside the text; tables are written into `place`."""
+    sizes = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16}
+    if name == "causal_lm":
+        return {}
+    if name == "masked_lm":
+        texts = place / "texts"
+        if not texts.exists():  # sentence pairs are of several documents
+            texts.mkdir()
+            words = write_text(place / "of_texts.txt").read_text()
+            for i in range(40):
+                (texts / f"{i:02}.txt").write_text(words[500 * i : 500 * (i + 1)])
+        return {
+            "objective": MaskedLMConfig(),
+            "model": EncoderConfig(**sizes),
+            "data": TextConfig(path=str(texts)),
+            "tokenizer": ByteConfig(special_words=["<mask>", "<cls>", "<sep>", "<pad>"]),
+        }
+    if name == "span_corruption":
+        sizes["n_layer"] = 1  # on each side
+        return {
+            "objective": SpanCorruptionConfig(),
+            "model": EncoderDecoderConfig(**sizes),
+            "tokenizer": ByteConfig(n_sentinel=8),
+        }
+    table = place / "rows.jsonl"
+    if not table.exists():
+        write_rows(table)
+    if name == "classification":
+        return {
+            "objective": ClassificationConfig(lm_weight=0.5),
+            "data": RowsConfig(path=str(table), prompt="{question}", label="even", classes=["False", "True"]),
+        }
+    return {
+        "objective": InstructionConfig(),
+        "data": RowsConfig(path=str(table), prompt="{question}", response=" {answer}"),
+    }
 
 
 def small_run(folder: Path, **words) -> RunConfig:

@@ -20,7 +20,9 @@ from gptlab.models.config import (
     NormPlacement,
     Position,
 )
-from gptlab.training.config import Layout, Sharding, StrategyConfig
+from gptlab.nn.attention import Attention
+from gptlab.training.config import FinetuneConfig, Finetuning, Layout, Sharding, StrategyConfig
+from gptlab.training.finetune import prepare_finetuning
 
 SMALL = {"n_layer": 3, "n_head": 4, "d_model": 32, "context_length": 16}
 CONFIGS = [
@@ -64,6 +66,7 @@ def test_parameter_counts_equal_the_built_models(config):
         "head": 0 if model.lm_head is None else count(model.lm_head.parameters()),
         "total": count(model.parameters()),
         "active": count(model.parameters()),
+        "trained": count(model.parameters()),
     }
     if config.n_expert is not None:
         idle = 1 - config.n_expert_active / config.n_expert
@@ -94,6 +97,49 @@ def test_an_encoder_decoders_parts(options, feedforward):
     assert counts["total"] == count(model.parameters())
 
 
+OTHERS = [
+    EncoderConfig(**SMALL, d_head=6, d_ff=50),
+    EncoderConfig(**SMALL, heads=Heads.masked_lm),
+    EncoderDecoderConfig(**SMALL, n_decoder_layer=2, d_head=5, d_ff=50),
+    EncoderDecoderConfig(**SMALL, tied_head=False, feedforward=Feedforward.geglu),
+]
+TUNED = [
+    FinetuneConfig(),
+    FinetuneConfig(mode=Finetuning.last, n_block=2),
+    FinetuneConfig(mode=Finetuning.lora, rank=3),
+    FinetuneConfig(mode=Finetuning.lora, rank=2, layers=["attn.k", "attn.out"]),
+]
+
+
+@pytest.mark.parametrize("finetune", TUNED, ids=lambda finetune: f"{finetune.mode.value}-{','.join(finetune.layers)}")
+@pytest.mark.parametrize("config", CONFIGS + OTHERS, ids=range(len(CONFIGS + OTHERS)))
+def test_trained_parameters_and_their_memory_are_the_built_models(config, finetune):
+    model = shape_model(config, 40)
+    prepare_finetuning(model, finetune, config)
+    counts = costs.parameter_counts(config, 40, finetune)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert counts["total"] == count(model.parameters())
+    assert counts["trained"] == count(trained.values()) > 0
+    matrices = [p for name, p in trained.items() if ".blocks." in f".{name}" and p.ndim >= 2 and "bias" not in name]
+    known = {"micro_batch_size": 2, "context_length": 16, "precision": "32-true", "finetune": finetune}
+    adamw, muon = (costs.memory_bytes(config, 40, optimizer=name, **known) for name in costs.OPTIMIZERS)
+    assert adamw["weights"] == 4 * counts["total"]
+    assert (adamw["gradients"], adamw["optimizer"]) == (4 * counts["trained"], 8 * counts["trained"])
+    assert adamw["optimizer"] - muon["optimizer"] == 4 * count(matrices)
+
+
+@pytest.mark.parametrize("config", CONFIGS + OTHERS, ids=range(len(CONFIGS + OTHERS)))
+def test_linear_layers_are_those_of_the_blocks(config):
+    layers = [
+        (name, module.in_features, module.out_features)
+        for block in shape_model(config, 40).blocks
+        for name, module in block.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "ffn.router"  # which reads its weight alone
+    ]
+    told = [(name, *size) for name, (*size, n) in config.linear_layers().items() for _ in range(n)]
+    assert sorted(layers) == sorted(told)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name):
     config, published = PUBLISHED[name]
@@ -112,6 +158,51 @@ def test_flops_equal_a_count_of_the_forward_pass(config, monkeypatch):
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(tokens)
     assert 3 * counter.get_total_flops() == 2 * 16 * costs.flops_per_token(config, 40, 16)["per_token_exact"]
+
+
+@pytest.mark.parametrize("heads", Heads)
+@pytest.mark.parametrize("n_scored", [16, 5])
+def test_flops_of_an_encoder(heads, n_scored):
+    config = EncoderConfig(**SMALL, d_head=6, d_ff=50, heads=heads)
+    model = shape_model(config, 40)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        hidden = model.hidden(torch.zeros((2, 16), dtype=torch.int64, device="meta"))
+        if heads is not Heads.none:
+            model.output.logits(model.transformed(hidden[:, :n_scored]))
+        if heads is not Heads.masked_lm:
+            pooled = model.pooled(hidden)
+        if heads is Heads.pretraining:
+            model.next_sentence(pooled)
+    flops = costs.flops_per_token(config, 40, 16, head_share=n_scored / 16)["per_token_exact"]
+    assert 2 * 16 * flops == pytest.approx(3 * counter.get_total_flops(), rel=1e-12)
+
+
+@pytest.mark.parametrize("n_target", [16, 6])
+@pytest.mark.parametrize("config", OTHERS[2:], ids=["t5", "t5 1.1"])
+def test_flops_of_an_encoder_decoder(config, n_target):
+    model = shape_model(config, 40)
+    source, targets = (torch.zeros((2, n), dtype=torch.int64, device="meta") for n in (16, n_target))
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(targets, source=source)
+    known = {} if n_target == 16 else {"target_length": n_target}
+    flops = costs.flops_per_token(config, 40, 16, **known)
+    assert 2 * 16 * flops["per_token_exact"] == pytest.approx(3 * counter.get_total_flops(), rel=1e-12)
+    decoder = count(model.decoder.parameters()) - count(model.decoder.position.parameters())
+    encoder = count(model.encoder.parameters()) - count(model.encoder.position.parameters())
+    met = encoder * 16 + (decoder + 40 * config.d_model) * n_target
+    assert flops["per_token_6n"] == pytest.approx(6 * met / 16, rel=1e-12)
+    with pytest.raises(ValueError, match="target_length=4 is of an encoder-decoder; leave it out"):
+        costs.flops_per_token(DecoderConfig(**SMALL), 40, 16, target_length=4)
+
+
+def test_six_n_of_an_encoder_weighs_its_heads():
+    config = EncoderConfig(**SMALL)
+    model = shape_model(config, 40)
+    blocks = count(model.blocks.parameters()) + count(model.emb_norm.parameters())
+    words = count(model.mlm.parameters()) + count(model.tok_emb.parameters())
+    text = count(model.pooler.parameters()) + count(model.nsp.parameters())
+    flops = costs.flops_per_token(config, 40, 16, head_share=0.25)["per_token_6n"]
+    assert flops == pytest.approx(6 * (blocks + words / 4 + text / 16), rel=1e-12)
 
 
 def test_six_n_leaves_out_what_is_only_looked_up():
@@ -133,6 +224,43 @@ def test_six_n_leaves_out_what_is_only_looked_up():
 def test_activations_are_what_autograd_keeps(option):
     config = DecoderConfig(**SMALL, **option, bias=False)
     model = build_model(config, 40, seed=0)
+    measured = kept_bytes(model, lambda: model.hidden(torch.zeros((8, 16), dtype=torch.int64)))
+    assert activations(config) == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize("heads", [Heads.none, Heads.masked_lm])
+def test_activations_of_an_encoder(heads):
+    config = EncoderConfig(**SMALL, heads=heads)
+    model = build_model(config, 40, seed=0)
+
+    def forward():
+        hidden = model.hidden(torch.zeros((8, 16), dtype=torch.int64))
+        return hidden if heads is Heads.none else torch.cat([hidden[:, :4], model.transformed(hidden[:, :4])], 1)
+
+    assert activations(config, head_share=4 / 16) == pytest.approx(kept_bytes(model, forward), rel=0.05)
+
+
+@pytest.mark.parametrize("feedforward", [Feedforward.relu, Feedforward.geglu])
+def test_activations_of_an_encoder_decoder(feedforward):
+    config = EncoderDecoderConfig(**SMALL, n_decoder_layer=2, feedforward=feedforward)
+    model = build_model(config, 40, seed=0)
+    source, targets = (torch.zeros((8, n), dtype=torch.int64) for n in (16, 10))
+    measured = kept_bytes(model, lambda: model.hidden(targets, source=source))
+    # A fused kernel keeps neither a norm's output before its gain nor the weights of attention.
+    measured -= 4 * 8 * (7 * 16 + 7 * 10) * 32 + 4 * 8 * 4 * (3 * 16 * 16 + 2 * 10 * 10)
+    assert activations(config, target_length=10) == pytest.approx(measured, rel=0.05)
+
+
+def test_frozen_blocks_keep_nothing():
+    config, finetune = DecoderConfig(**SMALL), FinetuneConfig(mode=Finetuning.last, n_block=1)
+    model = build_model(config, 40, seed=0)
+    prepare_finetuning(model, finetune, config)
+    measured = kept_bytes(model, lambda: model.hidden(torch.zeros((8, 16), dtype=torch.int64)))
+    assert activations(config, finetune=finetune) == pytest.approx(measured, rel=0.05)
+
+
+def kept_bytes(model, forward):
+    """What autograd keeps for the backward pass of `forward`, with what it returns."""
     kept = {}
 
     def keep(tensor):
@@ -140,17 +268,18 @@ def test_activations_are_what_autograd_keeps(option):
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    for block in model.blocks:
-        block.attn.joint_projection = False  # its joined weight is no activation
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.joint_projection = False  # its joined weight is no activation
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model.hidden(torch.zeros((8, 16), dtype=torch.int64))
-    measured = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights)
-    measured += hidden.nbytes
-    predicted = costs.memory_bytes(
-        config, 40, micro_batch_size=8, context_length=16, optimizer="adamw", precision="32-true"
-    )["activations"]
-    assert predicted == pytest.approx(measured, rel=0.05)
+        result = forward()
+    return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights) + result.nbytes
+
+
+def activations(config, **more):
+    known = {"micro_batch_size": 8, "context_length": 16, "optimizer": "adamw", "precision": "32-true"}
+    return costs.memory_bytes(config, 40, **known | more)["activations"]
 
 
 def test_memory_by_part():

@@ -68,6 +68,11 @@ FOREIGN = {
     "eval_interval": "trainer.val_check_interval",
     "warmup_iters": "schedule.warmup_steps",
     "dtype": "trainer.precision",
+    "lora_r": "finetune.rank",
+    "lora_rank": "finetune.rank",
+    "lora_alpha": "finetune.alpha",
+    "lora_dropout": "finetune.dropout",
+    "target_modules": "finetune.layers",
     "out_dir": "run_dir",
 }
 
@@ -202,11 +207,13 @@ def _for_hydra(word: str) -> str:
     if word.startswith("callbacks.extra."):  # names of other people's callbacks are new keys
         return f"++{word}"
     key, _, value = word.partition("=")
-    free = key in ("resume", "run_dir", "data.path", "callbacks.sample.prompt") and value[:1] not in ("'", '"', "[")
+    texts = ("resume", "run_dir", "data.path", "data.prompt", "data.response", "callbacks.sample.prompt")
+    role = key.startswith("data.chat.")  # may be a new key, too
+    free = (key in texts or role) and value[:1] not in ("'", '"', "[")
     if free and re.search(r"[^\w./,*~-]|[^\x00-\x7f]", value):
         quoted = value.replace("'", "\\'")
-        return f"{key}='{quoted}'"
-    return word
+        word = f"{key}='{quoted}'"
+    return f"++{word}" if role else word
 
 
 def help_text(words: list[str]) -> str:
@@ -310,7 +317,7 @@ def refuse_unknown(words: list[str]) -> None:
             raise ValueError(f"{key} is decided by gptlab; use {OWNED[key.removeprefix('trainer.')]}")
         elif key.startswith("logger.") and key.count(".") == 2 and not _has_logger(key.split(".")[1], words):
             raise ValueError(f"{key} is said of a logger that is off; add logger={key.split('.')[1]}")
-        elif key not in known and not key.startswith(("callbacks.extra.", "trainer.plugins.")):
+        elif key not in known and not key.startswith(("callbacks.extra.", "data.chat.", "trainer.plugins.")):
             foreign = FOREIGN.get(key.split(".")[-1])
             hint = f"; did you mean {foreign}?" if foreign else nearest(key, sorted(known | set(presets)))
             raise ValueError(f"{key} is not a word of the config{hint}")

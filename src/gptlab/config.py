@@ -4,15 +4,25 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from hashlib import sha256
 from json import dumps
+from math import gcd
 from pathlib import Path
 
-from gptlab.data.config import BpeConfig, DataConfig, StdlibConfig, TokenizerConfig
-from gptlab.models.config import DecoderConfig, ModelConfig
-from gptlab.objectives.config import OBJECTIVES, CausalLMConfig, ObjectiveConfig
+from gptlab.data.config import BpeConfig, DataConfig, RowForm, RowsConfig, StdlibConfig, TokenizerConfig
+from gptlab.models.config import DecoderConfig, EncoderConfig, Heads, ModelConfig
+from gptlab.objectives.config import (
+    OBJECTIVES,
+    CausalLMConfig,
+    ClassificationConfig,
+    MaskedLMConfig,
+    ObjectiveConfig,
+)
 from gptlab.training.config import (
     DECAYS,
+    TENSOR_PARALLEL,
     WARMUPS,
     CallbacksConfig,
+    FinetuneConfig,
+    Finetuning,
     Layout,
     LoggersConfig,
     MuonConfig,
@@ -57,6 +67,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=StdlibConfig)
     tokenizer: TokenizerConfig = field(default_factory=BpeConfig)
     objective: ObjectiveConfig = field(default_factory=CausalLMConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     optimizer: OptimizerConfig = field(default_factory=MuonConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -85,6 +96,11 @@ class RunConfig:
     @property
     def windows_per_step(self) -> int:
         return self.batch_tokens // self.context_length
+
+    @property
+    def n_class(self) -> int | None:
+        """How many classes the model has a head for; None where it has none."""
+        return len(self.data.classes) if isinstance(self.objective, ClassificationConfig) else None
 
     def learned_from(self) -> dict:
         """All that decides what the run learns, as plain values."""
@@ -117,6 +133,8 @@ class RunConfig:
             self.model,
             self.data,
             self.tokenizer,
+            self.objective,
+            self.finetune,
             self.optimizer,
             self.schedule,
             self.trainer,
@@ -125,6 +143,9 @@ class RunConfig:
         ):
             part.check()
         self._check_objective()
+        self._check_heads()
+        self._check_examples()
+        self._check_finetune()
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} is outside 0 to {2**32 - 1}")
         for name in ("run_dir", "name"):
@@ -168,9 +189,84 @@ class RunConfig:
             return
         fitting = [name for name, kind in OBJECTIVES.items() if architecture in kind.architectures]
         raise ValueError(
-            f"objective={self.objective.name} does not fit a model with architecture={architecture}, "
-            + (f"but objective={' or '.join(fitting)} does" if fitting else "and none yet does: it cannot be trained")
+            f"objective={self.objective.name} does not fit a model with architecture={architecture}; "
+            f"use objective={' or '.join(fitting)}"
         )
+
+    def _check_heads(self) -> None:
+        """An encoder has the heads that its objective uses."""
+        if not isinstance(self.model, EncoderConfig):
+            return
+        heads, objective = self.model.heads, self.objective
+        if isinstance(objective, MaskedLMConfig):
+            fitting = [Heads.pretraining] if objective.next_sentence else [Heads.pretraining, Heads.masked_lm]
+            what = f"objective=masked_lm with objective.next_sentence={str(objective.next_sentence).lower()}"
+        else:
+            fitting, what = [Heads.none, Heads.pretraining], f"objective={objective.name}"
+        if heads not in fitting:
+            raise ValueError(
+                f"{what} has no use for model.heads={heads.value}; "
+                f"use model.heads={' or '.join(one.value for one in fitting)}"
+            )
+        if isinstance(objective, ClassificationConfig) and objective.lm_weight:
+            raise ValueError(
+                f"objective.lm_weight={objective.lm_weight} is the weight of predicting the next word, which an "
+                "encoder does not; set objective.lm_weight=0"
+            )
+
+    def _check_examples(self) -> None:
+        """Rows of tables are for objectives that read them, and the others read text."""
+        objective, data = self.objective, self.data
+        forms = {"classification": (RowForm.label,), "instruction": (RowForm.response, RowForm.messages)}
+        if not isinstance(data, RowsConfig):
+            if objective.reads_rows:
+                raise ValueError(
+                    f"objective={objective.name} learns from the rows of a table, and data={data.source} is text; "
+                    "use data=rows data.path=FILE, or data=function_packages or function_summaries, which need no file"
+                )
+        elif data.form not in forms.get(objective.name, ()):
+            fitting = next(name for name, known in forms.items() if data.form in known)
+            raise ValueError(
+                f"objective={objective.name} does not read rows with data.{data.form.value}; use objective={fitting}"
+            )
+        sample = self.callbacks.sample
+        if sample is not None and sample.prompt is not None and objective.name not in ("causal_lm", "instruction"):
+            raise ValueError(
+                f"callbacks.sample.prompt={sample.prompt} is for models that continue a text, and "
+                f"objective={objective.name} shows its own examples; leave it out"
+            )
+
+    def _check_finetune(self) -> None:
+        finetune, model = self.finetune, self.model
+        if finetune.mode is Finetuning.full:
+            return
+        if model.init_from is None:
+            raise ValueError(
+                f"finetune={finetune.mode.value} trains a part of a pretrained model, and the rest of this one would "
+                "stay random; set model.init_from to weights to start from, or use finetune=full"
+            )
+        if finetune.mode is Finetuning.last and finetune.n_block > model.last_blocks:
+            raise ValueError(
+                f"finetune.n_block={finetune.n_block} is more than the {model.last_blocks} blocks before the head; "
+                "use that many or fewer, or finetune=full"
+            )
+        if finetune.mode is Finetuning.lora:
+            self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        known = self.model.linear_layers()
+        for name in self.finetune.layers:
+            if name not in known:
+                experts = self.model.n_expert is not None and name.startswith("ffn.")
+                what = (
+                    "is of experts, whose layers take no adapter" if experts else "is no layer of this model's blocks"
+                )
+                raise ValueError(f"finetune.layers: {name} {what}; choose from {', '.join(known)}")
+        if self.strategy.name in TENSOR_PARALLEL:
+            raise ValueError(
+                f"strategy={self.strategy.name.value} divides the matrices that finetune=lora adds to; "
+                "use strategy=ddp, zero1, zero2, fsdp or hsdp"
+            )
 
     def _check_budget(self) -> None:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -205,25 +301,31 @@ class RunConfig:
                 f"strategy={self.strategy.name.value} divides heads over {tensor} devices, and those of an "
                 "encoder-decoder share biases of positions; use strategy=fsdp"
             )
-        if tensor > 1 and self.model.n_expert is not None:
-            raise ValueError(
-                f"strategy={self.strategy.name.value} divides single matrices, and with "
-                f"model.n_expert={self.model.n_expert} they are stacked by expert; use strategy=fsdp"
-            )
-        for name, size in (("n_head", self.model.n_head), ("n_kv_head", self.model.kv_heads)):
+        self._check_division(tensor)
+        self._check_batch(layout.data)
+
+    def _check_division(self, tensor: int) -> None:
+        model = self.model
+        divided = [
+            ("attention", f"model.n_head={model.n_head}", model.n_head),
+            ("attention", f"model.n_kv_head={model.kv_heads}", model.kv_heads),
+        ]
+        if model.n_expert is None:
+            divided.append(("the feedforward", f"model.d_ff={model.ff_width}", model.ff_width))
+        else:
+            divided.append(("experts", f"model.n_expert={model.n_expert}", model.n_expert))
+            if model.n_shared_expert:
+                words = f"model.n_shared_expert={model.n_shared_expert} times model.d_ff={model.ff_width}"
+                divided.append(("the shared experts", words, model.n_shared_expert * model.ff_width))
+        common = gcd(*(size for _, _, size in divided))
+        fits = " or ".join(str(n) for n in range(2, common + 1) if common % n == 0)
+        for what, words, size in divided:
             if size % tensor:
-                fits = " or ".join(str(n) for n in range(2, size + 1) if size % n == 0)
                 raise ValueError(
-                    f"strategy={self.strategy.name.value} divides attention over {tensor} devices, which "
-                    f"model.{name}={size} is no multiple of; "
+                    f"strategy={self.strategy.name.value} divides {what} over {tensor} devices, which "
+                    f"{words} is no multiple of; "
                     + (f"use {fits} of them, or strategy=fsdp" if fits else "use strategy=fsdp")
                 )
-        if self.model.ff_width % tensor:
-            raise ValueError(
-                f"strategy={self.strategy.name.value} divides the feedforward over {tensor} devices, which "
-                f"model.d_ff={self.model.ff_width} is no multiple of"
-            )
-        self._check_batch(layout.data)
 
     def _check_batch(self, devices: int) -> None:
         length = self.context_length

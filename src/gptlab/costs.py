@@ -1,5 +1,7 @@
 """What a run costs, before it starts: parameters, floating-point operations and bytes, by arithmetic alone."""
 
+from typing import NamedTuple
+
 from gptlab.models.config import (
     DecoderConfig,
     EncoderConfig,
@@ -11,7 +13,15 @@ from gptlab.models.config import (
     NormPlacement,
     Position,
 )
-from gptlab.training.config import SHARDED, Layout, Recompute, Sharding, StrategyConfig
+from gptlab.training.config import (
+    SHARDED,
+    FinetuneConfig,
+    Finetuning,
+    Layout,
+    Recompute,
+    Sharding,
+    StrategyConfig,
+)
 
 LOGITS_CHUNK = 2**27  # at most so many logits exist at a time on a GPU (nn/loss.py)
 
@@ -26,11 +36,28 @@ PRECISIONS = {
 OPTIMIZERS = ("adamw", "muon")
 
 
-def parameter_counts(config: ModelConfig, vocab_size: int) -> dict[str, int]:
-    """Count parameters by part; a tied head counts as embedding, `active` are those that one token uses."""
-    parts = PARTS[type(config)](config, vocab_size)
+def parameter_counts(
+    config: ModelConfig, vocab_size: int, finetune: FinetuneConfig | None = None, n_class: int | None = None
+) -> dict[str, int]:
+    """Count parameters by part; a tied head counts as embedding.
+
+    `active` are those that one token uses, `trained` those that are not frozen. Adapters are a part of their own, and
+    so is a head for `n_class` classes.
+    """
+    parts, finetune = PARTS[type(config)](config, vocab_size), finetune or FinetuneConfig()
+    if finetune.mode is Finetuning.lora:
+        parts["adapter"] = _adapters(config, finetune)
+    if n_class is not None:
+        parts["classes"] = (config.d_model + 1) * n_class
     total = sum(parts.values())
-    return parts | {"total": total, "active": total - _idle(config)}
+    match finetune.mode:
+        case Finetuning.full:
+            trained = total
+        case Finetuning.last:
+            trained = _last_parts(config, parts, finetune.n_block) + parts.get("classes", 0)
+        case Finetuning.lora:
+            trained = parts["adapter"] + parts.get("classes", 0)
+    return parts | {"total": total, "active": total - _idle(config), "trained": trained}
 
 
 def _decoder_parts(c: DecoderConfig, vocab_size: int) -> dict[str, int]:
@@ -60,7 +87,7 @@ def _encoder_parts(c: EncoderConfig, vocab_size: int) -> dict[str, int]:
         "position": (c.context_length + c.n_segment) * c.d_model,
         "attention": c.n_layer * (3 * (c.d_model + 1) * queries + (queries + 1) * c.d_model),
         "feedforward": c.n_layer * _feedforward(c, c.ff_width, 1),
-        "norm": (2 * c.n_layer + 1) * norm,
+        "norm": _n_norms(c) * norm,
         "pooler": 0 if c.heads is Heads.masked_lm else square,
         "head": words * (square + norm + vocab_size) + sentence * 2 * (c.d_model + 1),
     }
@@ -91,6 +118,22 @@ def _feedforward(c: ModelConfig, width: int, bias: int) -> int:
     return n_up * (c.d_model + bias) * width + (width + bias) * c.d_model
 
 
+def _adapters(c: ModelConfig, finetune: FinetuneConfig) -> int:
+    sizes = c.linear_layers()
+    return finetune.rank * sum((n_in + n_out) * n for n_in, n_out, n in map(sizes.__getitem__, finetune.layers))
+
+
+def _last_parts(c: ModelConfig, parts: dict[str, int], n_block: int) -> int:
+    """Count the parameters of the last blocks and of what comes after them, the table of words left out."""
+    if isinstance(c, EncoderDecoderConfig):
+        block = 8 * c.d_model * c.n_head * c.head_width + _feedforward(c, c.ff_width, 0) + 3 * c.d_model
+        return n_block * block + c.d_model + parts["head"]
+    norm = parts["norm"] // _n_norms(c)
+    block = (parts["attention"] + parts["feedforward"]) // c.n_layer + 2 * norm
+    n_after = 0 if isinstance(c, EncoderConfig) else _n_norms(c) - 2 * c.n_layer
+    return n_block * block + n_after * norm + parts.get("pooler", 0) + parts["head"]
+
+
 def _idle(c: ModelConfig) -> int:
     """Count the parameters of experts that a token does not see."""
     if c.n_expert is None:
@@ -98,27 +141,76 @@ def _idle(c: ModelConfig) -> int:
     return c.n_layer * (c.n_expert - c.n_expert_active) * _feedforward(c, c.ff_width, int(c.bias))
 
 
-def flops_per_token(config: DecoderConfig, vocab_size: int, context_length: int) -> dict[str, int]:
+def flops_per_token(
+    config: ModelConfig,
+    vocab_size: int,
+    context_length: int,
+    *,
+    target_length: int | None = None,
+    head_share: float = 1.0,
+) -> dict[str, float]:
     """Floating-point operations of training on one token: three times the forward pass's, a multiply-add being two.
 
+    A window is `context_length` tokens, and of an encoder-decoder, whose tokens are those of its encoder,
+    `target_length` beside them that its decoder reads (None: as many). Of the positions before the head `head_share`
+    are scored.
+
     `per_token_6n` is 6 N, where N leaves out tables that are only looked up (arXiv:2001.08361, section 2.1, with the
-    head) and experts that a token does not see. `per_token_exact` counts the matrix products, and attention scores in
-    full, masked or not (PaLM, arXiv:2204.02311, appendix B), which is the convention for MFU. A banded block counts
-    like a dense one: its band is a mask over all scores, so that is also what the hardware does.
+    head) and experts that a token does not see, and weighs parameters that not every token meets by how many do.
+    `per_token_exact` counts the matrix products, and attention scores in full, masked or not (PaLM, arXiv:2204.02311,
+    appendix B), which is the convention for MFU. A banded block counts like a dense one: its band is a mask over all
+    scores, so that is also what the hardware does. All count as if every parameter were trained.
     """
-    c = config
-    counts = parameter_counts(c, vocab_size)
-    matrices = _hidden_matrices(c, c.n_expert_active)
-    looked_up = counts["position"] + (0 if c.tied_head else counts["embedding"])
-    scores = 2 * context_length * c.n_head * c.head_width * c.n_layer
-    return {
-        "per_token_6n": 6 * (counts["active"] - looked_up),
-        "per_token_exact": 6 * (matrices + scores + c.d_model * vocab_size),
-    }
+    if target_length is not None and not isinstance(config, EncoderDecoderConfig):
+        raise ValueError(f"target_length={target_length} is of an encoder-decoder; leave it out")
+    seen, products = PRODUCTS[type(config)](config, vocab_size, context_length, target_length, head_share)
+    return {"per_token_6n": 6 * seen, "per_token_exact": 6 * products}
+
+
+def _decoder_products(c: DecoderConfig, vocab_size: int, length: int, _, share: float) -> tuple[float, float]:
+    """The parameters that a token meets, and the multiply-adds of its forward pass; likewise below."""
+    counts, head = parameter_counts(c, vocab_size), c.d_model * vocab_size
+    blocks = counts["active"] - counts["position"] - counts["embedding"] - counts["head"]
+    scores = 2 * length * c.n_head * c.head_width * c.n_layer
+    return blocks + share * head, _hidden_matrices(c, c.n_expert_active) + scores + share * head
+
+
+def _encoder_products(c: EncoderConfig, vocab_size: int, length: int, _, share: float) -> tuple[float, float]:
+    counts, square = parameter_counts(c, vocab_size), c.d_model * c.d_model
+    words, sentence = c.heads is not Heads.none, 2 if c.heads is Heads.pretraining else 0
+    pooler = 0 if c.heads is Heads.masked_lm else square
+    # What reads a whole text does so once a window.
+    head = words * share * (square + c.d_model * vocab_size) + (pooler + sentence * c.d_model) / length
+    seen = counts["attention"] + counts["feedforward"] + counts["norm"]
+    seen += share * (counts["head"] - sentence * (c.d_model + 1) + words * counts["embedding"])
+    seen += (counts["pooler"] + sentence * (c.d_model + 1)) / length
+    scores = 2 * length * c.n_head * c.head_width * c.n_layer
+    return seen, _hidden_matrices(c, None) + scores + head
+
+
+def _encoder_decoder_products(
+    c: EncoderDecoderConfig, vocab_size: int, length: int, target_length: int | None, share: float
+) -> tuple[float, float]:
+    targets = (length if target_length is None else target_length) / length  # of the decoder, for each token
+    queries, feedforward = c.n_head * c.head_width, _feedforward(c, c.ff_width, 0)
+    attention, head = 4 * c.d_model * queries, share * c.d_model * vocab_size
+    encoder, decoder = c.n_layer * (attention + feedforward), c.decoder_layers * (2 * attention + feedforward)
+    norms = (2 * c.n_layer + 1) * c.d_model + targets * (3 * c.decoder_layers + 1) * c.d_model
+    # Keys and values of what the decoder looks at are made of the encoder's tokens.
+    products = encoder + targets * decoder + (1 - targets) * c.decoder_layers * attention / 2
+    scores = 2 * length * queries * (c.n_layer + (targets**2 + targets) * c.decoder_layers)
+    return encoder + targets * (decoder + head) + norms, products + scores + targets * head
+
+
+PRODUCTS = {
+    DecoderConfig: _decoder_products,
+    EncoderConfig: _encoder_products,
+    EncoderDecoderConfig: _encoder_decoder_products,
+}
 
 
 def memory_bytes(
-    config: DecoderConfig,
+    config: ModelConfig,
     vocab_size: int,
     *,
     micro_batch_size: int,
@@ -127,39 +219,53 @@ def memory_bytes(
     precision: str,
     strategy: StrategyConfig | None = None,
     layout: Layout | None = None,
+    finetune: FinetuneConfig | None = None,
+    target_length: int | None = None,
+    head_share: float = 1.0,
 ) -> dict[str, int]:
     """Estimate the bytes that training takes on one device of those that `layout` arranges.
 
     `gathered` are weights that are divided and for a while whole. Activations are those that fused kernels keep for the
-    backward pass, without dropout masks.
+    backward pass, without dropout masks; on a CPU, which has no such kernel for learned biases, an encoder-decoder
+    keeps its attention's weights beside them. `target_length` and `head_share` are those of `flops_per_token`.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"trainer.precision={precision} is unknown here; use one of {', '.join(PRECISIONS)}")
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer} is unknown here; use one of {', '.join(OPTIMIZERS)}")
     c, strategy, layout = config, strategy or StrategyConfig(), layout or Layout()
+    finetune = finetune or FinetuneConfig()
     weight, copy, activation, stream = PRECISIONS[precision]
-    hidden = _hidden_matrices(c, c.n_expert)
-    n_parameters = parameter_counts(c, vocab_size)["total"] - hidden + hidden // layout.tensor
-    n_moments = 2 * n_parameters - (hidden // layout.tensor if optimizer == "muon" else 0)  # of a matrix it keeps one
+    counts, hidden = parameter_counts(c, vocab_size, finetune), _hidden_matrices(c, c.n_expert)
+    n_parameters = counts["total"] - hidden + hidden // layout.tensor
+    matrices = _trained_matrices(c, hidden, finetune)
+    n_trained = counts["trained"] - matrices + matrices // layout.tensor
+    n_moments = 2 * n_trained - (matrices // layout.tensor if optimizer == "muon" else 0)  # of a matrix it keeps one
 
     n_gathered = 0
     if strategy.name is Sharding.zero2:
         n_gathered = n_parameters
     elif strategy.name in SHARDED:  # what the head and the embeddings need, and two blocks: the next is fetched ahead
-        blocks = hidden // layout.tensor
-        n_gathered = n_parameters - blocks + 2 * blocks // c.n_layer
+        blocks = hidden // layout.tensor + counts.get("adapter", 0)
+        n_gathered = n_parameters - blocks + 2 * blocks // c.linear_layers()["attn.q"][2]
     n_shards = layout.shards
     n_optimizer_shards = layout.replicas if strategy.name is Sharding.zero1 else n_shards
 
-    n_tokens = micro_batch_size * context_length
+    targets = context_length if target_length is None else target_length
+    n_read = targets if isinstance(c, EncoderDecoderConfig) else context_length  # by the head
+    activations = _activation_bytes(
+        c, _blocks(c, context_length, targets, finetune), strategy.activation_checkpointing, activation, stream
+    )
+    if isinstance(c, EncoderConfig) and c.heads is not Heads.none:  # the head's layer, its nonlinearity and its norm
+        activations += head_share * n_read * 4 * c.d_model * activation
+    n_scored = round(micro_batch_size * head_share * n_read)
     parts = {
         "weights": -(-n_parameters // n_shards) * (weight + copy),
-        "gradients": -(-n_parameters // n_shards) * weight,
+        "gradients": -(-n_trained // n_shards) * weight,
         "optimizer": -(-n_moments // n_optimizer_shards) * weight,
         "gathered": n_gathered * (copy or weight) if n_shards > 1 else 0,
-        "activations": n_tokens * _activation_bytes(c, strategy.activation_checkpointing, activation, stream),
-        "logits": min(n_tokens * vocab_size, max(LOGITS_CHUNK, vocab_size)) * (4 + activation),
+        "activations": round(micro_batch_size * activations),
+        "logits": min(n_scored * vocab_size, max(LOGITS_CHUNK, vocab_size)) * (4 + activation),
     }
     if strategy.cpu_offload:
         parts |= dict.fromkeys(("weights", "gradients", "optimizer"), 0)  # in the host's memory
@@ -167,8 +273,31 @@ def memory_bytes(
     return parts | {"total": sum(parts.values())}
 
 
-def _activation_bytes(c: DecoderConfig, recompute: Recompute, activation: int, stream: int) -> int:
-    """What one token leaves for the backward pass."""
+class _Blocks(NamedTuple):
+    """Blocks that are alike, and what each keeps of a window for the backward pass."""
+
+    n_block: int
+    n_token: int
+    n_sublayer: int
+    products: float  # channels of a token that are products of matrices or attention
+    rest: float  # other ones
+    beside: float = 0  # products that another sequence's tokens leave here, of all channels
+
+
+def _blocks(c: ModelConfig, length: int, targets: int, finetune: FinetuneConfig) -> list[_Blocks]:
+    """The blocks in which there is something to train, or before which there is."""
+    n_last = finetune.n_block if finetune.mode is Finetuning.last else None
+    products, rest = _kept_channels(c)
+    if not isinstance(c, EncoderDecoderConfig):
+        return [_Blocks(c.n_layer if n_last is None else n_last, length, 2, products, rest)]
+    queries = c.n_head * c.head_width
+    cross = {"products": products + 2 * queries, "rest": rest + c.d_model, "beside": length * 2 * queries}
+    decoder = _Blocks(c.decoder_layers if n_last is None else n_last, targets, 3, **cross)
+    return [_Blocks(c.n_layer if n_last is None else 0, length, 2, products, rest), decoder]
+
+
+def _kept_channels(c: ModelConfig) -> tuple[float, float]:
+    """What attention to a sequence itself and a feedforward keep of a token: products, and the rest."""
     queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
     gates = 2 if c.feedforward.gated else 1
     # A rectifier needs its output alone, which the next matrix keeps anyway.
@@ -181,31 +310,55 @@ def _activation_bytes(c: DecoderConfig, recompute: Recompute, activation: int, s
     # q, k, v, what they mix, and what goes into the nonlinearity
     products = 2 * queries + 2 * keys + before * width + answers * c.d_model
     rest = (2 + copies) * c.d_model + gates * width  # norms' and nonlinearity's outputs
-    rest += queries + keys if c.qk_norm else 0
-    whole = (products + rest) * activation + 2 * c.d_model * stream
-    kept = {
-        Recompute.none: whole,
-        Recompute.full: c.d_model * stream,  # its input
-        Recompute.selective: (products + 2 * c.d_model) * activation + c.d_model * stream,
-    }[recompute]
-    again = 0 if recompute is Recompute.none else whole  # the block that is being computed once more
-    last = c.d_model * (activation + stream * (_n_norms(c) - 2 * c.n_layer))
-    return c.n_layer * kept + again + last
+    return products, rest + (queries + keys if isinstance(c, DecoderConfig) and c.qk_norm else 0)
 
 
-def _n_norms(c: DecoderConfig) -> int:
-    return 2 * c.n_layer + (1 if c.norm_placement is NormPlacement.pre else 0)
+def _activation_bytes(
+    c: ModelConfig, blocks: list[_Blocks], recompute: Recompute, activation: int, stream: int
+) -> float:
+    """What one window leaves for the backward pass."""
+    d, kept, whole = c.d_model, 0, []
+    for b in blocks:
+        whole.append(
+            b.n_token * ((b.products + b.rest) * activation + b.n_sublayer * d * stream) + b.beside * activation
+        )
+        products = b.n_token * (b.products + b.n_sublayer * d) + b.beside
+        kept += (
+            b.n_block
+            * {
+                Recompute.none: whole[-1],
+                Recompute.full: b.n_token * d * stream,  # its input
+                Recompute.selective: products * activation + b.n_token * d * stream,
+            }[recompute]
+        )
+    again = 0 if recompute is Recompute.none else max(whole)  # the block that is being computed once more
+    n_alone = 1 if isinstance(c, EncoderDecoderConfig) else _n_norms(c) - 2 * c.n_layer  # norms outside of blocks
+    return kept + again + sum(b.n_token for b in blocks) * d * (activation + stream * n_alone)
+
+
+def _n_norms(c: DecoderConfig | EncoderConfig) -> int:
+    return 2 * c.n_layer + (0 if isinstance(c, DecoderConfig) and c.norm_placement is NormPlacement.post else 1)
+
+
+def _trained_matrices(c: ModelConfig, hidden: int, finetune: FinetuneConfig) -> int:
+    """Count those weights of the blocks' matrices that are trained, adapters included."""
+    if finetune.mode is Finetuning.lora:
+        return _adapters(c, finetune)
+    if finetune.mode is Finetuning.full:
+        return hidden
+    if isinstance(c, EncoderDecoderConfig):
+        return finetune.n_block * (8 * c.d_model * c.n_head * c.head_width + _feedforward(c, c.ff_width, 0))
+    return finetune.n_block * hidden // c.n_layer
 
 
 def _shared_width(c: DecoderConfig) -> int:
     return (c.n_shared_expert or 0) * c.ff_width
 
 
-def _hidden_matrices(c: DecoderConfig, n_expert: int | None) -> int:
+def _hidden_matrices(c: ModelConfig, n_expert: int | None) -> int:
     """Count the weights of all blocks' matrices, with so many experts in each where there are any."""
-    queries, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
+    matrices = sum(n_in * n_out * n for n_in, n_out, n in c.linear_layers().values())
+    if c.n_expert is None:
+        return matrices
     n_matrices = 3 if c.feedforward.gated else 2
-    width, router = c.ff_width, 0
-    if c.n_expert is not None:
-        width, router = n_expert * c.ff_width + _shared_width(c), c.n_expert
-    return c.n_layer * c.d_model * (2 * queries + 2 * keys + n_matrices * width + router)
+    return matrices + c.n_layer * c.d_model * (n_matrices * n_expert * c.ff_width + c.n_expert)  # with the router

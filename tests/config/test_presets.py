@@ -9,7 +9,8 @@ from gptlab.config import RunConfig
 from gptlab.costs import flops_per_token, parameter_counts
 from gptlab.models.build import shape_model
 from gptlab.models.config import EncoderDecoderConfig
-from gptlab.training.config import Sharding, StrategyConfig
+from gptlab.training.config import FinetuneConfig, Finetuning, Sharding, StrategyConfig
+from gptlab.training.finetune import prepare_finetuning
 
 PRESETS = [(group, name) for group, names in compose.groups().items() for name in names]
 COUNTS = {
@@ -47,12 +48,6 @@ COUNTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def any_objective(monkeypatch):
-    """Presets of models that no objective fits yet are composed all the same."""
-    monkeypatch.setattr(RunConfig, "_check_objective", lambda self: None)
-
-
 def composed(monkeypatch, *words):
     seen = []
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
@@ -60,23 +55,43 @@ def composed(monkeypatch, *words):
     return seen[-1]
 
 
-NEEDED = {"data=text": ["data.path=my.txt"], "tokenizer=file": ["tokenizer.path=tokenizer.json"]}
+NEEDED = {
+    "data=text": ["data.path=my.txt"],
+    "tokenizer=file": ["tokenizer.path=tokenizer.json"],
+    "data=rows": ["data.path=my.csv", "data.label=kind", "data.classes=[a,b]", "objective=classification"],
+    "data=functions": ["data.response={summary}", "objective=instruction"],
+    "objective=masked_lm": ["model=bert_laptop"],
+    "objective=span_corruption": ["model=t5_laptop"],
+    "objective=classification": ["data=function_packages"],
+    "objective=instruction": ["data=function_summaries"],
+    "finetune=last": ["model.init_from=my.ckpt"],
+    "finetune=lora": ["model.init_from=my.ckpt"],
+}
 
 
 @pytest.mark.parametrize(("group", "name"), PRESETS, ids=[f"{g}={n}" for g, n in PRESETS])
 def test_it_composes_and_builds(group, name, monkeypatch):
     config = composed(monkeypatch, f"{group}={name}", *NEEDED.get(f"{group}={name}", []))
     vocab_size = config.model.vocab_size or config.tokenizer.known_vocab_size or 100
-    model = shape_model(config.model, vocab_size)
+    model = shape_model(config.model, vocab_size, config.n_class)
     n_parameters = sum(p.numel() for p in model.parameters())
-    assert n_parameters == parameter_counts(config.model, vocab_size)["total"]
+    assert n_parameters == parameter_counts(config.model, vocab_size, n_class=config.n_class)["total"]
     if name in COUNTS:
         assert n_parameters == COUNTS[name]
+    if group == "model":
+        finetune = FinetuneConfig(mode=Finetuning.lora)
+        prepare_finetuning(model, finetune, config.model)
+        counts = parameter_counts(config.model, vocab_size, finetune)
+        assert counts["total"] == sum(p.numel() for p in model.parameters())
+        assert counts["trained"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert counts["trained"] < 0.02 * n_parameters
 
 
 @pytest.mark.parametrize(("name", "n_parameters"), [("bert_base", 109_482_240), ("bert_large", 335_141_888)])
 def test_bert_as_it_is_published(name, n_parameters, monkeypatch):
-    config = composed(monkeypatch, f"model={name}", "model.heads=none").model
+    config = composed(
+        monkeypatch, f"model={name}", "model.heads=none", "objective=classification", "data=function_packages"
+    ).model
     assert parameter_counts(config, config.vocab_size)["total"] == n_parameters
     assert sum(p.numel() for p in shape_model(config, config.vocab_size).parameters()) == n_parameters
 
@@ -158,11 +173,22 @@ def test_names_give_the_size(name):
         assert COUNTS[name] == pytest.approx(millions * 1e6, rel=0.25)
 
 
-@pytest.mark.parametrize("name", ["gpt1", *GPT3, "llama_150m", "llama_1b", "llama_3b", "llama_8b"])
+@pytest.mark.parametrize(
+    "name", ["gpt1", *GPT3, "llama_150m", "llama_1b", "llama_3b", "llama_8b", "bert_large", "t5_11b", "t5_v1.1_xl"]
+)
 def test_each_model_can_be_smoked(name, monkeypatch):
     config = composed(monkeypatch, f"model={name}", "debug=smoke")
     assert (config.model.n_layer, config.context_length, config.budget_steps) == (2, 64, 3)
     config.check(devices=1)
+
+
+def test_the_laptops_models_are_of_the_size_of_small(monkeypatch):
+    sizes = {}
+    for name in ("small", "bert_laptop", "t5_laptop"):
+        config = composed(monkeypatch, f"model={name}")
+        counts = parameter_counts(config.model, config.tokenizer.known_vocab_size or 4096)
+        sizes[name] = counts["attention"] + counts["feedforward"]
+    assert max(sizes.values()) < 1.01 * min(sizes.values()), sizes
 
 
 def test_a_word_replaces_the_presets_way_to_say_it(monkeypatch):

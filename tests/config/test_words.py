@@ -26,6 +26,7 @@ REFUSED = {
     "model.norm=layrnorm": ["model.norm=layrnorm", "layernorm, rmsnorm", "did you mean layernorm"],
     "model.d_model=130": ["model.d_model=130", "not divisible by model.n_head=4", "multiple of 4"],
     "model.n_kv_head=3": ["model.n_kv_head=3", "[1, 2, 4]"],
+    "model.attention_scale=0": ["model.attention_scale=0", "above 0"],
     "model.dropout=1.5": ["model.dropout=1.5", "[0, 1)"],
     "batch_tokens=1e5": ["batch_tokens=100000"],
     "batch_tokens=many": ["batch_tokens=many", "Integer"],
@@ -36,6 +37,28 @@ REFUSED = {
     "budget_steps=10 budget_tokens=100000": ["exactly one budget", "budget_steps=10", "budget_tokens=100000"],
     "budget_tokens=10": ["budget_tokens=10", "one step"],
     "budget_steps=0": ["budget_steps=0", "above 0"],
+    "finetune=lora": ["finetune=lora", "stay random", "set model.init_from", "finetune=full"],
+    "finetune=last finetune.n_block=null": ["finetune.n_block=null", "at least 1"],
+    "finetune=last finetune.n_block=5 model.init_from=x": ["finetune.n_block=5", "the 4 blocks", "finetune=full"],
+    "finetune.rank=4": ["finetune.rank=4 needs finetune=lora"],
+    "finetune.n_block=1": ["finetune.n_block=1 needs finetune=last"],
+    "finetune=last finetune.layers=[attn.k]": ["finetune.layers=[attn.k] needs finetune=lora"],
+    "finetune=lora finetune.rank=0": ["finetune.rank=0", "at least 1"],
+    "finetune=lora finetune.alpha=0": ["finetune.alpha=0", "above 0"],
+    "finetune=lora finetune.dropout=1": ["finetune.dropout=1", "[0, 1)"],
+    "finetune=lora finetune.layers=[]": ["finetune.layers=[] names none", "[attn.q,attn.v]"],
+    "finetune=lora finetune.layers=[attn.q,attn.q]": ["finetune.layers=[attn.q,attn.q] names one twice"],
+    "finetune=lora model.init_from=x finetune.layers=[attn.q,cross.q]": [
+        "cross.q is no layer of this model's blocks; choose from attn.q, attn.k, attn.v, attn.out, ffn.up, ffn.down"
+    ],
+    "model=moe_small finetune=lora model.init_from=x finetune.layers=[ffn.up]": [
+        "ffn.up is of experts, whose layers take no adapter; choose from attn.q, attn.k, attn.v, attn.out"
+    ],
+    "finetune=lora model.init_from=x strategy=tp trainer.accelerator=cpu trainer.devices=2": [
+        "strategy=tp divides the matrices that finetune=lora adds to",
+        "use strategy=ddp, zero1, zero2, fsdp or hsdp",
+    ],
+    "finetune=lori": ["did you mean lora"],
     "optimizer.lr=-1": ["optimizer.lr=-1", "above 0"],
     "optimizer.momentum=0.9": ["optimizer.momentum", "optimizer.algorithm=muon"],
     "tokenizer=byte tokenizer.vocab_size=300": ["tokenizer.vocab_size", "tokenizer.kind=bpe"],
@@ -54,11 +77,50 @@ REFUSED = {
     "trainer.limit_val_batches=abc": ["trainer.limit_val_batches=abc"],
     "trainer.num_sanity_val_steps=2": ["debug=smoke"],
     "data=text": ["data.path=FILE"],
+    "data=rows": ["data.path=FILE", "data.dataset=NAME"],
+    "data=rows data.path=my.csv": ["none is set", "data.label=COLUMN, data.response=TEMPLATE and data.messages=COLUMN"],
+    "data=functions": ["none is set", "data=function_packages"],
+    "data=function_packages data.response=x": ["data.label=package and data.response=x", "leave one out"],
+    "data=function_packages data.too_long=half": ["refuse, drop, cut"],
+    "data=function_summaries data.stride=4": ["data.stride=4 is of sliding windows"],
+    "data.chat.user=x": ["chat"],
     "tokenizer=file": ["tokenizer.path=FILE"],
+    "tokenizer=file tokenizer.path=x tokenizer.n_sentinel=2": [
+        "tokenizer=file has its own special words",
+        "leave it out",
+    ],
+    "tokenizer=wordpiece tokenizer.special_words=[mine]": ["tokenizer=wordpiece has its own special words"],
+    "tokenizer=byte tokenizer.special_words=[x1,x1]": ["special_words holds 'x1' twice"],
     "tokenizer.vocab_size=100": ["tokenizer.vocab_size=100", "257"],
     "resume=runs/sweep/seed=1/none.ckpt": ["resume=runs/sweep/seed=1/none.ckpt does not exist"],
-    "model=bert_base": ["objective=causal_lm does not fit", "architecture=encoder", "none yet"],
-    "model=t5_small": ["objective=causal_lm does not fit", "architecture=encoder_decoder", "none yet"],
+    "model=bert_base objective=causal_lm": [
+        "causal_lm does not fit a model with architecture=encoder;",
+        "masked_lm or",
+    ],
+    "model=t5_small objective=masked_lm": ["masked_lm does not fit", "use objective=span_corruption or instruction"],
+    "objective=span_corruption": ["architecture=decoder; use objective=causal_lm or classification or instruction"],
+    "model=bert_laptop objective=instruction": ["instruction does not fit a model with architecture=encoder"],
+    "model=bert_laptop model.heads=none": ["has no use for model.heads=none; use model.heads=pretraining"],
+    "model=bert_laptop objective.share=0": ["objective.share=0.0 is outside (0, 1)"],
+    "model=bert_laptop objective.masked=0.95": ["objective.masked=0.95", "their sum must not exceed 1"],
+    "model=bert_laptop objective.random=1.5": ["objective.random=1.5 is outside [0, 1]"],
+    "model=t5_laptop objective.share=1": ["objective.share=1.0 is outside (0, 1)"],
+    "model=t5_laptop objective.mean_span=0.5": ["objective.mean_span=0.5 must be at least 1"],
+    "model=t5_laptop callbacks.sample.prompt=x": [
+        "callbacks.sample.prompt=x",
+        "objective=span_corruption shows its own",
+    ],
+    "objective=classification": ["data=stdlib is text", "use data=rows data.path=FILE", "function_packages"],
+    "data=function_packages objective=instruction": [
+        "does not read rows with data.label; use objective=classification"
+    ],
+    "data=function_summaries objective=causal_lm": ["does not read rows with data.response; use objective=instruction"],
+    "data=function_packages objective.lm_weight=-1": ["objective.lm_weight=-1.0 must be 0 or more"],
+    "model=bert_laptop data=function_packages objective=classification tokenizer=wordpiece objective.lm_weight=0.5": [
+        "objective.lm_weight=0.5",
+        "an encoder does not; set objective.lm_weight=0",
+    ],
+    "objective.share=0.2": ["objective.share does not belong", "objective.name=masked_lm or span_corruption"],
     "seed=-1": ["seed=-1"],
     "eval_train=true data.val_fraction=0": ["eval_train=true", "data.val_fraction"],
     "run_dir=": ["run_dir= is empty"],
@@ -66,12 +128,21 @@ REFUSED = {
     "strategy=fdsp": ["strategy=fdsp", "did you mean fsdp"],
     "strategy=zero3": ["strategy=zero3", "did you mean zero"],
     "strategy=tp trainer.accelerator=cpu trainer.devices=3": ["3 devices", "model.n_head=4", "use 2 or 4 of them"],
-    "model=moe_small strategy=tp trainer.accelerator=cpu trainer.devices=2": [
-        "strategy=tp",
-        "model.n_expert=8",
+    "strategy=tp model.d_ff=510 trainer.accelerator=cpu trainer.devices=4": ["model.d_ff=510", "use 2 of them"],
+    "model=moe_small model.n_expert=6 strategy=tp trainer.accelerator=cpu trainer.devices=4": [
+        "divides experts over 4 devices",
+        "model.n_expert=6",
+        "use 2 of them, or strategy=fsdp",
+    ],
+    "model=moe_small model.n_expert=5 strategy=fsdp_tp trainer.accelerator=cpu trainer.devices=4": [
+        "divides experts over 2 devices",
+        "model.n_expert=5",
         "use strategy=fsdp",
     ],
-    "model=moe_small strategy=fsdp_tp trainer.accelerator=cpu trainer.devices=4": ["model.n_expert=8"],
+    "model=moe_small model.n_shared_expert=1 model.d_ff=255 strategy=tp trainer.accelerator=cpu trainer.devices=2": [
+        "divides the shared experts over 2 devices",
+        "model.n_shared_expert=1 times model.d_ff=255",
+    ],
     "model.n_expert=4 model.n_expert_active=6": ["model.n_expert_active=6", "use 1 to 4"],
     "model.capacity_factor=1.25": ["model.capacity_factor=1.25", "set model.n_expert"],
     "model=moe_small model.n_experts=4": ["did you mean model.n_expert"],
@@ -256,3 +327,14 @@ def test_a_saved_config_reads_back(monkeypatch, tmp_path):
     path.write_text(yaml.safe_dump(to_plain(config)))
     again = compose.load(path)
     assert again == config and type(again.data) is type(config.data)
+
+
+def test_templates_are_typed_as_they_are(monkeypatch):
+    prompt, answer, tool = "Q: {question}, it's\nA:", " {answer}", "<tool> {content}\n"
+    rows = ("data=rows", "data.path=a.csv")
+    data = composed(monkeypatch, *rows, f"data.prompt={prompt}", f"data.response={answer}").data
+    assert (data.prompt, data.response) == (prompt, answer)
+    data = composed(monkeypatch, *rows, "data.messages=turns", f"data.chat.tool={tool}").data
+    assert data.chat["tool"] == tool and list(data.chat) == ["system", "user", "assistant", "tool"]
+    words = composed(monkeypatch, "tokenizer=byte", 'tokenizer.special_words=["<mask>","<pad>"]').tokenizer
+    assert words.special_words == ["<mask>", "<pad>"] and words.known_vocab_size == 259

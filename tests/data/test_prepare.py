@@ -23,6 +23,7 @@ from gptlab.data.config import (
     Split,
     TextConfig,
     TokenizerFileConfig,
+    WordPieceConfig,
 )
 from gptlab.data.encode import Encoders, Unit, encode_unit
 from gptlab.data.prepare import prepare
@@ -232,9 +233,10 @@ def test_units_come_back_in_order_with_end_of_text_between():
     for unit in wanted:
         unit.texts = [*unit.texts, None, "é"]
     with Encoders(tokenizer, 2) as encoders:
-        for unit, (same, ids) in zip(wanted, encoders.map(iter(wanted)), strict=True):
+        for unit, (same, (ids, sizes)) in zip(wanted, encoders.map(iter(wanted)), strict=True):
             assert same is unit
-            assert ids.tolist() == encode_unit(tokenizer, unit.texts).tolist()
+            assert ids.tolist() == encode_unit(tokenizer, unit.texts).ids.tolist()
+            assert sizes == encode_unit(tokenizer, unit.texts).sizes == [len(unit.texts[0].encode()), 1, 2]
             assert ids.tolist() == [*unit.texts[0].encode(), 256, *"é".encode()]
 
 
@@ -361,6 +363,38 @@ def test_a_kill_leaves_nothing_that_the_next_call_trips_over(make, tmp_path):
     assert all(name.startswith(".") for name in built(tmp_path))
     folder = run(config).folder
     assert built(tmp_path) == [folder.name]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "digits"),
+    [
+        (ByteConfig(), "b99cd67d3998f791"),
+        (CharConfig(), "3756d9a5594e82fc"),
+        (BpeConfig(), "b0eeabc7c3420e97"),
+        (Gpt2Config(), "1bb63081c19c0660"),
+    ],
+)
+def test_folders_keep_their_names(tokenizer, digits):
+    """The digits of before tokenizers had special words: whoever has prepared data keeps it."""
+
+    class Corpus:
+        fingerprint = "0" * 64
+
+    assert prepare_module._fingerprint(TextConfig(path="x"), tokenizer, Corpus)[:16] == digits
+    tokenizer.n_sentinel = 1
+    assert prepare_module._fingerprint(TextConfig(path="x"), tokenizer, Corpus)[:16] != digits
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_special_words_and_word_pieces_reach_the_tokenising_processes(make, monkeypatch, n_processes):
+    monkeypatch.setattr(prepare_module, "_SMALL_CORPUS_BYTES", 0)
+    texts = [prose(seed) for seed in range(3)]
+    for tokenizer in (WordPieceConfig(vocab_size=120), BpeConfig(vocab_size=300, special_words=["<mask>"])):
+        data = run(make(*texts, split=Split.document, n_processes=n_processes, val_fraction=0), tokenizer)
+        words, eot = data.tokenizer, [data.tokenizer.eot]
+        encoded = [words.encode(text).tolist() for text in texts]
+        assert data.train.tokens.tolist() == encoded[0] + eot + encoded[1] + eot + encoded[2]
+        assert data.train.vocab_size == words.vocab_size and words.mask is not None
 
 
 def test_huggingface_is_read_once(tmp_path, monkeypatch):

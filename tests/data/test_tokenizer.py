@@ -10,7 +10,15 @@ import tiktoken
 import tokenizers
 from tiktoken_ext import openai_public
 
-from gptlab.data.config import BpeConfig, ByteConfig, CharConfig, Gpt2Config, TokenizerConfig, TokenizerFileConfig
+from gptlab.data.config import (
+    BpeConfig,
+    ByteConfig,
+    CharConfig,
+    Gpt2Config,
+    TokenizerConfig,
+    TokenizerFileConfig,
+    WordPieceConfig,
+)
 from gptlab.data.tokenizer import (
     BpeTokenizer,
     ByteTokenizer,
@@ -336,6 +344,134 @@ def test_saving_leaves_nothing_behind_on_an_error(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         CharTokenizer("ab").save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+ADDED = ["<mask>", "<pad>", "<cls>", "<sep>", "<|user|>"]
+
+
+def added(kind):
+    words = {"special_words": ADDED, "n_sentinel": 3}
+    config = {
+        "byte": ByteConfig(**words),
+        "char": CharConfig(**words),
+        "bpe": BpeConfig(vocab_size=300, **words),
+        "gpt2": Gpt2Config(**words),
+    }[kind]
+    config.check()
+    return config, build_tokenizer(config, lambda: iter(TEXTS))
+
+
+OWN = ["byte", "char", "bpe", pytest.param("gpt2", marks=needs_gpt2)]
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_special_words_follow_the_vocabulary(kind, tmp_path):
+    config, tokenizer = added(kind)
+    first = tokenizer.vocab_size - 8
+    assert tokenizer.eot == (None if kind == "char" else first - 1)
+    assert config.known_vocab_size in (None, tokenizer.vocab_size) and (kind == "char") == (tokenizer.eot is None)
+    assert (tokenizer.mask, tokenizer.pad, tokenizer.cls, tokenizer.sep) == (first, first + 1, first + 2, first + 3)
+    assert tokenizer.sentinels == (first + 5, first + 6, first + 7)
+    assert tokenizer.specials == {*range(first, first + 8)} | ({tokenizer.eot} - {None})
+    spelt = [*ADDED, "<extra_id_0>", "<extra_id_1>", "<extra_id_2>"]
+    assert [tokenizer.decode([first + n]) for n in range(8)] == spelt
+    text = "é a" + "".join(spelt)
+    if kind == "char":
+        text = PROSE[:50]
+    ids = tokenizer.encode(text)
+    assert not tokenizer.specials & set(ids.tolist())
+    assert tokenizer.decode([*ids, first, *ids, first + 7]) == f"{text}<mask>{text}<extra_id_2>"
+    tokenizer.save(tmp_path / "t.json")
+    for other in (load_tokenizer(tmp_path / "t.json"), from_portable(json.loads(json.dumps(tokenizer.portable())))):
+        assert other.encode(text).tolist() == ids.tolist() and other.specials == tokenizer.specials
+        assert (other.mask, other.sentinels, other.eot) == (tokenizer.mask, tokenizer.sentinels, tokenizer.eot)
+    assert load_tokenizer(tmp_path / "t.json").fingerprint == tokenizer.fingerprint
+
+
+def test_without_special_words_nothing_changes(tmp_path):
+    """Fingerprints and folder names of before there were any."""
+    known = {
+        "byte": (ByteTokenizer(), "fb689f03361c74d3e23059748afa24663068e810fb9dd27deb405e8cf66aae35"),
+        "char": (CharTokenizer("abc"), "5298e362fd513b65202f5e03a976ee0713a8550bd7efa140b0c68dd554e1038f"),
+        "bpe": (
+            BpeTokenizer.train(300, ["the cat sat on the mat, the hat" * 9]),
+            "7f60a891df77f78668cf524a94284875b4be8201b9cc30f74c4aa934131c89c2",
+        ),
+    }
+    for kind, (tokenizer, fingerprint) in known.items():
+        assert tokenizer.fingerprint == fingerprint
+        assert tokenizer.specials == {tokenizer.eot} - {None}
+        assert tokenizer.mask is tokenizer.pad is tokenizer.cls is tokenizer.sep is None and tokenizer.sentinels == ()
+        assert "special_words" not in tokenizer.portable()
+        same = {"byte": ByteTokenizer, "char": lambda w: CharTokenizer("abc", w), "bpe": None}[kind]
+        if same is not None:
+            assert len({tokenizer.fingerprint, same(["<x>"]).fingerprint, same(["<y>"]).fingerprint}) == 3
+            assert same([]).fingerprint == fingerprint
+
+
+def test_a_bpe_has_as_many_words_as_asked_for_with_its_special_words():
+    plain = BpeTokenizer.train(300, [PROSE])
+    tokenizer = BpeTokenizer.train(300, [PROSE], ADDED)
+    assert tokenizer.vocab_size == 300 and tokenizer.eot == plain.eot - len(ADDED)
+    assert tokenizer.portable()["words"] == plain.portable()["words"][: -len(ADDED)]
+    with pytest.raises(ValueError, match=r"256 bytes and 6 special words need 262"):
+        BpeTokenizer.train(260, [PROSE], ADDED)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (ByteConfig(special_words=["<a>", "<a>"]), r"special_words holds '<a>' twice"),
+        (ByteConfig(special_words=["<extra_id_0>"], n_sentinel=1), r"special_words holds '<extra_id_0>' twice"),
+        (ByteConfig(special_words=[""]), r"special_words holds an empty word"),
+        (ByteConfig(n_sentinel=-1), r"n_sentinel=-1 must be 0"),
+        (
+            BpeConfig(vocab_size=260, n_sentinel=9),
+            r"vocab_size=260 must be at least 266: the bytes and 10",
+        ),
+        (TokenizerFileConfig(path="x", special_words=["<a>"]), r"=file has its own .*special_words=\['<a>'\]"),
+        (TokenizerFileConfig(path="x", n_sentinel=2), r"=file has its own .*n_sentinel=2"),
+        (WordPieceConfig(special_words=["<a>"]), r"=wordpiece has its own special words \(\[PAD\]"),
+        (WordPieceConfig(vocab_size=6), r"vocab_size=6 must be at least 7: 5 special words and a character"),
+    ],
+)
+def test_special_words_that_cannot_be_are_refused(config, why):
+    with pytest.raises(ValueError, match=rf"^tokenizer\.?{why}"):
+        config.check()
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        (ByteConfig(special_words=["a"]), "'a'"),
+        (ByteConfig(special_words=["<|endoftext|>"]), r"'<\|endoftext\|>'"),
+        (CharConfig(special_words=["é"]), "'é'"),
+        (BpeConfig(vocab_size=300, special_words=[" the"]), "' the'"),
+    ],
+)
+def test_a_special_word_of_the_vocabulary_is_refused(config, word):
+    with pytest.raises(ValueError, match=rf"special_words holds {word}, which is a word of the vocabulary already"):
+        build_tokenizer(config, lambda: iter([PROSE]))
+
+
+@pytest.mark.parametrize(
+    ("names", "eot"),
+    [
+        (("[MASK]", "[PAD]", "[CLS]", "[SEP]"), "[SEP]"),
+        (("<mask>", "<pad>", "<s>", "</s>"), "</s>"),
+        (("<mask>", "<pad>", "<cls>", "<sep>"), None),
+    ],
+)
+def test_a_files_special_words_are_found_by_their_usual_names(names, eot):
+    words = ["<unk>", "a", *names, "<extra_id_1>", "<extra_id_0>", "<extra_id_3>", "<|user|>"]
+    library = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>")
+    )
+    library.add_special_tokens(["<|user|>"])
+    tokenizer = FileTokenizer(library.to_str())
+    assert (tokenizer.mask, tokenizer.pad, tokenizer.cls, tokenizer.sep) == (2, 3, 4, 5)
+    assert tokenizer.sentinels == (7, 6) and tokenizer.eot == (None if eot is None else words.index(eot))
+    assert tokenizer.specials == {0, 2, 3, 4, 5, 6, 7, 9}
 
 
 def test_the_beginning_is_what_the_library_puts_before_a_text(library):

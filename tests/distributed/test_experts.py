@@ -1,9 +1,12 @@
 """Experts learn under each strategy what they learn in one process."""
 
+import json
+
 import pytest
 from ranks import carry_out, take_back
 
 from gptlab.config import to_plain
+from gptlab.models.build import shape_model
 from gptlab.models.config import DecoderConfig, Feedforward
 from gptlab.training.folder import read_metrics
 
@@ -11,6 +14,10 @@ SIZES = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16, "d_ff":
 MODELS = {
     "dropless": DecoderConfig(**SIZES, n_expert=3, n_shared_expert=1, balance_loss=0.1, feedforward=Feedforward.swiglu),
     "capacity": DecoderConfig(**SIZES, n_expert=4, capacity_factor=1.0, balance_loss=0.1, z_loss=0.01),
+    # Half of six, in two shards, is two and one.
+    "even": DecoderConfig(
+        **SIZES, n_expert=6, n_shared_expert=1, balance_loss=0.1, z_loss=0.01, feedforward=Feedforward.swiglu
+    ),
 }
 # The losses of a router are of a micro-batch, so that all have to have the same.
 WAYS = {
@@ -22,17 +29,24 @@ WAYS = {
     "zero1": (2, {"strategy": {"name": "zero1"}}),
     "fsdp": (2, {"strategy": {"name": "fsdp"}}),
     "fsdp full": (2, {"strategy": {"name": "fsdp", "activation_checkpointing": "full"}}),
+    "tp": (2, {"strategy": {"name": "tp"}}),
+    "tp full": (2, {"strategy": {"name": "tp", "activation_checkpointing": "full"}}),
+    "fsdp_tp": (4, {"strategy": {"name": "fsdp_tp"}}),
     "auto muon": (1, {"optimizer": "muon"}),
     "zero1 muon": (2, {"optimizer": "muon", "strategy": {"name": "zero1"}}),
     "fsdp muon": (2, {"optimizer": "muon", "strategy": {"name": "fsdp"}}),
+    "tp muon": (2, {"optimizer": "muon", "strategy": {"name": "tp"}}),
+    "fsdp_tp muon": (4, {"optimizer": "muon", "strategy": {"name": "fsdp_tp"}}),
 }
+DIVIDED = [way for way in WAYS if "tp" in way]  # by expert, of which there have to be an even number
+
+CASES = [("dropless", way) for way in WAYS if way not in DIVIDED]
+CASES += [("capacity", way) for way in ("auto", "full", "ddp", "fsdp", "tp", "fsdp_tp")]
+CASES += [("even", way) for way in ("auto", "auto muon", *DIVIDED)]
 
 
-CASES = [("dropless", way) for way in WAYS] + [("capacity", way) for way in ("auto", "full", "ddp", "fsdp")]
-
-
-def job_of(name, way, folder):
-    run = {"model": to_plain(MODELS[name]), "micro_batch_size": 1}
+def job_of(name, way, folder, **words):
+    run = {"model": to_plain(MODELS[name]) | words, "micro_batch_size": 1}
     return {**WAYS[way][1], "folder": str(folder), "run": run}
 
 
@@ -40,38 +54,80 @@ def job_of(name, way, folder):
 def trained(tmp_path_factory):
     """A run of ten steps of each case."""
     place = tmp_path_factory.mktemp("experts")
-    for n_ranks in (1, 2):
+    for n_ranks in (1, 2, 4):
         jobs = [job_of(name, way, place / f"{name}-{way}") for name, way in CASES if WAYS[way][0] == n_ranks]
         carry_out(jobs, n_ranks, place)
     return place
 
 
+def close(rows, expected, *, tolerance=1e-5):
+    """Whether all that was measured of what was learned is the same."""
+    assert len(rows) == len(expected)
+    for got, want in zip(rows, expected, strict=True):
+        for column in want:
+            if column.startswith(("train/", "val/")):
+                assert got[column] == pytest.approx(want[column], rel=tolerance, abs=tolerance), (column, got["step"])
+
+
 @pytest.mark.parametrize(("name", "way"), [(name, way) for name, way in CASES if not way.startswith("auto")])
 def test_ten_steps_equal_those_of_one_process(trained, name, way):
-    rows = read_metrics(trained / f"{name}-{way}" / "metrics.csv")
     expected = read_metrics(trained / f"{name}-auto{' muon' if way.endswith('muon') else ''}" / "metrics.csv")
-    assert len(rows) == len(expected) == 10
+    assert len(expected) == 10 and all(row["train/grad_norm"] > 0.3 for row in expected), "clipping is active"
+    assert {f"train/{term}" for term in MODELS[name].auxiliary_terms} < set(expected[0])
     assert (expected[0]["train/drop_rate"] > 0) == (name == "capacity")
-    for got, want in zip(rows, expected, strict=True):
-        columns = [column for column in want if column.startswith(("train/", "val/"))]
-        assert {f"train/{term}" for term in MODELS[name].auxiliary_terms} < set(columns)
-        for column in columns:
-            assert got[column] == pytest.approx(want[column], rel=1e-5, abs=1e-5), (column, got["step"])
+    close(read_metrics(trained / f"{name}-{way}" / "metrics.csv"), expected)
 
 
-def test_a_run_goes_on_from_what_any_saved(trained):
-    """Taken back to step 5: bit for bit where it was, and on one process from what two had divided."""
-    jobs = []
-    for source in ("auto muon", "fsdp muon"):
-        target = trained / f"continued-{source}"
-        take_back(trained / f"dropless-{source}", target, 5)
-        jobs.append(job_of("dropless", "auto muon", target))
-    carry_out(jobs, 1, trained)
-    expected = read_metrics(trained / "dropless-auto muon" / "metrics.csv")
-    for job, tolerance in zip(jobs, (0, 1e-5), strict=True):
-        rows = read_metrics(trained / job["folder"] / "metrics.csv")
-        assert len(rows) == 10
-        for got, want in zip(rows[5:], expected[5:], strict=True):
-            for column in want:
-                if column.startswith(("train/", "val/")):
-                    assert got[column] == pytest.approx(want[column], rel=tolerance, abs=tolerance), column
+@pytest.mark.parametrize(("way", "n_shards"), [("tp", 1), ("fsdp_tp", 2)])
+def test_each_rank_of_a_tensor_group_holds_half_of_the_experts(trained, way, n_shards):
+    parameters = dict(shape_model(MODELS["capacity"], 257).named_parameters())
+    halved = {name for name, p in parameters.items() if ".experts." in name or (".attn." in name and p.ndim == 2)}
+    # What reads all channels has a bias for each, which is whole; what reads part of them has the biases of that part.
+    halved |= {name for name in parameters if name.endswith(("attn.q.bias", "attn.k.bias", "attn.v.bias"))}
+    numbers = {name: p.numel() / (2 if name in halved else 1) for name, p in parameters.items()}
+    experts = sum(number for name, number in numbers.items() if ".experts." in name)
+    assert experts > 0.5 * sum(numbers.values()) / 2
+    for rank in range(WAYS[way][0]):
+        held = json.loads((trained / f"capacity-{way}" / f"bytes_{rank}.json").read_text())
+        assert held["weights"] == pytest.approx(4 * sum(numbers.values()) / n_shards, rel=0 if n_shards == 1 else 0.05)
+        assert held["gradients"] == held["weights"] and held["optimizer"] == 2 * held["weights"]
+
+
+# Bit for bit where the way is the same.
+CROSSINGS = {
+    ("dropless", "auto muon", "auto muon"): 0,
+    ("dropless", "fsdp muon", "auto muon"): 1e-5,
+    ("even", "tp muon", "auto muon"): 1e-5,
+    ("even", "tp muon", "fsdp muon"): 1e-5,
+    ("even", "auto muon", "tp muon"): 1e-5,
+    ("even", "fsdp_tp muon", "tp muon"): 1e-5,
+}
+
+
+@pytest.fixture(scope="module")
+def continued(trained):
+    """Runs taken back to step 5 and continued in another way, and two that start from another's weights."""
+    for n_ranks, way in ((1, "auto"), (2, "tp")):
+        jobs = [job_of("even", way, trained / f"started-{way}", init_from=str(trained / "even-auto"))]
+        for name, source, target in CROSSINGS:
+            if WAYS[target][0] == n_ranks:
+                folder = trained / f"{name}-{source}-to-{target}"
+                take_back(trained / f"{name}-{source}", folder, 5)
+                jobs.append(job_of(name, target, folder))
+        carry_out(jobs, n_ranks, trained)
+    return trained
+
+
+@pytest.mark.parametrize(("name", "source", "target"), CROSSINGS)
+def test_saved_in_one_way_and_continued_in_another(continued, name, source, target):
+    run = continued / f"{name}-{source}-to-{target}"
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "continued"] == [5]
+    expected = read_metrics(continued / f"{name}-auto muon" / "metrics.csv")
+    close(read_metrics(run / "metrics.csv")[5:], expected[5:], tolerance=CROSSINGS[name, source, target])
+
+
+def test_divided_experts_start_from_the_weights_of_others(continued):
+    rows = read_metrics(continued / "started-tp" / "metrics.csv")
+    close(rows, read_metrics(continued / "started-auto" / "metrics.csv"))
+    assert rows[0]["train/loss"] < 0.9 * read_metrics(continued / "even-auto" / "metrics.csv")[0]["train/loss"]

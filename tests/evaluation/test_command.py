@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from runs import small_run, write_run
+from runs import of_objective, small_run, write_run
 from runs import train as run_train
 
 from gptlab.commands import convert
@@ -343,3 +343,22 @@ def test_the_documentations_example_of_shots(tmp_path, say, monkeypatch):
     (tmp_path / "runs" / "NAME").symlink_to(tmp_path / "runs" / "rules")
     (tmp_path / "FILE").write_text("abcd > ABCD\n" * 5)
     exec(from_python, {})
+
+
+@pytest.mark.parametrize(
+    "objective, message",
+    [
+        ("masked_lm", "is an encoder, which neither predicts nor writes a text"),
+        ("span_corruption", "answers a text and does not predict one"),
+        ("classification", "trained with objective=classification, whose validation is no text to predict"),
+        ("instruction", "trained with objective=instruction, whose validation is no text to predict"),
+    ],
+)
+def test_runs_of_other_objectives(objective, message, say, table, tmp_path):
+    run = tmp_path / "runs" / "run"
+    run.parent.mkdir()
+    train(small_run(run, **of_objective(objective, run.parent)))
+    assert message in say(f"run={run}", expect=2)
+    if objective in ("span_corruption", "instruction"):
+        words = (f"data={table()}", *ASK, "n_tokens=2", "shots=0", "n_rows=2")
+        assert "rougeL" in last(say(f"run={run}", *words))

@@ -47,8 +47,9 @@ def test_the_kernel_gets_only_widths_that_it_can_read(d_in, taken):
         {},
         {"tied_head": False, "position": Position.rotary, "norm": Norm.rmsnorm, "feedforward": Feedforward.swiglu},
         {"n_kv_head": 2, "qk_norm": True, "logit_softcap": 8.0, "bias": False},
+        {"attention_scale": 1.0},
     ],
-    ids=["gpt2", "llama", "modern"],
+    ids=["gpt2", "llama", "modern", "unscaled"],
 )
 def test_a_model_stays_near(small, options, monkeypatch):
     model = small(d_model=32, vocab_size=257, init_std=0.15, **options)

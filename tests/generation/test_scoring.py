@@ -4,13 +4,13 @@ import pytest
 import torch
 from runs import small_run
 
+from gptlab.config import RunConfig
 from gptlab.data.prepare import prepare
 from gptlab.data.tokenizer import ByteTokenizer, CharTokenizer, FileTokenizer
 from gptlab.generation.scoring import score, token_nats
 from gptlab.models.build import build_model
 from gptlab.models.config import EncoderConfig
 from gptlab.objectives.causal_lm import CausalLM
-from gptlab.objectives.config import CausalLMConfig
 from gptlab.training import checkpoint
 from gptlab.training.run import train
 
@@ -20,9 +20,9 @@ CONTEXT = 12
 def test_equals_the_training_loss_within_one_window(small):
     model = small()
     windows = torch.randint(31, (1, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
-    objective = CausalLM(CausalLMConfig())
-    loss = objective.loss(model, objective.collate(windows))
-    assert sum(token_nats(model, windows[0].tolist())) == pytest.approx(loss.total.item(), rel=1e-5)
+    objective = CausalLM(RunConfig())
+    loss = objective.loss(model, objective.collate(windows))["loss"].sum
+    assert sum(token_nats(model, windows[0].tolist())) == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_each_token_once_with_at_least_half_a_context(small):
@@ -63,9 +63,9 @@ def test_all_rows_take_part_as_in_training(small):
     expected = -torch.log_softmax(model(torch.tensor([[256, 97]]))[0], -1)[[0, 1], [97, 98]]
     assert result.nats == pytest.approx(expected.tolist(), abs=1e-4)
     windows = torch.tensor([[256, *b"eleven more"]])  # a window of training, with rows that no word has
-    objective = CausalLM(CausalLMConfig())
-    loss = objective.loss(model, objective.collate(windows))
-    assert score(model, ByteTokenizer(), "eleven more").loss == pytest.approx(loss.total.item() / 11, rel=1e-5)
+    objective = CausalLM(RunConfig())
+    loss = objective.loss(model, objective.collate(windows))["loss"].sum
+    assert score(model, ByteTokenizer(), "eleven more").loss == pytest.approx(loss.item() / 11, rel=1e-5)
 
 
 def test_a_tokenizers_own_beginning_goes_first(small):

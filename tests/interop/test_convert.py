@@ -35,7 +35,7 @@ from gptlab.models.config import (
 from gptlab.objectives.build import build_objective
 from gptlab.training import checkpoint
 from gptlab.training.config import Layout
-from gptlab.training.datamodule import TrainBatches, WindowsDataModule
+from gptlab.training.datamodule import ExamplesDataModule, TrainBatches
 from gptlab.training.initial import open_initial
 from gptlab.training.run import train
 from gptlab.training.trained import load_model
@@ -306,8 +306,8 @@ def test_training_starts_from_foreign_weights(tmp_path):
     model = BYTES.model()
     config = small_run(tmp_path / "a", model=DecoderConfig(**OURS, init_from=str(path)), budget_steps=2)
     data = prepare(config.data, config.tokenizer, progress=False)
-    objective = build_objective(config.objective)
-    windows = WindowsDataModule(config, data, objective, layout=Layout(), n_steps=2).train_windows
+    objective = build_objective(config, data.tokenizer)
+    windows = ExamplesDataModule(config, data, objective, layout=Layout(), n_steps=2).train_examples
     batch = TrainBatches(windows, objective, seed=config.seed, shuffle=True, per_step=8, rank=0, world_size=1)[0]
     with torch.no_grad():
         log_p = model(batch["tokens"]).logits.log_softmax(-1).gather(-1, batch["targets"][..., None])
@@ -341,6 +341,7 @@ def test_the_start_belongs_to_the_identity(tmp_path):
     "options, message",
     [
         ({"n_layer": 3}, r"holds another model; add model\.n_layer=2$"),
+        ({"attention_scale": 1.0}, r"holds another model; add model\.attention_scale=null$"),
         (
             {"norm": Norm.rmsnorm, "n_head": 4},
             r"add model\.n_head=2 model\.d_head=16 model\.n_kv_head=2 model\.norm=layernorm$",

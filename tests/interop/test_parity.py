@@ -7,10 +7,10 @@ import torch
 from interop.foreign import CASES, WORDS, as_saved, at_place
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from gptlab.config import RunConfig
 from gptlab.interop.transformers_folder import TransformersFolder
 from gptlab.models.build import build_model
 from gptlab.objectives.causal_lm import CausalLM
-from gptlab.objectives.config import CausalLMConfig
 
 
 def assert_near(a, b, name):
@@ -30,15 +30,15 @@ def test_logits_loss_and_gradients(name, tmp_path):
     ours = build_model(folder.config, folder.vocab_size, seed=0).eval()
     ours.load_state_dict(dict(folder.tensors()))
 
-    batch = CausalLM(CausalLMConfig()).collate(windows())
+    batch = CausalLM(RunConfig()).collate(windows())
     reference = theirs(batch["tokens"]).logits
     assert_near(ours(batch["tokens"]), reference, "logits")
-    result = CausalLM(CausalLMConfig()).loss(ours, batch)
-    assert_near(result.total / result.n_targets, theirs(windows(), labels=windows()).loss, "loss")
+    loss = CausalLM(RunConfig()).mean_loss(ours.eval(), batch)
+    assert_near(loss, theirs(windows(), labels=windows()).loss, "loss")
 
     log_p = reference.log_softmax(-1).gather(-1, batch["targets"][..., None])
-    (-log_p.sum()).backward()
-    result.total.backward()
+    (-log_p.mean()).backward()
+    loss.backward()
     gradients = as_saved({name: parameter.grad for name, parameter in theirs.named_parameters()})
     largest_key_bias = max(p.grad.abs().max() for p in ours.parameters())
     places = folder.architecture.places(folder.config)
@@ -62,18 +62,18 @@ def test_the_balance_loss_and_its_gradients(name, tmp_path):
     ours = build_model(config, folder.vocab_size, seed=0)
     ours.load_state_dict(dict(folder.tensors()))
 
-    batch = CausalLM(CausalLMConfig()).collate(windows())
+    batch = CausalLM(RunConfig()).collate(windows())
     labels = dict.fromkeys(("labels", "shift_labels"), batch["targets"].contiguous())
     told = theirs(batch["tokens"], output_router_logits=True, **labels)
     layers = [load_balancing_loss_func((g,), config.n_expert, n_active) for g in told.router_logits]
     loss = theirs.loss_function(told.logits, vocab_size=WORDS, **labels) + coefficient * sum(layers) / len(layers)
-    result = CausalLM(CausalLMConfig()).loss(ours, batch)
-    assert_near(result.total / result.n_targets, loss, "loss")
+    result = CausalLM(RunConfig()).mean_loss(ours, batch)
+    assert_near(result, loss, "loss")
     if config.n_layer == 1:
         theirs.router_aux_loss_coef = coefficient
         assert_near(loss, theirs(batch["tokens"], output_router_logits=True, **labels).loss, "the model's own loss")
     loss.backward()
-    (result.total / result.n_targets).backward()
+    result.backward()
     gradients = as_saved({name: parameter.grad for name, parameter in theirs.named_parameters()})
     places = folder.architecture.places(folder.config)
     for own, parameter in ours.named_parameters():

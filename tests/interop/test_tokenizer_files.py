@@ -7,7 +7,8 @@ import pytest
 import transformers
 from interop.foreign import Case, gpt2, write_older_tokenizer
 
-from gptlab.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, FileTokenizer
+from gptlab.data.config import BpeConfig, ByteConfig, CharConfig, WordPieceConfig
+from gptlab.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, FileTokenizer, build_tokenizer
 from gptlab.interop.tokenizer_files import tokenizer_files
 from gptlab.interop.transformers_folder import TransformersFolder
 
@@ -69,6 +70,37 @@ def test_characters(tmp_path):
         assert theirs.decode(ids) == ours.decode(ids) == text
     with pytest.raises(Exception, match="WordLevel error"):  # the tokenizers library raises plain Exception
         theirs("Zebra")
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "bpe", "wordpiece"])
+def test_special_words_are_special_there(kind, tmp_path):
+    words = {"special_words": ["<mask>", "<pad>", "<|user|>"], "n_sentinel": 2}
+    config = {
+        "byte": ByteConfig(**words),
+        "char": CharConfig(**words),
+        "bpe": BpeConfig(vocab_size=300, **words),
+        "wordpiece": WordPieceConfig(vocab_size=100, n_sentinel=2),
+    }[kind]
+    ours = build_tokenizer(config, lambda: iter([TEXT * 20]))
+    theirs = opened(ours, tmp_path)
+    assert len(theirs) == ours.vocab_size
+    assert (theirs.mask_token_id, theirs.pad_token_id) == (ours.mask, ours.pad) and ours.mask is not None
+    assert (theirs.cls_token_id, theirs.sep_token_id) == (ours.cls, ours.sep)
+    assert theirs.convert_tokens_to_ids(["<extra_id_0>", "<extra_id_1>"]) == list(ours.sentinels)
+    for text in (TEXT, TEXT[5:20]):
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text).tolist()
+    marked = {number for number, word in theirs.added_tokens_decoder.items() if word.special}
+    assert marked == ours.specials
+    ids = [*ours.encode("best of"), ours.mask, ours.sentinels[0]]
+    assert theirs.decode(ids) == ours.decode(ids)
+    assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ours.encode("best of"))
+
+
+def test_word_pieces_begin_and_end_as_berts(tmp_path):
+    ours = build_tokenizer(WordPieceConfig(vocab_size=100), lambda: iter([TEXT * 20]))
+    theirs = opened(ours, tmp_path)
+    assert theirs("the best")["input_ids"] == [*ours.beginning, *ours.encode("the best"), ours.eot]
+    assert theirs("the", "best", return_token_type_ids=True)["token_type_ids"] == [0, 0, 0, 1, 1]
 
 
 def test_merges_are_those_that_were_learned():

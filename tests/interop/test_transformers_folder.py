@@ -337,6 +337,7 @@ LLAMA = {
         (LLAMA | {"attention_pattern": AttentionPattern.banded, "attention_window": 4}, "mistral"),
         (LLAMA | {"qkv_bias": True}, "qwen2"),
         (LLAMA | {"n_expert": 4}, "mixtral"),
+        (LLAMA | {"attention_scale": 0.5}, "llama"),  # said, and no other than the usual one: two heads of 4
     ],
     ids=str,
 )
@@ -349,7 +350,8 @@ def test_the_architecture_that_holds_a_model(options, kind):
     [
         (
             {"attention_pattern": AttentionPattern.alternating, "attention_window": 4},
-            "gpt2, has no model.attention_pattern=alternating, model.attention_window=4",
+            "gpt2, has no model.attention_pattern=alternating, model.attention_window=4; "
+            "one trained with model.attention_pattern=dense model.attention_window=null can be written",
         ),
         (
             LLAMA | {"qk_norm": True, "logit_softcap": 15.0},
@@ -365,6 +367,11 @@ def test_the_architecture_that_holds_a_model(options, kind):
             "mixtral, has no model.router_softmax=before",
         ),
         ({"n_expert": 4}, "model.n_expert=4"),
+        (
+            {"attention_scale": 1.0},
+            "gpt2, has no model.attention_scale=1.0; one trained with model.attention_scale=null can be written",
+        ),
+        (LLAMA | {"attention_scale": 0.25}, "llama, has no model.attention_scale=0.25"),
     ],
     ids=str,
 )

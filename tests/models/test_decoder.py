@@ -27,6 +27,7 @@ OPTIONS = [
     {"n_kv_head": 2, "position": Position.rotary},
     {"n_kv_head": 1, "qk_norm": True},
     {"qk_norm": True, "position": Position.rotary, "norm": Norm.rmsnorm},
+    {"attention_scale": 1.0},
     {"d_head": 10, "d_ff": 17},
     {"bias": False},
     {"bias": False, "qkv_bias": True},
@@ -117,6 +118,18 @@ def test_joint_projection_is_three_projections(option):
     largest = max(b.abs().max() for b in results[1][1:])
     for a, b in zip(*results, strict=True):  # the gradient of a key's bias is zero but for rounding
         assert (a - b).abs().max() <= 1e-5 * b.abs().max() + 1e-6 * largest
+
+
+def test_a_scale_of_the_scores_is_one_of_the_queries():
+    usual, unscaled = (
+        spread(build_model(replace(TINY, attention_scale=scale), WORDS, seed=0)) for scale in (None, 1.0)
+    )
+    assert (usual(tokens()) - unscaled(tokens())).abs().max() > 0.1
+    with torch.no_grad():
+        for block in unscaled.blocks:
+            block.attn.q.weight *= 6**-0.5  # heads are 6 wide
+            block.attn.q.bias *= 6**-0.5
+    assert torch.allclose(usual(tokens()), unscaled(tokens()), rtol=1e-5, atol=1e-5)
 
 
 def test_logit_softcap():

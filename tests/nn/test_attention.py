@@ -26,7 +26,7 @@ def rotated(vector, position, theta):
     return torch.cat((turned.real, turned.imag))
 
 
-def explicit(module, x, n_kv_head, bias, *, eps=None, theta=None):
+def explicit(module, x, n_kv_head, bias, *, eps=None, theta=None, scale=K**-0.5):
     """One query, one head, one sequence at a time, in float64."""
     x = x.double()
     q, k, v = (x @ part.weight.double().T + part.bias.double() for part in (module.q, module.k, module.v))
@@ -43,7 +43,7 @@ def explicit(module, x, n_kv_head, bias, *, eps=None, theta=None):
             group = h // (H // n_kv_head)
             for t in range(T):
                 scores = torch.stack(
-                    [prepared(q, b, t, h) @ prepared(k, b, s, group) / math.sqrt(K) + bias[t, s] for s in range(T)]
+                    [prepared(q, b, t, h) @ prepared(k, b, s, group) * scale + bias[t, s] for s in range(T)]
                 )
                 weights = scores.exp() / scores.exp().sum()
                 mixed[b, t, h * K : (h + 1) * K] = weights @ v[b, :, group * K : (group + 1) * K]
@@ -63,6 +63,13 @@ def test_equals_explicit_maths(n_kv_head, eps, theta):
     module, x = attention(n_kv_head, qk_norm_eps=eps)
     rotation = None if theta is None else Rotary(K, 9, theta=theta)(torch.arange(T))
     near(module(x, rotation=rotation, causal=True), explicit(module, x, n_kv_head, CAUSAL, eps=eps, theta=theta))
+
+
+@pytest.mark.parametrize("eps", [None, 0.1])
+@pytest.mark.parametrize("scale", [1.0, 0.07])
+def test_another_scale(scale, eps):
+    module, x = attention(2, qk_norm_eps=eps, scale=scale)
+    near(module(x, causal=True), explicit(module, x, 2, CAUSAL, eps=eps, scale=scale))
 
 
 @pytest.mark.parametrize("n_kv_head", [2, 6])

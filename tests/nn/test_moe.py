@@ -156,6 +156,45 @@ def test_gradients_are_those_of_finite_differences(kind, capacity_factor):
         assert torch.autograd.gradcheck(mix, (x, *layer.parameters()))
 
 
+@pytest.mark.parametrize("crowded", [False, True], ids=["", "all of one holder"])
+@pytest.mark.parametrize("capacity_factor", [None, 1.0])
+def test_what_holders_of_some_experts_answer_adds_up(capacity_factor, crowded):
+    """Outputs and all gradients; each holder routes like the others, also where nobody chose its experts."""
+    layer = experts(n_expert=6, bias=True, capacity_factor=capacity_factor)
+    x = numbers(3, 7, 8)
+    if crowded:
+        x = x.abs()
+        with torch.no_grad():
+            layer.router.weight[2:] = -1.0
+            layer.router.weight[:2] = 1.0 + numbers(2, 8).abs()
+    whole, routing = passed(layer, x)
+    sums = {name: torch.zeros_like(value) for name, value in whole.items()}
+    for held in (range(0, 2), range(2, 3), range(3, 6)):
+        part = experts(n_expert=6, bias=True, capacity_factor=capacity_factor)
+        part.load_state_dict(layer.state_dict())
+        part.division = part.division._replace(held=held)
+        for parameter in part.experts.parameters():
+            parameter.data = parameter.data[held.start : held.stop].clone()
+        values, own = passed(part, x)
+        assert all(torch.equal(*pair) for pair in zip(own, routing, strict=True))
+        for name, value in values.items():
+            target = sums[name][held.start : held.stop] if name.startswith("experts.") else sums[name]
+            target += value
+    if crowded:
+        assert routing.n_chosen[2:].sum() == 0
+    for name, value in whole.items():
+        near(sums[name], value)
+
+
+def passed(layer, x):
+    """The output, the gradients of the input and the parameters, and how it was routed."""
+    x = x.clone().requires_grad_()
+    mixed, routing = layer(x)
+    (mixed * numbers(*mixed.shape, seed=5)).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
+    return {"output": mixed.detach(), "input": x.grad, **gradients}, routing
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_products_are_the_same(dtype, bias):

@@ -3,12 +3,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gptlab.config import RunConfig
 from gptlab.models.build import build_model
 from gptlab.models.config import DecoderConfig
 from gptlab.objectives.causal_lm import CausalLM
-from gptlab.objectives.config import OBJECTIVES, CausalLMConfig
+from gptlab.objectives.config import OBJECTIVES
+from gptlab.objectives.objective import measured
 
-objective = CausalLM(CausalLMConfig())
+objective = CausalLM(RunConfig())
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
@@ -26,11 +28,13 @@ def test_loss_is_a_sum_over_targets():
     batch = objective.collate(torch.randint(11, (3, 7), generator=torch.Generator().manual_seed(0)))
     result = objective.loss(model, batch)
     expected = F.cross_entropy(model(batch["tokens"]).flatten(0, 1), batch["targets"].flatten(), reduction="sum")
-    assert torch.allclose(result.total, expected, rtol=1e-6)
-    assert result.n_targets == 18
-    assert result.terms["loss"] == result.total and not result.terms["loss"].requires_grad
+    assert torch.allclose(result["loss"].sum, expected, rtol=1e-6)
+    assert objective.counts(batch) == {"targets": 18}
+    assert torch.allclose(objective.mean_loss(model, batch), expected / 18, rtol=1e-6)
+    logged = measured(result, {"targets": 1.0})
+    assert list(logged) == ["loss"] and logged["loss"] == result["loss"].sum and not logged["loss"].requires_grad
     halves = [
-        objective.loss(model, {k: v[rows] for k, v in batch.items()}).total for rows in (slice(0, 1), slice(1, 3))
+        objective.loss(model, {k: v[rows] for k, v in batch.items()})["loss"].sum for rows in (slice(0, 1), slice(1, 3))
     ]
     assert torch.allclose(sum(halves), expected, rtol=1e-6)
 
@@ -41,14 +45,14 @@ def test_experts_add_their_terms_in_training_and_the_loss_stays_the_cross_entrop
     model = build_model(config, 11, seed=0)
     batch = objective.collate(torch.randint(11, (3, 7), generator=torch.Generator().manual_seed(0)))
     result = objective.loss(model, batch)
-    means = {name: value.item() / 18 for name, value in result.terms.items()}
+    means = {name: value.item() for name, value in measured(result, {"targets": 1 / 18}).items()}
     expected = F.cross_entropy(model(batch["tokens"]).flatten(0, 1), batch["targets"].flatten())
     assert list(means) == ["loss", "balance_loss", "z_loss", "drop_rate", "busiest_expert"]
     assert means["loss"] == pytest.approx(expected.item(), rel=1e-6)
     added = 0.3 * means["balance_loss"] + 0.2 * means["z_loss"]
-    assert result.total.item() / 18 == pytest.approx(means["loss"] + added, rel=1e-6)
+    assert objective.mean_loss(model, batch).item() == pytest.approx(means["loss"] + added, rel=1e-6)
     evaluated = objective.loss(model.eval(), batch)
-    assert list(evaluated.terms) == ["loss"] and evaluated.total == evaluated.terms["loss"] == result.terms["loss"]
+    assert list(evaluated) == ["loss"] and evaluated["loss"].sum == result["loss"].sum
 
 
 def test_listed_under_its_name():

@@ -68,7 +68,7 @@ class Numbered:
 
 
 class AsIs:
-    def collate(self, windows):
+    def collate(self, windows, numbers):
         return windows.tolist()
 
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
@@ -95,6 +95,7 @@ def _for_transformers(path: Path, state: dict[str, Any]) -> Callable[[Path], Non
     """What writes a checkpoint for transformers; ValueError where that cannot be done."""
     from gptlab.interop.transformers_folder import architecture_for, write_folder
     from gptlab.models.config import model_from_plain
+    from gptlab.training.finetune import weights_of
     from gptlab.training.vocabulary import run_of, tokenizer_of
 
     config = model_from_plain(state["config"]["model"])
@@ -102,12 +103,13 @@ def _for_transformers(path: Path, state: dict[str, Any]) -> Callable[[Path], Non
     tokenizer = tokenizer_of(path, state)
     if tokenizer is None:
         print(f"there is no {run_of(path) / 'tokenizer.json'}: the folder gets no tokenizer")
+    weights = weights_of(state)
     return lambda folder: write_folder(
         folder,
         config,
-        state["model"].__getitem__,
+        weights.__getitem__,
         tokenizer,
-        card=_card(path, state, architecture.task),
+        card=_card(path, state, weights, architecture.task),
         special_words=state.get("special_words", {}),
     )
 
@@ -185,7 +187,7 @@ def _give_back_freed_memory() -> None:
             ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 17)
 
 
-def _card(path: Path, state: dict[str, Any], task: str) -> str:
+def _card(path: Path, state: dict[str, Any], weights: Mapping[str, Any], task: str) -> str:
     """README.md of an exported model: what it is, what it reached and how it was trained."""
     import yaml
 
@@ -197,7 +199,7 @@ def _card(path: Path, state: dict[str, Any], task: str) -> str:
     rows = [row for row in read_metrics(run / "metrics.csv") if own and row["step"] == state["step"]]
     metrics = {name: value for row in rows for name, value in row.items() if name.startswith(("train/", "val/"))}
     summary = json.loads((run / "summary.json").read_text()) if own and (run / "summary.json").is_file() else {}
-    n_parameters = sum(value.numel() for value in state["model"].values())
+    n_parameters = sum(value.numel() for value in weights.values())
     lines = [
         "---",
         "library_name: transformers",

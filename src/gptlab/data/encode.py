@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -39,11 +39,18 @@ class Unit:
     n_bytes: int
 
 
-def encode_unit(tokenizer: Tokenizer, texts: list[str | None]) -> np.ndarray:
-    """The ids of the texts, one after the other, in the type of a token file."""
+class Encoded(NamedTuple):
+    """The ids of texts, one after the other, in the type of a token file, and how many of them each text has."""
+
+    ids: np.ndarray
+    sizes: list[int]
+
+
+def encode_unit(tokenizer: Tokenizer, texts: list[str | None]) -> Encoded:
+    """Encode texts one by one, None as the end-of-text word."""
     dtype = token_dtype(tokenizer.vocab_size)
     parts = [np.array([tokenizer.eot]) if text is None else tokenizer.encode(text) for text in texts]
-    return np.concatenate([ids.astype(dtype, copy=False) for ids in parts])
+    return Encoded(np.concatenate([ids.astype(dtype, copy=False) for ids in parts]), [len(ids) for ids in parts])
 
 
 class Encoders:
@@ -88,7 +95,7 @@ class Encoders:
             with suppress(BrokenPipeError):
                 worker.stdin.close()
 
-    def map(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, np.ndarray]]:
+    def map(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, Encoded]]:
         """Each unit with its ids, in the order given; a few units per process are held at once."""
         if not self._workers:
             for unit in units:
@@ -98,7 +105,7 @@ class Encoders:
         for worker in self._workers:
             idle.put(worker)
 
-        def encode(unit: Unit) -> np.ndarray:
+        def encode(unit: Unit) -> Encoded:
             worker = idle.get()
             try:
                 return _ask(worker, unit.texts, self._dtype)
@@ -111,24 +118,25 @@ class Encoders:
                 for unit in units:
                     running.append((unit, threads.submit(encode, unit)))
                     if len(running) > 3 * len(self._workers):
-                        unit, ids = running.popleft()
-                        yield unit, ids.result()
+                        unit, encoded = running.popleft()
+                        yield unit, encoded.result()
                 while running:
-                    unit, ids = running.popleft()
-                    yield unit, ids.result()
+                    unit, encoded = running.popleft()
+                    yield unit, encoded.result()
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
 
-def _ask(worker: subprocess.Popen, texts: list[str | None], dtype: np.dtype) -> np.ndarray:
+def _ask(worker: subprocess.Popen, texts: list[str | None], dtype: np.dtype) -> Encoded:
     try:
         _send_texts(worker.stdin, texts)
         (n_bytes,) = _read_numbers(worker.stdout, 1)
         if n_bytes == _FAILED:
             (n_bytes,) = _read_numbers(worker.stdout, 1)
             raise ValueError(_read(worker.stdout, n_bytes).decode())
-        return np.frombuffer(_read(worker.stdout, n_bytes), dtype=dtype)
+        sizes = _read_numbers(worker.stdout, len(texts)).tolist()
+        return Encoded(np.frombuffer(_read(worker.stdout, n_bytes), dtype=dtype), sizes)
     except (BrokenPipeError, EOFError):
         raise RuntimeError(
             f"a tokenising process ended early (exit code {worker.wait()}); see its output above"
@@ -165,12 +173,12 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
         sizes = _read_numbers(requests, n_texts)
         texts = [None if n == _END_OF_TEXT else _read(requests, n).decode("utf-8", "surrogatepass") for n in sizes]
         try:
-            ids = encode_unit(tokenizer, texts)
+            ids, sizes = encode_unit(tokenizer, texts)
         except ValueError as error:
             message = str(error).encode()
             replies.write(array("q", [_FAILED, len(message)]).tobytes() + message)
         else:
-            replies.write(array("q", [ids.nbytes]).tobytes())
+            replies.write(array("q", [ids.nbytes, *sizes]).tobytes())
             replies.write(ids.data)
         replies.flush()
 

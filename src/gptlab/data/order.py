@@ -1,4 +1,7 @@
-"""Which window is sample i: a pure function of the seed and i, so that the state of the data is one integer."""
+"""Which example is sample i, and what is drawn for it: pure functions of the seed and i.
+
+So the state of the data is one integer.
+"""
 
 from math import isqrt
 
@@ -34,10 +37,7 @@ def window_index(seed: int, i: int | np.ndarray, n_windows: int, shuffle: bool =
 def _permute(seed: int, epochs: np.ndarray, positions: np.ndarray, n: int) -> np.ndarray:
     n_rows = isqrt(n - 1) + 1
     n_columns = -(-n // n_rows)
-    folded = 0  # a seed of any size or sign keeps all its bits
-    for shift in range(0, max(seed.bit_length() + 1, 64), 64):
-        folded = _mix_int(folded ^ (seed >> shift & _MASK))
-    keys = _mix(epochs.astype(np.uint64) ^ np.uint64(folded))
+    keys = _mix(epochs.astype(np.uint64) ^ np.uint64(_folded(seed)))
     result = positions.astype(np.uint64)
     pending = np.arange(result.size)
     while pending.size:
@@ -55,6 +55,23 @@ def _feistel(cells: np.ndarray, keys: np.ndarray, n_rows: int, n_columns: int) -
         row = (row + _mix(column ^ keys * np.uint64(4 * number + 1)) % rows) % rows
         column = (column + _mix(row ^ keys * np.uint64(4 * number + 3)) % columns) % columns
     return row * columns + column
+
+
+def uniforms(seed: int, numbers: np.ndarray, n: int) -> np.ndarray:
+    """Draw `n` numbers in [0, 1) for each sample of `numbers` (B): float64 (B, n), the same wherever it is asked.
+
+    They have nothing to do with the order of the samples.
+    """
+    keys = _mix(np.asarray(numbers, dtype=np.int64).view(np.uint64) ^ np.uint64(_mix_int(~_folded(seed) & _MASK)))
+    counter = np.arange(n, dtype=np.uint64) * np.uint64(_GOLDEN)
+    return (_mix(keys[:, None] + counter) >> np.uint64(11)) * 2.0**-53
+
+
+def _folded(seed: int) -> int:
+    folded = 0  # a seed of any size or sign keeps all its bits
+    for shift in range(0, max(seed.bit_length() + 1, 64), 64):
+        folded = _mix_int(folded ^ (seed >> shift & _MASK))
+    return folded
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

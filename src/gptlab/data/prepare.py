@@ -8,17 +8,19 @@ import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from gptlab.data.cache import cache_root, locked
-from gptlab.data.config import DataConfig, Split, TokenizerConfig, TokenizerFileConfig
+from gptlab.data.config import DataConfig, RowForm, RowsConfig, Split, TokenizerConfig, TokenizerFileConfig
 from gptlab.data.corpus import Corpus, HubCorpus, Piece, SpooledCorpus, open_corpus
-from gptlab.data.encode import Encoders, Unit
+from gptlab.data.encode import Encoded, Encoders, Unit
+from gptlab.data.examples import Example, RowSource, SpooledExamples, n_bytes, open_rows
 from gptlab.data.progress import byte_progress
+from gptlab.data.rows import RowFormat, RowTable, RowWriter, open_row_tables, write_row_format
 from gptlab.data.tokenizer import Tokenizer, between_words, build_tokenizer, load_tokenizer, read_tokenizer_file
 from gptlab.data.tokens import TokenFile, TokenWriter
 
@@ -26,11 +28,15 @@ _VERSION = 1
 _PARTS = ("train", "val", "test")
 _UNIT_CHARACTERS = 1 << 18
 _SMALL_CORPUS_BYTES = 4_000_000
+_LEARNING = ("bpe", "char", "wordpiece")  # tokenizers that are made of the text
 
 
 @dataclass(kw_only=True, slots=True)
 class PreparedData:
-    """A corpus as token files; `val` and `test` are None where their fraction is 0."""
+    """A corpus as token files; `val` and `test` are None where their fraction is 0.
+
+    `rows` has each split's examples where the source has rows, and is empty where it has text.
+    """
 
     tokenizer: Tokenizer
     train: TokenFile
@@ -39,6 +45,11 @@ class PreparedData:
     fingerprint: str  # sha256 over the corpus's content, the tokenizer and the split
     folder: Path
     description: str
+    rows: dict[str, RowTable] = field(default_factory=dict)
+
+    def part(self, name: str) -> TokenFile | None:
+        """The split `train`, `val` or `test`."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, progress: bool = True) -> PreparedData:
@@ -47,7 +58,9 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, progress: bool = Tr
     Of several processes that call at once one prepares and the others wait. Errors and kills leave no half cache.
     """
     data.check()
-    corpus = open_corpus(data, progress=progress)
+    tokenizer.check()
+    rows = isinstance(data, RowsConfig)
+    corpus = open_rows(data) if rows else open_corpus(data, progress=progress)
     fingerprint = _fingerprint(data, tokenizer, corpus)
     root = cache_root(data.cache_dir)
     folder = root / f"{data.source}-{fingerprint[:16]}"
@@ -60,23 +73,31 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, progress: bool = Tr
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 try:
-                    made = _build(partial, data, tokenizer, corpus, progress=progress)
+                    made = (_build_rows if rows else _build)(partial, data, tokenizer, corpus, progress=progress)
                     os.rename(partial, folder)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
     return _load(folder, data, corpus, fingerprint, made)
 
 
-def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus) -> str:
+def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus | RowSource) -> str:
     words = dataclasses.asdict(tokenizer)
+    for name in ("special_words", "n_sentinel"):
+        if not words[name]:  # vocabularies without them keep their folders
+            del words[name]
     if isinstance(tokenizer, TokenizerFileConfig):
         words["path"] = hashlib.sha256(read_tokenizer_file(tokenizer).encode()).hexdigest()
     split = [Split(data.split).value, data.val_fraction, data.test_fraction]
     key = {"version": _VERSION, "corpus": corpus.fingerprint, "tokenizer": words, "split": split}
+    if isinstance(data, RowsConfig):
+        settings = ("prompt", "response", "label", "classes", "only_classes", "messages", "chat")
+        key["rows"] = {name: getattr(data, name) for name in settings}
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
-def _load(folder: Path, data: DataConfig, corpus: Corpus, fingerprint: str, made: Tokenizer | None) -> PreparedData:
+def _load(
+    folder: Path, data: DataConfig, corpus: Corpus | RowSource, fingerprint: str, made: Tokenizer | None
+) -> PreparedData:
     tokenizer = made or load_tokenizer(folder / "tokenizer.json")
     files = {}
     for part, fraction in zip(_PARTS, (1, data.val_fraction, data.test_fraction), strict=True):
@@ -88,18 +109,27 @@ def _load(folder: Path, data: DataConfig, corpus: Corpus, fingerprint: str, made
     try:
         sizes = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         plural = "" if sizes["n_documents"] == 1 else "s"
-        size = f"{sizes['n_documents']:,} document{plural}, {sizes['n_bytes']:,} bytes"
+        what = "row" if isinstance(data, RowsConfig) else "document"
+        size = f"{sizes['n_documents']:,} {what}{plural}, {sizes['n_bytes']:,} bytes"
     except (OSError, ValueError, KeyError):
         raise ValueError(f"{folder}/corpus.json is missing or altered; delete the folder and run again") from None
     description = f"{corpus.description}: {size}, content {corpus.fingerprint[:16]}"
-    return PreparedData(tokenizer=tokenizer, fingerprint=fingerprint, folder=folder, description=description, **files)
+    there = {part: file for part, file in files.items() if file is not None}
+    return PreparedData(
+        tokenizer=tokenizer,
+        fingerprint=fingerprint,
+        folder=folder,
+        description=description,
+        rows=open_row_tables(folder, there) if isinstance(data, RowsConfig) else {},
+        **files,
+    )
 
 
 def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corpus, *, progress: bool) -> Tokenizer:
     if isinstance(corpus, HubCorpus):
         corpus = SpooledCorpus(corpus, folder / "spool", progress=progress)
     with ExitStack() as stack:
-        learns = config.kind in ("bpe", "char")
+        learns = config.kind in _LEARNING
         if not learns:  # its errors come before any work, and the workers start beside the first reading
             tokenizer = build_tokenizer(config, lambda: iter(()))
             encoders = _start(stack, folder, tokenizer, data, corpus)
@@ -115,26 +145,74 @@ def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corp
 
             tokenizer = build_tokenizer(config, texts)
             encoders = _start(stack, folder, tokenizer, data, corpus)
-        writers = {
-            part: stack.enter_context(
-                TokenWriter(folder / f"{part}.bin", vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.fingerprint)
-            )
-            for part, fraction in zip(_PARTS, (1, data.val_fraction, data.test_fraction), strict=True)
-            if fraction
-        }
+        writers = _writers(stack, folder, tokenizer, data)
         advance = stack.enter_context(byte_progress("tokenising", sizes.n_bytes, show=progress))
-        for unit, ids in encoders.map(_units(_parts(corpus.pieces(), part_of), tokenizer)):
+        for unit, encoded in encoders.map(_units(_parts(corpus.pieces(), part_of), tokenizer)):
             writer = writers[unit.part]
-            writer.write(ids)
+            writer.write(encoded.ids)
             writer.end_documents(unit.n_documents, n_bytes=unit.n_bytes, n_characters=unit.n_characters)
             advance(unit.n_bytes)
     (folder / "spool").unlink(missing_ok=True)
-    counts = {"n_documents": len(sizes.characters), "n_bytes": sizes.n_bytes}
-    (folder / "corpus.json").write_text(json.dumps(counts), encoding="utf-8")
+    _write_sizes(folder, len(sizes.characters), sizes.n_bytes)
     return tokenizer
 
 
-def _start(stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataConfig, corpus: Corpus) -> Encoders:
+def _build_rows(
+    folder: Path, data: RowsConfig, config: TokenizerConfig, source: RowSource, *, progress: bool
+) -> Tokenizer:
+    learns = config.kind in _LEARNING
+    if not learns:  # its errors come before any work
+        tokenizer = build_tokenizer(config, lambda: iter(()))
+    examples = SpooledExamples(data, source, folder / "spool", progress=progress)
+    part_of = _split_rows(data, examples)
+    if learns:
+
+        def texts() -> Iterator[str]:
+            for number, example in enumerate(examples):
+                if part_of(number) == "train" or config.kind == "char":
+                    yield from (segment.text for segment in example.segments if segment.text)
+
+        tokenizer = build_tokenizer(config, texts)
+    if tokenizer.eot is None and data.form is not RowForm.label:
+        raise ValueError(
+            f"tokenizer={config.kind} has no end-of-text word, which ends each response of data={data.source}; use "
+            "another, such as tokenizer=bpe"
+        )
+    with ExitStack() as stack:
+        encoders = _start(stack, folder, tokenizer, data, examples)
+        writers = _writers(stack, folder, tokenizer, data)
+        tables = {part: RowWriter() for part in writers}
+        advance = stack.enter_context(byte_progress("tokenising", examples.n_bytes, show=progress))
+        for unit, encoded in encoders.map(_row_units(examples, part_of, tokenizer)):
+            writer = writers[unit.part]
+            writer.write(_add_rows(unit.examples, encoded, tokenizer, tables[unit.part]))
+            writer.end_documents(unit.n_documents, n_bytes=unit.n_bytes, n_characters=unit.n_characters)
+            advance(unit.n_bytes)
+    rows = RowFormat(form=data.form.value, n_beginning=len(tokenizer.beginning), has_end=tokenizer.eot is not None)
+    write_row_format(folder, rows, {part: table.save(folder, part) for part, table in tables.items()})
+    (folder / "spool").unlink()
+    _write_sizes(folder, len(examples), examples.n_bytes)
+    return tokenizer
+
+
+def _write_sizes(folder: Path, n_documents: int, n_bytes: int) -> None:
+    counts = {"n_documents": n_documents, "n_bytes": n_bytes}
+    (folder / "corpus.json").write_text(json.dumps(counts), encoding="utf-8")
+
+
+def _writers(stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataConfig) -> dict[str, TokenWriter]:
+    return {
+        part: stack.enter_context(
+            TokenWriter(folder / f"{part}.bin", vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.fingerprint)
+        )
+        for part, fraction in zip(_PARTS, (1, data.val_fraction, data.test_fraction), strict=True)
+        if fraction
+    }
+
+
+def _start(
+    stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataConfig, corpus: Corpus | SpooledExamples
+) -> Encoders:
     tokenizer.save(folder / "tokenizer.json")
     n_processes = data.n_processes or _n_cores()
     # Starting a process costs as much as tokenising a few megabytes; bytes and characters are looked up faster than
@@ -169,6 +247,18 @@ def _measure(corpus: Corpus) -> _Sizes:
     if not sizes.characters:
         raise ValueError(f"{corpus.description} holds no readable text; give another with data.path=")
     return sizes
+
+
+def _split_rows(data: RowsConfig, examples: SpooledExamples) -> Callable[[int], str]:
+    """The split of each example, by its content: equal ones are never in two."""
+    parts = ["train", *(part for part in _PARTS[1:] if getattr(data, f"{part}_fraction"))]
+    if len(examples) < len(parts):
+        raise ValueError(
+            f"the table has {len(examples):,} row{'s' * (len(examples) > 1)} and each of {', '.join(parts)} needs one; "
+            "give more rows, or set data.val_fraction=0 and data.test_fraction=0"
+        )
+    part_of = _split_by_document(data, np.array(examples.hashes))
+    return lambda number: part_of(number)[0][0]
 
 
 PartOf = Callable[[int], list[tuple[str, int]]]
@@ -263,6 +353,55 @@ def _units(parts: Iterable[tuple[str, Piece]], tokenizer: Tokenizer) -> Iterator
                 yield unit
                 unit = open_units[part] = _empty_unit(part)
     yield from (unit for unit in open_units.values() if unit.texts)
+
+
+@dataclass(kw_only=True, slots=True)
+class _RowUnit(Unit):
+    examples: list[Example]
+
+
+def _row_units(examples: Iterable[Example], part_of: Callable[[int], str], tokenizer: Tokenizer) -> Iterator[_RowUnit]:
+    open_units: dict[str, _RowUnit] = {}
+    for number, example in enumerate(examples):
+        part = part_of(number)
+        unit = open_units.get(part)
+        if unit is None:
+            unit = _RowUnit(part=part, texts=[], n_documents=0, n_characters=0, n_bytes=0, examples=[])
+            open_units[part] = unit
+        if tokenizer.eot is None:
+            example = example._replace(segments=[segment for segment in example.segments if segment.text is not None])
+        unit.examples.append(example)
+        unit.n_documents += 1
+        for segment in example.segments:
+            unit.texts.append(segment.text)
+            unit.n_characters += len(segment.text or "")
+            unit.n_bytes += n_bytes(segment)
+        if unit.n_characters >= _UNIT_CHARACTERS:
+            yield open_units.pop(part)
+    yield from open_units.values()
+
+
+def _add_rows(examples: list[Example], encoded: Encoded, tokenizer: Tokenizer, table: RowWriter) -> np.ndarray:
+    """Note the rows of the examples in `table`; returns their tokens."""
+    beginning = np.array(tokenizer.beginning, dtype=encoded.ids.dtype)
+    sizes, parts, place = iter(encoded.sizes), [], 0
+    for example in examples:
+        length, spans = len(beginning), []
+        for segment in example.segments:
+            size = next(sizes)
+            if not size and (segment.scored or segment.text.strip()):
+                raise ValueError(
+                    f"{example.where}: the tokenizer makes no token of {segment.text[:40]!r}; leave the row out"
+                )
+            if segment.scored:
+                follows = spans and spans[-1][1] == length
+                spans.append((spans.pop()[0] if follows else length, length + size))
+            length += size
+        table.add(length, spans, example.label)
+        n = length - len(beginning)
+        parts += [beginning, encoded.ids[place : place + n]]
+        place += n
+    return np.concatenate(parts)
 
 
 def _by_document(parts: Iterable[tuple[str, Piece]]) -> Iterator[tuple[tuple[str, int], Iterator[tuple[str, Piece]]]]:

@@ -13,30 +13,33 @@ class Template:
 
     A field is a plain name. Everything else that `str.format` knows is refused with a ValueError: attributes, indices,
     conversions and formats could read more of the program than a row. `word` is the setting that the text came from.
+    `parts` is text, field, text, field and so on to the last text.
     """
 
     fields: tuple[str, ...]
+    parts: tuple[str, ...]
 
     def __init__(self, text: str, word: str) -> None:
         self.text = text
         self.word = word
-        self._parts: list[str] = [""]  # text, field, text, field, ..., text
+        parts = [""]
         end = 0
         for braces in _BRACES.finditer(text):
-            self._parts[-1] += text[end : braces.start()]
+            parts[-1] += text[end : braces.start()]
             end = braces.end()
             match braces[0]:
                 case "{{" | "}}":
-                    self._parts[-1] += braces[0][0]
+                    parts[-1] += braces[0][0]
                 case "{" | "}":
                     raise ValueError(
                         f"{word}={text!r} has a single {braces[0]!r} at character {braces.start() + 1}; write a field "
                         f"as {{name}}, and a brace itself as {braces[0] * 2!r}"
                     )
                 case field:
-                    self._parts += [self._name(field), ""]
-        self._parts[-1] += text[end:]
-        self.fields = tuple(dict.fromkeys(self._parts[1::2]))
+                    parts += [self._name(field), ""]
+        parts[-1] += text[end:]
+        self.parts = tuple(parts)
+        self.fields = tuple(dict.fromkeys(parts[1::2]))
 
     def _name(self, field: str) -> str:
         if not _NAME.fullmatch(field[1:-1]):
@@ -52,7 +55,7 @@ class Template:
         `where` names the row in errors, as "row 3 of FILE" does. A field that the row lacks is a ValueError, and so is
         a value other than text, a number, true or false.
         """
-        parts = list(self._parts)
+        parts = list(self.parts)
         parts[1::2] = [self._value(name, row, where) for name in parts[1::2]]
         return "".join(parts)
 

@@ -6,18 +6,25 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from itertools import takewhile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gptlab.data.cache import replacing
-from gptlab.data.config import BpeConfig, TokenizerConfig, TokenizerFileConfig
+from gptlab.data.config import BpeConfig, TokenizerConfig, TokenizerFileConfig, WordPieceConfig, sentinel
+from gptlab.data.wordpiece import SEP, train_wordpiece
 
 END_OF_TEXT = "<|endoftext|>"
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+_ROLES = {  # what BERT, T5 and RoBERTa call these words
+    "mask": ("[MASK]", "<mask>"),
+    "pad": ("[PAD]", "<pad>"),
+    "cls": ("[CLS]", "<s>", "<cls>"),
+    "sep": ("[SEP]", "</s>", "<sep>"),
+}
 # GPT-2's split (Radford et al. 2019). Looking ahead is kept out of the group: the engine behind tiktoken then runs the
 # group as one automaton, 1.7 times as fast as tiktoken's own spelling, which gives the same pieces.
 _GPT2_SPLIT = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$)|\s+(?!\S)|\s"
@@ -35,6 +42,10 @@ class Tokenizer(ABC):
     `fingerprint` is a sha256 over the kind and the vocabulary: equal fingerprints give equal ids. `eot` is the id of
     the end-of-text word, None where the vocabulary has none. `beginning` is the ids that models of this tokenizer read
     before a text; `encode` leaves them out.
+
+    `mask`, `pad`, `cls` and `sep` are the ids of these words, None where the vocabulary has none, `sentinels` those of
+    <extra_id_0>, <extra_id_1> and so on. `specials` holds every id that stands for no text. `special_words` are those
+    that were added to a vocabulary made here.
     """
 
     kind: str
@@ -42,6 +53,13 @@ class Tokenizer(ABC):
     eot: int | None
     fingerprint: str
     beginning: tuple[int, ...] = ()
+    special_words: tuple[str, ...] = ()
+    mask: int | None
+    pad: int | None
+    cls: int | None
+    sep: int | None
+    sentinels: tuple[int, ...]
+    specials: frozenset[int]
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
@@ -92,6 +110,30 @@ class Tokenizer(ABC):
         """The pieces of one document, cut anew so that encoding chunk by chunk gives the ids of the whole."""
         return _recut(pieces, self.cut)
 
+    def _add_words(self, special_words: Iterable[str], words: Collection[str] | Collection[bytes]) -> None:
+        """Put special words after the vocabulary; ValueError where one is among its `words` already."""
+        self.special_words = tuple(special_words)
+        for word in self.special_words:
+            if word in words or word.encode() in words or word == END_OF_TEXT:
+                raise ValueError(
+                    f"tokenizer.special_words holds {word!r}, which is a word of the vocabulary already; choose "
+                    "another, such as <mask>"
+                )
+        ids = {word: self.vocab_size + n for n, word in enumerate(self.special_words)}
+        self.vocab_size += len(ids)
+        if ids:  # none leave the fingerprint as it is
+            content = json.dumps([self.fingerprint, *self.special_words])
+            self.fingerprint = _fingerprint(self.kind, content.encode())
+        self._give_roles(ids, ids.values())
+
+    def _give_roles(self, ids: Mapping[str, int], specials: Iterable[int]) -> None:
+        """Find the words with a role by their usual names; the ids of `specials` are known to stand for no text."""
+        for role, names in _ROLES.items():
+            setattr(self, role, next((ids[name] for name in names if name in ids), None))
+        self.sentinels = tuple(ids[word] for word in takewhile(ids.__contains__, map(sentinel, count())))
+        named = {self.eot, self.mask, self.pad, self.cls, self.sep} - {None}
+        self.specials = frozenset({*named, *self.sentinels, *self.beginning, *specials})
+
     def _checked(self, ids: Iterable[int] | np.ndarray) -> np.ndarray:
         array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids)).ravel()
         if not array.size:
@@ -109,27 +151,29 @@ class ByteTokenizer(Tokenizer):
     """UTF-8 bytes as ids 0 to 255 and one end-of-text word."""
 
     kind = "byte"
-    vocab_size = 257
     eot = 256
 
-    def __init__(self) -> None:
+    def __init__(self, special_words: Iterable[str] = ()) -> None:
+        self.vocab_size = 257
         self.fingerprint = _fingerprint(self.kind, b"")
+        self._add_words(special_words, [bytes([byte]) for byte in range(256)])
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(_scalars(text).encode(), dtype=np.uint8)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         array = self._checked(ids)
-        runs = np.split(array, np.flatnonzero(array == self.eot))
-        # Every run but the first begins with the end-of-text word it was split at.
-        data = [runs[0], *(run[1:] for run in runs[1:])]
-        return END_OF_TEXT.join(run.astype(np.uint8).tobytes().decode("utf-8", "replace") for run in data)
+        words = (END_OF_TEXT, *self.special_words)
+        first, *others = np.split(array, np.flatnonzero(array >= self.eot))
+        # Every run but the first begins with the word it was split at.
+        parts = [_read(first), *(words[run[0] - self.eot] + _read(run[1:]) for run in others)]
+        return "".join(parts)
 
     def cut(self, text: str) -> int:
         return len(text)
 
     def _state(self) -> dict[str, Any]:
-        return {}
+        return _special(self)
 
 
 class CharTokenizer(Tokenizer):
@@ -138,7 +182,7 @@ class CharTokenizer(Tokenizer):
     kind = "char"
     eot = None
 
-    def __init__(self, characters: str) -> None:
+    def __init__(self, characters: str, special_words: Iterable[str] = ()) -> None:
         if not characters or list(characters) != sorted(set(characters)):
             raise ValueError("a character vocabulary is at least one character, each once, in the order of code points")
         self.characters = characters
@@ -147,13 +191,15 @@ class CharTokenizer(Tokenizer):
         self._ids = np.full(int(self._codes[-1]) + 1, -1, dtype=np.int32)
         self._ids[self._codes] = np.arange(self.vocab_size, dtype=np.int32)
         self.fingerprint = _fingerprint(self.kind, self._codes.astype("<u4").tobytes())
+        self._add_words(special_words, list(characters))
+        self._words = [*characters, *self.special_words]
 
     @classmethod
-    def build(cls, texts: Iterable[str]) -> "CharTokenizer":
+    def build(cls, texts: Iterable[str], special_words: Iterable[str] = ()) -> "CharTokenizer":
         seen = np.zeros(0x110000, dtype=bool)
         for text in texts:
             seen[_code_points(text)] = True
-        return cls("".join(map(chr, np.flatnonzero(seen).tolist())))
+        return cls("".join(map(chr, np.flatnonzero(seen).tolist())), special_words)
 
     def encode(self, text: str) -> np.ndarray:
         codes = _code_points(text)
@@ -163,37 +209,39 @@ class CharTokenizer(Tokenizer):
         if unknown.any():
             code = int(codes[unknown][0])
             raise ValueError(
-                f"character {chr(code)!a} (U+{code:04X}) is not among the {self.vocab_size} characters of the "
+                f"character {chr(code)!a} (U+{code:04X}) is not among the {len(self.characters)} characters of the "
                 "vocabulary; leave it out, or train with tokenizer=byte, which knows all text"
             )
         return ids
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        return "".join([self.characters[number] for number in self._checked(ids).tolist()])
+        return "".join([self._words[number] for number in self._checked(ids).tolist()])
 
     def cut(self, text: str) -> int:
         return len(text)
 
     def _state(self) -> dict[str, Any]:
-        return {"characters": self.characters}
+        return {"characters": self.characters, **_special(self)}
 
 
 class _TiktokenTokenizer(Tokenizer):
-    """Byte-pair encoding run by tiktoken behind GPT-2's split: `words` by rank, then the end-of-text word."""
+    """Byte-pair encoding run by tiktoken behind GPT-2's split: `words` by rank, the end-of-text word, special words."""
 
     eot: int
 
-    def __init__(self, words: list[bytes]) -> None:
+    def __init__(self, words: list[bytes], special_words: Iterable[str], fingerprint: str) -> None:
         import tiktoken
 
         self._words = words
         self.eot = len(words)
         self.vocab_size = len(words) + 1
+        self.fingerprint = fingerprint
+        self._add_words(special_words, set(words))
         self._encoding = tiktoken.Encoding(
             self.kind,
             pat_str=_GPT2_SPLIT,
             mergeable_ranks={word: rank for rank, word in enumerate(words)},
-            special_tokens={END_OF_TEXT: self.eot},
+            special_tokens={word: self.eot + n for n, word in enumerate((END_OF_TEXT, *self.special_words))},
         )
 
     def encode(self, text: str) -> np.ndarray:
@@ -224,7 +272,7 @@ class Gpt2Tokenizer(_TiktokenTokenizer):
 
     kind = "gpt2"
 
-    def __init__(self) -> None:
+    def __init__(self, special_words: Iterable[str] = ()) -> None:
         import tiktoken
 
         try:
@@ -235,37 +283,39 @@ class Gpt2Tokenizer(_TiktokenTokenizer):
                 "TIKTOKEN_CACHE_DIR to a folder that holds it, or use tokenizer=bpe or tokenizer=byte, which need no "
                 "download"
             ) from error
-        super().__init__([encoding.decode_single_token_bytes(rank) for rank in range(encoding.eot_token)])
-        self.fingerprint = _fingerprint(self.kind, b"".join(self._words))
+        words = [encoding.decode_single_token_bytes(rank) for rank in range(encoding.eot_token)]
+        super().__init__(words, special_words, _fingerprint(self.kind, b"".join(words)))
 
     def portable(self) -> dict[str, Any]:
         # Ranks are loaded five times faster than GPT-2's own files.
-        return {"kind": BpeTokenizer.kind, "words": _spelt(self._words)}
+        return {"kind": BpeTokenizer.kind, "words": _spelt(self._words), **_special(self)}
 
     def _state(self) -> dict[str, Any]:
-        return {"name": "gpt2"}
+        return {"name": "gpt2", **_special(self)}
 
 
 class BpeTokenizer(_TiktokenTokenizer):
-    """A byte-level byte-pair encoding of one's own: `words` by rank, then the end-of-text word."""
+    """A byte-level byte-pair encoding of one's own: `words` by rank, the end-of-text word, special words."""
 
     kind = "bpe"
 
-    def __init__(self, words: list[bytes]) -> None:
+    def __init__(self, words: list[bytes], special_words: Iterable[str] = ()) -> None:
         if len(set(words)) != len(words) or not {bytes([byte]) for byte in range(256)} <= set(words):
             raise ValueError("the words of a byte-pair encoding are distinct and include all 256 bytes")
-        super().__init__(words)
-        self.fingerprint = _fingerprint(self.kind, b"".join(len(word).to_bytes(4, "little") + word for word in words))
+        spelling = b"".join(len(word).to_bytes(4, "little") + word for word in words)
+        super().__init__(words, special_words, _fingerprint(self.kind, spelling))
 
     @classmethod
-    def train(cls, vocab_size: int, texts: Iterable[str]) -> "BpeTokenizer":
-        """Learn the merges of a text; `vocab_size` counts the end-of-text word.
+    def train(cls, vocab_size: int, texts: Iterable[str], special_words: Collection[str] = ()) -> "BpeTokenizer":
+        """Learn the merges of a text; `vocab_size` counts the end-of-text word and the special words.
 
         Reads the first 200M characters. A text too small for that many merges gives fewer words.
         """
-        if vocab_size < 257:
+        others = 1 + len(special_words)
+        if vocab_size < 256 + others:
+            what = f"{others} special words" if special_words else "the end-of-text word"
             raise ValueError(
-                f"tokenizer.vocab_size={vocab_size} is too small: 256 bytes and the end-of-text word need 257"
+                f"tokenizer.vocab_size={vocab_size} is too small: 256 bytes and {what} need {256 + others}"
             )
         from tokenizers import Tokenizer as Trained
         from tokenizers import models, pre_tokenizers, trainers
@@ -273,7 +323,7 @@ class BpeTokenizer(_TiktokenTokenizer):
         trained = Trained(models.BPE())
         trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size - 1,
+            vocab_size=vocab_size - others,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             special_tokens=[],
             show_progress=False,
@@ -283,10 +333,10 @@ class BpeTokenizer(_TiktokenTokenizer):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         byte_of = byte_alphabet()
         by_id = sorted(trained.get_vocab().items(), key=lambda item: item[1])
-        return cls([bytes(byte_of[character] for character in word) for word, _ in by_id])
+        return cls([bytes(byte_of[character] for character in word) for word, _ in by_id], special_words)
 
     def _state(self) -> dict[str, Any]:
-        return {"words": _spelt(self._words)}
+        return {"words": _spelt(self._words), **_special(self)}
 
 
 class FileTokenizer(Tokenizer):
@@ -311,8 +361,11 @@ class FileTokenizer(Tokenizer):
             raise ValueError(f"tokenizer.eot={eot} is not a word of its vocabulary")
         self._eot_word = eot or next((name for name in _END_OF_TEXT_NAMES if name in vocabulary), None)
         self.eot = None if self._eot_word is None else vocabulary[self._eot_word]
+        parts = json.loads(self._loaded.to_str())
         # transformers, too, goes by this part of the file alone: add_bos_token beside it changes nothing.
-        self.beginning = tuple(_beginning(json.loads(self._loaded.to_str())["post_processor"]))
+        self.beginning = tuple(_beginning(parts["post_processor"]))
+        marked = {word["id"] for word in parts["added_tokens"] if word["special"]}
+        self._give_roles(vocabulary, marked | _unknown(parts["model"], vocabulary))
         self.fingerprint = _fingerprint(self.kind, f"{self.eot}\n{self._loaded.to_str()}".encode())
 
     @classmethod
@@ -344,15 +397,24 @@ class FileTokenizer(Tokenizer):
 
 
 def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """The tokenizer a config asks for; `texts` yields the text that bpe and char learn from."""
+    """The tokenizer a config asks for; `texts` yields the text that bpe, char and wordpiece learn from."""
+    words = config.added_words
     if config.kind == "byte":
-        return ByteTokenizer()
+        return ByteTokenizer(words)
     if config.kind == "gpt2":
-        return Gpt2Tokenizer()
+        return Gpt2Tokenizer(words)
     if config.kind == "char":
-        return CharTokenizer.build(texts())
+        return CharTokenizer.build(texts(), words)
     if isinstance(config, BpeConfig):
-        return BpeTokenizer.train(config.vocab_size, texts())
+        return BpeTokenizer.train(config.vocab_size, texts(), words)
+    if isinstance(config, WordPieceConfig):
+        content = train_wordpiece(
+            lambda: _first_characters(texts(), _TRAINING_CHARACTERS),
+            config.vocab_size,
+            lowercase=config.lowercase,
+            special_words=words,
+        )
+        return FileTokenizer(content, SEP)
     if isinstance(config, TokenizerFileConfig):
         content = read_tokenizer_file(config)
         try:
@@ -363,7 +425,7 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]])
                 if "tokenizer.eot" not in str(error)
                 else f"tokenizer.path={config.path}: {error}"
             ) from None
-    raise ValueError(f"tokenizer.kind={config.kind} is unknown; use byte, char, bpe, gpt2 or file")
+    raise ValueError(f"tokenizer.kind={config.kind} is unknown; use byte, char, bpe, gpt2, wordpiece or file")
 
 
 def read_tokenizer_file(config: TokenizerFileConfig) -> str:
@@ -401,15 +463,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def from_portable(content: dict[str, Any]) -> Tokenizer:
     """The tokenizer of `Tokenizer.portable`."""
+    special_words = content.get("special_words", ())
     match content["kind"]:
         case "byte":
-            return ByteTokenizer()
+            return ByteTokenizer(special_words)
         case "gpt2":
-            return Gpt2Tokenizer()
+            return Gpt2Tokenizer(special_words)
         case "char":
-            return CharTokenizer(content["characters"])
+            return CharTokenizer(content["characters"], special_words)
         case "bpe":
-            return BpeTokenizer([base64.b64decode(word) for word in content["words"]])
+            return BpeTokenizer([base64.b64decode(word) for word in content["words"]], special_words)
         case "file":
             return FileTokenizer(json.dumps(content["tokenizer"]), content["eot"])
         case kind:
@@ -460,6 +523,20 @@ def _beginning(processor: dict[str, Any] | None) -> list[int]:
     return []
 
 
+def _unknown(model: dict[str, Any], vocabulary: Mapping[str, int]) -> set[int]:
+    """The id of the word for the unknown, of a model of the tokenizers library; empty where it has none."""
+    number = model.get("unk_id", vocabulary.get(model.get("unk_token") or ""))
+    return set() if number is None else {number}
+
+
+def _special(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"special_words": list(tokenizer.special_words)} if tokenizer.special_words else {}
+
+
+def _read(data: np.ndarray) -> str:
+    return data.astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+
 def _spelt(words: list[bytes]) -> list[str]:
     return [base64.b64encode(word).decode() for word in words]
 
@@ -483,7 +560,7 @@ def _code_points(text: str) -> np.ndarray:
 
 def _first_characters(texts: Iterable[str], limit: int) -> Iterator[str]:
     for text in texts:
-        yield text[:limit]
+        yield _scalars(text[:limit])
         limit -= len(text)
         if limit <= 0:
             return

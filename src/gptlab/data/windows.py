@@ -32,6 +32,12 @@ class SlidingWindows:
         self._tokens = tokens.view(np.ndarray)
         self._windows = np.lib.stride_tricks.sliding_window_view(self._tokens, context_length + 1)[::stride]
 
+    @classmethod
+    def each_token_once(cls, tokens: np.ndarray, context_length: int) -> "SlidingWindows":
+        """Windows that predict every token but the first once; they are shorter where there are too few tokens."""
+        length = min(context_length, max(1, len(tokens) - 1))
+        return cls(tokens, length, length)
+
     def __len__(self) -> int:
         return len(self._windows)
 

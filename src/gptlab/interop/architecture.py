@@ -122,15 +122,19 @@ class Architecture:
             raise ValueError(f"vocab_size={vocab_size} is below 1")
         return config, vocab_size
 
-    def refusals(self, config: ModelConfig) -> list[str]:
-        """The options of a model that this architecture cannot hold, as words."""
+    def refusals(self, config: ModelConfig) -> dict[str, str]:
+        """The options of a model that this architecture cannot hold, as words, and the words that it can hold."""
         wrong = {name for name, value in self.always.items() if meaning(config, name) != value}
         back = self._understood({**self.defaults, **self.write_config(config, 1)})
         names = meanings(self.config)
         wrong |= {name for name in names if meaning(back, name) != meaning(config, name)}
         if "d_head" not in self.words and config.n_head * config.head_width != config.d_model:
             wrong.add("d_head")
-        return [f"model.{name}={shown(meaning(config, name))}" for name in names if name in wrong]
+        return {
+            f"model.{name}={shown(meaning(config, name))}": f"model.{name}={shown(getattr(back, name))}"
+            for name in names
+            if name in wrong
+        }
 
     def write_config(self, config: ModelConfig, vocab_size: int) -> dict[str, Any]:
         """The content of config.json for a model that `refusals` finds nothing against."""
@@ -168,8 +172,10 @@ def _kinds(kind: type[ModelConfig]) -> dict[str, tuple[type, ...]]:
 
 
 def meaning(config: ModelConfig, option: str) -> Any:
-    """What an option comes to: null may stand for another value."""
+    """What an option comes to: null may stand for another value, and another value for null."""
     if option == "rope_theta" and config.position is not Position.rotary:
+        return None
+    if option == "attention_scale" and config.attention_scale == config.head_width**-0.5:
         return None
     if option.startswith("dropout"):
         if option == "dropout":

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,17 @@ SPLIT_EVERYWHERE = r"[\s\S]"
 def tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, dict[str, Any]]:
     """The content of tokenizer.json and tokenizer_config.json; same text, same ids.
 
-    One difference is theirs: an end-of-text word that is spelt out in a text becomes that word's id.
+    One difference is theirs: an end-of-text or special word that is spelt out in a text becomes that word's id.
     """
     eot = END_OF_TEXT if tokenizer.kind != "file" else tokenizer.portable()["eot"]
     words = {} if tokenizer.eot is None else {"bos_token": eot, "eos_token": eot}
     if len(tokenizer.beginning) == 1:
         words["bos_token"] = tokenizer.decode(tokenizer.beginning)
+    words |= {
+        f"{role}_token": tokenizer.decode([number])
+        for role in ("mask", "pad", "cls", "sep")
+        if (number := getattr(tokenizer, role)) is not None
+    }
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,
@@ -39,7 +45,7 @@ def byte_pair_tokenizer(
     `vocabulary` is JSON with the id of each word, `merges` a text with two words a line, and `added` JSON with the ids
     of words that were added later. ValueError where they do not go together.
     """
-    from tokenizers import AddedToken, models
+    from tokenizers import models
 
     words = read_json(vocabulary)
     extra = read_json(added) if added is not None else {}
@@ -48,7 +54,7 @@ def byte_pair_tokenizer(
         pairs = [tuple(line.split(" ")) for line in lines if line]
         foreign = _byte_level(models.BPE(vocab=words, merges=pairs), add_prefix_space=add_prefix_space)
         special = [word for word in (END_OF_TEXT,) if word in words] + sorted(extra, key=extra.get)
-        foreign.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in special])
+        foreign.add_special_tokens(_added(special))
         wrong = [word for word, number in extra.items() if foreign.token_to_id(word) != number]
         if wrong:
             raise ValueError(f"{wrong[0]} cannot have the id {extra[wrong[0]]}")
@@ -58,7 +64,7 @@ def byte_pair_tokenizer(
 
 
 def _content(tokenizer: Tokenizer) -> dict[str, Any]:
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+    from tokenizers import Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Foreign
 
     state = tokenizer.portable()
@@ -71,6 +77,7 @@ def _content(tokenizer: Tokenizer) -> dict[str, Any]:
             foreign = Foreign(models.WordLevel(vocabulary, unk_token="<unk>"))
             foreign.pre_tokenizer = pre_tokenizers.Split(Regex(SPLIT_EVERYWHERE), behavior="isolated")
             foreign.decoder = decoders.Fuse()
+            foreign.add_special_tokens(_added(tokenizer.special_words))
             return json.loads(foreign.to_str())
         case "byte":
             words = [bytes([byte]) for byte in range(256)]
@@ -84,8 +91,15 @@ def _content(tokenizer: Tokenizer) -> dict[str, Any]:
         ignore_merges=True,  # as tiktoken: a piece that is a word is that word
     )
     foreign = _byte_level(model)
-    foreign.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    foreign.add_special_tokens(_added([END_OF_TEXT, *tokenizer.special_words]))
     return json.loads(foreign.to_str())
+
+
+def _added(words: Iterable[str]) -> list:
+    """Special words as the tokenizers library takes them; their ids follow the vocabulary's."""
+    from tokenizers import AddedToken
+
+    return [AddedToken(word, special=True, normalized=False) for word in words]
 
 
 def _byte_level(model, *, add_prefix_space: bool = False):

@@ -234,7 +234,8 @@ def architecture_for(config: ModelConfig) -> Architecture:
     if refusals[nearest]:
         raise ValueError(
             f"no architecture of transformers known here holds this model; the nearest, {nearest.model_type}, "
-            f"has no {', '.join(refusals[nearest])}"
+            f"has no {', '.join(refusals[nearest])}; "
+            f"one trained with {' '.join(refusals[nearest].values())} can be written"
         )
     return nearest
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderCon
 from gptlab.models.decoder import Decoder
 from gptlab.models.encoder import Encoder
 from gptlab.models.encoder_decoder import EncoderDecoder
+from gptlab.models.heads import ClassHead
+from gptlab.nn.lora import ADAPTERS
 from gptlab.nn.moe import GroupedLinear
 
 MODELS = {DecoderConfig: Decoder, EncoderConfig: Encoder, EncoderDecoderConfig: EncoderDecoder}
@@ -25,10 +27,16 @@ def build_model(config: ModelConfig, vocab_size: int, *, seed: int) -> nn.Module
     return model
 
 
-def shape_model(config: ModelConfig, vocab_size: int) -> nn.Module:
-    """Build the model on the meta device: shapes and names, no values and no memory."""
+def shape_model(config: ModelConfig, vocab_size: int, n_class: int | None = None) -> nn.Module:
+    """Build the model on the meta device: shapes and names, no values and no memory.
+
+    With `n_class` it has a `class_head` for so many classes.
+    """
     with torch.device("meta"):
-        return MODELS[type(config)](config, vocab_size)
+        model = MODELS[type(config)](config, vocab_size)
+        if n_class is not None:
+            model.class_head = ClassHead(config.d_model, n_class, dropout=config.dropout)
+    return model
 
 
 @torch.no_grad()
@@ -38,14 +46,18 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
         parameter.copy_(value)
 
 
-def initial_values(model: nn.Module, config: ModelConfig, seed: int) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+def initial_values(
+    model: nn.Module, config: ModelConfig, seed: int, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
     """Yield name, parameter and initial value (whole, float32, on the CPU), one parameter at a time.
 
-    A value is a function of seed, name and shape only, so that any sharding starts from the same model.
+    A value is a function of seed, name and shape only, so that any sharding starts from the same model. `wanted` says
+    of which names.
     """
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            yield name, parameter, _initial_value(name, parameter, module, config, seed)
+            if wanted(name):
+                yield name, parameter, _initial_value(name, parameter, module, config, seed)
 
 
 def _initial_value(name: str, parameter: Tensor, module: nn.Module, config: ModelConfig, seed: int) -> Tensor:
@@ -54,6 +66,9 @@ def _initial_value(name: str, parameter: Tensor, module: nn.Module, config: Mode
         return value.fill_(getattr(config, "init_factor", 1.0) if name.endswith("weight") else 0.0)
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    if name.endswith(ADAPTERS):  # kaiming_uniform_ with a = sqrt(5) into the low rank, and nothing out of it yet
+        bound = 0.0 if name.endswith(".lora_up") else module.in_features**-0.5
+        return value.uniform_(-bound, bound, generator=generator)
     if isinstance(config, EncoderConfig):
         return value.zero_() if name.endswith("bias") else value.normal_(std=config.init_std, generator=generator)
     if isinstance(config, EncoderDecoderConfig):

@@ -118,6 +118,23 @@ class ModelConfig:
         return 4 * self.d_model
 
     @property
+    def last_blocks(self) -> int:
+        """How many blocks lie between the words that are read and the head."""
+        return self.n_layer
+
+    def linear_layers(self) -> dict[str, tuple[int, int, int]]:
+        """The linear layers of the blocks by name: their inputs, their outputs, and how many blocks have one."""
+        heads, keys = self.n_head * self.head_width, self.kv_heads * self.head_width
+        sizes = {"attn.q": (self.d_model, heads), "attn.k": (self.d_model, keys), "attn.v": (self.d_model, keys)}
+        sizes |= {"attn.out": (heads, self.d_model)} | self._feedforward_layers("ffn", self.ff_width)
+        return {name: (*size, self.n_layer) for name, size in sizes.items()}
+
+    def _feedforward_layers(self, name: str, width: int) -> dict[str, tuple[int, int]]:
+        into = ("gate", "up") if self.feedforward.gated else ("up",)
+        layers = {f"{name}.{part}": (self.d_model, width) for part in into}
+        return layers | {f"{name}.down": (width, self.d_model)}
+
+    @property
     def auxiliary_terms(self) -> tuple[str, ...]:
         """What the model adds to its objective's terms in training, by name."""
         return ()
@@ -177,6 +194,7 @@ class DecoderConfig(ModelConfig):
     bias: bool = True  # of every linear layer but the head and the router, and of LayerNorm
     qkv_bias: bool | None = None  # null: bias
     qk_norm: bool = False
+    attention_scale: float | None = None  # of the products of queries and keys; null: d_head^-0.5; 1.0: unscaled
     tied_head: bool = True
     logit_softcap: float | None = None
     dropout_embedding: float | None = None  # null: dropout, likewise below
@@ -197,6 +215,14 @@ class DecoderConfig(ModelConfig):
     @property
     def auxiliary_terms(self) -> tuple[str, ...]:
         return () if self.n_expert is None else ("balance_loss", "z_loss", "drop_rate", "busiest_expert")
+
+    def linear_layers(self) -> dict[str, tuple[int, int, int]]:
+        layers = ModelConfig.linear_layers(self)
+        if self.n_expert is None:
+            return layers
+        layers = {name: size for name, size in layers.items() if not name.startswith("ffn.")}  # stacks, by expert
+        shared = self._feedforward_layers("ffn.shared", (self.n_shared_expert or 0) * self.ff_width)
+        return layers | {name: (*size, self.n_layer) for name, size in shared.items() if self.n_shared_expert}
 
     def window_of(self, block: int) -> int | None:
         """How many tokens that block sees, its own included; None where it sees all before."""
@@ -234,7 +260,7 @@ class DecoderConfig(ModelConfig):
                 "set model.attention_pattern to alternating or banded, or model.attention_window=null"
             )
         self._check_experts()
-        self.above_zero("norm_eps", "rope_theta", "init_std", "logit_softcap")
+        self.above_zero("norm_eps", "rope_theta", "attention_scale", "init_std", "logit_softcap")
         self.above_zero("capacity_factor", "balance_loss", "z_loss")
 
     def _check_experts(self) -> None:
@@ -309,6 +335,18 @@ class EncoderDecoderConfig(ModelConfig):
     @property
     def decoder_layers(self) -> int:
         return self.n_layer if self.n_decoder_layer is None else self.n_decoder_layer
+
+    @property
+    def last_blocks(self) -> int:
+        return self.decoder_layers
+
+    def linear_layers(self) -> dict[str, tuple[int, int, int]]:
+        own = {
+            name: (n_in, n_out, self.n_layer + self.decoder_layers)
+            for name, (n_in, n_out, _) in ModelConfig.linear_layers(self).items()
+        }
+        cross = {name.replace("attn.", "cross."): size[:2] for name, size in own.items() if name.startswith("attn.")}
+        return own | {name: (*size, self.decoder_layers) for name, size in cross.items()}
 
     @property
     def scales_output(self) -> bool:

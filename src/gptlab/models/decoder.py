@@ -95,6 +95,7 @@ def _block(c: DecoderConfig) -> Block:
         qkv_bias=c.attention_biased,
         qk_norm_eps=c.norm_eps if c.qk_norm else None,
         dropout=c.dropout_at("attention"),
+        scale=c.attention_scale,
     )
     feedforward = FEEDFORWARDS[c.feedforward]
     if c.n_expert is None:

@@ -82,6 +82,17 @@ def linear_cross_entropy(
         )
 
 
+@torch.no_grad()
+def count_correct(hidden: Tensor, output: Output, targets: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """How many targets are the words with the highest score: hidden (..., D), targets (...) -> a scalar."""
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)  # (N, D), (N)
+    device = hidden.device.type
+    chunk_size = max(1, (CHUNK_ELEMENTS_CPU if device == "cpu" else CHUNK_ELEMENTS_GPU) // len(output.weight))
+    with torch.autocast(device, enabled=False):
+        best = [output.to(part.dtype).logits(part).argmax(-1) for part in hidden.split(chunk_size)]
+    return ((torch.cat(best) == targets) & (targets != ignore_index)).sum()
+
+
 def _check_targets(targets: Tensor, n_words: int, ignore_index: int) -> None:
     outside = ((targets < 0) | (targets >= n_words)) & (targets != ignore_index)
     if outside.any():

@@ -25,6 +25,14 @@ class Routing(NamedTuple):
     n_dropped: Tensor  # (), choices for which an expert had no room
 
 
+class Division(NamedTuple):
+    """Which experts are held here, and how ranks that see the same tokens and hold other experts work together."""
+
+    held: range
+    enter: Callable[[Tensor], Tensor]  # the identity, whose gradient is the sum of the ranks' gradients
+    leave: Callable[[Tensor], Tensor]  # the sum of what the ranks have, whose gradient is the identity
+
+
 class ExpertBlock(Block):
     """A pre-norm block whose feedforward is `Experts`; it returns the stream and how its tokens were routed."""
 
@@ -40,6 +48,9 @@ class Experts(nn.Module):
     Each expert is a `feedforward` of width `d_ff`. Shared experts are seen by every token (arXiv:2401.06066, section
     3.2); together they are one feedforward so many times as wide. With `capacity_factor` an expert has room in training
     for that many times its equal share of the choices, and drops those of later tokens (arXiv:2101.03961, equation 3).
+
+    With another `division` the parameters of `experts` are those of the experts held here, and what `shared` returns is
+    a part of a sum over ranks. Routing is the same on all.
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class Experts(nn.Module):
         self.router = nn.Linear(d_model, n_expert, bias=False)
         self.experts = feedforward(d_model, d_ff, bias=bias, linear=partial(GroupedLinear, n_expert))
         self.shared = feedforward(d_model, n_shared * d_ff, bias=bias) if n_shared else None
+        self.division = Division(range(n_expert), _same, _same)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Mix channels: x (B, T, D) -> (B, T, D), and the routing of the B T tokens."""
@@ -73,6 +85,7 @@ class Experts(nn.Module):
         else:
             highest, chosen = logits.topk(self.n_active)
             weights = highest.softmax(-1)
+        tokens, weights = self.division.enter(tokens), self.division.enter(weights)
         if self.capacity_factor is not None and self.training:
             capacity = math.ceil(self.capacity_factor * chosen.numel() / self.n_expert)
             answers, n_chosen, n_dropped = self._with_room(tokens, chosen, capacity)
@@ -81,15 +94,20 @@ class Experts(nn.Module):
             n_dropped = n_chosen.new_zeros(())
         mixed = (answers.unflatten(0, chosen.shape) * weights[..., None].to(answers.dtype)).sum(1)  # (N, D)
         mixed = mixed.view(x.shape)
-        return mixed if self.shared is None else mixed + self.shared(x), Routing(logits, n_chosen, n_dropped)
+        if self.shared is not None:
+            mixed = mixed + self.shared(x)
+        return self.division.leave(mixed), Routing(logits, n_chosen, n_dropped)
 
     def _dropless(self, tokens: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """What the experts answer to all M = N k choices, (M, D), and how many each got."""
+        """What the experts held here answer to all M = N k choices, (M, D), and how many each of all experts got."""
         order, ends = self._by_expert(chosen)
-        place = _inverse(order)  # (M)
-        rows = _Take.apply(tokens, order // self.n_active, place.view_as(chosen), False)  # (M, D)
+        n_chosen, elsewhere = _counts(ends), len(self.division.held) < self.n_expert
+        if elsewhere:
+            order, ends = _choices_of(self.division.held, order, ends)
+        place = _inverse(order, chosen.numel())  # (M), one behind the last where others answer
+        rows = _Take.apply(tokens, order // self.n_active, place.view_as(chosen), elsewhere)
         answers = self.experts(rows, ends)
-        return _Take.apply(answers, place, order[:, None], False), _counts(ends)
+        return _Take.apply(answers, place, order[:, None], elsewhere), n_chosen
 
     def _with_room(self, tokens: Tensor, chosen: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
         """The same where an expert takes the first C of its choices and the others are answered with zeros.
@@ -97,16 +115,18 @@ class Experts(nn.Module):
         In the order of tokens, not first choices first: whether a token is dropped may not depend on later ones.
         """
         order, ends = self._by_expert(chosen)
-        n_chosen, n_choices, n_slots = _counts(ends), chosen.numel(), self.n_expert * capacity
+        held = self.division.held
+        n_chosen, n_choices, n_slots = _counts(ends), chosen.numel(), len(held) * capacity
         expert = chosen.flatten()[order]
         rank = torch.arange(n_choices, device=order.device) - (ends - n_chosen)[expert]
+        answered = (rank < capacity) & (expert >= held.start) & (expert < held.stop)
         # One place behind the last stands for none: choices without a slot, slots without a choice.
-        slot = torch.where(rank < capacity, expert * capacity + rank, n_slots)  # (M), of choices by expert
+        slot = torch.where(answered, (expert - held.start) * capacity + rank, n_slots)  # (M), of choices by expert
         choice = torch.full((n_slots + 1,), n_choices, device=order.device)
-        choice = choice.index_copy(0, slot, order)[:n_slots]  # (E C)
-        slot = slot[_inverse(order)]  # (M), of choices by token
+        choice = choice.index_copy(0, slot, order)[:n_slots]  # (E C), of the E held here
+        slot = slot[_inverse(order, n_choices)]  # (M), of choices by token
         rows = _Take.apply(tokens, choice // self.n_active, slot.view_as(chosen), True)
-        answers = self.experts(rows.view(self.n_expert, capacity, -1)).flatten(0, 1)  # (E C, D)
+        answers = self.experts(rows.view(len(held), capacity, -1)).flatten(0, 1)  # (E C, D)
         return _Take.apply(answers, slot, choice[:, None], True), n_chosen, (n_chosen - capacity).clamp(min=0).sum()
 
     def _by_expert(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,17 +137,22 @@ class Experts(nn.Module):
 
 
 class GroupedLinear(nn.Module):
-    """A linear layer for each expert, as one stack: weight (E, out, in), bias (E, out)."""
+    """A linear layer for each expert, as one stack: weight (E, out, in), bias (E, out).
+
+    Where it is `divided` they are DTensors, of which those of the experts held here are used.
+    """
 
     def __init__(self, n_expert: int, in_features: int, out_features: int, *, bias: bool):
         super().__init__()
-        self.in_features = in_features
+        self.in_features, self.divided = in_features, False
         self.weight = nn.Parameter(torch.empty(n_expert, out_features, in_features))
         self.bias = nn.Parameter(torch.empty(n_expert, out_features)) if bias else None
 
     def forward(self, x: Tensor, ends: Tensor | None = None) -> Tensor:
         """Each expert's rows by its own weight: x (M, in), of expert e up to row ends[e], or x (E, C, in)."""
         weight, bias = self.weight, self.bias
+        if self.divided:
+            weight, bias = weight.to_local(), None if bias is None else bias.to_local()
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -193,8 +218,21 @@ def _rows(x: Tensor, index: Tensor, padded: bool) -> Tensor:
     return (F.pad(x, (0, 0, 0, 1)) if padded else x).index_select(0, index)
 
 
-def _inverse(order: Tensor) -> Tensor:
-    return torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+@torch.compiler.disable  # sizes are known when it runs
+def _choices_of(held: range, order: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Of choices ordered by expert those of some experts, and where each of these ends. It waits for a GPU."""
+    start, stop = F.pad(ends, (1, 0))[[held.start, held.stop]].tolist()
+    return order[start:stop], ends[held.start : held.stop] - start
+
+
+def _inverse(order: Tensor, n: int) -> Tensor:
+    """Where in `order` each of n stands; one behind the last where it does not."""
+    places = torch.arange(len(order), device=order.device)
+    return order.new_full((n,), len(order)).index_copy(0, order, places)
 
 
 def _counts(ends: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What happens around the steps: recording, saving, amending, sampling, showing."""
+"""What happens around the steps: recording, saving, amending, showing."""
 
 import math
 import signal
@@ -11,8 +11,6 @@ from lightning.pytorch.callbacks import Callback, Timer
 from torch.distributed.tensor import DTensor
 
 from gptlab.config import RunConfig, to_plain
-from gptlab.data.prepare import PreparedData
-from gptlab.generation.decode import generate
 from gptlab.training import amendments, checkpoint
 from gptlab.training.amendments import Amendment
 from gptlab.training.config import CheckpointConfig, SpikeAction
@@ -494,44 +492,6 @@ class Amender(Callback):
         )
         retune(trainer.optimizers[0], config.optimizer)
         self.checkpoints.change(config.callbacks.checkpoint)
-
-
-class Sampler(Callback):
-    """Lets the model write at each evaluation: where people look before they read a loss."""
-
-    def __init__(self, config: RunConfig, folder: RunFolder, data: PreparedData):
-        self.config = config
-        self.folder = folder
-        self.tokenizer = data.tokenizer
-        self.newest = ""
-        settings = config.callbacks.sample
-        # Before training, so that a prompt that cannot be spelt costs no work.
-        prompt = self.tokenizer.encode(settings.prompt or "").tolist() or [int(data.train.tokens[0])]
-        self.prompt = prompt[-config.context_length :]
-
-    def on_validation_end(self, trainer, module) -> None:
-        if trainer.state.fn != "fit":
-            return
-        settings = self.config.callbacks.sample
-        tokens = torch.tensor([self.prompt], device=module.device)
-        # Every rank writes the same text, since with a sharded model none can write alone.
-        generator = torch.Generator(module.device).manual_seed(self.config.seed)
-        # Compiled blocks would be compiled again for shapes that training never has.
-        eager = torch.compiler.set_stance("force_eager")
-        with eager, torch.no_grad(), trainer.precision_plugin.forward_context():
-            tokens = generate(
-                module.model,
-                tokens,
-                settings.n_tokens,
-                context_length=self.config.context_length,
-                temperature=settings.temperature,
-                n_words=self.tokenizer.vocab_size,
-                generator=generator,
-            )
-        self.newest = self.tokenizer.decode(tokens[0].tolist())
-        if self.folder.writes:
-            with open(self.folder.path / "samples.txt", "a") as file:
-                file.write(f"--- step {module.finished_steps}\n{self.newest}\n")
 
 
 class ProgressBar(Callback):

@@ -1,7 +1,7 @@
-"""What a run may say about its training: optimiser, schedule, trainer, strategy, loggers and callbacks."""
+"""What a run may say about its training: fine-tuning, optimiser, schedule, trainer, strategy, loggers and callbacks."""
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -67,6 +67,49 @@ class MuonConfig(OptimizerConfig):
 
 
 OPTIMIZERS = {config().algorithm: config for config in (AdamWConfig, MuonConfig)}
+
+
+class Finetuning(Enum):
+    """Which parameters are trained."""
+
+    full = "full"  # all
+    last = "last"  # the last blocks and what comes after them
+    lora = "lora"  # matrices of low rank that are added to the blocks' own (arXiv:2106.09685)
+
+
+@dataclass(kw_only=True, slots=True)
+class FinetuneConfig:
+    """Which parameters of a pretrained model are trained; the others stay as they are."""
+
+    mode: Finetuning = Finetuning.full
+    n_block: int | None = None  # last: how many blocks; of an encoder-decoder its decoder's
+    rank: int = 8  # lora, likewise below
+    alpha: float = 16.0  # the addition is multiplied by alpha / rank
+    dropout: float = 0.0  # of what the adapters read
+    layers: list[str] = field(default_factory=lambda: ["attn.q", "attn.v"])  # of every block that has them
+
+    def check(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            owner = Finetuning.last if f.name == "n_block" else Finetuning.lora
+            if f.name != "mode" and self.mode is not owner and value != default:
+                shown = f"[{','.join(value)}]" if isinstance(value, list) else value
+                raise ValueError(f"finetune.{f.name}={shown} needs finetune={owner.value}")
+        if self.mode is Finetuning.last and (self.n_block is None or self.n_block < 1):
+            shown = "null" if self.n_block is None else self.n_block
+            raise ValueError(f"finetune.n_block={shown} must be at least 1: how many of the last blocks are trained")
+        if self.rank < 1:
+            raise ValueError(f"finetune.rank={self.rank} must be at least 1")
+        if self.alpha <= 0:
+            raise ValueError(f"finetune.alpha={self.alpha} must be above 0")
+        if not self.layers or len(set(self.layers)) < len(self.layers):
+            what = "names one twice" if self.layers else "names none"
+            raise ValueError(
+                f"finetune.layers=[{','.join(self.layers)}] {what}; use one or more, such as [attn.q,attn.v]"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"finetune.dropout={self.dropout} is outside [0, 1)")
 
 
 WARMUPS = ("warmup_steps", "warmup_tokens", "warmup_fraction")

@@ -1,31 +1,41 @@
 """Weights of another model to start from."""
 
 from collections.abc import Callable
+from json import dumps
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from torch import Tensor, nn
 
+from gptlab.config import to_plain
+from gptlab.data.config import TOKENIZERS
 from gptlab.data.tokenizer import Tokenizer
 from gptlab.interop.architecture import differences
 from gptlab.interop.foreign_folder import ForeignFolder
 from gptlab.interop.openai_checkpoint import OpenAIFolder, is_openai_folder
 from gptlab.interop.transformers_folder import TransformersFolder, from_hub, is_transformers_folder
+from gptlab.models.build import initial_values
 from gptlab.models.config import EncoderDecoderConfig, ModelConfig, model_from_plain
 from gptlab.training import checkpoint
+from gptlab.training.finetune import is_new, weights_of
 from gptlab.training.shards import fill
 from gptlab.training.vocabulary import tokenizer_of
 
 
-def load_initial(model: nn.Module, config: ModelConfig, vocab_size: int) -> None:
+def load_initial(model: nn.Module, config: ModelConfig, vocab_size: int, *, seed: int) -> None:
     """Give `model` the weights that `model.init_from` names, one tensor at a time.
 
-    A model with a shorter context takes as many learned positions as it has. ValueError as `open_initial` raises it.
+    A model with a shorter context takes as many learned positions as it has. What fine-tuning adds to a model has
+    values by the seed. ValueError as `open_initial` raises it.
     """
     read = open_initial(config, vocab_size)
     for name, parameter in model.named_parameters():
-        value = read(name)
-        fill(parameter, value[: len(parameter)] if name == "pos_emb.weight" else value)
+        if not is_new(name):
+            value = read(name)
+            fill(parameter, value[: len(parameter)] if name == "pos_emb.weight" else value)
+    for _, parameter, value in initial_values(model, config, seed, is_new):
+        fill(parameter, value)
 
 
 def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Callable[[str], Tensor]:
@@ -40,7 +50,7 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
         theirs, rows, read = source.config, source.vocab_size, source.read
     else:
         _, state = source
-        theirs, read = model_from_plain(state["config"]["model"]), state["model"].__getitem__
+        theirs, read = model_from_plain(state["config"]["model"]), weights_of(state).__getitem__
         rows = len(read("tok_emb.weight"))
     words = differences(theirs, config)
     other = None if tokenizer is None else _other_tokenizer(source, config.init_from, tokenizer)
@@ -73,8 +83,13 @@ def _other_tokenizer(source: ForeignFolder | tuple[Path, dict[str, Any]], name: 
     if theirs is not None and own.agrees_with(theirs):  # GPT-2's, from a file there and by its name here
         return None
     said = state["config"]["tokenizer"]
-    words = [f"tokenizer.{word}={value}" for word, value in said.items() if word != "kind" and value is not None]
-    learned = f" and the data of {name}" if said["kind"] in ("bpe", "char") else ""
+    usual = to_plain(TOKENIZERS[said["kind"]]())
+    words = [
+        quote(f"tokenizer.{word}={dumps(value) if isinstance(value, list) else value}")
+        for word, value in said.items()
+        if value != usual[word]
+    ]
+    learned = f" and the data of {name}" if said["kind"] in ("bpe", "char", "wordpiece") else ""
     return " ".join([f"tokenizer={said['kind']}", *words]) + learned
 
 

@@ -1,13 +1,13 @@
 """The LightningModule: asks the objective for its terms, steps the optimiser, hands the numbers on."""
 
-import math
-
 import lightning
 import torch
 
 from gptlab.config import RunConfig
 from gptlab.models.build import initial_values, shape_model
+from gptlab.objectives.objective import Batch, Objective, measured, total
 from gptlab.training.config import Layout, Sharding, is_whole
+from gptlab.training.finetune import prepare_finetuning
 from gptlab.training.initial import load_initial
 from gptlab.training.optim import build_optimizer
 from gptlab.training.schedule import Schedule
@@ -23,7 +23,7 @@ class LanguageModule(lightning.LightningModule):
     def __init__(
         self,
         config: RunConfig,
-        objective,
+        objective: Objective,
         schedule: Schedule,
         *,
         layout: Layout,
@@ -52,7 +52,11 @@ class LanguageModule(lightning.LightningModule):
             return
         config = self.config
         # First the shapes alone, so that no device has to hold what will be divided.
-        model = shape_model(config.model, self.vocab_size)
+        model = shape_model(config.model, self.vocab_size, config.n_class)
+        prepare_finetuning(model, config.finetune, config.model)
+        for name, parameter in model.named_parameters():
+            if name.startswith(self.objective.idle):
+                parameter.requires_grad_(False)
         mesh, device = None, torch.device("cpu")
         if divides_model(config.strategy):
             device = self.trainer.strategy.root_device
@@ -62,42 +66,38 @@ class LanguageModule(lightning.LightningModule):
         if self.finished_steps:  # the values are a checkpoint's
             pass
         elif config.model.init_from is not None:
-            load_initial(model, config.model, self.vocab_size)
+            load_initial(model, config.model, self.vocab_size, seed=config.seed)
         else:
             for _, parameter, value in initial_values(model, config.model, config.seed):
                 fill(parameter, value)
         self.model = model
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = self.model.named_parameters()
+        parameters = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
         if self.config.strategy.name is Sharding.zero1:
             self._optimizer_shards = OptimizerShards(self.model, build_mesh(self.layout, self.device.type))
             parameters = self._optimizer_shards.named_parameters()
         return build_optimizer(parameters, self.config.optimizer, device=self.device)
 
-    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
         step, world_size = self.finished_steps, self.trainer.world_size
         self._reseed(step)
         optimizer = self.optimizers()
-        n_targets = self.objective.n_targets(batch)
-        if world_size > 1:
-            n_targets = self._sum(torch.as_tensor(n_targets, device=self.device))
-        # Ranks average their gradients, and a step's gradient is its sum over all targets divided once.
-        scale = self.layout.data / n_targets
+        scales = self._scales(batch)
         micro_batches = self._micro_batches(batch)
         terms: dict[str, torch.Tensor] = {}
         for i, micro_batch in enumerate(micro_batches):
             if world_size > 1:
                 synchronise_gradients(self.trainer.strategy.model, self.model, i == len(micro_batches) - 1)
-            loss = self.objective.loss(self.model, micro_batch)
-            self.manual_backward(loss.total * scale)
-            for name, value in loss.terms.items():
-                terms[name] = terms[name] + value.detach() if name in terms else value.detach()
+            found = self.objective.loss(self.model, micro_batch)
+            self.manual_backward(total(found, scales))
+            for name, value in measured(found, scales).items():
+                terms[name] = terms[name] + value if name in terms else value
         lr = self.schedule.factor(step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr
         self.last_step |= {
-            "terms": {name: value * scale for name, value in terms.items()},  # the mean over ranks is the loss
+            "terms": terms,  # the mean over ranks is the loss
             "lr": optimizer.param_groups[0]["lr"],
         }
         self.updating = True
@@ -110,6 +110,15 @@ class LanguageModule(lightning.LightningModule):
         self.updating = False
         self.model.zero_grad()
         self.finished_steps += 1
+
+    def _scales(self, batch: Batch) -> dict[str, float | torch.Tensor]:
+        """What a sum over each kind of target is multiplied by."""
+        counts = self.objective.counts(batch)
+        if self.trainer.world_size > 1:
+            values = [torch.as_tensor(count, device=self.device) for count in counts.values()]
+            counts = dict(zip(counts, self._sum(torch.stack(values)), strict=True))
+        # Ranks average their gradients, and a step's gradient is its sum over all targets divided once.
+        return {kind: self.layout.data / count for kind, count in counts.items()}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Here gradients are complete, and unscaled under 16-mixed.
@@ -149,39 +158,43 @@ class LanguageModule(lightning.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.evaluation = self._means(whole=is_whole(self.config.trainer.limit_test_batches))
 
-    def _add(self, split: str, batch: dict[str, torch.Tensor]) -> None:
-        loss = self.objective.loss(self.model, batch)
-        row = torch.stack([torch.as_tensor(v, device=self.device).double() for v in loss.terms.values()])
-        row = torch.cat([row, row.new_tensor([loss.n_targets])])
+    def _add(self, split: str, batch: Batch) -> None:
+        counts = self.objective.counts(batch)
+        terms = {name: term for name, term in self.objective.loss(self.model, batch).items() if term.logged}
+        values = [*(term.sum for term in terms.values()), *counts.values()]
+        row = torch.stack([torch.as_tensor(value, device=self.device).double() for value in values])
         if not batch["counts"]:  # it only keeps this rank in step with the others, who may have all the batches
             row = torch.zeros_like(row)
         self._sums[split] = self._sums[split] + row if split in self._sums else row
-        self._names = list(loss.terms)
+        self._summed = terms, list(counts)
 
     def _means(self, *, whole: bool) -> dict[str, float]:
-        """Token-weighted means over all ranks."""
+        """Means over the targets of all ranks."""
         metrics = {}
         for split in list(self._sums):
             sums = self._sums.pop(split)
             if self.trainer.world_size > 1:
                 sums = self._sum(sums)
-            *totals, n_targets = sums.tolist()
-            prefix = split if whole else f"{split}_part"
-            for name, total in zip(self._names, totals, strict=True):
-                metrics[f"{prefix}/{name}"] = total / n_targets
-            metrics[f"{prefix}/perplexity"] = math.exp(min(totals[0] / n_targets, 700))
-            if whole:
-                metrics[f"{prefix}/bits_per_byte"] = totals[0] / math.log(2) / self.n_bytes[split]
+            terms, kinds = self._summed
+            counts = dict(zip(kinds, sums[len(terms) :].tolist(), strict=True))
+            terms = {name: term._replace(sum=value) for (name, term), value in zip(terms.items(), sums, strict=False)}
+            means = measured(terms, {kind: 1 / count for kind, count in counts.items()})
+            found = self.objective.metrics(
+                {name: value.item() for name, value in means.items()},
+                counts,
+                n_bytes=self.n_bytes[split] if whole else None,
+            )
+            metrics |= {f"{split if whole else f'{split}_part'}/{name}": value for name, value in found.items()}
         return metrics
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Over all windows: ranks that see the same ones count once."""
+        """Over all examples: ranks that see the same ones count once."""
         return self.trainer.strategy.reduce(value, reduce_op="sum") / self.layout.tensor
 
-    def _micro_batches(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
         size = self.config.micro_batch_size
-        n_windows = next(iter(batch.values())).shape[0]
-        if size is None or size >= n_windows:
+        n_examples = next(iter(batch.values())).shape[0]
+        if size is None or size >= n_examples:
             return [batch]
         parts = {name: value.split(size) for name, value in batch.items()}
         return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]

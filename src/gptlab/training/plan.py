@@ -6,6 +6,7 @@ from pathlib import Path
 from gptlab import costs
 from gptlab.config import RunConfig
 from gptlab.data.prepare import PreparedData
+from gptlab.objectives.objective import Objective
 from gptlab.training.config import Layout
 from gptlab.training.devices import Devices
 
@@ -25,6 +26,7 @@ class Plan:
     memory: dict[str, int]  # bytes per device
     accumulation: int  # forward passes per device and step
     corpus: str
+    n_rows: int | None  # of the training split, where it is a table
     train_tokens: int
     val_tokens: int
     devices: str
@@ -36,17 +38,21 @@ class Plan:
         n_parameters = self.parameters["total"]
         active = self.parameters["active"]
         seen = f", {active:,} of them seen by a token" if active < n_parameters else ""
-        parts = [f"{k} {n:,}" for k, n in self.parameters.items() if n and k not in ("total", "active")]
+        trained = self.parameters["trained"]
+        seen += f", {trained:,} of them trained ({trained / n_parameters:.1%})" if trained < n_parameters else ""
+        parts = [f"{k} {n:,}" for k, n in self.parameters.items() if n and k not in ("total", "active", "trained")]
         sizes = [f"{name} {_bytes(size)}" for name, size in self.memory.items() if name != "total"]
         windows = config.windows_per_step // self.layout.data // self.accumulation
         data, tensor = self.layout.data, self.layout.tensor
         factors = [
-            f"{windows} windows",
-            f"{config.context_length} tokens",
+            f"{windows} {'windows' if self.n_rows is None else 'rows'}",
+            f"{config.context_length} tokens" + (" or fewer" if self.n_rows is not None else ""),
             _plural(data, "device") if tensor == 1 else f"{_plural(data, 'group')} of {tensor} devices",
             _plural(self.accumulation, "pass", "passes"),
         ]
         epochs, per_parameter = total / max(1, self.train_tokens), total / n_parameters
+        if self.n_rows is not None:
+            epochs = self.n_steps * config.windows_per_step / self.n_rows
         rows = {
             "model": f"{config.preset}: {n_parameters:,} parameters{seen} ({', '.join(parts)})",
             "corpus": f"{self.corpus}; {self.train_tokens:,} training and {self.val_tokens:,} validation tokens",
@@ -61,9 +67,9 @@ class Plan:
         return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
 
 
-def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_size: int) -> Plan:
+def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_size: int, objective: Objective) -> Plan:
     """Work the plan out; ValueError where the budget is smaller than a step."""
-    parameters = costs.parameter_counts(config.model, vocab_size)
+    parameters = costs.parameter_counts(config.model, vocab_size, config.finetune, config.n_class)
     step_tokens = config.windows_per_step * config.context_length
     if config.budget_steps is not None:
         n_steps = config.budget_steps
@@ -75,6 +81,8 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
     micro = min(config.micro_batch_size or share, share)
     interval = config.trainer.val_check_interval
     val_every = max(1, round(n_steps * interval)) if isinstance(interval, float) else interval
+    head = {"target_length": objective.target_length, "head_share": objective.head_share}
+    length = config.context_length
     return Plan(
         n_steps=n_steps,
         step_tokens=step_tokens,
@@ -82,20 +90,23 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
         vocab_size=vocab_size,
         n_words=data.tokenizer.vocab_size,
         parameters=parameters,
-        flops_per_token=costs.flops_per_token(config.model, vocab_size, config.context_length)["per_token_exact"],
+        flops_per_token=costs.flops_per_token(config.model, vocab_size, length, **head)["per_token_exact"],
         peak_flops=None if devices.peak_flops is None else devices.peak_flops * devices.world_size,
         memory=costs.memory_bytes(
             config.model,
             vocab_size,
             micro_batch_size=micro,
-            context_length=config.context_length,
+            context_length=length,
             optimizer=config.optimizer.algorithm,
             precision=devices.precision,
             strategy=config.strategy,
             layout=layout,
+            finetune=config.finetune,
+            **head,
         ),
         accumulation=share // micro,
         corpus=data.description,
+        n_rows=len(data.rows["train"]) if data.rows else None,
         train_tokens=data.train.n_tokens,
         val_tokens=data.val.n_tokens if data.val is not None else 0,
         devices=devices.describe(),

@@ -6,17 +6,23 @@ from pathlib import Path
 from gptlab.training.folder import read_metrics
 
 
-def plot_loss(metrics: Path, target: Path, *, title: str, unigram_entropy: float | None = None) -> None:
-    """Draw loss and perplexity over the tokens seen, the learning rate beneath."""
+def plot_loss(
+    metrics: Path, target: Path, *, title: str, unigram_entropy: float | None = None, perplexity: bool = True
+) -> None:
+    """Draw the loss over the tokens seen, accuracies where there are some, and the learning rate beneath.
+
+    `perplexity` says that the loss is per token, and has one.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = read_metrics(metrics)
     if not rows:
         return
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    told = [name.removeprefix("train/") for name in rows[-1] if name.startswith("train/") and name.endswith("accuracy")]
+    figure = Figure(figsize=(9, 8 if told else 6), layout="constrained")
     FigureCanvasAgg(figure)
-    above, beneath = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    above, *between, beneath = figure.subplots(2 + bool(told), 1, sharex=True, height_ratios=[4, *[2] * bool(told), 1])
 
     tokens, losses = _series(rows, "train/loss")
     above.plot(tokens, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
@@ -30,19 +36,14 @@ def plot_loss(metrics: Path, target: Path, *, title: str, unigram_entropy: float
             above.plot(x, y, "o-", color=color, markersize=3.5, linewidth=1.5, label=f"{label} (last {y[-1]:.4f})")
     if unigram_entropy is not None:
         above.axhline(unigram_entropy, color="grey", linestyle=":", label=f"unigram entropy ({unigram_entropy:.2f})")
-    above.set_ylabel("loss (nats per token)")
+    above.set_ylabel("loss (nats per token)" if perplexity else "loss (nats)")
     above.set_title(title)
     above.grid(alpha=0.25)
     above.legend(frameon=False)
-    # Perplexity is exp(loss): the same curve read on another scale.
-    right = above.twinx()
-    low, high = above.get_ylim()
-    right.set_ylim(low, high)
-    ticks = _perplexity_ticks(low, high)
-    right.set_yticks(
-        [math.log(tick) for tick in ticks], [f"{tick:,.0f}" if tick >= 10 else f"{tick:g}" for tick in ticks]
-    )
-    right.set_ylabel("perplexity")
+    if perplexity:
+        _add_perplexity(above)
+    for panel in between:
+        _draw_accuracies(panel, rows, told)
 
     beneath.plot(*_series(rows, "train/lr"), color="tab:purple", linewidth=1.5)
     beneath.set_ylabel("learning rate")
@@ -54,6 +55,30 @@ def plot_loss(metrics: Path, target: Path, *, title: str, unigram_entropy: float
     temporary = target.with_name(f".{target.name}.tmp")
     figure.savefig(temporary, dpi=120, format="png")
     temporary.replace(target)
+
+
+def _add_perplexity(panel) -> None:
+    """It is exp(loss): the same curve read on another scale."""
+    right = panel.twinx()
+    low, high = panel.get_ylim()
+    right.set_ylim(low, high)
+    ticks = _perplexity_ticks(low, high)
+    right.set_yticks(
+        [math.log(tick) for tick in ticks], [f"{tick:,.0f}" if tick >= 10 else f"{tick:g}" for tick in ticks]
+    )
+    right.set_ylabel("perplexity")
+
+
+def _draw_accuracies(panel, rows: list[dict[str, float]], names: list[str]) -> None:
+    for name, color in zip(names, ("tab:blue", "tab:red", "tab:green"), strict=False):
+        tokens, shares = _series(rows, f"train/{name}")
+        panel.plot(tokens, _smooth(shares), color=color, alpha=0.5, linewidth=1.2)
+        tokens, shares = _series(rows, f"val/{name}")
+        label = name.replace("_", " ") + (f" (validation, last {shares[-1]:.3f})" if shares else "")
+        panel.plot(tokens, shares, "o-", color=color, markersize=3.5, linewidth=1.5, label=label)
+    panel.set_ylabel("share right")
+    panel.grid(alpha=0.25)
+    panel.legend(frameon=False)
 
 
 def _series(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:

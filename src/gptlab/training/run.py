@@ -20,10 +20,11 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from gptlab.config import RunConfig, check_vocabulary, to_plain
 from gptlab.data.prepare import PreparedData, prepare
 from gptlab.objectives.build import build_objective
+from gptlab.objectives.objective import Objective
 from gptlab.training import checkpoint
-from gptlab.training.callbacks import Amender, Checkpoints, ProgressBar, Recorder, Sampler
-from gptlab.training.config import SpikeAction, is_whole
-from gptlab.training.datamodule import WindowsDataModule
+from gptlab.training.callbacks import Amender, Checkpoints, ProgressBar, Recorder
+from gptlab.training.config import FinetuneConfig, SpikeAction, is_whole
+from gptlab.training.datamodule import ExamplesDataModule
 from gptlab.training.devices import Devices, find_devices, keep_freed_memory
 from gptlab.training.folder import RunFolder, cut_metrics, read_metrics, write_text
 from gptlab.training.initial import open_initial
@@ -32,6 +33,7 @@ from gptlab.training.loggers import build_loggers
 from gptlab.training.module import LanguageModule
 from gptlab.training.plan import Plan, make_plan
 from gptlab.training.plot import plot_loss
+from gptlab.training.sampler import Sampler
 from gptlab.training.schedule import build_schedule
 from gptlab.training.spikes import ROLLED_BACK, Rollback, Spike, last_rollback
 from gptlab.training.stopping import Failure, Stopped
@@ -59,10 +61,13 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
     data = prepare(config.data, config.tokenizer, progress=folder.writes)
     vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
     check_vocabulary(vocab_size, data.tokenizer.vocab_size, config.tokenizer.kind)
-    plan = make_plan(config, data, devices, vocab_size)
-    objective = build_objective(config.objective)
-    datamodule = WindowsDataModule(config, data, objective, layout=plan.layout, n_steps=plan.n_steps)
-    sampler = Sampler(config, folder, data) if config.callbacks.sample is not None else None
+    objective = build_objective(config, data.tokenizer)
+    plan = make_plan(config, data, devices, vocab_size, objective)
+    datamodule = ExamplesDataModule(config, data, objective, layout=plan.layout, n_steps=plan.n_steps)
+    sampler = None
+    if config.callbacks.sample is not None:
+        examples = datamodule.eval_examples.get("val", datamodule.train_examples)
+        sampler = Sampler(config, folder, objective, data.tokenizer, examples)
 
     with folder.lock():
         if _is_finished(config, folder):  # meanwhile, by the run that held the lock
@@ -103,18 +108,19 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
                 run.recorder.close(run.trainer)
                 if not isinstance(error, Stopped):
                     folder.event("failed", step=run.module.finished_steps, error=f"{type(told).__name__}: {told}")
-                _plot(config, folder, data)
+                _plot(config, folder, data, objective)
             if told is error:
                 raise
             raise told from error
         run.recorder.close(run.trainer)
-        _plot(config, folder, data)
+        _plot(config, folder, data, objective)
         metrics = run.recorder.validated | run.test()
         summary = _summary(config, data, plan, run, metrics, time.perf_counter() - started)
         if folder.writes:
             folder.write_json("summary.json", summary)
             folder.event("finished" if summary["finished"] else "ended early", step=summary["steps"], **metrics)
-            print(_report(config, folder, summary, sampler.newest if sampler else "", run.loggers), flush=True)
+            shown = sampler.newest if sampler else ""
+            print(_report(config, folder, objective, summary, shown, run.loggers), flush=True)
         return summary
 
 
@@ -127,7 +133,7 @@ class _Run:
     data: PreparedData
     devices: Devices
     plan: Plan
-    datamodule: WindowsDataModule
+    datamodule: ExamplesDataModule
     callbacks: list[Callback]  # that keep what they know when the run goes back
     columns: list[str]  # of metrics.csv
     loggers: list[Logger] = field(default_factory=list)
@@ -217,7 +223,7 @@ class _Run:
 
     def test(self) -> dict[str, float]:
         """The trained model's numbers on the test split, where there is one."""
-        if "test" not in self.datamodule.eval_windows:
+        if "test" not in self.datamodule.eval_examples:
             return {}
         self.trainer.test(self.module, self.datamodule, verbose=False)
         return self.module.evaluation
@@ -319,7 +325,8 @@ def _resume(config: RunConfig, folder: RunFolder, identity: dict) -> tuple[Path 
                 f"{folder.path} has gone on from resume={path} already; "
                 "leave resume out to continue it, or start again elsewhere with name=..."
             )
-        differences = _differences(to_plain(config), state["config"], ("model", "optimizer.algorithm", "objective"))
+        words = ("model", "finetune", "optimizer.algorithm", "objective")
+        differences = _differences(to_plain(config), state["config"], words)
         differences = differences or _differences(
             to_plain(config), state["config"], ("batch_tokens", "data.context_length")
         )
@@ -377,6 +384,7 @@ def _differences(now: Any, then: Any, words: tuple[str, ...] | None = None, pref
             tree = tree.get(key) if isinstance(tree, dict) else None
         return tree
 
+    then = {"finetune": to_plain(FinetuneConfig())} | then  # which older versions did not have
     found = [text for word in words or () for text in leaves(at(now, word), at(then, word), word)]
     return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
@@ -396,8 +404,10 @@ def _metrics_source(folder: RunFolder, source: Path | None) -> Path:
     return (folder.path if source is None else source.parent.parent) / "metrics.csv"
 
 
-def _columns(config: RunConfig, devices: Devices, datamodule: WindowsDataModule, earlier: Path) -> list[str]:
-    columns = ["step", "tokens", "train/loss", *(f"train/{name}" for name in config.model.auxiliary_terms)]
+def _columns(config: RunConfig, devices: Devices, datamodule: ExamplesDataModule, earlier: Path) -> list[str]:
+    objective = datamodule.objective
+    terms = (*objective.names, *config.model.auxiliary_terms)
+    columns = ["step", "tokens", *(f"train/{name}" for name in terms)]
     columns += ["train/lr", "train/grad_norm"]
     if devices.precision == "16-mixed":
         columns.append("train/loss_scale")
@@ -407,7 +417,7 @@ def _columns(config: RunConfig, devices: Devices, datamodule: WindowsDataModule,
     whole = is_whole(config.trainer.limit_val_batches)
     for split in datamodule.eval_splits:
         prefix = split if whole else f"{split}_part"
-        columns += [f"{prefix}/{name}" for name in ("loss", "perplexity", "bits_per_byte")[: 3 if whole else 2]]
+        columns += [f"{prefix}/{name}" for name in objective.measures(whole=whole)]
     recorded = {name: None for row in read_metrics(earlier) for name in row}
     return list(dict.fromkeys([*columns, *recorded]))  # what an earlier part of the run measured is kept
 
@@ -451,26 +461,30 @@ def _count_from(trainer: lightning.Trainer, step: int) -> None:
     loop._batches_that_stepped = step
 
 
-def _plot(config: RunConfig, folder: RunFolder, data: PreparedData) -> None:
+def _plot(config: RunConfig, folder: RunFolder, data: PreparedData, objective: Objective) -> None:
     if not (config.callbacks.plot and folder.writes):
         return
     plot_loss(
         folder.path / "metrics.csv",
         folder.path / "loss.png",
         title=folder.path.name,
-        unigram_entropy=data.train.unigram_entropy(),
+        unigram_entropy=data.train.unigram_entropy() if objective.per_byte else None,
+        perplexity=objective.perplexity_of == "loss",
     )
 
 
-def _report(config: RunConfig, folder: RunFolder, summary: dict, sample: str, loggers: list[Logger]) -> str:
+def _report(
+    config: RunConfig, folder: RunFolder, objective: Objective, summary: dict, sample: str, loggers: list[Logger]
+) -> str:
     lines = [""]
     if sample:
-        lines += ["The model writes:", "", *(f"    {line}" for line in sample.strip("\n").splitlines()), ""]
+        lines += ["The model at work:", "", *(f"    {line}" for line in sample.strip("\n").splitlines()), ""]
     lines.append(
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s"
         + ("" if summary["finished"] else " (ended before the budget)")
     )
-    lines.append(f"unigram entropy of the training text {summary['unigram_entropy']:.4f} nats per token")
+    if objective.per_byte:
+        lines.append(f"unigram entropy of the training text {summary['unigram_entropy']:.4f} nats per token")
     for split, label in (("val", "validation"), ("train_eval", "training, in eval mode"), ("test", "test")):
         for prefix, part in ((split, ""), (f"{split}_part", " of a part")):
             if f"{prefix}/loss" in summary:
@@ -485,7 +499,7 @@ def _report(config: RunConfig, folder: RunFolder, summary: dict, sample: str, lo
 
 
 def _last_line(summary: dict[str, Any], path: Path) -> str:
-    names = [name for name in ("val/loss", "val/perplexity", "val/bits_per_byte") if name in summary]
+    names = [name for name in summary if name.startswith("val/")]
     digits = {"val/perplexity": 2}
     numbers = [f"{name} {summary[name]:.{digits.get(name, 4)}f}" for name in names]
     if not numbers:

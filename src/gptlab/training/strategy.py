@@ -14,15 +14,18 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from gptlab.nn.moe import Division, Experts
 from gptlab.training.config import SHARDED, TENSOR_PARALLEL, Layout, Recompute, Sharding, StrategyConfig
 
 # Megatron's division (arXiv:1909.08053, section 3): one exchange after attention, one after the feedforward.
-COLUMNS = ("attn.q", "attn.k", "attn.v", "ffn.up", "ffn.gate")
+COLUMNS = ("attn.q", "attn.k", "attn.v", "ffn.up", "ffn.gate", "ffn.shared.up", "ffn.shared.gate")
 ROWS = ("attn.out", "ffn.down")
+SUMMED_LATER = ("ffn.shared.down",)  # rows too, whose sum goes with that of the experts
 
 
 def build_strategy(config: StrategyConfig, *, world_size: int, accelerator: str) -> Strategy | str:
@@ -88,11 +91,33 @@ def _divide_matrices(block: nn.Module, mesh: DeviceMesh) -> None:
     there = dict(block.named_modules())
     plan = {name: ColwiseParallel() for name in COLUMNS if name in there}
     plan |= {name: RowwiseParallel() for name in ROWS if name in there}
+    plan |= {name: RowwiseParallel(output_layouts=Partial()) for name in SUMMED_LATER if name in there}
     parallelize_module(block, mesh, plan)
+    if isinstance(block.ffn, Experts):
+        _divide_experts(block.ffn, mesh)
     attention = block.attn
     attention.n_head //= mesh.size()
     attention.n_kv_head //= mesh.size()
     attention.joint_projection = False
+
+
+def _divide_experts(ffn: Experts, mesh: DeviceMesh) -> None:
+    """Give each rank whole experts; the router stays on all, so that all decide alike."""
+    for stack in ffn.experts.children():
+        stack.divided = True
+        for name, parameter in list(stack.named_parameters()):
+            setattr(stack, name, nn.Parameter(distribute_tensor(parameter, mesh, [Shard(0)])))
+    n_held = ffn.n_expert // mesh.size()
+    first = mesh.get_local_rank() * n_held
+    ffn.division = Division(range(first, first + n_held), partial(_enter, mesh=mesh), partial(_leave, mesh=mesh))
+
+
+def _enter(x: torch.Tensor, *, mesh: DeviceMesh) -> torch.Tensor:
+    return DTensor.from_local(x, mesh, [Replicate()]).to_local(grad_placements=[Partial()])
+
+
+def _leave(x: torch.Tensor, *, mesh: DeviceMesh) -> torch.Tensor:
+    return DTensor.from_local(x, mesh, [Partial()]).redistribute(placements=[Replicate()]).to_local()
 
 
 def _recompute(block: nn.Module, what: Recompute) -> None:

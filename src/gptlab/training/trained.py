@@ -12,6 +12,7 @@ from gptlab.interop.special_words import end_ids
 from gptlab.models.build import shape_model
 from gptlab.models.config import model_from_plain
 from gptlab.training import checkpoint
+from gptlab.training.finetune import weights_of
 from gptlab.training.initial import open_weights
 from gptlab.training.vocabulary import run_of, tokenizer_of
 
@@ -50,9 +51,10 @@ def read_model(source: ForeignFolder | tuple[Path, dict[str, Any]], name: str, w
                 f"{path} has no tokenizer: there is no {run_of(path) / 'tokenizer.json'}; "
                 "put the tokenizer.json there that it was trained with"
             )
-        config = model_from_plain(state["config"]["model"])
-        model = shape_model(config, len(state["model"]["tok_emb.weight"])).to_empty(device="cpu")
-        checkpoint.restore_model(model, state["model"])
+        config, weights = model_from_plain(state["config"]["model"]), weights_of(state)
+        n_class = len(weights["class_head.weight"]) if "class_head.weight" in weights else None
+        model = shape_model(config, len(weights["tok_emb.weight"]), n_class).to_empty(device="cpu")
+        checkpoint.restore_model(model, weights)
     said = end_ids(special)
     usual = frozenset() if tokenizer.eot is None else frozenset({tokenizer.eot})
     return Trained(model.eval(), tokenizer, said or usual)

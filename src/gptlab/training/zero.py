@@ -11,13 +11,14 @@ from gptlab.training.shards import part_of, whole
 
 
 class OptimizerShards:
-    """The rows of each parameter that this rank updates, as tensors divided over the ranks of `mesh`.
+    """The rows of each trained parameter that this rank updates, as tensors divided over the ranks of `mesh`.
 
     They share the memory of the parameters, which stay whole on every rank (arXiv:1910.02054, section 5.1).
     """
 
     def __init__(self, model: nn.Module, mesh: DeviceMesh):
-        self._pairs = [(name, parameter, _rows(parameter, mesh)) for name, parameter in model.named_parameters()]
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._pairs = [(name, parameter, _rows(parameter, mesh)) for name, parameter in trained]
 
     def named_parameters(self) -> Iterator[tuple[str, DTensor]]:
         for name, _, rows in self._pairs:

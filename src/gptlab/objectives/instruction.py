@@ -1,0 +1,87 @@
+"""Responses to prompts: what is asked is read, what is answered is learned (arXiv:2203.02155, section 3.4)."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gptlab.config import RunConfig
+from gptlab.data.prepare import PreparedData
+from gptlab.data.rows import Row, RowTable
+from gptlab.data.tokenizer import Tokenizer
+from gptlab.nn.loss import IGNORE_INDEX, linear_cross_entropy
+from gptlab.objectives.objective import Batch, Objective, Shown, Term, auxiliary, filled
+
+ANSWER_TOKENS = 32  # that an encoder-decoder is let write
+
+
+class Instruction(Objective):
+    """A decoder goes on after the prompt; an encoder-decoder's encoder reads it, and its decoder begins anew."""
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer):
+        super().__init__(config, tokenizer)
+        self.pad = tokenizer.pad or 0  # no position looks there
+        self.end = [] if tokenizer.eot is None else [tokenizer.eot]
+        self.reads_apart = config.model.architecture == "encoder_decoder"
+
+    def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> RowTable:
+        # The last token is only a target.
+        return data.rows[split].fit(self.config.context_length + 1, self.config.data.too_long)
+
+    def collate(self, rows: list[Row], numbers: np.ndarray) -> Batch:
+        """Tokens and targets (B, T), those of prompts left out; and with an encoder what it reads (B, S)."""
+        if self.reads_apart:
+            return self._apart(rows)
+        tokens, _ = filled([row.tokens[:-1] for row in rows], self.pad)
+        targets, _ = filled([np.where(row.scored, row.tokens, IGNORE_INDEX)[1:] for row in rows], IGNORE_INDEX)
+        return {"tokens": tokens, "targets": targets}
+
+    def _apart(self, rows: list[Row]) -> Batch:
+        divided = [_last_response(row.scored) for row in rows]
+        prompts = [np.concatenate([row.tokens[:at], self.end]) for row, at in zip(rows, divided, strict=True)]
+        source, lengths = filled(prompts, self.pad)
+        targets, _ = filled([row.tokens[at:] for row, at in zip(rows, divided, strict=True)], IGNORE_INDEX)
+        start = targets.new_full((len(rows), 1), self.config.model.start_id)
+        read = targets[:, :-1].masked_fill(targets[:, :-1] == IGNORE_INDEX, self.pad)
+        there = torch.arange(source.shape[1]) < lengths[:, None]
+        return {"source": source, "source_mask": there, "tokens": torch.cat([start, read], 1), "targets": targets}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"targets": (batch["targets"] != IGNORE_INDEX).sum()}
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
+        targets = batch["targets"]
+        given = {name: batch[name] for name in ("source", "source_mask") if name in batch}
+        loss = linear_cross_entropy(model.hidden(batch["tokens"], **given), model.output, targets)
+        added = {} if given else auxiliary(model, self.counts(batch)["targets"])
+        return {"loss": Term(loss), **added}
+
+    def show(self, shown: Shown) -> str:
+        """A prompt, the model's response and the one that it should give."""
+        (row,) = shown.examples
+        prompt, expected = shown.prompt, []
+        if not prompt:
+            at = _last_response(row.scored)
+            prompt, expected = row.tokens[:at].tolist(), row.tokens[at:].tolist()
+        told = self._answer(shown, prompt) if self.reads_apart else shown.write(prompt)
+        lines = [shown.tokenizer.decode(prompt), f"[model] {self._text(shown, told)}"]
+        return "\n".join(lines + [f"[truth] {self._text(shown, expected)}"] * bool(expected))
+
+    def _text(self, shown: Shown, tokens: list[int]) -> str:
+        n = tokens.index(self.end[0]) if self.end and self.end[0] in tokens else len(tokens)
+        return shown.tokenizer.decode(tokens[:n]).strip()
+
+    def _answer(self, shown: Shown, prompt: list[int]) -> list[int]:
+        # Through `hidden` alone, which is all that a sharded model can be asked.
+        source = torch.tensor([prompt + self.end])
+        tokens = [self.config.model.start_id]
+        while len(tokens) <= ANSWER_TOKENS and tokens[1:][-1:] != self.end:
+            batch = shown.to_device({"tokens": torch.tensor([tokens]), "source": source})
+            logits = shown.model.output.logits(shown.model.hidden(**batch)[:, -1])
+            tokens.append(int(logits[0, : shown.tokenizer.vocab_size].argmax()))
+        return tokens[1:]
+
+
+def _last_response(scored: np.ndarray) -> int:
+    """Where the last run of scored tokens begins."""
+    before = np.flatnonzero(~scored[: np.flatnonzero(scored)[-1]])
+    return int(before[-1]) + 1 if len(before) else 0

@@ -1,0 +1,165 @@
+"""A pretrained model of which a part is trained: what an adapter computes, and what becomes of it afterwards."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from interop.foreign import said
+from runs import small_run
+
+from gptlab.models.build import init_weights, shape_model
+from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, Heads, model_from_plain
+from gptlab.nn.lora import LoRALinear
+from gptlab.training import checkpoint
+from gptlab.training.config import FinetuneConfig, Finetuning
+from gptlab.training.finetune import prepare_finetuning
+from gptlab.training.initial import load_initial
+from gptlab.training.run import train
+from gptlab.training.trained import load_model
+
+SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16}
+LORA = FinetuneConfig(mode=Finetuning.lora, rank=3, alpha=7.0, layers=["attn.q", "attn.v", "ffn.down"])
+
+
+def adapted(config, finetune=LORA, vocab_size=40, seed=0):
+    model = shape_model(config, vocab_size)
+    prepare_finetuning(model, finetune, config)
+    model = model.to_empty(device="cpu")
+    init_weights(model, config, seed)
+    return model
+
+
+def tokens(n_words=40):
+    return torch.randint(n_words, (3, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_adapter_is_explicit_maths(bias):
+    layer = LoRALinear(5, 4, bias=bias, rank=2, alpha=3.0, dropout=0.5)
+    with torch.no_grad():
+        for i, parameter in enumerate(layer.parameters()):
+            parameter.normal_(generator=torch.Generator().manual_seed(i))
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(9))
+    w, down, up = layer.weight.double(), layer.lora_down.double(), layer.lora_up.double()
+    own = x.double() @ w.T + (layer.bias.double() if bias else 0.0)
+    assert torch.allclose(layer.eval()(x).double(), own + 3 / 2 * x.double() @ down.T @ up.T, atol=1e-5)
+    torch.manual_seed(0)
+    kept = F.dropout(torch.ones_like(x), 0.5).double()
+    torch.manual_seed(0)
+    added = 3 / 2 * (x.double() * kept) @ down.T @ up.T
+    assert torch.allclose(layer.train()(x).double(), own + added, atol=1e-5), "dropout is of what the adapter reads"
+
+
+@pytest.mark.parametrize(
+    "config", [DecoderConfig(**SHAPE), EncoderConfig(**SHAPE), EncoderDecoderConfig(**SHAPE)], ids=type
+)
+def test_it_starts_as_the_model_and_by_seed_and_name(config):
+    plain, first, again, other = (
+        adapted(config, *options) for options in ((FinetuneConfig(),), (LORA,), (LORA,), (LORA, 40, 1))
+    )
+    call = {"source": tokens()} if isinstance(config, EncoderDecoderConfig) else {}
+    assert near(first(tokens(), **call), plain(tokens(), **call))
+    own, drawn, different = (dict(model.named_parameters()) for model in (first, again, other))
+    for name, parameter in own.items():
+        if name.endswith(".lora_up"):
+            assert not parameter.any()
+        if name.endswith(".lora_down"):
+            bound = parameter.shape[1] ** -0.5
+            assert 0.8 * bound < parameter.abs().max() <= bound
+            assert parameter.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.2)
+            assert torch.equal(parameter, drawn[name]) and not torch.equal(parameter, different[name])
+    downs = [p for name, p in own.items() if name.endswith("attn.q.lora_down")]
+    assert not torch.equal(downs[0], downs[1]), "each layer has its own"
+
+
+def frozen(config, **finetune):
+    model = shape_model(config, 40)
+    prepare_finetuning(model, FinetuneConfig(mode=Finetuning.last, **finetune), config)
+    return {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}, {
+        name for name, p in model.named_parameters() if not p.requires_grad
+    }
+
+
+def test_the_last_blocks_of_each_architecture():
+    trained, rest = frozen(DecoderConfig(**SHAPE, tied_head=False), n_block=1)
+    assert trained == {"blocks", "final_norm", "lm_head"}
+    assert {name.split(".")[0] for name in rest} == {"tok_emb", "pos_emb", "blocks"}
+    assert not any(name.startswith("blocks.1.") for name in rest)
+    trained, rest = frozen(EncoderConfig(**SHAPE, heads=Heads.pretraining), n_block=2)
+    assert trained == {"blocks", "pooler", "mlm", "nsp"}
+    assert {name.split(".")[0] for name in rest} == {"tok_emb", "pos_emb", "seg_emb", "emb_norm"}
+    trained, rest = frozen(EncoderDecoderConfig(**SHAPE, n_decoder_layer=3, tied_head=False), n_block=2)
+    assert trained == {"decoder", "lm_head"}
+    assert {".".join(name.split(".")[:3]) for name in rest if name.startswith("decoder.")} == {
+        "decoder.position.table",
+        "decoder.blocks.0",
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A pretrained run, and one of adapters that began there."""
+    place = tmp_path_factory.mktemp("tuned")
+    train(small_run(place / "base", model=DecoderConfig(**SHAPE)))
+    model = DecoderConfig(**SHAPE, init_from=str(place / "base"))
+    train(small_run(place / "lora", model=model, finetune=LORA))
+    return place
+
+
+def unmerged(run):
+    """The model as it was trained, adapters beside their layers."""
+    state = checkpoint.load(run / "checkpoints" / "best.ckpt")
+    model = adapted(model_from_plain(state["config"]["model"]), vocab_size=len(state["model"]["tok_emb.weight"]))
+    checkpoint.restore_model(model, state["model"])
+    return model.eval()
+
+
+def near(a, b):
+    return (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+@torch.no_grad()
+def test_a_merged_model_computes_what_was_trained(runs, tmp_path, capsys):
+    ids = tokens(257)
+    expected = unmerged(runs / "lora")(ids)
+    base = load_model(str(runs / "base")).model(ids)
+    assert (expected - base).abs().max() > 0.1, "it learned something"
+    merged = load_model(str(runs / "lora")).model
+    assert not any("lora" in name for name in merged.state_dict())
+    assert near(merged(ids), expected)
+    assert said(f"from={runs / 'lora'}", f"to={tmp_path / 'theirs'}") == 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    assert near(theirs(ids).logits, expected)
+    assert (
+        f"of {sum(p.numel() for p in merged.parameters()):,} parameters" in (tmp_path / "theirs/README.md").read_text()
+    )
+    assert not any("lora" in name for name in theirs.state_dict())
+
+
+@torch.no_grad()
+def test_a_run_of_adapters_is_a_model_to_start_from(runs):
+    merged = load_model(str(runs / "lora")).model.state_dict()
+    config = DecoderConfig(**SHAPE, init_from=str(runs / "lora"))
+    for finetune in (FinetuneConfig(), LORA):
+        model = adapted(config, finetune, vocab_size=257, seed=5)
+        drawn = {name: p.clone() for name, p in model.named_parameters()}
+        load_initial(model, config, 257, seed=5)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, drawn[name] if "lora" in name else merged[name]), name
+
+
+def test_the_plan_says_how_many_are_trained(runs, tmp_path, capsys):
+    model = DecoderConfig(**SHAPE, init_from=str(runs / "base"))
+    train(small_run(tmp_path / "run", model=model, finetune=LORA, budget_steps=2))
+    n_trained = 2 * 3 * (32 + 32 + 32 + 32 + 128 + 32)  # two blocks, rank 3, q, v and down
+    assert f", {n_trained:,} of them trained (" in capsys.readouterr().out
+
+
+def test_other_adapters_are_not_gone_on_with(runs, tmp_path):
+    model = DecoderConfig(**SHAPE, init_from=str(runs / "base"))
+    finetune = FinetuneConfig(mode=Finetuning.lora, rank=2, layers=LORA.layers, alpha=LORA.alpha)
+    resume = str(runs / "lora" / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match=r"another model or batch: finetune\.rank was 3 and is 2"):
+        train(small_run(tmp_path / "run", model=model, finetune=finetune, resume=resume, budget_steps=12))
