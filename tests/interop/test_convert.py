@@ -276,7 +276,7 @@ def test_verbs(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", words)
         assert main.main() == code
         assert "gptlab convert" in capsys.readouterr().out
-    for verb, hint in (("convrt", "did you mean convert?"), ("dance", "known: amend, convert, generate")):
+    for verb, hint in (("convrt", "did you mean convert?"), ("dance", "known: amend, convert, evaluate, generate")):
         monkeypatch.setattr("sys.argv", ["gptlab", verb])
         assert main.main() == 2
         assert capsys.readouterr().err == f"error: {verb} is not a verb of gptlab; {hint}\n"
