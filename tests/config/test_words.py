@@ -120,6 +120,7 @@ REFUSED = {
         "objective.lm_weight=0.5",
         "an encoder does not; set objective.lm_weight=0",
     ],
+    "model=bert_laptop data.stride=4": ["data.stride=4", "leave it out, or set objective.next_sentence=false"],
     "objective.share=0.2": ["objective.share does not belong", "objective.name=masked_lm or span_corruption"],
     "seed=-1": ["seed=-1"],
     "eval_train=true data.val_fraction=0": ["eval_train=true", "data.val_fraction"],

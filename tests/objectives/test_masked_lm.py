@@ -148,6 +148,13 @@ def test_without_next_sentences_windows_are_read_whole():
     assert short["mask"].sum() == 7 and short["tokens"].shape == (1, 16)
 
 
+@pytest.mark.parametrize(("next_sentence", "least"), [(True, 5), (False, 4)])
+def test_a_context_has_room_for_the_marks_and_two_words(next_sentence, least):
+    MaskedLM(config_of(least, next_sentence=next_sentence), TOKENIZER)
+    with pytest.raises(ValueError, match=f"no room in context_length={least - 1}; use {least} or more"):
+        MaskedLM(config_of(least - 1, next_sentence=next_sentence), TOKENIZER)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

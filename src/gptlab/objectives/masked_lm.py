@@ -30,6 +30,9 @@ class MaskedLM(Objective):
                 f"objective=masked_lm needs words that stand for no text, and tokenizer={config.tokenizer.kind} has no "
                 f"{', '.join(missing)}; use tokenizer=wordpiece, or add tokenizer.special_words=[{','.join(missing)}]"
             )
+        length, least = config.context_length, (MARKS if config.objective.next_sentence else 2) + 2
+        if length < least:
+            raise ValueError(f"objective=masked_lm has no room in context_length={length}; use {least} or more")
         self.mask, self.cls, self.sep, self.pad = roles.values()
         self.separator = tokenizer.eot
         self.special = np.zeros(tokenizer.vocab_size, dtype=bool)
@@ -51,7 +54,7 @@ class MaskedLM(Objective):
         # A window has one token more than its `context_length`, which here is text like the others.
         n_tokens = length - 2
         if evaluating:
-            return SlidingWindows(file.tokens, min(n_tokens, len(file.tokens)) - 1, n_tokens, split=split)
+            return SlidingWindows(file.tokens, max(1, min(n_tokens, len(file.tokens)) - 1), n_tokens, split=split)
         return SlidingWindows(file.tokens, n_tokens - 1, self.config.data.stride or n_tokens, split=split)
 
     def collate(self, examples: Chunks | np.ndarray, numbers: np.ndarray) -> Batch:
