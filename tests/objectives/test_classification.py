@@ -1,6 +1,7 @@
 """The label of a text: L3 by explicit maths, a planted signal that has to be found, and labels that are refused."""
 
 import json
+import math
 import random
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from runs import small_run
 
 from gptlab.config import RunConfig
-from gptlab.data.config import ByteConfig, RowsConfig, TooLong
+from gptlab.data.config import ByteConfig, CharConfig, RowsConfig, TooLong, WordPieceConfig
 from gptlab.data.prepare import prepare
 from gptlab.data.rows import Row
 from gptlab.data.tokenizer import build_tokenizer
@@ -20,6 +21,7 @@ from gptlab.objectives.classification import Classification
 from gptlab.objectives.config import ClassificationConfig
 from gptlab.objectives.objective import measured
 from gptlab.training.config import AdamWConfig, ScheduleConfig
+from gptlab.training.folder import read_metrics
 from gptlab.training.run import train
 
 BYTES = ByteConfig(special_words=["<cls>", "<sep>", "<pad>"])
@@ -108,6 +110,43 @@ def test_a_planted_signal_is_found(tmp_path, architecture):
     config.trainer.val_check_interval = 150
     summary = train(config)
     assert summary["val/accuracy"] >= 0.95, summary["val/accuracy"]
+
+
+def test_marks_that_the_tokenizer_puts_there_take_no_room_twice(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = ({"text": " ".join("ab"[j % 2] for j in range(i % 22 + 1)), "kind": "ab"[i % 2]} for i in range(44))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = small_run(
+        tmp_path / "run",
+        model=EncoderConfig(**SIZES),
+        objective=ClassificationConfig(),
+        data=RowsConfig(path=str(path), label="kind", classes=["a", "b"], val_fraction=0.0),
+        tokenizer=WordPieceConfig(vocab_size=9),
+    )
+    data = prepare(config.data, config.tokenizer, progress=False)
+    table = Classification(config, data.tokenizer).examples(data, "train", evaluating=False)
+    assert len(table) == 44 and table.lengths.max() == SIZES["context_length"]
+    batch = Classification(config, data.tokenizer).collate(table.gather(np.arange(44)), np.arange(44))
+    assert batch["tokens"].shape == (44, SIZES["context_length"])
+    words = data.tokenizer
+    for row, n in zip(batch["tokens"].tolist(), batch["lengths"].tolist(), strict=True):
+        assert row[0] == words.cls and row.index(words.sep) == n - 1 and row.count(words.cls) == 1
+
+
+def test_texts_without_a_word_to_predict_train_on_their_labels(tmp_path):
+    """One character and no end of text: nothing follows anything, so only labels are learned."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": "ab"[i % 2], "kind": "ab"[i % 2]}) + "\n" for i in range(40)))
+    data = RowsConfig(path=str(path), label="kind", classes=["a", "b"])
+    runs = {}
+    for lm_weight in (0.0, 0.5):
+        objective = ClassificationConfig(lm_weight=lm_weight)
+        run = tmp_path / f"run{lm_weight}"
+        train(small_run(run, objective=objective, data=data, tokenizer=CharConfig()))
+        runs[lm_weight] = read_metrics(run / "metrics.csv")[-1]
+    assert runs[0.5]["train/lm_loss"] == 0 and math.isnan(runs[0.5]["val/lm_loss"])
+    assert runs[0.5]["train/label_loss"] == pytest.approx(runs[0.0]["train/loss"], rel=1e-6)
+    assert runs[0.5]["val/label_loss"] == pytest.approx(runs[0.0]["val/loss"], rel=1e-6)
 
 
 def test_labels_outside_the_classes_and_texts_too_long_are_refused(tmp_path):

@@ -25,6 +25,7 @@ class Classification(Objective):
         super().__init__(config, tokenizer)
         self.pad = tokenizer.pad or 0  # no position looks there
         self.ends: tuple[int, int] | None = None  # what an encoder's texts begin and end with
+        self.n_added = 0  # how many of these the tokenizer has not put there already
         self.lm_weight = config.objective.lm_weight
         self.head_share = 1.0 if self.lm_weight else 0.0
         self.names = ("loss", "accuracy")
@@ -36,14 +37,14 @@ class Classification(Objective):
                 )
             self.ends = tokenizer.cls, tokenizer.sep
             self.idle = ("mlm.", "nsp.")
+            self.n_added = (tokenizer.beginning[:1] != (tokenizer.cls,)) + (tokenizer.eot != tokenizer.sep)
         elif self.lm_weight:
             self.names = ("loss", "label_loss", "lm_loss", "accuracy")
         else:
             self.idle = ("lm_head.",)
 
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> RowTable:
-        length = self.config.context_length - (2 if self.ends else 0)
-        return data.rows[split].fit(length, self.config.data.too_long)
+        return data.rows[split].fit(self.config.context_length - self.n_added, self.config.data.too_long)
 
     def collate(self, rows: list[Row], numbers: np.ndarray) -> Batch:
         """Tokens (B, T) of the longest row's length, how many of them are each row's (B), and labels (B)."""

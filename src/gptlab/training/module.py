@@ -1,5 +1,7 @@
 """The LightningModule: asks the objective for its terms, steps the optimiser, hands the numbers on."""
 
+import math
+
 import lightning
 import torch
 
@@ -118,7 +120,9 @@ class LanguageModule(lightning.LightningModule):
             values = [torch.as_tensor(count, device=self.device) for count in counts.values()]
             counts = dict(zip(counts, self._sum(torch.stack(values)), strict=True))
         # Ranks average their gradients, and a step's gradient is its sum over all targets divided once.
-        return {kind: self.layout.data / count for kind, count in counts.items()}
+        # Where there is no target of a kind, the sum over them is zero as well; a look would wait for the device.
+        least_one = {kind: n.clamp(min=1) if isinstance(n, torch.Tensor) else n for kind, n in counts.items()}
+        return {kind: self.layout.data / count for kind, count in least_one.items()}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Here gradients are complete, and unscaled under 16-mixed.
@@ -178,7 +182,7 @@ class LanguageModule(lightning.LightningModule):
             terms, kinds = self._summed
             counts = dict(zip(kinds, sums[len(terms) :].tolist(), strict=True))
             terms = {name: term._replace(sum=value) for (name, term), value in zip(terms.items(), sums, strict=False)}
-            means = measured(terms, {kind: 1 / count for kind, count in counts.items()})
+            means = measured(terms, {kind: 1 / count if count else math.nan for kind, count in counts.items()})
             found = self.objective.metrics(
                 {name: value.item() for name, value in means.items()},
                 counts,
