@@ -36,6 +36,11 @@ def test_csv_as_the_standard_library_writes_it(tmp_path, ending, dialect):
     ]
 
 
+def test_a_value_may_be_as_long_as_it_is(tmp_path):
+    text = "word " * 100_000
+    assert rows(tmp_path / "a.csv", f'text,n\n"{text}",1\n') == [{"text": text, "n": "1"}]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,7 @@ def _tsv(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _csv(path: Path, *, delimiter: str = ",") -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(sys.maxsize)  # a text may be as long as it is
     reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     columns: list[str] | None = None
     while True:
