@@ -179,6 +179,14 @@ def test_each_row_is_in_one_split_and_equal_rows_are_together(table):
     assert kept == {text for text in val if int(text.split()[0]) >= 100}
 
 
+@pytest.mark.parametrize("val_fraction", [0.001, 0.999])
+def test_equal_rows_are_together_where_a_split_takes_its_only_ones(table, val_fraction):
+    rows = [{"q": q, "a": "y"} for q in ("one", "two", "three") for _ in range(7)]
+    data = run(table(rows, prompt="{q}", response="{a}", val_fraction=val_fraction, test_fraction=0.0005))
+    train, val, test = ({bytes(row.tokens[:-1].astype(np.uint8)) for row in rows_of(data, part)} for part in data.rows)
+    assert [len(train), len(val), len(test)] == [1, 1, 1] and len(train | val | test) == 3
+
+
 def test_a_vocabulary_is_learned_from_the_training_split(table):
     rows = reviews(50)
     config = table(rows, label="mood", classes=["good", "bad"], val_fraction=0.3)
@@ -371,6 +379,7 @@ GOOD = {"text": "fine", "y": "p"}
         ([{"text": "x", "y": "r"}], {"only_classes": True}, r"rows\.jsonl has no row with a label of data\.classes"),
         ([GOOD], {"prompt": "{text.upper}"}, r"data\.prompt='\{text\.upper\}' has the field"),
         ([GOOD], {"val_fraction": 0.5}, r"the table has 1 row and each of train, val needs one"),
+        ([GOOD] * 9, {"val_fraction": 0.5}, r"has 1 row, the others are like it, and each of train, val needs one"),
         ([{"text": "x", "y": " "}], {"label": None, "classes": [], "response": "{y}"}, r"response is empty in row 1"),
         ([], {}, r"rows\.jsonl is empty"),
     ],

@@ -252,13 +252,16 @@ def _measure(corpus: Corpus) -> _Sizes:
 def _split_rows(data: RowsConfig, examples: SpooledExamples) -> Callable[[int], str]:
     """The split of each example, by its content: equal ones are never in two."""
     parts = ["train", *(part for part in _PARTS[1:] if getattr(data, f"{part}_fraction"))]
-    if len(examples) < len(parts):
+    hashes, kinds = np.unique(np.array(examples.hashes), return_inverse=True)
+    if len(hashes) < len(parts):
+        several = len(hashes) > 1
+        alike = f", the others are like {'them' if several else 'it'}," if len(hashes) < len(examples) else ""
         raise ValueError(
-            f"the table has {len(examples):,} row{'s' * (len(examples) > 1)} and each of {', '.join(parts)} needs one; "
+            f"the table has {len(hashes):,} row{'s' * several}{alike} and each of {', '.join(parts)} needs one; "
             "give more rows, or set data.val_fraction=0 and data.test_fraction=0"
         )
-    part_of = _split_by_document(data, np.array(examples.hashes))
-    return lambda number: part_of(number)[0][0]
+    part_of = _split_by_document(data, hashes)
+    return lambda number: part_of(int(kinds[number]))[0][0]
 
 
 PartOf = Callable[[int], list[tuple[str, int]]]
