@@ -177,6 +177,14 @@ def test_lone_surrogates_become_replacement_characters(made, kind):
     assert made[kind].decode(made[kind].encode("a\ud800b")) == "a\ufffdb"
 
 
+def test_characters_are_those_that_can_be_written(tmp_path):
+    tokenizer = CharTokenizer.build(["a\ud800b"])
+    assert tokenizer.characters == "ab\ufffd"
+    assert tokenizer.encode("\udfffa").tolist() == [2, 0]
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path / "tokenizer.json").decode([1, 2]) == "b\ufffd"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_outside_the_vocabulary_are_refused(made, kind):
     tokenizer = made[kind]

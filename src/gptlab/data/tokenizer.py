@@ -198,11 +198,11 @@ class CharTokenizer(Tokenizer):
     def build(cls, texts: Iterable[str], special_words: Iterable[str] = ()) -> "CharTokenizer":
         seen = np.zeros(0x110000, dtype=bool)
         for text in texts:
-            seen[_code_points(text)] = True
+            seen[_code_points(_scalars(text))] = True
         return cls("".join(map(chr, np.flatnonzero(seen).tolist())), special_words)
 
     def encode(self, text: str) -> np.ndarray:
-        codes = _code_points(text)
+        codes = _code_points(_scalars(text))
         known = codes < len(self._ids)
         ids = self._ids[np.where(known, codes, 0)]
         unknown = ~known | (ids < 0)
