@@ -13,7 +13,7 @@ import torch
 import transformers
 import yaml
 from interop.foreign import CASES, Case, gpt2, said
-from runs import small_run
+from runs import of_objective, small_run
 
 from gptlab import compose
 from gptlab.commands import convert, generate, main
@@ -26,6 +26,7 @@ from gptlab.models.build import build_model
 from gptlab.models.config import (
     AttentionPattern,
     DecoderConfig,
+    EncoderConfig,
     Feedforward,
     Norm,
     NormPlacement,
@@ -33,6 +34,7 @@ from gptlab.models.config import (
     model_from_plain,
 )
 from gptlab.objectives.build import build_objective
+from gptlab.objectives.config import ClassificationConfig
 from gptlab.training import checkpoint
 from gptlab.training.config import Layout
 from gptlab.training.datamodule import ExamplesDataModule, TrainBatches
@@ -99,6 +101,22 @@ def test_a_trained_run_is_the_same_in_transformers(name, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
     assert f"| val/loss | {state['best']['val/loss']:.4f} |" in card and "d_model: 32" in card
+
+
+@pytest.mark.parametrize("architecture", [DecoderConfig, EncoderConfig])
+def test_a_class_head_is_left_out_and_said_to_be(architecture, tmp_path, capsys):
+    words = of_objective("classification", tmp_path)
+    words |= {"model": architecture(**SHAPE), "objective": ClassificationConfig()}
+    run = ran(tmp_path / "run", **words, tokenizer=ByteConfig(special_words=["<cls>", "<sep>"]))
+    capsys.readouterr()
+    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    kind, name = transformers.GPT2LMHeadModel, "GPT2LMHeadModel"
+    if architecture is EncoderConfig:
+        kind, name = transformers.BertForPreTraining, "BertForPreTraining"
+    assert f"the class head is left out: {name} of transformers has none" in capsys.readouterr().out
+    theirs, about = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(about.values())
+    assert f"{theirs.num_parameters():,} parameters" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_named_checkpoint_is_taken(tmp_path):

@@ -95,7 +95,7 @@ def _for_transformers(path: Path, state: dict[str, Any]) -> Callable[[Path], Non
     """What writes a checkpoint for transformers; ValueError where that cannot be done."""
     from gptlab.interop.transformers_folder import architecture_for, write_folder
     from gptlab.models.config import model_from_plain
-    from gptlab.training.finetune import weights_of
+    from gptlab.training.finetune import CLASS_HEAD, weights_of
     from gptlab.training.vocabulary import run_of, tokenizer_of
 
     config = model_from_plain(state["config"]["model"])
@@ -104,6 +104,8 @@ def _for_transformers(path: Path, state: dict[str, Any]) -> Callable[[Path], Non
     if tokenizer is None:
         print(f"there is no {run_of(path) / 'tokenizer.json'}: the folder gets no tokenizer")
     weights = weights_of(state)
+    if any(name.startswith(CLASS_HEAD) for name in weights):
+        print(f"the class head is left out: {architecture.class_name} of transformers has none")
     return lambda folder: write_folder(
         folder,
         config,
@@ -191,6 +193,7 @@ def _card(path: Path, state: dict[str, Any], weights: Mapping[str, Any], task: s
     """README.md of an exported model: what it is, what it reached and how it was trained."""
     import yaml
 
+    from gptlab.training.finetune import CLASS_HEAD
     from gptlab.training.folder import read_metrics
     from gptlab.training.vocabulary import run_of
 
@@ -199,7 +202,7 @@ def _card(path: Path, state: dict[str, Any], weights: Mapping[str, Any], task: s
     rows = [row for row in read_metrics(run / "metrics.csv") if own and row["step"] == state["step"]]
     metrics = {name: value for row in rows for name, value in row.items() if name.startswith(("train/", "val/"))}
     summary = json.loads((run / "summary.json").read_text()) if own and (run / "summary.json").is_file() else {}
-    n_parameters = sum(value.numel() for value in weights.values())
+    n_parameters = sum(value.numel() for name, value in weights.items() if not name.startswith(CLASS_HEAD))
     lines = [
         "---",
         "library_name: transformers",
