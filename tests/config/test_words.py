@@ -101,6 +101,7 @@ REFUSED = {
     "objective=span_corruption": ["architecture=decoder; use objective=causal_lm or classification or instruction"],
     "model=bert_laptop objective=instruction": ["instruction does not fit a model with architecture=encoder"],
     "model=bert_laptop model.heads=none": ["has no use for model.heads=none; use model.heads=pretraining"],
+    "model=bert_laptop data.stride=8": ["data.stride=8 is of sliding windows", "objective.next_sentence=false"],
     "model=bert_laptop objective.share=0": ["objective.share=0.0 is outside (0, 1)"],
     "model=bert_laptop objective.masked=0.95": ["objective.masked=0.95", "their sum must not exceed 1"],
     "model=bert_laptop objective.random=1.5": ["objective.random=1.5 is outside [0, 1]"],
