@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gptlab.config import RunConfig
+from gptlab.config import RunConfig, to_plain
 from gptlab.data.config import ByteConfig, RowsConfig, TextConfig
+from gptlab.data.tokenizer import ByteTokenizer
+from gptlab.models.build import build_model
 from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from gptlab.objectives.config import ClassificationConfig, InstructionConfig, MaskedLMConfig, SpanCorruptionConfig
+from gptlab.training import checkpoint
 from gptlab.training.config import (
     AdamWConfig,
     CallbacksConfig,
@@ -104,6 +107,29 @@ def small_run(folder: Path, **words) -> RunConfig:
         "run_dir": str(folder),
     }
     return RunConfig(**given | words)
+
+
+def write_run(folder, *, tokenizer=None, seed=0, rows=None, **options):
+    """A run folder as training leaves it, of a model with random weights."""
+    tokenizer = tokenizer or ByteTokenizer()
+    given = {"n_layer": 2, "n_head": 2, "d_model": 16, "context_length": 24, "init_std": 0.4}
+    config = RunConfig(
+        model=DecoderConfig(**given | options), data=TextConfig(path="none"), tokenizer=ByteConfig(), budget_steps=1
+    )
+    model = build_model(config.model, rows or tokenizer.vocab_size, seed=seed)
+    tokenizer_file = folder / "tokenizer.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(tokenizer_file)
+    state = {
+        "gptlab_format": checkpoint.FORMAT,
+        "step": 1,
+        "model": model.state_dict(),
+        "config": to_plain(config),
+        "tokenizer": tokenizer.fingerprint,
+        "best": None,
+    }
+    checkpoint.save(state, folder / "checkpoints" / "best.ckpt")
+    return folder
 
 
 def words_of(text: Path, **more) -> list[str]:

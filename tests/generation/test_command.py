@@ -11,11 +11,10 @@ from enum import Enum
 
 import pytest
 import torch
+from runs import write_run
 from torch import nn
 
 from gptlab.commands.generate import HELP, main
-from gptlab.config import RunConfig, to_plain
-from gptlab.data.config import ByteConfig, TextConfig
 from gptlab.data.tokenizer import ByteTokenizer, CharTokenizer
 from gptlab.generation.beam import beam_search
 from gptlab.generation.config import N_DRAFT, SEED, GenerateConfig, Precision
@@ -23,35 +22,11 @@ from gptlab.generation.decode import generate
 from gptlab.generation.precision import prepare
 from gptlab.generation.sampling import Sampling
 from gptlab.interop.tokenizer_files import tokenizer_files
-from gptlab.models.build import build_model
-from gptlab.models.config import DecoderConfig, Position
+from gptlab.models.config import Position
 from gptlab.training import checkpoint
 from gptlab.training.trained import load_model
 
 CONTEXT = 24
-
-
-def write_run(folder, *, tokenizer=None, seed=0, rows=None, **options):
-    """A run folder as training leaves it, of a model with random weights."""
-    tokenizer = tokenizer or ByteTokenizer()
-    given = {"n_layer": 2, "n_head": 2, "d_model": 16, "context_length": CONTEXT, "init_std": 0.4}
-    config = RunConfig(
-        model=DecoderConfig(**given | options), data=TextConfig(path="none"), tokenizer=ByteConfig(), budget_steps=1
-    )
-    model = build_model(config.model, rows or tokenizer.vocab_size, seed=seed)
-    tokenizer_file = folder / "tokenizer.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(tokenizer_file)
-    state = {
-        "gptlab_format": checkpoint.FORMAT,
-        "step": 1,
-        "model": model.state_dict(),
-        "config": to_plain(config),
-        "tokenizer": tokenizer.fingerprint,
-        "best": None,
-    }
-    checkpoint.save(state, folder / "checkpoints" / "best.ckpt")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -239,8 +214,8 @@ def test_wrong_words_and_values(say, tmp_path):
         ("temperature=-1", "temperature=-1.0 is below 0"),
         ("top_p=0", "top_p=0.0 is outside (0, 1]"),
         ("top_k=0", "top_k=0 is below 1"),
-        ("precision=fp8", "precision=fp8 is unknown; use 32, bf16, int8"),
-        ("output=xml", "output=xml is unknown; use text, json"),
+        ("precision=fp8", "precision=fp8 is unknown; known: 32, bf16, int8"),
+        ("output=xml", "output=xml is unknown; known: text, json"),
         ("device=tpu9", "device=tpu9 cannot be used"),
         ("stop=", "stop has an empty text"),
         ("prompt=", "the prompt is empty"),

@@ -10,10 +10,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from gptlab import compose
+from gptlab.commands.words import read
 
 # What this command writes, for transformers and for gptlab: what is always there, and what may be.
 WRITTEN = (
@@ -23,8 +25,17 @@ WRITTEN = (
     ),
     ({"config.yaml", "checkpoints", "checkpoints/last.ckpt"}, {"tokenizer.json", "checkpoints/SHA256SUMS"}),
 )
-FORMATS = ("transformers", "gptlab", "openai")
-WORDS = ("from", "to", "format", "overwrite")
+
+
+class Format(Enum):
+    """What a folder holds."""
+
+    transformers = "transformers"
+    gptlab = "gptlab"
+    openai = "openai"
+
+
+WORDS = {"from": str, "to": str, "format": Format, "overwrite": bool}
 HELP = """gptlab convert from=PATH to=PATH [format=transformers|gptlab|openai] [overwrite=true]
 
     from       a run folder (its best checkpoint) or a checkpoint, to be written for transformers, or where
@@ -298,20 +309,9 @@ def _ending_on_signals() -> Iterator[None]:
 
 
 def _read_words(words: list[str]) -> dict[str, Any]:
-    said = {}
-    for word in words:
-        key, sign, value = word.partition("=")
-        if key not in WORDS:
-            raise ValueError(f"{key} is not a word of gptlab convert{compose.nearest(key, WORDS)}")
-        if not sign or not value:
-            raise ValueError(f"{key} needs a value; write {key}=...")
-        said[key] = value
+    said = read(words, WORDS, "gptlab convert")
     for key in ("from", "to"):
-        if key not in said:
+        if not said.get(key):
             raise ValueError(f"gptlab convert needs {key}=PATH")
-    if said.get("format", "gptlab") not in FORMATS:
-        raise ValueError(f"format={said['format']} is unknown{compose.nearest(said['format'], FORMATS)}")
-    if said.get("overwrite", "true") not in ("true", "false"):
-        raise ValueError(f"overwrite={said['overwrite']} must be true or false")
-    overwrite = said.get("overwrite") == "true"
-    return {"source": said["from"], "to": said["to"], "kind": said.get("format"), "overwrite": overwrite}
+    kind = said["format"].value if "format" in said else None
+    return {"source": said["from"], "to": said["to"], "kind": kind, "overwrite": said.get("overwrite", False)}

@@ -4,16 +4,15 @@ import json
 import os
 import sys
 import time
-import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gptlab import compose
+from gptlab.commands.words import read
 from gptlab.generation.config import N_DRAFT, SEED, GenerateConfig, OutputFormat
 from gptlab.models.config import EncoderConfig, EncoderDecoderConfig
 
@@ -65,7 +64,8 @@ def main(words: list[str]) -> int:
     if not words or {"-h", "--help"} & set(words):
         print(HELP, end="")
         return 0
-    return compose.guard(lambda: generate(read_words(words)))
+    hints = typing.get_type_hints(GenerateConfig)
+    return compose.guard(lambda: generate(GenerateConfig(**read(words, hints, "gptlab generate"))))
 
 
 def generate(config: GenerateConfig) -> None:
@@ -76,13 +76,14 @@ def generate(config: GenerateConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch  # takes seconds: not for a wrong word
 
-    from gptlab.generation.precision import prepare
+    from gptlab.generation.precision import find_device, prepare
+    from gptlab.generation.sampling import Sampling
     from gptlab.generation.text import TextStream
     from gptlab.training.trained import load_model
 
-    sampling = _sampling(config)
+    sampling = Sampling.of(config)
     sampling.check()
-    device = _device(config.device)
+    device = find_device(config.device)
     model, tokenizer, ends = load_model(config.run, "run")
     if isinstance(model.config, EncoderConfig):
         raise ValueError(f"run={config.run} is an encoder, which writes no text; name a decoder or an encoder-decoder")
@@ -317,13 +318,6 @@ def _draft(config: GenerateConfig, tokenizer: "Tokenizer", target: "nn.Module") 
     return model
 
 
-def _sampling(config: GenerateConfig):
-    from gptlab.generation.sampling import Sampling
-
-    said = {f.name: getattr(config, f.name) for f in fields(Sampling)}
-    return Sampling(**{name: value for name, value in said.items() if value is not None})
-
-
 def _encoded(prompt: str, number: int, n_prompts: int, tokenizer: "Tokenizer", model) -> list[int]:
     """A prompt's tokens after the tokenizer's beginning; ValueError where the context does not hold them.
 
@@ -342,19 +336,6 @@ def _encoded(prompt: str, number: int, n_prompts: int, tokenizer: "Tokenizer", m
             f"leave out at least {len(row) - limit:,} of them"
         )
     return row
-
-
-def _device(name: str | None):
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} cannot be used ({str(error).splitlines()[0]}); use cpu") from None
-    return device
 
 
 def _prompts(config: GenerateConfig) -> list[str]:
@@ -389,43 +370,6 @@ def _rows(path: Path, text: str) -> Iterator[str]:
         if not isinstance(prompt, str):
             raise ValueError(f'{path}, line {number}: use a JSON string, or {{"prompt": "..."}}')
         yield prompt
-
-
-def read_words(words: list[str]) -> GenerateConfig:
-    """The command line as its config; ValueError for a word that it does not have, with the nearest that it has."""
-    hints = typing.get_type_hints(GenerateConfig)
-    said: dict[str, Any] = {}
-    for word in words:
-        key, sign, value = word.partition("=")
-        if key not in hints:
-            raise ValueError(f"{key} is not a word of gptlab generate{compose.nearest(key, hints)}")
-        if not sign:
-            raise ValueError(f"{key} needs a value; write {key}=...")
-        if hints[key] == list[str]:
-            said.setdefault(key, []).append(value)
-        elif key in said:
-            raise ValueError(f"{key}= is said twice; say it once")
-        else:
-            said[key] = None if value == "null" and _optional(hints[key]) else _read(key, value, hints[key])
-    return GenerateConfig(**said)
-
-
-def _optional(hint: Any) -> bool:
-    return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
-
-
-def _read(key: str, value: str, hint: Any) -> Any:
-    kind = typing.get_args(hint)[0] if _optional(hint) else hint
-    if issubclass(kind, Enum):
-        allowed = [member.value for member in kind]
-        if value not in allowed:
-            raise ValueError(f"{key}={value} is unknown; use {', '.join(allowed)}")
-        return kind(value)
-    read: Callable[[str], Any] = kind
-    try:
-        return read(value)
-    except ValueError:
-        raise ValueError(f"{key}={value} must be a {'whole number' if kind is int else 'number'}") from None
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 VERBS = {
     "amend": "a planned change of a run in mid-flight",
     "convert": "weights in from transformers or OpenAI, and out to transformers",
+    "evaluate": "perplexity, prompts with examples and lm-eval's tasks, in numbers",
     "generate": "text from a run, a checkpoint or a transformers folder",
 }
 

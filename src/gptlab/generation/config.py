@@ -85,7 +85,5 @@ class GenerateConfig:
                     )
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed={self.seed} does not fit 64 bits; use a whole number from 0 to 2^64 - 1")
-        if self.device is not None and self.device.split(":")[0] == "meta":
-            raise ValueError(f"device={self.device} holds no numbers; use cpu, or cuda for a GPU")
         if self.n_draft is not None and self.draft is None:
             raise ValueError("n_draft= says how far a draft model goes ahead; add draft=PATH")

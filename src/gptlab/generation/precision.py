@@ -1,4 +1,4 @@
-"""Types of weights to write with."""
+"""Where a model writes, and with which type of weights."""
 
 import torch
 from torch import nn
@@ -19,3 +19,17 @@ def prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.
     if precision is Precision.float32 and device.type == "cpu":
         lay_out(model)
     return model.eval()
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name (None: a GPU where there is one); ValueError where it cannot be used."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] == "meta":
+        raise ValueError(f"device={name} holds no numbers; use cpu, or cuda for a GPU")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name} cannot be used ({str(error).splitlines()[0]}); use cpu") from None
+    return device

@@ -1,10 +1,12 @@
 """From logits to the probabilities of the next token: pure functions of logits (..., V)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+
+from gptlab.generation.config import GenerateConfig
 
 COLD = 1e-30  # a temperature below which a logit may become infinite, unless the largest is made 0 first
 
@@ -77,6 +79,12 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+
+    @classmethod
+    def of(cls, config: GenerateConfig) -> "Sampling":
+        """As the words of `gptlab generate` say; what is not said stays."""
+        said = {f.name: getattr(config, f.name) for f in fields(cls)}
+        return cls(**{name: value for name, value in said.items() if value is not None})
 
     def probabilities(self, logits: Tensor, seen: Sequence[Sequence[int]] = ()) -> Tensor:
         """Probabilities (B, V) of logits (B, V); `seen` is needed for the repetition penalty alone."""

@@ -1,16 +1,19 @@
 """How likely a model finds a given text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gptlab.data.tokenizer import Tokenizer
 from gptlab.models.config import DecoderConfig
 
 CHUNK_POSITIONS = 256  # whose logits are held at a time
+BATCH_TOKENS = 16_384  # read in one forward pass
 
 
 @dataclass(slots=True)
@@ -55,24 +58,101 @@ def score(model: nn.Module, tokenizer: Tokenizer, text: str) -> Score:
     return Score(ids, nats, len(text.encode()) - skipped)
 
 
-@torch.no_grad()
 def token_nats(model: nn.Module, ids: Sequence[int]) -> list[float]:
     """-log p of each token but the first, given those before it in its window; ValueError where no decoder reads it."""
+    return torch.cat([*strided_nats(model, ids), torch.empty(0)]).tolist()
+
+
+def strided_nats(
+    model: nn.Module, ids: Sequence[int] | np.ndarray, *, stride: int | None = None, context_length: int | None = None
+) -> Iterator[Tensor]:
+    """-log p of each token but the first, in their order and each once, a batch at a time.
+
+    The window moves by `stride` (None: half the context, rounded up) and what is new in it is scored. So each token is
+    predicted from `context_length - stride` tokens at least (None: the model's context), as far as there are so many
+    before it. ValueError where no decoder reads it.
+    """
     if not isinstance(model.config, DecoderConfig):
         raise ValueError(
             f"a model with architecture={model.config.architecture} does not predict a text; use a decoder"
         )
-    context_length = model.config.context_length
+    context_length = context_length or model.config.context_length
+    stride = stride or context_length - context_length // 2
+    ids = np.asarray(ids)
+    batch: list[Continuation] = []
+    done = 1  # tokens that are scored, or never are
+    while done < len(ids):
+        n_new = context_length if done == 1 else stride
+        context = ids[max(0, done + stride - 1 - context_length) if done > 1 else 0 : done]
+        batch.append(Continuation(context.tolist(), ids[done : done + n_new].tolist()))
+        done += n_new
+        if done >= len(ids) or (len(batch) + 1) * context_length > BATCH_TOKENS:
+            yield torch.cat([cost.nats for cost in _costs(model, batch)])
+            batch = []
+
+
+class Continuation(NamedTuple):
+    """Tokens to score, and those that a model has read before: a decoder goes on from them, an encoder reads them."""
+
+    context: Sequence[int]
+    tokens: Sequence[int]
+
+
+class Cost(NamedTuple):
+    """What a continuation cost."""
+
+    nats: Tensor  # -log p of each of its tokens (T), on the CPU
+    likeliest: bool  # whether each was the likeliest word at its place
+
+
+def continuation_costs(
+    model: nn.Module, continuations: Sequence[Continuation], advance: Callable[[int], None] = lambda n: None
+) -> list[Cost]:
+    """What each continuation costs after its context, by all of the model's rows.
+
+    Those of similar length are read together. `advance` is called with how many are done since its last call.
+    """
+    lengths = [len(one.context) + len(one.tokens) for one in continuations]
+    order = sorted(range(len(continuations)), key=lambda i: -lengths[i])
+    costs: list[Cost] = [None] * len(continuations)
+    while order:
+        n_rows = max(1, BATCH_TOKENS // lengths[order[0]])
+        rows, order = order[:n_rows], order[n_rows:]
+        for row, cost in zip(rows, _costs(model, [continuations[row] for row in rows]), strict=True):
+            costs[row] = cost
+        advance(len(rows))
+    return costs
+
+
+@torch.no_grad()
+def _costs(model: nn.Module, batch: Sequence[Continuation]) -> list[Cost]:
     device = next(model.parameters()).device
-    inputs, targets = torch.tensor(ids[:-1], device=device), torch.tensor(ids[1:], device=device)
-    nats: list[float] = []
-    while len(nats) < len(targets):
-        done = len(nats)
-        start = 0 if done == 0 else done - context_length // 2
-        end = min(start + context_length, len(targets))
-        hidden = model.hidden(inputs[None, start:end])[0, done - start :]  # (T, D)
-        output = model.output
-        for part, words in zip(hidden.split(CHUNK_POSITIONS), targets[done:end].split(CHUNK_POSITIONS), strict=True):
-            log_p = torch.log_softmax(output.logits(part).float(), -1)
-            nats += (-log_p.gather(1, words[:, None])[:, 0]).tolist()
-    return nats
+    if hasattr(model, "encode"):
+        read = [[model.config.start_id, *one.tokens[:-1]] for one in batch]
+        source, filled = _filled_up([one.context for one in batch], device)
+        beside = {"source": source, "source_mask": None if filled.all() else filled}
+    else:
+        # Rows are filled up at their ends, where no position before looks.
+        read, beside = [[*one.context, *one.tokens[:-1]] for one in batch], {}
+    hidden = model.hidden(_filled_up(read, device)[0], **beside)  # (B, T, D)
+    lengths = [len(one.tokens) for one in batch]
+    ends = [(row, len(tokens)) for row, tokens in enumerate(read)]
+    places = [(row, at) for (row, end), n in zip(ends, lengths, strict=True) for at in range(end - n, end)]
+    rows, columns = torch.tensor(places, device=device).T
+    scored = hidden[rows, columns]  # (N, D)
+    words = torch.tensor([word for one in batch for word in one.tokens], device=device)  # (N)
+    nats, likeliest, output = [], [], model.output
+    for part, targets in zip(scored.split(CHUNK_POSITIONS), words.split(CHUNK_POSITIONS), strict=True):
+        log_p = torch.log_softmax(output.logits(part).float(), -1)
+        nats.append(-log_p.gather(1, targets[:, None])[:, 0])
+        likeliest.append(log_p.argmax(-1) == targets)
+    nats, likeliest = torch.cat(nats).cpu().split(lengths), torch.cat(likeliest).cpu().split(lengths)
+    return [Cost(row, bool(best.all())) for row, best in zip(nats, likeliest, strict=True)]
+
+
+def _filled_up(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of any lengths as one tensor (B, T), and where it holds them (B, T)."""
+    longest = max(len(row) for row in rows)
+    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return tokens, torch.arange(longest, device=device) < lengths[:, None]

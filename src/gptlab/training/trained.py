@@ -1,6 +1,7 @@
 """A trained model to write with, from wherever it is."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -29,7 +30,11 @@ def load_model(name: str, word: str = "run") -> Trained:
 
     ValueError where there is no model, where its weights do not fit, and where it has no tokenizer.
     """
-    source = open_weights(name, word)
+    return read_model(open_weights(name, word), name, word)
+
+
+def read_model(source: ForeignFolder | tuple[Path, dict[str, Any]], name: str, word: str = "run") -> Trained:
+    """The same of what `open_weights` found there."""
     if isinstance(source, ForeignFolder):
         tokenizer, special = source.tokenizer(), source.special_words
         if tokenizer is None:

@@ -1,0 +1,356 @@
+"""The command `gptlab evaluate`: how good a trained model is, by numbers."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+import typing
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gptlab import compose
+from gptlab.commands.words import read
+from gptlab.evaluation.config import SETTING_WORDS, EvaluateConfig, Kind
+from gptlab.generation.config import SEED, GenerateConfig, OutputFormat
+
+if typing.TYPE_CHECKING:
+    from gptlab.config import RunConfig
+    from gptlab.data.corpus import Corpus
+    from gptlab.evaluation.prompts import Prompts
+    from gptlab.training.trained import Trained
+
+N_SHOWN = 3
+RESULTS = "evaluations"  # in the run folder
+LIBRARIES = {Kind.answers: ("torchmetrics",), Kind.tasks: ("lm-eval", "datasets")}
+TEXTS = ("prompt", "answer", "separator", "delimiter", "stop")
+HELP = """gptlab evaluate run=PATH [run=PATH ...] [key=value ...]
+
+    run                 a run folder (its best checkpoint), a .ckpt file, a transformers folder or a hub name;
+                        said several times, one after another, and compared in the end
+
+  perplexity and bits per byte, unless data= or tasks= is given
+    corpus              text: a file, a folder or a glob; may be said several times (the run's validation split)
+    stride              how far the window moves; each token has context - stride tokens before it (half the context)
+
+  prompts from a table
+    data                a .jsonl, .json, .csv or .tsv file
+    prompt answer       text with columns as {question}; \\n is a new line
+    choices             multiple choice: the column with the list, or the choices of all as [yes,no]
+    shots               numbers of examples before each prompt, as [0,1,5] (0)
+    examples            a table that examples come from (the other rows of data)
+    separator           between examples (a blank line)
+    delimiter           between a prompt and its answer (a space)
+    seed                which examples, and what is drawn (1337)
+    n_rows              evaluate the first so many rows (all)
+
+  what is written, where there are no choices, against the answer
+    settings            ways to write, as ["temperature=0", "temperature=0.7 top_p=0.9", "beams=4"] (temperature=0)
+    n_tokens            at most so many tokens of each answer (100)
+    stop                texts that end an answer, as ["\\n"]; [] for none (the separator)
+    n_shown             rows that are shown side by side (3)
+
+  tasks of lm-eval: pip install "gptlab[evaluation]"
+    tasks               names or files, as [hellaswag,my_task.yaml]; shots, n_rows and seed as above
+
+    precision           32, bf16 or int8 (32)
+    device              cpu, cuda, cuda:1 ... (a GPU where there is one)
+    output              text, or json with nothing else on standard output (text)
+    to                  a file that gets the JSON; runs get it in their folders' evaluations/ as well
+"""
+
+
+def main(words: list[str]) -> int:
+    """Evaluate as the words say; returns the exit code."""
+    if not words or {"-h", "--help"} & set(words):
+        print(HELP, end="")
+        return 0
+    hints = typing.get_type_hints(EvaluateConfig)
+    return compose.guard(lambda: evaluate(EvaluateConfig(**read(words, hints, "gptlab evaluate"))))
+
+
+@dataclass(slots=True)
+class Subject:
+    """A model to evaluate, and what is known of the run that it comes from."""
+
+    name: str
+    trained: "Trained"
+    folder: Path | None = None  # of the run
+    checkpoint: Path | None = None
+    step: int | None = None
+    config: "RunConfig | None" = None
+    data: str = ""  # fingerprint of what it was trained on
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Evaluate each run, show the numbers, and leave them in the run folders."""
+    config.check()
+    for word in TEXTS:
+        setattr(config, word, _unescaped(getattr(config, word)))
+    settings = _settings(config)
+    target = None if config.to is None else _writable(config.to)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `gptlab generate` does
+    prompts = _prompts(config) if config.kind in (Kind.choices, Kind.answers) else None
+    corpus = _corpus(config.corpus) if config.corpus else None
+    for name in config.run:
+        _refuse_missing(name)
+    from gptlab.evaluation import report
+    from gptlab.generation.precision import find_device
+
+    device = find_device(config.device)
+    results = []
+    for name in config.run:
+        started = time.perf_counter()
+        subject = _open(name, config)
+        found = _evaluate(subject, config, corpus, prompts, settings, device)
+        result = _facts(subject, config) | found | {"seconds": time.perf_counter() - started}
+        _keep(result, subject)
+        results.append(result)
+        if config.output is OutputFormat.text:
+            _print(report.text(result, n_shown=N_SHOWN if config.n_shown is None else config.n_shown))
+    everything = {"results": results}
+    if target is not None:
+        target.write_text(json.dumps(everything, indent=2, default=str) + "\n", encoding="utf-8")
+    if config.output is OutputFormat.json:
+        print(json.dumps(everything, default=str))
+    elif len(results) > 1:
+        _print(report.comparison(results))
+
+
+def _evaluate(subject: Subject, config: EvaluateConfig, corpus, prompts, settings, device) -> dict[str, Any]:
+    from gptlab.generation.precision import prepare
+
+    show = sys.stderr.isatty()
+    model, tokenizer, ends = subject.trained
+    if config.kind is Kind.perplexity:
+        from gptlab.evaluation.perplexity import encode, perplexity
+
+        if model.config.architecture != "decoder":
+            raise ValueError(
+                f"run={subject.name} is a model with architecture={model.config.architecture}, which answers a text "
+                "and does not predict one; name a decoder, or add data=FILE prompt=... answer=..."
+            )
+        text = _validation(subject) if corpus is None else encode(corpus, tokenizer)
+        context = subject.config.context_length if subject.config and subject.data else None
+        numbers = perplexity(
+            prepare(model, config.precision, device),
+            tokenizer,
+            text,
+            stride=config.stride,
+            context_length=context,
+            show=show,
+        )
+        return {"corpus": numbers.pop("corpus"), "numbers": numbers}
+    seed = SEED if config.seed is None else config.seed
+    if config.kind is Kind.tasks:
+        from gptlab.evaluation.harness import evaluate_tasks
+
+        model, found = prepare(model, config.precision, device), {"numbers": {}}
+        for n_shots in config.shots or (None,):
+            part = evaluate_tasks(
+                model, tokenizer, ends, config.tasks, shots=n_shots, n_rows=config.n_rows, seed=seed, show=show
+            )
+            prefix = "" if n_shots is None else f"shots={n_shots}/"
+            for name in ("numbers", "standard_errors"):
+                found.setdefault(name, {}).update({f"{prefix}{key}": value for key, value in part[name].items()})
+            found.setdefault("rows", []).extend({"shots": n_shots, **row} for row in part["rows"])
+            found |= {name: part[name] for name in ("task_versions", "n_cut")}
+            if part["n_cut"]:
+                print(
+                    f"{part['n_cut']:,} prompts were longer than the context and lost their beginning, as lm-eval does",
+                    file=sys.stderr,
+                )
+        return found
+    shots = list(config.shots or (0,))
+    if config.kind is Kind.choices:
+        from gptlab.evaluation.choices import choose
+
+        return choose(prepare(model, config.precision, device), tokenizer, prompts, shots, show=show)
+    from gptlab.evaluation.answers import N_TOKENS, Writer, answer
+
+    return answer(
+        Writer(prepare(model, config.precision, device), tokenizer, ends),
+        prompts,
+        shots,
+        settings,
+        n_tokens=config.n_tokens or N_TOKENS,
+        stop=config.stop,
+        show=show,
+    )
+
+
+def _refuse_missing(name: str) -> None:
+    from gptlab.training.initial import open_weights
+
+    if not Path(name).expanduser().exists():
+        open_weights(name, "run")  # from the hub, or an error before any work
+
+
+def _open(name: str, config: EvaluateConfig) -> Subject:
+    from gptlab.interop.foreign_folder import ForeignFolder
+    from gptlab.training.initial import open_weights
+    from gptlab.training.trained import read_model
+    from gptlab.training.vocabulary import run_of
+
+    source = open_weights(name, "run")
+    subject = Subject(name, read_model(source, name))
+    if subject.trained.model.config.architecture == "encoder":
+        raise ValueError(
+            f"run={name} is an encoder, which neither predicts nor writes a text; name a decoder, or an "
+            "encoder-decoder with data= or tasks="
+        )
+    if isinstance(source, ForeignFolder):
+        return subject
+    path, state = source
+    subject.checkpoint, subject.step, subject.data = path, state["step"], state.get("data", "")
+    if path.resolve().parent.name == "checkpoints":
+        subject.folder = run_of(path)
+        if (subject.folder / "config.yaml").is_file():
+            subject.config = compose.load(subject.folder / "config.yaml")
+    return subject
+
+
+def _corpus(paths: list[str]) -> "Corpus":
+    from gptlab.data.config import TextConfig
+    from gptlab.data.corpus import open_corpus
+
+    try:
+        return open_corpus(TextConfig(paths=paths))
+    except ValueError as error:
+        raise ValueError(str(error).replace("data.path=", "corpus=")) from None  # the word that was typed
+
+
+def _validation(subject: Subject):
+    """The validation split that a run was measured by."""
+    from gptlab.data.prepare import prepare
+    from gptlab.evaluation.perplexity import EncodedText
+
+    config, name = subject.config, subject.name
+    if config is None or not subject.data:
+        raise ValueError(f"run={name} does not say what it was trained on; name a text with corpus=FILE")
+    if config.objective.name != "causal_lm":
+        raise ValueError(
+            f"run={name} was trained with objective={config.objective.name}, whose validation is no text to predict; "
+            "name a text with corpus=FILE"
+        )
+    if config.data.val_fraction == 0:
+        raise ValueError(f"run={name} has no validation split (data.val_fraction=0); name a text with corpus=FILE")
+    data = prepare(config.data, config.tokenizer, progress=sys.stderr.isatty())
+    if data.fingerprint != subject.data:
+        raise ValueError(
+            f"run={name} was trained on other data than {data.description} now holds; name a text with corpus=FILE"
+        )
+    return EncodedText(
+        tokens=data.val.tokens, n_bytes=data.val.n_bytes, description=f"validation split of {data.description}"
+    )
+
+
+def _prompts(config: EvaluateConfig) -> "Prompts":
+    from gptlab.data.template import Template
+    from gptlab.evaluation.prompts import DELIMITER, SEPARATOR, Prompts, read_rows
+
+    prompt, answer = Template(config.prompt, "prompt"), Template(config.answer, "answer")
+    for template in (prompt, answer):
+        if not template.fields:
+            raise ValueError(
+                f"{template.word}={template.text!r} names no column, so that all rows have the same; write a column as "
+                "{name}"
+            )
+    rows = read_rows(config.data, prompt, answer, config.choices)
+    source, examples = config.data, rows
+    if config.examples is not None:
+        source, examples = config.examples, read_rows(config.examples, prompt, answer, config.choices)
+    prompts = Prompts(
+        rows=rows[: config.n_rows],
+        examples=examples,
+        source=source,
+        separator=SEPARATOR if config.separator is None else config.separator,
+        delimiter=DELIMITER if config.delimiter is None else config.delimiter,
+        seed=SEED if config.seed is None else config.seed,
+    )
+    prompts.check(config.shots or (0,))
+    return prompts
+
+
+def _settings(config: EvaluateConfig) -> dict[str, GenerateConfig]:
+    """Ways to write by their names; ValueError where one cannot be obeyed."""
+    hints = {word: hint for word, hint in typing.get_type_hints(GenerateConfig).items() if word in SETTING_WORDS}
+    found = {}
+    for text in ("temperature=0",) if config.settings is None else config.settings:
+        words = shlex.split(text)
+        if not words:
+            raise ValueError("settings= has an empty one; write its words, as in settings=[temperature=0]")
+        setting = GenerateConfig(run="the same", **read(words, hints, "settings="))
+        if config.n_tokens is not None:
+            setting.n_tokens = config.n_tokens
+        setting.check()
+        found[",".join(words)] = setting
+    if config.kind is Kind.answers:
+        from gptlab.generation.sampling import Sampling
+
+        for setting in found.values():
+            Sampling.of(setting).check()
+    return found
+
+
+def _unescaped(value: Any) -> Any:
+    """Text with \\n as a new line, \\t as a tab and \\\\ as a backslash."""
+    if isinstance(value, tuple):
+        return tuple(map(_unescaped, value))
+    if not isinstance(value, str):
+        return value
+    parts = value.split("\\\\")
+    return "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in parts)
+
+
+def _writable(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"to={name} is no file in a folder that exists; name one, such as to=results.json")
+    return path
+
+
+def _facts(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
+    """What was measured of what, so that the numbers can be had again."""
+    said = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("run", "output", "to", "device")}
+    said = {word: getattr(value, "value", value) for word, value in said.items() if value not in (None, [])}
+    libraries = ("gptlab", "torch", *LIBRARIES.get(config.kind, ()))
+    return {
+        "what": config.kind.value,
+        "run": subject.name,
+        "checkpoint": None if subject.checkpoint is None else str(subject.checkpoint),
+        "step": subject.step,
+        "config": None if subject.config is None else subject.config.identity(),
+        "seed": SEED if config.seed is None else config.seed,
+        "settings": said,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
+    }
+
+
+def _keep(result: dict[str, Any], subject: Subject) -> None:
+    """Leave the result in the run folder, under a name of its step, what it measures, and the settings."""
+    if subject.folder is None:
+        return
+    digest = sha256(json.dumps(result["settings"], sort_keys=True, default=str).encode()).hexdigest()[:8]
+    path = subject.folder / RESULTS / f"{subject.step:08}-{result['what']}-{digest}.json"
+    from gptlab.training.folder import write_text
+
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, json.dumps(result, indent=2, default=str) + "\n")
+    except OSError as error:  # the numbers were the work, and are shown
+        print(f"{path} cannot be written ({error.strerror}); use to=FILE", file=sys.stderr)
+
+
+def _print(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

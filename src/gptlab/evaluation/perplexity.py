@@ -1,0 +1,87 @@
+"""How well a model predicts a corpus."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from gptlab.data.corpus import Corpus
+from gptlab.data.tokenizer import Tokenizer
+from gptlab.evaluation.progress import progress
+from gptlab.generation.scoring import strided_nats
+
+
+@dataclass(kw_only=True, slots=True)
+class EncodedText:
+    """The tokens of a corpus in one row, documents divided by the end-of-text word, and what they stand for."""
+
+    tokens: np.ndarray
+    n_bytes: int  # of text
+    description: str
+
+
+def encode(corpus: Corpus, tokenizer: Tokenizer) -> EncodedText:
+    """The tokens of all documents; ValueError names the one that the tokenizer cannot spell."""
+    parts: list[np.ndarray] = []
+    n_bytes = n_documents = 0
+    between = np.array([] if tokenizer.eot is None else [tokenizer.eot], dtype=np.int64)
+    for name, text in corpus.documents():
+        if n_documents:
+            parts.append(between)
+        try:
+            parts.append(tokenizer.encode(text).astype(np.int32))
+        except ValueError as error:
+            raise ValueError(f"{corpus.description}, {name}: {error}") from None
+        n_bytes += len(text.encode("utf-8", "surrogatepass"))
+        n_documents += 1
+    plural = "" if n_documents == 1 else "s"
+    description = f"{corpus.description}: {n_documents:,} document{plural}, {n_bytes:,} bytes"
+    return EncodedText(tokens=np.concatenate(parts), n_bytes=n_bytes, description=description)
+
+
+def perplexity(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    text: EncodedText,
+    *,
+    stride: int | None = None,
+    context_length: int | None = None,
+    show: bool = False,
+) -> dict[str, Any]:
+    """Loss in nats per token, perplexity, and bits per byte of a text.
+
+    Windows move as `strided_nats` says, with None for its defaults. The first token is predicted from the tokenizer's
+    beginning, or without one only read. Bytes are those of all the text, as in the validation of a run. ValueError
+    where there is no token to predict.
+    """
+    context_length = context_length or model.config.context_length
+    stride = stride or context_length - context_length // 2
+    if stride > context_length:
+        raise ValueError(
+            f"stride={stride} is more than the context of {context_length}, and would leave out tokens; "
+            f"use stride={context_length} or less"
+        )
+    tokens = text.tokens
+    if tokenizer.beginning:
+        tokens = np.concatenate([np.array(tokenizer.beginning, dtype=np.int32), tokens])
+    n_tokens = len(tokens) - 1
+    if n_tokens < 1:
+        raise ValueError(f"{text.description}: there is no token to predict; give a longer text")
+    total = 0.0
+    with progress("tokens", n_tokens, show=show) as advance:
+        for nats in strided_nats(model, tokens, stride=stride, context_length=context_length):
+            total += nats.double().sum().item()
+            advance(len(nats))
+    loss = total / n_tokens
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700)),
+        "bits_per_byte": total / math.log(2) / text.n_bytes,
+        "n_tokens": n_tokens,
+        "n_bytes": text.n_bytes,
+        "context_length": context_length,
+        "stride": stride,
+        "corpus": text.description,
+    }

@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from gptlab.data.tokenizer import BpeTokenizer, ByteTokenizer
+from gptlab.evaluation.choices import choose
+from gptlab.evaluation.prompts import Prompts, Row
+from gptlab.models.build import build_model
+from gptlab.models.config import EncoderDecoderConfig
+
+
+def table(n=8, **words):
+    texts = ["naïve", "it was", "so it goes on and on", "x"]
+    rows = [
+        Row(
+            where=f"row {i}",
+            prompt="was it " + "so " * (i % 4) + "?" * i,
+            choices=tuple(texts[i % 2 :]),
+            answer=texts[2],
+        )
+        for i in range(n)
+    ]
+    return Prompts(**{"rows": rows, "examples": rows, "source": "FILE", "seed": 1} | words)
+
+
+def log_p(model, context, tokens):
+    with torch.no_grad():
+        logits = model(torch.tensor([[*context, *tokens][:-1]]))[0]
+    return torch.log_softmax(logits, -1)[range(len(context) - 1, len(context) + len(tokens) - 1), tokens].sum().item()
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 200, 16_384])
+def test_each_choice_costs_what_one_forward_pass_says(small, monkeypatch, batch_tokens):
+    monkeypatch.setattr("gptlab.generation.scoring.BATCH_TOKENS", batch_tokens)
+    tokenizer = BpeTokenizer.train(270, ["it was so naïve and it goes on and on"] * 3)
+    model, prompts = small(vocab_size=270, context_length=200), table()
+    found = choose(model, tokenizer, prompts, [0, 2])
+    for n_shots in (0, 2):
+        right = right_per_byte = 0
+        for i, (row, told) in enumerate(zip(prompts.rows, found["rows"], strict=True)):
+            text = prompts.text(i, n_shots)
+            context = tokenizer.encode(text).tolist()
+            expected = [
+                log_p(model, context, tokenizer.encode(f"{text} {choice}").tolist()[len(context) :])
+                for choice in row.choices
+            ]
+            told = told["shots"][str(n_shots)]
+            assert told["log_likelihood"] == pytest.approx(expected, abs=1e-3)
+            best = max(range(len(expected)), key=expected.__getitem__)
+            per_byte = [value / len(choice.encode()) for value, choice in zip(expected, row.choices, strict=True)]
+            assert told["chosen"] == row.choices[best]
+            right += row.choices[best] == row.answer
+            right_per_byte += row.choices[max(range(len(per_byte)), key=per_byte.__getitem__)] == row.answer
+        assert found["numbers"][f"shots={n_shots}/accuracy"] == right / 8
+        assert found["numbers"][f"shots={n_shots}/accuracy_per_byte"] == right_per_byte / 8
+        assert right_per_byte > right  # a long choice is seldom the likeliest as a whole
+
+
+def test_an_encoder_decoder_chooses_what_its_decoder_would_write():
+    tokenizer = ByteTokenizer()
+    model = build_model(EncoderDecoderConfig(n_layer=2, n_head=2, d_model=16), 257, seed=1).eval()
+    prompts = table(3)
+    found = choose(model, tokenizer, prompts, [1])
+    for i, told in enumerate(found["rows"]):
+        source = torch.tensor([[*tokenizer.encode(prompts.text(i, 1)), 256]])
+        for choice, value in zip(told["choices"], told["shots"]["1"]["log_likelihood"], strict=True):
+            ids = tokenizer.encode(choice).tolist()
+            with torch.no_grad():
+                logits = model(torch.tensor([[model.config.start_id, *ids[:-1]]]), source=source)[0]
+            expected = torch.log_softmax(logits, -1)[range(len(ids)), ids].sum().item()
+            assert value == pytest.approx(expected, abs=1e-3)
+
+
+def test_refused_before_any_work(small, monkeypatch):
+    monkeypatch.setattr("gptlab.evaluation.choices.continuation_costs", lambda *_: pytest.fail("worked"))
+    with pytest.raises(ValueError, match="more than the context of 60 holds; with 0 shots every row fits"):
+        choose(small(context_length=60), ByteTokenizer(), table(), [0, 3])

@@ -1,0 +1,201 @@
+"""lm-eval through gptlab's model, held against its own model for transformers on the exported folder."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from runs import write_run
+
+from gptlab.commands import convert
+from gptlab.data.tokenizer import BpeTokenizer, CharTokenizer
+from gptlab.models.build import build_model
+from gptlab.models.config import EncoderDecoderConfig, Position
+from gptlab.training.trained import load_model
+
+pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "gptlab[evaluation]"')
+pytest.importorskip("transformers")
+
+import datasets
+from lm_eval import evaluator
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from gptlab.evaluation.harness import Harness, evaluate_tasks, load_tasks
+
+CONTEXT = 48
+# Of lm-eval's own libraries, on this or that Python.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+CHOICES = """
+task: local_choices
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/choices.jsonl}}
+test_split: test
+output_type: multiple_choice
+fewshot_split: test
+doc_to_text: "Q: {{question}}\\nA:"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{label}}"
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+WRITE = """
+task: local_write
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/choices.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}} "
+doc_to_target: "{{written}}"
+generation_kwargs: {until: ["the"], max_gen_toks: 9}
+metric_list: [{metric: exact_match}]
+"""
+ROLLING = """
+task: local_rolling
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/texts.jsonl}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
+"""
+
+
+def asked(text, **how):
+    """A request for an answer, as lm-eval makes it."""
+    return SimpleNamespace(args=(text, how))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("harness")
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    text = "the cat and the dog sat on the mat, and then the bird flew over that house in the morning " * 20
+    tokenizer = BpeTokenizer.train(300, [text])
+    return write_run(folder / "run", tokenizer=tokenizer, context_length=CONTEXT, position=Position.learned)
+
+
+@pytest.fixture(scope="module")
+def tasks(folder, run):
+    """A task of each kind; what is to be written is what the model writes for every other row."""
+    model, tokenizer, ends = load_model(str(run))
+    harness = Harness(model, tokenizer, ends)
+    words = "cat dog bird house mat morning".split()
+    rows = []
+    for i in range(12):
+        question = f"where did the {words[i % 6]} {'sit and stay and ' * (i % 3)}go{'?' * (i % 2)}"
+        rows.append({"question": question, "choices": [f"{w} {'and so on' * (i % 2)}" for w in words[i % 3 :][:3]]})
+    written = harness.generate_until([asked(f"{row['question']} ", until=["the"], max_gen_toks=9) for row in rows])
+    for i, (row, text) in enumerate(zip(rows, written, strict=True)):
+        row |= {"label": i % 3, "written": text if i % 2 else "other"}
+    (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = ["the cat sat", "over that house in the morning " * 9, "é", "the bird flew " * 30]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for name, content in (("choices", CHOICES), ("write", WRITE), ("rolling", ROLLING)):
+        (folder / f"{name}.yaml").write_text(content.replace("FOLDER", str(folder)))
+    return [str(folder / f"{name}.yaml") for name in ("choices", "write", "rolling")]
+
+
+@pytest.fixture(scope="module")
+def theirs(folder, run):
+    """lm-eval's own model of the same weights, exported."""
+    assert convert.main([f"from={run}", f"to={folder / 'exported'}"]) == 0
+    return HFLM(pretrained=str(folder / "exported"), device="cpu", dtype="float32", batch_size=3, max_length=CONTEXT)
+
+
+def by_theirs(model, tasks, shots):
+    manager = TaskManager(include_defaults=False)
+    found = evaluator.simple_evaluate(
+        model, tasks=list(tasks), num_fewshot=shots, bootstrap_iters=0, fewshot_random_seed=1, task_manager=manager
+    )
+    return {
+        f"{task}/{key.split(',')[0]}": value
+        for task, metrics in found["results"].items()
+        for key, value in metrics.items()
+        if "," in key and "stderr" not in key
+    }, found
+
+
+@pytest.mark.parametrize("shots", [None, 1, 2])
+def test_numbers_are_those_of_the_exported_model(run, tasks, theirs, shots):
+    chosen = tasks if shots is None else tasks[:1]
+    expected, found = by_theirs(theirs, chosen, shots)
+    ours = evaluate_tasks(*load_model(str(run)), chosen, shots=shots, seed=1)
+    assert ours["numbers"] == pytest.approx(expected, rel=1e-5)
+    assert len(expected) == (2 if shots else 6)
+    for row, task in ((row, row["task"]) for row in ours["rows"]):
+        (sample,) = [sample for sample in found["samples"][task] if sample["doc_id"] == row["row"]]
+        if task == "local_write":
+            assert row["answer"] == sample["filtered_resps"]
+        elif task == "local_choices":
+            assert [v for v, _ in row["answer"]] == pytest.approx([v for v, _ in sample["filtered_resps"]], abs=1e-4)
+            assert [best for _, best in row["answer"]] == [best for _, best in sample["filtered_resps"]]
+    if shots == 2:
+        assert ours["n_cut"] > 0  # and the numbers are the same nevertheless
+    if shots is None:
+        assert expected["local_write/exact_match"] == 0.5 and 0 < expected["local_choices/acc"] < 1
+
+
+def test_tasks_that_cannot_be_had(run, tasks, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="tasks=hellaswagg is neither a task of lm-eval nor a file; did you mean hell"):
+        load_tasks(["hellaswagg"])
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"the task hellaswag cannot be loaded .*there is no network for it") as told:
+        load_tasks(["hellaswag"])
+    assert "HF_HOME" in str(told.value) and "data_files of your own" in str(told.value)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(CHOICES.replace("FOLDER/choices.jsonl", str(tmp_path / "none.jsonl")))
+    with pytest.raises(ValueError, match=r"broken.yaml cannot be loaded \(FileNotFoundError"):
+        load_tasks([str(broken)])
+    fixed = tmp_path / "fixed.yaml"
+    fixed.write_text(Path(tasks[0]).read_text() + "num_fewshot: 0\n")
+    with pytest.raises(ValueError, match="local_choices is fixed at 0 examples; leave out shots=2"):
+        evaluate_tasks(*load_model(str(run)), [str(fixed)], shots=2, seed=1)
+
+
+def test_what_a_task_asks_for_and_a_model_has_not(run, small_characters):
+    harness = Harness(*load_model(str(run)))
+    with pytest.raises(ValueError, match="asks for up to 48 tokens and the model's context holds 48; set max_gen_toks"):
+        harness.generate_until([asked("the cat", until=["."], max_gen_toks=48)])
+    with pytest.raises(ValueError, match=r"asks to write with typical_p=0\.5, which gptlab does not know"):
+        harness.generate_until([asked("the cat", until=["."], max_gen_toks=4, typical_p=0.5)])
+    with pytest.raises(ValueError, match="has an answer of 60 tokens and the model's context holds 48"):
+        harness._loglikelihood_tokens([(None, [1], [2] * 60)])
+    with pytest.raises(ValueError, match="the tokenizer has no word for that"):
+        _ = Harness(*small_characters).prefix_token_id
+
+
+def test_beams_and_draws(run):
+    harness = Harness(*load_model(str(run)), seed=3)
+    texts = ["the cat", "over that house"]
+    one = harness.generate_until([asked(text, until=["x"], max_gen_toks=6, num_beams=1) for text in texts])
+    assert one == harness.generate_until([asked(text, until=["x"], max_gen_toks=6) for text in texts])
+    drawn = [asked(text, until=["x"], max_gen_toks=6, do_sample=True, temperature=1.0) for text in texts]
+    assert harness.generate_until(drawn) == harness.generate_until(drawn) != one
+    assert len(harness.generate_until([asked(text, until=["x"], max_gen_toks=6, num_beams=3) for text in texts])) == 2
+
+
+@pytest.fixture
+def small_characters():
+    tokenizer = CharTokenizer("abc")
+    config = EncoderDecoderConfig(n_layer=1, n_head=2, d_model=8)
+    return build_model(config, 3, seed=0).eval(), tokenizer, frozenset()
+
+
+def test_an_encoder_decoder_scores_what_its_decoder_writes(small_characters):
+    """-log p of the answer's tokens given the prompt, with rows of different lengths read together."""
+    model, *_ = small_characters
+    harness = Harness(*small_characters)
+    pairs = [("ab", "ca"), ("abcabca", "b"), ("c", "aabb")]
+    found = harness.loglikelihood([SimpleNamespace(args=pair) for pair in pairs], disable_tqdm=True)
+    for (prompt, answer), (log_p, best) in zip(pairs, found, strict=True):
+        source, ids = ([["abc".index(letter) for letter in text]] for text in (prompt, answer))
+        logits = model(torch.tensor([[model.config.start_id, *ids[0][:-1]]]), source=torch.tensor(source))[0]
+        expected = torch.log_softmax(logits, -1)[range(len(answer)), ids[0]].sum().item()
+        assert log_p == pytest.approx(expected, abs=1e-4)
+        assert best == (logits.argmax(-1).tolist() == ids[0])
