@@ -27,9 +27,10 @@ def main(results: list[Path]) -> None:
         for part in MARKERS
     }
     best = {n: best_accuracy(n) for n in shots}
-    print("shots  " + "  ".join(["mean", *by_part, "best"]))
+    forms = read_forms(results)
+    print("shots  " + "  ".join(["mean", *by_part, "form", "best"]))
     for n in shots:
-        print(f"{n:5}  " + "  ".join(f"{of[n]:.3f}" for of in (mean, *by_part.values(), best)))
+        print(f"{n:5}  " + "  ".join(f"{of[n]:.3f}" for of in (mean, *by_part.values(), forms, best)))
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -37,6 +38,7 @@ def main(results: list[Path]) -> None:
     for part, marker in MARKERS.items():
         axes.plot(places, list(by_part[part].values()), marker, color="tab:orange", alpha=0.6, label=f"rules of {part}")
     axes.plot(places, list(mean.values()), "o-", color="tab:blue", label=f"all {len(accuracy)} rules")
+    axes.plot(places, list(forms.values()), "x", color="tab:blue", label="right in case, mark and length")
     axes.plot(places, list(best.values()), "--", color="tab:green", label="the most that the examples allow")
     axes.axhline(1 / len(RULES), color="grey", linestyle=":", label="chance: one of the rules is guessed")
     axes.set_xticks(places, shots)
@@ -44,7 +46,7 @@ def main(results: list[Path]) -> None:
     axes.set_ylabel("exact answers")
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.78))
     figure.savefig(Path(__file__).with_name("accuracy.png"), dpi=110)
 
 
@@ -53,6 +55,22 @@ def read(path: Path) -> dict[int, float]:
     (result,) = json.loads(path.read_text())["results"]
     names = [(name.split("/"), value) for name, value in result["numbers"].items()]
     return {int(parts[0].removeprefix("shots=")): value for parts, value in names if parts[-1] == "exact_match"}
+
+
+def read_forms(results: list[Path]) -> dict[int, float]:
+    """The share of answers with the right case, mark and length by the number of examples."""
+    right: dict[int, list[bool]] = {}
+    for path in results:
+        for row in json.loads(path.read_text())["results"][0]["rows"]:
+            for answer in row["answers"]:
+                same = form(answer["text"].strip()) == form(row["reference"])
+                right.setdefault(answer["shots"], []).append(same)
+    return {n: sum(found) / len(found) for n, found in right.items()}
+
+
+def form(text: str) -> tuple[bool, bool, int]:
+    """Case, mark and length."""
+    return text.isupper(), text.endswith("!"), len(text)
 
 
 def best_accuracy(n_shots: int) -> float:
