@@ -11,26 +11,30 @@ from math import prod
 from pathlib import Path
 
 import pytest
+import torch
 from test_floors import FLOOR
 
 from gptlab import compose
 from gptlab.config import PLACE, RunConfig
 from gptlab.data.config import SOURCES, TOKENIZERS
+from gptlab.data.tokenizer import load_tokenizer
+from gptlab.objectives.config import OBJECTIVES
+from gptlab.training import checkpoint
 from gptlab.training.config import OWNED, trainer_words
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 QUICK_START = "pip install -e . && python train.py"
 TEST = 'pip install -e ".[test]" && pytest'
-LAST_LINE = re.compile(r"val/loss (\d+\.\d{4}) val/perplexity \d+\.\d{2} val/bits_per_byte \d+\.\d{4} run (runs/\S+)")
+LAST_LINE = re.compile(r"val/loss (?P<loss>\d+\.\d{4})(?: val/\w+ \d+\.\d+)* run (?P<run>runs/\S+)")
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")],
     key=lambda page: page.relative_to(ROOT).as_posix(),
 )
 
 
-def fences(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def fences(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 SHELL_LINES = [line for block in fences("sh") for line in block.splitlines()]
@@ -39,6 +43,13 @@ COMMANDS = [
     for line in SHELL_LINES
     if line.startswith("python train.py")
 ]
+
+
+# A pretraining and a fine-tuning command for each architecture.
+(_, _, TUNING) = (ROOT / "docs" / "finetuning.md").read_text().partition("## From pretraining to a task")
+TUNING_COMMANDS = fences("sh", TUNING)[0].splitlines()
+PAIRS = list(zip(TUNING_COMMANDS[::2], TUNING_COMMANDS[1::2], strict=True))
+OF_OBJECTIVE = dict(re.findall(r"^(python train\.py.*?) +# (\w+): ", README, re.MULTILINE))
 
 
 @pytest.fixture
@@ -75,7 +86,8 @@ def test_continuous_integration_runs_the_readmes_test_command():
 
 def test_commands_are_found_and_few():
     assert "python train.py model=gpt124m trainer.devices=8 strategy=fsdp" in COMMANDS
-    assert len(COMMANDS) <= 7, "each is started by the tests"
+    assert len(COMMANDS) <= 10, "each is started by the tests"
+    assert len(OF_OBJECTIVE) == len(OBJECTIVES)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -88,9 +100,29 @@ def test_a_command_works(command, folder):
     ends = [line for line in lines if LAST_LINE.fullmatch(line)]
     assert lines[-1] in ends and len(ends) == n_runs
     for end in ends:
-        left = folder / LAST_LINE.fullmatch(end)[2]
+        left = folder / LAST_LINE.fullmatch(end)["run"]
         for name in re.findall(r"^\| `([\w.]+)/?` \|", README.split("## What a run leaves")[1], re.MULTILINE):
             assert (left / name).exists(), f"{name} is promised and missing"
+
+
+@pytest.mark.parametrize("command", OF_OBJECTIVE)
+def test_a_command_has_the_objective_that_is_said(command):
+    shown = run(ROOT, str(ROOT / "train.py"), *shlex.split(command)[2:], "--cfg", "job")
+    assert f"objective:\n  name: {OF_OBJECTIVE[command]}\n" in shown
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=["gpt", "bert", "t5"])
+def test_a_pretrained_run_is_tuned(pair, folder):
+    """Each word of a text has the number that it had, and what both runs have begins where the first was best."""
+    ends = []
+    for command in pair:
+        words = [*shlex.split(command)[2:], "debug=smoke", "optimizer.lr=1e-12", f"seed={len(ends)}"]
+        ends.append(LAST_LINE.fullmatch(run(folder, str(ROOT / "train.py"), *words).splitlines()[-1]))
+    first, second = (folder / end["run"] for end in ends)
+    assert load_tokenizer(first / "tokenizer.json").fingerprint == load_tokenizer(second / "tokenizer.json").fingerprint
+    before, after = (checkpoint.load(path / "checkpoints" / "last.ckpt")["model"] for path in (first, second))
+    assert set(after) - set(before) <= {"class_head.weight", "class_head.bias"} and not set(before) - set(after)
+    assert all(torch.allclose(value, after[name], atol=1e-9) for name, value in before.items())
 
 
 def test_the_python_example_works(folder):
@@ -111,7 +143,7 @@ def test_refusals_are_quoted_as_they_are(monkeypatch, capsys):
 def test_the_quick_start_learns(folder):
     lines = run(folder, str(ROOT / "train.py"), timeout=1800).splitlines()
     (entropy,) = (float(line.split()[-5]) for line in lines if line.startswith("unigram entropy"))
-    assert float(LAST_LINE.fullmatch(lines[-1])[1]) < entropy
+    assert float(LAST_LINE.fullmatch(lines[-1])["loss"]) < entropy
 
 
 def test_the_drawn_house_is_the_tested_one():
@@ -140,6 +172,14 @@ def test_every_source_and_tokenizer_is_documented():
         assert f"`{name}`" in page
     for kind in TOKENIZERS:
         assert f"`{kind}`" in page
+
+
+def test_every_objective_is_documented():
+    page = (ROOT / "docs" / "objectives.md").read_text()
+    for name, config in OBJECTIVES.items():
+        (words,) = re.findall(rf"^\| `{name}` \| (?:text|rows) .*\|(.*) \|$", page, re.MULTILINE)
+        assert words.strip(" `").split() == [f.name for f in fields(config) if f.name != "name"]
+        assert f"\n## {name}\n" in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -231,8 +231,8 @@ class RunConfig:
             )
         if isinstance(objective, MaskedLMConfig) and objective.next_sentence and data.stride is not None:
             raise ValueError(
-                f"data.stride={data.stride} is of sliding windows, and objective.next_sentence=true reads documents in "
-                "chunks; leave it out, or set objective.next_sentence=false"
+                f"data.stride={data.stride} is of sliding windows, and pairs of segments are chunks of documents; "
+                "leave it out, or set objective.next_sentence=false"
             )
         sample = self.callbacks.sample
         if sample is not None and sample.prompt is not None and objective.name not in ("causal_lm", "instruction"):

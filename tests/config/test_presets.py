@@ -64,6 +64,7 @@ NEEDED = {
     "objective=span_corruption": ["model=t5_laptop"],
     "objective=classification": ["data=function_packages"],
     "objective=instruction": ["data=function_summaries"],
+    "experiment=finetuning": ["tokenizer.path=tokenizer.json"],
     "finetune=last": ["model.init_from=my.ckpt"],
     "finetune=lora": ["model.init_from=my.ckpt"],
 }
@@ -102,7 +103,8 @@ def test_every_file_says_in_its_name_what_it_is(monkeypatch):
     for name in compose.groups()["data"]:
         assert composed(monkeypatch, f"data={name}", *NEEDED.get(f"data={name}", [])).corpus == name
     for name in compose.groups()["experiment"]:
-        assert composed(monkeypatch, f"experiment={name}").preset == name
+        words = NEEDED.get(f"experiment={name}", [])
+        assert composed(monkeypatch, f"experiment={name}", *words).preset == name
 
 
 def test_the_books_model(monkeypatch):

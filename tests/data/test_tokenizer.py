@@ -286,6 +286,46 @@ def test_file(library, tmp_path):
     assert named.fingerprint != tokenizer.fingerprint
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        ByteConfig(special_words=["<mask>"], n_sentinel=3),
+        CharConfig(),
+        BpeConfig(vocab_size=300, n_sentinel=3),
+        WordPieceConfig(vocab_size=100, n_sentinel=3),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_the_tokenizer_of_a_run_is_read_again(config, tmp_path):
+    learned = build_tokenizer(config, lambda: iter([PROSE]))
+    learned.save(tmp_path / "tokenizer.json")
+    again = TokenizerFileConfig(path=str(tmp_path / "tokenizer.json"), n_sentinel=config.n_sentinel)
+    again.check()
+    read = build_tokenizer(again, lambda: pytest.fail("nothing is learned"))
+    assert read.fingerprint == learned.fingerprint
+    assert read.encode(PROSE).tolist() == learned.encode(PROSE).tolist()
+    assert (read.sentinels, read.specials) == (learned.sentinels, learned.specials)
+
+
+def test_the_tokenizer_of_a_run_is_refused_where_it_cannot_serve(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    ByteTokenizer(["<extra_id_0>"]).save(path)
+
+    def refused(match, **words):
+        with pytest.raises(ValueError, match=rf"tokenizer\.path={path}.*{match}"):
+            build_tokenizer(TokenizerFileConfig(path=str(path), **words), lambda: iter(()))
+
+    refused(r"takes no tokenizer\.eot=<s>; leave it out", eot="<s>")
+    refused(r"has 1 of these words.*; set tokenizer\.n_sentinel=1, or", n_sentinel=2)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"fingerprint": "0"}))
+    refused("was altered.*as it was")
+    path.write_text(json.dumps(content | {"kind": "runes"}))
+    refused("is not one of gptlab.*runes")
+    path.write_text("[1]")
+    refused("neither a tokenizer.json of the tokenizers library nor of a run")
+
+
 def test_file_errors_name_the_setting(library, tmp_path):
     def build(**words):
         return build_tokenizer(TokenizerFileConfig(**words), lambda: iter(()))
@@ -438,7 +478,7 @@ def test_a_bpe_has_as_many_words_as_asked_for_with_its_special_words():
             r"vocab_size=260 must be at least 266: the bytes and 10",
         ),
         (TokenizerFileConfig(path="x", special_words=["<a>"]), r"=file has its own .*special_words=\['<a>'\]"),
-        (TokenizerFileConfig(path="x", n_sentinel=2), r"=file has its own .*n_sentinel=2"),
+        (TokenizerFileConfig(path="x", n_sentinel=-2), r"n_sentinel=-2 must be 0"),
         (WordPieceConfig(special_words=["<a>"]), r"=wordpiece has its own special words \(\[PAD\]"),
         (WordPieceConfig(vocab_size=6), r"vocab_size=6 must be at least 7: 5 special words and a character"),
     ],

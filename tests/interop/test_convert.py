@@ -481,9 +481,9 @@ def test_weights_of_another_tokenizer_are_refused(tmp_path):
     (tmp_path / "shuffled.json").write_text(json.dumps(shuffled))
     other = TokenizerFileConfig(path=str(tmp_path / "shuffled.json"))
     for source, hint in (
-        (run, "tokenizer=byte"),
+        (run, f"tokenizer=file tokenizer.path={run / 'tokenizer.json'}"),
         (tmp_path / "out", f"tokenizer=file tokenizer.path={file.path}"),
-        (tmp_path / "in", f"tokenizer=file tokenizer.path={file.path}"),
+        (tmp_path / "in", f"tokenizer=file tokenizer.path={tmp_path / 'in' / 'tokenizer.json'}"),
     ):
         model = DecoderConfig(**SHAPE, init_from=str(source))
         for tokenizer in (ByteConfig(), file):

@@ -12,7 +12,6 @@ from gptlab.data.config import TextConfig
 from gptlab.models.build import build_model
 from gptlab.models.config import DecoderConfig
 from gptlab.training import checkpoint
-from gptlab.training.callbacks import Failure
 from gptlab.training.config import (
     AdamWConfig,
     CallbacksConfig,
@@ -23,6 +22,7 @@ from gptlab.training.config import (
 )
 from gptlab.training.folder import read_metrics
 from gptlab.training.run import train
+from gptlab.training.stopping import Failure
 
 LAST_LINE = r"val/loss \d+\.\d{4} val/perplexity \d+\.\d\d val/bits_per_byte \d+\.\d{4} run (\S+)"
 

@@ -16,7 +16,7 @@ from runs import train as train_command
 from gptlab.config import RunConfig
 from gptlab.data.config import TextConfig
 from gptlab.training import checkpoint
-from gptlab.training.callbacks import Failure, Recorder
+from gptlab.training.callbacks.recorder import Recorder
 from gptlab.training.config import (
     AdamWConfig,
     CallbacksConfig,
@@ -29,6 +29,7 @@ from gptlab.training.config import (
 from gptlab.training.folder import read_metrics
 from gptlab.training.run import train
 from gptlab.training.spikes import SpikeDetector
+from gptlab.training.stopping import Failure
 
 STEP_BYTES = 128  # of the small run, whose tokens are bytes
 

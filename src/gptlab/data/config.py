@@ -301,21 +301,21 @@ class BpeConfig(TokenizerConfig):
 
 @dataclass(kw_only=True, slots=True)
 class TokenizerFileConfig(TokenizerConfig):
-    """Any tokenizer.json of the `tokenizers` library."""
+    """The tokenizer.json of a run, or any of the `tokenizers` library; `n_sentinel` is how many it has at least."""
 
     kind: str = "file"
     path: str | None = None
-    eot: str | None = None  # the end-of-text word; null: the usual names are looked for
+    eot: str | None = None  # the library's end-of-text word; null: the usual names are looked for
 
     def check(self) -> None:
         if self.path is None:
             raise ValueError("tokenizer=file reads a tokenizer.json; say which with tokenizer.path=FILE")
-        for name, value in (("special_words", self.special_words), ("n_sentinel", self.n_sentinel)):
-            if value:
-                raise ValueError(
-                    f"tokenizer=file has its own special words and takes no tokenizer.{name}={value}; leave it out, "
-                    "and use a tokenizer.json that has the words"
-                )
+        if self.special_words:
+            raise ValueError(
+                f"tokenizer=file has its own special words and takes no tokenizer.special_words={self.special_words}; "
+                "leave it out, and use a tokenizer.json that has the words"
+            )
+        TokenizerConfig.check(self)
 
 
 @dataclass(kw_only=True, slots=True)

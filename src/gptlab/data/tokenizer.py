@@ -416,15 +416,7 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]])
         )
         return FileTokenizer(content, SEP)
     if isinstance(config, TokenizerFileConfig):
-        content = read_tokenizer_file(config)
-        try:
-            return FileTokenizer(content, config.eot)
-        except Exception as error:  # the library raises plain Exception
-            raise ValueError(
-                f"tokenizer.path={config.path} is not a tokenizer.json of the tokenizers library ({error})"
-                if "tokenizer.eot" not in str(error)
-                else f"tokenizer.path={config.path}: {error}"
-            ) from None
+        return _open_tokenizer_file(config)
     raise ValueError(f"tokenizer.kind={config.kind} is unknown; use byte, char, bpe, gpt2, wordpiece or file")
 
 
@@ -443,6 +435,38 @@ def read_tokenizer_file(config: TokenizerFileConfig) -> str:
         ) from None
 
 
+def _open_tokenizer_file(config: TokenizerFileConfig) -> Tokenizer:
+    text = read_tokenizer_file(config)
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"tokenizer.path={config.path} is not JSON ({error}); give a tokenizer.json") from None
+    if isinstance(content, dict) and "kind" in content:
+        if config.eot is not None:
+            raise ValueError(
+                f"tokenizer.path={config.path} is of a run, whose end-of-text word is known, and takes no "
+                f"tokenizer.eot={config.eot}; leave it out"
+            )
+        tokenizer = _restore(content, f"tokenizer.path={config.path}", "give the tokenizer.json of a run as it was")
+    else:
+        try:
+            tokenizer = FileTokenizer(text, config.eot)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(
+                f"tokenizer.path={config.path} is neither a tokenizer.json of the tokenizers library nor of a run "
+                f"({error})"
+                if "tokenizer.eot" not in str(error)
+                else f"tokenizer.path={config.path}: {error}"
+            ) from None
+    n_sentinel = len(tokenizer.sentinels)
+    if n_sentinel < config.n_sentinel:
+        raise ValueError(
+            f"tokenizer.n_sentinel={config.n_sentinel} and tokenizer.path={config.path} has {n_sentinel or 'none'} of "
+            f"these words, {sentinel(0)} and so on; set tokenizer.n_sentinel={n_sentinel}, or give a file that has more"
+        )
+    return tokenizer
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer that `save` wrote; a missing or altered file is a ValueError."""
     try:
@@ -451,13 +475,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise ValueError(f"tokenizer {path} does not exist; run again to prepare it") from None
     except (ValueError, OSError) as error:
         raise ValueError(f"tokenizer {path} cannot be read ({error}); delete it and run again") from None
+    return _restore(content, f"tokenizer {path}", "delete it and run again")
+
+
+def _restore(content: dict[str, Any], name: str, advice: str) -> Tokenizer:
+    """The tokenizer of the JSON values that `save` wrote; errors call it `name`."""
     try:
         tokenizer = from_portable(content)
         same = tokenizer.fingerprint == content["fingerprint"]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"tokenizer {path} is not one of gptlab ({error!r}); delete it and run again") from None
+        raise ValueError(f"{name} is not one of gptlab ({error!r}); {advice}") from None
     if not same:
-        raise ValueError(f"tokenizer {path} was altered (its fingerprint does not match); delete it and run again")
+        raise ValueError(f"{name} was altered (its fingerprint does not match); {advice}")
     return tokenizer
 
 

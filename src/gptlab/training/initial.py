@@ -1,15 +1,12 @@
 """Weights of another model to start from."""
 
 from collections.abc import Callable
-from json import dumps
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from torch import Tensor, nn
 
-from gptlab.config import to_plain
-from gptlab.data.config import TOKENIZERS
 from gptlab.data.tokenizer import Tokenizer
 from gptlab.interop.architecture import differences
 from gptlab.interop.foreign_folder import ForeignFolder
@@ -20,7 +17,7 @@ from gptlab.models.config import EncoderDecoderConfig, ModelConfig, model_from_p
 from gptlab.training import checkpoint
 from gptlab.training.finetune import is_new, weights_of
 from gptlab.training.shards import fill
-from gptlab.training.vocabulary import tokenizer_of
+from gptlab.training.vocabulary import tokenizer_file, tokenizer_of
 
 
 def load_initial(model: nn.Module, config: ModelConfig, vocab_size: int, *, seed: int) -> None:
@@ -82,15 +79,12 @@ def _other_tokenizer(source: ForeignFolder | tuple[Path, dict[str, Any]], name: 
     theirs = tokenizer_of(path, state)
     if theirs is not None and own.agrees_with(theirs):  # GPT-2's, from a file there and by its name here
         return None
-    said = state["config"]["tokenizer"]
-    usual = to_plain(TOKENIZERS[said["kind"]]())
-    words = [
-        quote(f"tokenizer.{word}={dumps(value) if isinstance(value, list) else value}")
-        for word, value in said.items()
-        if value != usual[word]
-    ]
-    learned = f" and the data of {name}" if said["kind"] in ("bpe", "char", "wordpiece") else ""
-    return " ".join([f"tokenizer={said['kind']}", *words]) + learned
+    file = tokenizer_file(path)
+    if file is None:
+        return f"the tokenizer.json of {name}, which is missing, as tokenizer=file tokenizer.path=FILE"
+    if file.is_relative_to(Path.cwd()):
+        file = file.relative_to(Path.cwd())
+    return f"tokenizer=file tokenizer.path={quote(str(file))}"
 
 
 def open_weights(name: str, word: str) -> ForeignFolder | tuple[Path, dict[str, Any]]:

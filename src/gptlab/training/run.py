@@ -22,7 +22,11 @@ from gptlab.data.prepare import PreparedData, prepare
 from gptlab.objectives.build import build_objective
 from gptlab.objectives.objective import Objective
 from gptlab.training import checkpoint
-from gptlab.training.callbacks import Amender, Checkpoints, ProgressBar, Recorder
+from gptlab.training.callbacks.amender import Amender
+from gptlab.training.callbacks.checkpoints import Checkpoints
+from gptlab.training.callbacks.progress_bar import ProgressBar
+from gptlab.training.callbacks.recorder import Recorder
+from gptlab.training.callbacks.sampler import Sampler
 from gptlab.training.config import FinetuneConfig, SpikeAction, is_whole
 from gptlab.training.datamodule import ExamplesDataModule
 from gptlab.training.devices import Devices, find_devices, keep_freed_memory
@@ -33,7 +37,6 @@ from gptlab.training.loggers import build_loggers
 from gptlab.training.module import LanguageModule
 from gptlab.training.plan import Plan, make_plan
 from gptlab.training.plot import plot_loss
-from gptlab.training.sampler import Sampler
 from gptlab.training.schedule import build_schedule
 from gptlab.training.spikes import ROLLED_BACK, Rollback, Spike, last_rollback
 from gptlab.training.stopping import Failure, Stopped

@@ -1,0 +1,92 @@
+"""Taking up what is amended while a run is going."""
+
+import sys
+
+from lightning.pytorch.callbacks import Callback
+
+from gptlab.config import RunConfig
+from gptlab.training import amendments
+from gptlab.training.amendments import Amendment
+from gptlab.training.callbacks.checkpoints import Checkpoints
+from gptlab.training.callbacks.recorder import Recorder
+from gptlab.training.folder import RunFolder
+from gptlab.training.optim import retune
+from gptlab.training.schedule import build_schedule
+
+
+class Amender(Callback):
+    """Takes amendments up between two steps, and those on the record again at the same steps."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, recorder: Recorder, checkpoints: Checkpoints):
+        self.config = config  # as it was composed: what the run's identity and its checkpoints are made of
+        self.folder = folder
+        self.recorder = recorder
+        self.checkpoints = checkpoints
+        self.taken, self._refused = amendments.on_record(folder)
+        self._seen: tuple[int, int] | None = None  # size and time of the file that was read
+        self._complaints: set[str] = set()
+        recorder.wishes["amend"] = self._has_news
+
+    def on_train_start(self, trainer, module) -> None:
+        self._take_up(trainer, module.finished_steps)
+        if self.taken:
+            self._apply(trainer, module)
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        if "amend" in self.recorder.granted:
+            self.recorder.granted -= {"amend"}
+            self._take_up(trainer, module.finished_steps)
+        if any(amendment.step == module.finished_steps for amendment in self.taken):
+            self._apply(trainer, module)
+
+    def _has_news(self) -> bool:
+        return self.folder.writes and self._stamp() != self._seen
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            about = (self.folder.path / amendments.FILE).stat()
+        except OSError:
+            return None
+        return about.st_size, about.st_mtime_ns
+
+    def _take_up(self, trainer, step: int) -> None:
+        # The first rank reads, so that all have read the same.
+        new = trainer.strategy.broadcast(self._read(step) if self.folder.writes else None)
+        self.taken += [Amendment(number, words, step) for number, words in new]
+
+    def _read(self, step: int) -> list[tuple[int, dict]]:
+        self._seen = self._stamp()  # first: what is written meanwhile is news
+        found, damaged = amendments.read(self.folder.path)
+        for complaint in damaged:
+            if complaint not in self._complaints:
+                self._complaints.add(complaint)
+                self._say("amendment unreadable", complaint, step=step, reason=complaint)
+        decided = self._refused | {amendment.number for amendment in self.taken}
+        config, new = amendments.at_step(self.config, self.taken, step), []
+        for waiting in found:
+            if waiting.number in decided:
+                continue
+            facts = {"step": step, "number": waiting.number, "words": waiting.words}
+            try:
+                config = amendments.amended(config, waiting.words, n_steps=self.recorder.n_steps)
+            except ValueError as error:
+                self._refused.add(waiting.number)
+                message = f"amendment {waiting.number} ({waiting}) is refused: {error}"
+                self._say(amendments.REFUSED, message, **facts, reason=str(error))
+            else:
+                new.append((waiting.number, waiting.words))
+                self._say(amendments.TAKEN, f"amendment {waiting.number} from step {step + 1} on: {waiting}", **facts)
+        return new
+
+    def _say(self, event: str, message: str, **facts) -> None:
+        self.folder.event(event, **facts)
+        print(message, file=sys.stderr, flush=True)
+
+    def _apply(self, trainer, module) -> None:
+        config = amendments.at_step(self.config, self.taken, module.finished_steps)
+        module.config = config
+        module.schedule = build_schedule(
+            config.schedule, n_steps=self.recorder.n_steps, batch_tokens=self.config.batch_tokens
+        )
+        retune(trainer.optimizers[0], config.optimizer)
+        self.checkpoints.change(config.callbacks.checkpoint)
