@@ -10,7 +10,9 @@ from gptlab.models.build import init_weights, shape_model
 from gptlab.objectives.build import CLASSES, build_objective
 from gptlab.objectives.config import OBJECTIVES as CONFIGS
 from gptlab.objectives.objective import measured
+from gptlab.training.devices import Devices
 from gptlab.training.folder import read_metrics
+from gptlab.training.plan import make_plan
 from gptlab.training.run import train
 
 
@@ -84,3 +86,14 @@ def test_a_run_records_what_the_objective_measures_and_shows_examples(name, tmp_
 
 def build_names(config):
     return build_objective(config, prepare(config.data, config.tokenizer, progress=False).tokenizer).names
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_share_of_the_peak_is_told_only_where_a_steps_tokens_are_known(name, tmp_path):
+    config = small_run(tmp_path / "run", **of_objective(name, tmp_path))
+    data = prepare(config.data, config.tokenizer, progress=False)
+    devices = Devices(accelerator="cpu", per_node=1, world_size=1, precision="32-true", peak_flops=1e12)
+    objective = build_objective(config, data.tokenizer)
+    plan = make_plan(config, data, devices, data.tokenizer.vocab_size, objective)
+    # Rows are shorter than the context, each its own bit.
+    assert plan.peak_flops == (None if name in ("classification", "instruction") else 1e12)
