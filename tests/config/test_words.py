@@ -85,7 +85,7 @@ REFUSED = {
     "data=function_summaries data.stride=4": ["data.stride=4 is of sliding windows"],
     "data.chat.user=x": ["chat"],
     "tokenizer=file": ["tokenizer.path=FILE"],
-    "tokenizer=file tokenizer.path=x tokenizer.n_sentinel=2": [
+    "tokenizer=file tokenizer.path=x tokenizer.special_words=[mine]": [
         "tokenizer=file has its own special words",
         "leave it out",
     ],
