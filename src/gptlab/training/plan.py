@@ -90,7 +90,9 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
         vocab_size=vocab_size,
         n_words=data.tokenizer.vocab_size,
         parameters=parameters,
-        flops_per_token=costs.flops_per_token(config.model, vocab_size, length, **head)["per_token_exact"],
+        flops_per_token=costs.flops_per_token(config.model, vocab_size, length, finetune=config.finetune, **head)[
+            "per_token_exact"
+        ],
         peak_flops=None if devices.peak_flops is None else devices.peak_flops * devices.world_size,
         memory=costs.memory_bytes(
             config.model,
