@@ -22,7 +22,7 @@ class Plan:
     n_words: int  # of the tokenizer
     parameters: dict[str, int]
     flops_per_token: float
-    peak_flops: float | None  # per second, of all devices
+    peak_flops: float | None  # per second, of all devices; None where what is computed with them is not known
     memory: dict[str, int]  # bytes per device
     accumulation: int  # forward passes per device and step
     corpus: str
@@ -93,7 +93,8 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
         flops_per_token=costs.flops_per_token(config.model, vocab_size, length, finetune=config.finetune, **head)[
             "per_token_exact"
         ],
-        peak_flops=None if devices.peak_flops is None else devices.peak_flops * devices.world_size,
+        # A batch of rows is as long as its longest one, so that no number of tokens says what it costs.
+        peak_flops=None if devices.peak_flops is None or data.rows else devices.peak_flops * devices.world_size,
         memory=costs.memory_bytes(
             config.model,
             vocab_size,

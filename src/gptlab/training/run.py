@@ -88,7 +88,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> dict[str, An
             plan=plan,
             datamodule=datamodule,
             callbacks=[*([sampler] if sampler is not None else []), *callbacks],
-            columns=_columns(config, devices, datamodule, _metrics_source(folder, source)),
+            columns=_columns(config, devices, plan, datamodule, _metrics_source(folder, source)),
         )
         run.begin(state, _last_rollback(folder, source))
         best = state["best"] if state else None
@@ -404,7 +404,9 @@ def _metrics_source(folder: RunFolder, source: Path | None) -> Path:
     return (folder.path if source is None else source.parent.parent) / "metrics.csv"
 
 
-def _columns(config: RunConfig, devices: Devices, datamodule: ExamplesDataModule, earlier: Path) -> list[str]:
+def _columns(
+    config: RunConfig, devices: Devices, plan: Plan, datamodule: ExamplesDataModule, earlier: Path
+) -> list[str]:
     objective = datamodule.objective
     terms = (*objective.names, *config.model.auxiliary_terms)
     columns = ["step", "tokens", *(f"train/{name}" for name in terms)]
@@ -412,7 +414,7 @@ def _columns(config: RunConfig, devices: Devices, datamodule: ExamplesDataModule
     if devices.precision == "16-mixed":
         columns.append("train/loss_scale")
     columns += ["perf/tokens_per_second", "perf/memory_gib"]
-    if devices.peak_flops is not None:
+    if plan.peak_flops is not None:
         columns.append("perf/mfu")
     whole = is_whole(config.trainer.limit_val_batches)
     for split in datamodule.eval_splits:
