@@ -109,6 +109,7 @@ TUNED = [
     FinetuneConfig(mode=Finetuning.lora, rank=3),
     FinetuneConfig(mode=Finetuning.lora, rank=2, layers=["attn.k", "attn.out"]),
 ]
+CROSSED = FinetuneConfig(mode=Finetuning.lora, rank=2, layers=["cross.v", "cross.out"])
 
 
 @pytest.mark.parametrize("finetune", TUNED, ids=lambda finetune: f"{finetune.mode.value}-{','.join(finetune.layers)}")
@@ -193,6 +194,54 @@ def test_flops_of_an_encoder_decoder(config, n_target):
     assert flops["per_token_6n"] == pytest.approx(6 * met / 16, rel=1e-12)
     with pytest.raises(ValueError, match="target_length=4 is of an encoder-decoder; leave it out"):
         costs.flops_per_token(DecoderConfig(**SMALL), 40, 16, target_length=4)
+
+
+@pytest.mark.parametrize("finetune", TUNED, ids=lambda finetune: f"{finetune.mode.value}-{','.join(finetune.layers)}")
+@pytest.mark.parametrize("config", CONFIGS + OTHERS, ids=range(len(CONFIGS + OTHERS)))
+def test_flops_of_frozen_weights_equal_a_count_of_both_passes(config, finetune, monkeypatch):
+    monkeypatch.setattr(moe, "runs_grouped", lambda x, weight: False)  # the counter knows the loop's products
+    model = build_model(config, 40, seed=0)
+    prepare_finetuning(model, finetune, config)
+    for name, parameter in model.named_parameters():
+        if "lora_up" in name:
+            torch.nn.init.ones_(parameter)
+    blocks = model.decoder.blocks if hasattr(model, "decoder") else model.blocks
+    first = len(blocks) - finetune.n_block if finetune.mode is Finetuning.last else 0
+    entries, ungraded = [blocks[first]], 0
+    if hasattr(model, "encoder"):
+        if finetune.mode is Finetuning.last:  # what its keys and values are made of has none
+            ungraded = finetune.n_block * (blocks[0].cross.k.weight.numel() + blocks[0].cross.v.weight.numel())
+        else:
+            entries.append(model.encoder.blocks[0])
+    for block in entries:  # what the first trained block reads has gradients
+        block.register_forward_pre_hook(lambda _, read: (read[0].requires_grad_(), *read[1:]))
+    tokens = torch.randint(40, (2, 16), generator=torch.Generator().manual_seed(0))
+    beside = {"source": tokens} if hasattr(model, "encoder") else {}
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        if isinstance(config, EncoderConfig):
+            hidden = model.hidden(tokens)
+            loss = model.output.logits(model.transformed(hidden)).sum()
+            if config.heads is Heads.pretraining:
+                loss = loss + model.next_sentence(model.pooled(hidden)).sum()
+            loss.backward()
+        else:
+            model(tokens, **beside).sum().backward()
+    flops = costs.flops_per_token(config, 40, 16, finetune=finetune)["per_token_exact"]
+    assert 2 * 16 * (flops - 2 * ungraded) == pytest.approx(counter.get_total_flops(), rel=1e-12)
+
+
+def test_flops_of_adapters_after_the_encoder():
+    """The encoder is only passed forward, and keys and values are of its tokens however few the targets are."""
+    config = OTHERS[3]
+    d, f, n = config.d_model, config.ff_width, 16
+    flops = costs.flops_per_token(config, 40, n, target_length=4, finetune=CROSSED)["per_token_exact"]
+    block, scores = 4 * d * d + 3 * d * f, 2 * d  # of one position
+    encoder = 3 * n * (block + n * scores)
+    decoder = 3 * (4 * (block + 2 * d * d) + 2 * n * d * d)
+    seen = 3 * 4 * (4 + n) * scores
+    adapters = 3 * 2 * (n + 4) * 2 * d
+    words = 4 * 40 * d
+    assert n * flops == 2 * (encoder + 2 * decoder + 3 * seen + 3 * adapters + 2 * words)
 
 
 def test_six_n_of_an_encoder_weighs_its_heads():

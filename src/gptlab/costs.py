@@ -148,8 +148,11 @@ def flops_per_token(
     *,
     target_length: int | None = None,
     head_share: float = 1.0,
+    finetune: FinetuneConfig | None = None,
 ) -> dict[str, float]:
-    """Floating-point operations of training on one token: three times the forward pass's, a multiply-add being two.
+    """Floating-point operations of training on one token, a multiply-add being two.
+
+    Those of the forward pass, as many for the gradients of what it reads, and as many for those of its weights.
 
     A window is `context_length` tokens, and of an encoder-decoder, whose tokens are those of its encoder,
     `target_length` beside them that its decoder reads (None: as many). Of the positions before the head `head_share`
@@ -159,47 +162,97 @@ def flops_per_token(
     head) and experts that a token does not see, and weighs parameters that not every token meets by how many do.
     `per_token_exact` counts the matrix products, and attention scores in full, masked or not (PaLM, arXiv:2204.02311,
     appendix B), which is the convention for MFU. A banded block counts like a dense one: its band is a mask over all
-    scores, so that is also what the hardware does. All count as if every parameter were trained.
+    scores, so that is also what the hardware does. Frozen weights have no gradients, and blocks before the first
+    trained one no backward pass; it counts as if what it reads had some. `per_token_6n` is as if all were trained.
     """
     if target_length is not None and not isinstance(config, EncoderDecoderConfig):
         raise ValueError(f"target_length={target_length} is of an encoder-decoder; leave it out")
-    seen, products = PRODUCTS[type(config)](config, vocab_size, context_length, target_length, head_share)
-    return {"per_token_6n": 6 * seen, "per_token_exact": 6 * products}
+    targets = (target_length or context_length) / context_length
+    seen, products = PRODUCTS[type(config)](config, vocab_size, context_length, targets, head_share)
+    return {"per_token_6n": 6 * seen, "per_token_exact": 2 * _trained_products(config, products, finetune, targets)}
 
 
-def _decoder_products(c: DecoderConfig, vocab_size: int, length: int, _, share: float) -> tuple[float, float]:
-    """The parameters that a token meets, and the multiply-adds of its forward pass; likewise below."""
+class _Products(NamedTuple):
+    """Multiply-adds of a token's forward pass."""
+
+    stacks: list[tuple[int, float, float]]  # how many blocks, and with all their matrices and scores
+    words: float = 0  # with the matrix that makes scores of words, which may be the table
+    other: float = 0  # of other heads
+
+
+def _trained_products(c: ModelConfig, p: _Products, finetune: FinetuneConfig | None, targets: float) -> float:
+    """Multiply-adds of both passes."""
+    finetune = finetune or FinetuneConfig()
+    blocks = sum(matrices + scores for _, matrices, scores in p.stacks)
+    match finetune.mode:
+        case Finetuning.full:
+            return 3 * (blocks + p.words + p.other)
+        case Finetuning.last:
+            n_block, matrices, scores = p.stacks[-1]
+            trained = finetune.n_block / n_block * (matrices + scores)
+            frozen_words = isinstance(c, EncoderConfig) or c.tied_head  # the table of words is
+            return blocks + 2 * trained + (2 if frozen_words else 3) * p.words + 3 * p.other
+        case Finetuning.lora:
+            reached = p.stacks if _in_encoder(finetune) else p.stacks[-1:]
+            back = sum(matrices + 2 * scores for _, matrices, scores in reached)
+            return blocks + back + 2 * (p.words + p.other) + 3 * _adapter_products(c, finetune, targets)
+
+
+def _in_encoder(finetune: FinetuneConfig) -> bool:
+    """Whether the encoder of an encoder-decoder has adapters too."""
+    return any(not name.startswith("cross.") for name in finetune.layers)
+
+
+def _adapter_products(c: ModelConfig, finetune: FinetuneConfig, targets: float) -> float:
+    sizes, total = c.linear_layers(), 0.0
+    for name in finetune.layers:
+        n_in, n_out, n = sizes[name]
+        if isinstance(c, EncoderDecoderConfig):  # keys and values that the decoder looks at are of the encoder's tokens
+            n_encoder = 0 if name.startswith("cross.") else c.n_layer
+            n = n_encoder + (n - n_encoder) * (1 if name in ("cross.k", "cross.v") else targets)
+        total += finetune.rank * (n_in + n_out) * n
+    return total
+
+
+def _decoder_products(c: DecoderConfig, vocab_size: int, length: int, _, share: float) -> tuple[float, _Products]:
+    """The parameters that a token meets, and what is computed with them; likewise below."""
     counts, head = parameter_counts(c, vocab_size), c.d_model * vocab_size
     blocks = counts["active"] - counts["position"] - counts["embedding"] - counts["head"]
     scores = 2 * length * c.n_head * c.head_width * c.n_layer
-    return blocks + share * head, _hidden_matrices(c, c.n_expert_active) + scores + share * head
+    stack = (c.n_layer, _hidden_matrices(c, c.n_expert_active), scores)
+    return blocks + share * head, _Products([stack], words=share * head)
 
 
-def _encoder_products(c: EncoderConfig, vocab_size: int, length: int, _, share: float) -> tuple[float, float]:
+def _encoder_products(c: EncoderConfig, vocab_size: int, length: int, _, share: float) -> tuple[float, _Products]:
     counts, square = parameter_counts(c, vocab_size), c.d_model * c.d_model
     words, sentence = c.heads is not Heads.none, 2 if c.heads is Heads.pretraining else 0
     pooler = 0 if c.heads is Heads.masked_lm else square
     # What reads a whole text does so once a window.
-    head = words * share * (square + c.d_model * vocab_size) + (pooler + sentence * c.d_model) / length
+    other = words * share * square + (pooler + sentence * c.d_model) / length
     seen = counts["attention"] + counts["feedforward"] + counts["norm"]
     seen += share * (counts["head"] - sentence * (c.d_model + 1) + words * counts["embedding"])
     seen += (counts["pooler"] + sentence * (c.d_model + 1)) / length
     scores = 2 * length * c.n_head * c.head_width * c.n_layer
-    return seen, _hidden_matrices(c, None) + scores + head
+    stack = (c.n_layer, _hidden_matrices(c, None), scores)
+    return seen, _Products([stack], words=words * share * c.d_model * vocab_size, other=other)
 
 
 def _encoder_decoder_products(
-    c: EncoderDecoderConfig, vocab_size: int, length: int, target_length: int | None, share: float
-) -> tuple[float, float]:
-    targets = (length if target_length is None else target_length) / length  # of the decoder, for each token
+    c: EncoderDecoderConfig, vocab_size: int, length: int, targets: float, share: float
+) -> tuple[float, _Products]:
+    """`targets` are tokens of the decoder for each token."""
     queries, feedforward = c.n_head * c.head_width, _feedforward(c, c.ff_width, 0)
     attention, head = 4 * c.d_model * queries, share * c.d_model * vocab_size
     encoder, decoder = c.n_layer * (attention + feedforward), c.decoder_layers * (2 * attention + feedforward)
     norms = (2 * c.n_layer + 1) * c.d_model + targets * (3 * c.decoder_layers + 1) * c.d_model
     # Keys and values of what the decoder looks at are made of the encoder's tokens.
-    products = encoder + targets * decoder + (1 - targets) * c.decoder_layers * attention / 2
-    scores = 2 * length * queries * (c.n_layer + (targets**2 + targets) * c.decoder_layers)
-    return encoder + targets * (decoder + head) + norms, products + scores + targets * head
+    crossed = targets * decoder + (1 - targets) * c.decoder_layers * attention / 2
+    scores = 2 * length * queries
+    stacks = [
+        (c.n_layer, encoder, scores * c.n_layer),
+        (c.decoder_layers, crossed, scores * (targets**2 + targets) * c.decoder_layers),
+    ]
+    return encoder + targets * (decoder + head) + norms, _Products(stacks, words=targets * head)
 
 
 PRODUCTS = {

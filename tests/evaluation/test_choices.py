@@ -70,6 +70,15 @@ def test_an_encoder_decoder_chooses_what_its_decoder_would_write():
             assert value == pytest.approx(expected, abs=1e-3)
 
 
+def test_half_a_pair_of_surrogates_is_three_bytes(small):
+    """JSON may hold one."""
+    row = Row(where="row 0", prompt="x", choices=("aaaa", "\ud800"), answer="aaaa")
+    found = choose(small(context_length=20), ByteTokenizer(), table(rows=[row], examples=[row]), [0])
+    (told,) = found["rows"]
+    long, half = told["shots"]["0"]["log_likelihood"]
+    assert found["numbers"]["shots=0/accuracy_per_byte"] == float(long / 4 >= half / 3)
+
+
 def test_refused_before_any_work(small, monkeypatch):
     monkeypatch.setattr("gptlab.evaluation.choices.continuation_costs", lambda *_: pytest.fail("worked"))
     with pytest.raises(ValueError, match="more than the context of 60 holds; with 0 shots every row fits"):

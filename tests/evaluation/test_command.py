@@ -196,6 +196,8 @@ def test_architectures(say, table, tmp_path):
     assert "architecture=encoder_decoder, which answers a text and does not predict one" in say(f"run={t5}", expect=2)
     out = say(f"run={t5}", *words, "choices=[yes,no]", "shots=[0,3]")
     assert "shots=3/accuracy" in last(out)
+    error = say(f"run={t5}", *words, "choices=[yes,no]", "delimiter=:", expect=2)
+    assert "delimiter= stands before the answers of shots alone, since run=" in error
     assert "rougeL" in last(say(f"run={t5}", *words, "shots=[0,1]", "n_tokens=3", "settings=[beams=2]"))
 
 
@@ -217,12 +219,22 @@ def test_architectures(say, table, tmp_path):
         ("data=none.jsonl prompt={n} answer={a}", "none.jsonl does not exist; give a table"),
         ("data=empty.jsonl prompt={n} answer={a}", "empty.jsonl is empty"),
         ("data=rows.jsonl prompt={n} answer={a} shots=6", "shots=6 needs 6 examples before row 1 of rows.jsonl"),
-        ("data=rows.jsonl prompt={n} answer={a} n_tokens=80", "more than the context of 64 holds; leave the row out"),
+        (
+            "data=rows.jsonl prompt={n} answer={a} n_tokens=80",
+            "the context of 64 holds; leave the row out, shorten prompt=, or lower n_tokens=",
+        ),
         ("data=rows.jsonl prompt={n} answer={a} choices=[yes]", "choices= has fewer than two choices"),
         ("data=rows.jsonl prompt={n} answer={a} choices=d", "choices=d is not a column of row 1 of rows.jsonl"),
         ("data=rows.jsonl prompt={n} answer={a} examples=rows.jsonl", "examples= is where shots come from"),
         ("data=rows.jsonl prompt={n} answer={a} settings=[heat=1]", "heat is not a word of settings="),
         ("data=rows.jsonl prompt={n} answer={a} settings=[top_p=2]", "top_p=2.0 is outside (0, 1]"),
+        ("data=rows.jsonl prompt={n} answer={a} settings=[top_k=5,top_k=5.0]", "top_k=5.0 must be a whole number"),
+        ("data=rows.jsonl prompt={n} answer={a} settings=[top_p=.5,top_p=0.5]", "settings= has top_p=0.5 twice"),
+        ("data=rows.jsonl prompt={n} answer={a} settings=[temperature='0]", "temperature='0 must be a number"),
+        ("data=rows.jsonl prompt={n} answer={a} choices=[yes,yes]", "choices=yes is named twice"),
+        ('data=rows.jsonl prompt={n} answer={a} choices=[yes,no,""]', "choices= has '', and a choice is a text"),
+        ("data=rows.jsonl prompt={n} answer={a} separator=", "separator= is empty, and an answer ends at it"),
+        ("data=rows.jsonl prompt={n} answer={a} stop=", "stop= has an empty text"),
         ("data=rows.jsonl prompt={n} answer={a} settings=[]", "settings=[] names nothing"),
         ("data=rows.jsonl prompt={n} answer={a} choices=c stop=[x]", "stop= has no effect on choices"),
         ("data=rows.jsonl prompt={n} answer={a} corpus=rows.jsonl", "corpus= has no effect on answers; use it without"),

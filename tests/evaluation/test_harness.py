@@ -161,6 +161,24 @@ def test_tasks_that_cannot_be_had(run, tasks, tmp_path, monkeypatch):
     fixed.write_text(Path(tasks[0]).read_text() + "num_fewshot: 0\n")
     with pytest.raises(ValueError, match="local_choices is fixed at 0 examples; leave out shots=2"):
         evaluate_tasks(Harness(*load_model(str(run))), [str(fixed)], shots=[0, 2])
+    broken.write_text("task: [one,\ntwo")
+    with pytest.raises(ValueError, match=r"broken.yaml cannot be loaded .*line 1, column 7"):
+        load_tasks([str(broken)])
+
+
+def test_more_shots_than_a_task_has(run, tasks, monkeypatch):
+    """12 rows, of which the row itself is no example."""
+    monkeypatch.setattr(Harness, "_loglikelihood_tokens", lambda *_, **__: pytest.fail("worked"))
+    with pytest.raises(ValueError, match="shots=12 needs 12 examples and the task local_choices has 11; use fewer"):
+        evaluate_tasks(Harness(*load_model(str(run))), tasks[:1], shots=[0, 12])
+
+
+def test_as_many_shots_as_a_task_has(run, tasks, tmp_path):
+    rows = [{"question": f"is {i} even?", "choices": ["yes", "no"], "label": i % 2} for i in range(3)]
+    (tmp_path / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task.yaml").write_text(CHOICES.replace("FOLDER", str(tmp_path)))
+    found = evaluate_tasks(Harness(*load_model(str(run))), [str(tmp_path / "task.yaml")], shots=[2])
+    assert set(found["numbers"]) == {"shots=2/local_choices/acc", "shots=2/local_choices/acc_norm"}
 
 
 def test_what_a_task_asks_for_and_a_model_has_not(run, small_characters):

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shlex
 import sys
 import time
 import typing
@@ -150,6 +149,11 @@ def _evaluate(subject: Subject, config: EvaluateConfig, corpus, prompts, setting
     if config.kind is Kind.choices:
         from gptlab.evaluation.choices import choose
 
+        if config.delimiter is not None and not any(shots) and model.config.architecture == "encoder_decoder":
+            raise ValueError(
+                f"delimiter= stands before the answers of shots alone, since run={subject.name} is an encoder-decoder, "
+                "whose answers are texts of their own; add shots=[0,1,5]"
+            )
         return choose(model, tokenizer, prompts, shots, show=show)
     from gptlab.evaluation.answers import N_TOKENS, Writer, answer
 
@@ -264,13 +268,15 @@ def _settings(config: EvaluateConfig) -> dict[str, GenerateConfig]:
     hints = {word: hint for word, hint in typing.get_type_hints(GenerateConfig).items() if word in SETTING_WORDS}
     found = {}
     for text in ("temperature=0",) if config.settings is None else config.settings:
-        words = shlex.split(text)
+        words = text.split()
         if not words:
             raise ValueError("settings= has an empty one; write its words, as in settings=[temperature=0]")
         setting = GenerateConfig(run="the same", **read(words, hints, "settings="))
         if config.n_tokens is not None:
             setting.n_tokens = config.n_tokens
         setting.check()
+        if setting in found.values():
+            raise ValueError(f"settings= has {text} twice; name each way to write once")
         found[",".join(words)] = setting
     if config.kind is Kind.answers:
         from gptlab.generation.sampling import Sampling

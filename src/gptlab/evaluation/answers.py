@@ -115,7 +115,8 @@ def answer(
     An answer ends at `stop` (None: at the separator, with which the next example would begin). Spaces around a text do
     not count. ValueError where a prompt does not fit, before any work.
     """
-    check_fit(prompts, shots, [n_tokens] * len(prompts.rows), writer.tokenizer, writer.model)
+    rooms = [n_tokens] * len(prompts.rows)
+    check_fit(prompts, shots, rooms, writer.tokenizer, writer.model, advice="lower n_tokens=")
     stop = (prompts.separator,) if stop is None else stop
     numbers: dict[str, float] = {}
     rows = [{"row": row.where, "prompt": row.prompt, "reference": row.answer, "answers": []} for row in prompts.rows]

@@ -52,7 +52,8 @@ def choose(
         right = {"accuracy": 0, "accuracy_per_byte": 0}
         for row, told in zip(prompts.rows, rows, strict=True):
             log_p = [-math.fsum(next(costs).nats.tolist()) for _ in row.choices]
-            per_byte = [value / len(choice.encode()) for value, choice in zip(log_p, row.choices, strict=True)]
+            sizes = [len(choice.encode("utf-8", "surrogatepass")) for choice in row.choices]
+            per_byte = [value / size for value, size in zip(log_p, sizes, strict=True)]
             chosen = {
                 name: row.choices[values.index(max(values))]
                 for name, values in (("accuracy", log_p), ("accuracy_per_byte", per_byte))

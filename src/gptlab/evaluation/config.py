@@ -92,11 +92,11 @@ class EvaluateConfig:
             value = getattr(self, word)
             if value is not None and not 0 <= value < 2**63:
                 raise ValueError(f"{word}={value} is outside 0 to {2**63 - 1}")
-        for word in ("run", "corpus", "tasks", "settings", "shots"):
+        for word in ("run", "corpus", "tasks", "settings", "shots", "choices"):
             values = getattr(self, word)
-            if values == ():
+            if values == () and word != "choices":
                 raise ValueError(f"{word}=[] names nothing; leave it out, or name one")
-            if values and len(set(values)) < len(values):
+            if isinstance(values, list | tuple) and len(set(values)) < len(values):
                 twice = max(values, key=values.count)
                 raise ValueError(f"{word}={twice} is named twice; name it once")
         if any(n < 0 for n in self.shots or ()):
@@ -107,6 +107,12 @@ class EvaluateConfig:
                     raise ValueError(f'data= needs {word}=, text with the names of columns such as "{example}"')
         if isinstance(self.choices, tuple) and len(self.choices) < 2:
             raise ValueError("choices= has fewer than two choices; write choices=[yes,no], or name a column")
+        for choice in self.choices if isinstance(self.choices, tuple) else ():
+            if not choice or choice != choice.strip():
+                raise ValueError(
+                    f"choices= has {choice!r}, and a choice is a text without spaces around it; those before it are of "
+                    "delimiter="
+                )
         if self.examples is not None and not any(self.shots or ()):
             raise ValueError("examples= is where shots come from and there are none; add shots=[0,1,5]")
         if self.delimiter is not None and self.choices is None and not any(self.shots or ()):
@@ -114,4 +120,8 @@ class EvaluateConfig:
         if self.separator is not None and not any(self.shots or ()) and (self.choices is not None or self.stop):
             raise ValueError("separator= stands between shots; add shots=[0,1,5]")
         if self.stop and not all(self.stop):
-            raise ValueError("stop has an empty text, which would end every answer at once; leave it out")
+            raise ValueError("stop= has an empty text, which would end every answer at once; leave it out")
+        if self.separator == "" and self.stop is None and self.kind is Kind.answers:
+            raise ValueError(
+                "separator= is empty, and an answer ends at it; add stop=TEXT, or stop=[] to go on to n_tokens"
+            )

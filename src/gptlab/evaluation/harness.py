@@ -24,11 +24,12 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-except ModuleNotFoundError as error:
+except ImportError as error:  # not there, or older than pyproject.toml asks for
     raise ValueError(f'tasks= needs the lm-eval library ({error}); type: pip install "gptlab[evaluation]"') from error
 
 MAX_TOKENS = 256  # of an answer, where a task says nothing: lm-eval's own
 BOOTSTRAP_DRAWS = 1000
+TOLD = 300  # characters of an error of another library
 SETTINGS = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "num_beams": "beams"}
 ROLLING = "loglikelihood_rolling"
 
@@ -80,8 +81,18 @@ def _refuse(tasks: Sequence[Any], harness: "Harness", shots: Sequence[int]) -> N
             raise ValueError(
                 f"the task {task.task_name} is fixed at 0 examples; leave out shots={max(shots)} or the task"
             )
+        if any(shots) and max(shots) > (there := _n_examples(task)):
+            raise ValueError(
+                f"shots={max(shots)} needs {max(shots)} examples and the task {task.task_name} has {there}; use fewer"
+            )
         if harness.backend == "seq2seq" and task.OUTPUT_TYPE == ROLLING:
             raise ValueError(f"the task {task.task_name} predicts a text from its beginning; name a decoder")
+
+
+def _n_examples(task: Any) -> int:
+    """How many examples a task has for a row; where they are of the split that is asked about, the row is none."""
+    own = task.fewshot_cfg.split is not None and task.fewshot_cfg.split == task.config.test_split
+    return len(task.sampler.fewshot_indices or task.sampler.df) - own
 
 
 @cache
@@ -116,7 +127,7 @@ def _leaves(tasks: Sequence[Any]) -> list[Any]:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:TOLD]
 
 
 def _advice(error: BaseException) -> str:

@@ -35,8 +35,8 @@ def encode(corpus: Corpus, tokenizer: Tokenizer) -> EncodedText:
             raise ValueError(f"{corpus.description}, {name}: {error}") from None
         n_bytes += len(text.encode("utf-8", "surrogatepass"))
         n_documents += 1
-    plural = "" if n_documents == 1 else "s"
-    description = f"{corpus.description}: {n_documents:,} document{plural}, {n_bytes:,} bytes"
+    counts = [f"{n:,} {what}{'' if n == 1 else 's'}" for n, what in ((n_documents, "document"), (n_bytes, "byte"))]
+    description = f"{corpus.description}: {', '.join(counts)}"
     return EncodedText(tokens=np.concatenate(parts), n_bytes=n_bytes, description=description)
 
 

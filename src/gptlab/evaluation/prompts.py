@@ -142,11 +142,18 @@ def answers_anew(model: nn.Module) -> bool:
 
 
 def check_fit(
-    prompts: Prompts, shots: Sequence[int], rooms: Sequence[int], tokenizer: Tokenizer, model: nn.Module
+    prompts: Prompts,
+    shots: Sequence[int],
+    rooms: Sequence[int],
+    tokenizer: Tokenizer,
+    model: nn.Module,
+    *,
+    advice: str = "shorten its choices",
 ) -> None:
     """Refuse prompts that do not fit the model's context with `rooms` tokens for each row's answer.
 
-    ValueError names the longest, and how many shots would fit. A model with an encoder has no limit.
+    ValueError names the longest, and how many shots would fit, or `advice` on how an answer gets shorter. A model with
+    an encoder has no limit.
     """
     if answers_anew(model):
         return
@@ -163,7 +170,7 @@ def check_fit(
     worst = -worst
     fits = next((n for n in range(most - 1, -1, -1) if all(excess(i, n) <= 0 for i in range(len(rooms)))), None)
     n_prompt, room = over + limit + 1 - rooms[worst], rooms[worst]
-    advice = "leave the row out, or shorten prompt= or its answer"
+    advice = f"leave the row out, shorten prompt=, or {advice}"
     if fits is not None:
         advice = f"with {fits} shot{'' if fits == 1 else 's'} every row fits"
     raise ValueError(

@@ -22,7 +22,7 @@ class Plan:
     n_words: int  # of the tokenizer
     parameters: dict[str, int]
     flops_per_token: float
-    peak_flops: float | None  # per second, of all devices; None where they, or the FLOPs of a step, are not known
+    peak_flops: float | None  # per second, of all devices; None where what is computed with them is not known
     memory: dict[str, int]  # bytes per device
     accumulation: int  # forward passes per device and step
     corpus: str
@@ -83,7 +83,6 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
     val_every = max(1, round(n_steps * interval)) if isinstance(interval, float) else interval
     head = {"target_length": objective.target_length, "head_share": objective.head_share}
     length = config.context_length
-    known = devices.peak_flops is not None and not data.rows  # of which a step may read less than its tokens
     return Plan(
         n_steps=n_steps,
         step_tokens=step_tokens,
@@ -91,8 +90,11 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
         vocab_size=vocab_size,
         n_words=data.tokenizer.vocab_size,
         parameters=parameters,
-        flops_per_token=costs.flops_per_token(config.model, vocab_size, length, **head)["per_token_exact"],
-        peak_flops=devices.peak_flops * devices.world_size if known else None,
+        flops_per_token=costs.flops_per_token(config.model, vocab_size, length, finetune=config.finetune, **head)[
+            "per_token_exact"
+        ],
+        # A batch of rows is as long as its longest one, so that no number of tokens says what it costs.
+        peak_flops=None if devices.peak_flops is None or data.rows else devices.peak_flops * devices.world_size,
         memory=costs.memory_bytes(
             config.model,
             vocab_size,
