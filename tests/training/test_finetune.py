@@ -1,19 +1,22 @@
 """A pretrained model of which a part is trained: what an adapter computes, and what becomes of it afterwards."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
 from interop.foreign import said
-from runs import small_run
+from runs import of_objective, small_run, write_rows
 
+from gptlab.data.config import RowsConfig
 from gptlab.models.build import init_weights, shape_model
 from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, Heads, model_from_plain
 from gptlab.nn.lora import LoRALinear
+from gptlab.objectives.config import ClassificationConfig
 from gptlab.training import checkpoint
-from gptlab.training.config import FinetuneConfig, Finetuning
+from gptlab.training.config import AdamWConfig, FinetuneConfig, Finetuning
 from gptlab.training.finetune import prepare_finetuning
 from gptlab.training.initial import load_initial
 from gptlab.training.run import train
@@ -163,3 +166,30 @@ def test_other_adapters_are_not_gone_on_with(runs, tmp_path):
     resume = str(runs / "lora" / "checkpoints" / "last.ckpt")
     with pytest.raises(ValueError, match=r"another model or batch: finetune\.rank was 3 and is 2"):
         train(small_run(tmp_path / "run", model=model, finetune=finetune, resume=resume, budget_steps=12))
+
+
+def test_an_encoders_heads_may_be_other_ones(tmp_path):
+    """What a pretrained encoder has is taken, its class head for as many classes too; what it lacks is drawn."""
+    place = of_objective("masked_lm", tmp_path)
+    pretrained = tmp_path / "pretrained"
+    train(small_run(pretrained, **place))
+    words = {"objective": ClassificationConfig(), "tokenizer": place["tokenizer"], "budget_steps": 1}
+    words["data"] = RowsConfig(
+        path=str(write_rows(tmp_path / "r.jsonl")), prompt="{question}", label="even", classes=["False", "True"]
+    )
+    still = AdamWConfig(lr=1e-30, weight_decay=0.0)
+    found = {}
+    for name, heads, source in (
+        ("first", Heads.none, pretrained),
+        ("same", Heads.none, tmp_path / "first"),
+        ("wider", Heads.pretraining, tmp_path / "first"),
+    ):
+        model = replace(place["model"], heads=heads, init_from=str(source))
+        train(small_run(tmp_path / name, **words | {"model": model, "optimizer": still, "seed": len(found)}))
+        found[name] = checkpoint.load(tmp_path / name / "checkpoints" / "last.ckpt")["model"]
+    of_pretraining = checkpoint.load(pretrained / "checkpoints" / "best.ckpt")["model"]
+    for name, value in found["first"].items():
+        assert name.startswith("class_head.") or torch.equal(value, of_pretraining[name]), name
+    assert torch.equal(found["same"]["class_head.weight"], found["first"]["class_head.weight"])
+    assert not torch.equal(found["wider"]["mlm.dense.weight"], of_pretraining["mlm.dense.weight"])
+    assert torch.equal(found["wider"]["pooler.weight"], of_pretraining["pooler.weight"])

@@ -37,6 +37,8 @@ class Merged(Mapping):
         return sum(1 for _ in self)
 
     def __getitem__(self, name: str) -> Tensor:
+        if name.endswith(ADAPTERS):
+            raise KeyError(name)
         weight = self._state[name]
         layer, _, kind = name.rpartition(".")
         if kind != "weight" or f"{layer}.lora_down" not in self._state:

@@ -12,7 +12,7 @@ from gptlab.training.config import FinetuneConfig, Finetuning
 
 # What reads the last block's output, beside a head that is the table of words: it is trained with the last blocks.
 AFTER_BLOCKS = ("final_norm.", "decoder.final_norm.", "pooler.", "mlm.", "nsp.", "lm_head.")
-CLASS_HEAD = "class_head."  # no pretrained model has one
+CLASS_HEAD = "class_head."
 
 
 def prepare_finetuning(model: nn.Module, config: FinetuneConfig, of: ModelConfig) -> None:
@@ -36,11 +36,6 @@ def is_trained(name: str, config: FinetuneConfig, of: ModelConfig) -> bool:
             if name.startswith(blocks):
                 return int(name.removeprefix(blocks).split(".")[0]) >= of.last_blocks - config.n_block
             return name.startswith((*AFTER_BLOCKS, CLASS_HEAD))
-
-
-def is_new(name: str) -> bool:
-    """Whether fine-tuning adds a parameter of that name to a pretrained model, which has no value for it."""
-    return name.endswith(ADAPTERS) or name.startswith(CLASS_HEAD)
 
 
 def weights_of(state: Mapping[str, Any]) -> Mapping[str, Tensor]:

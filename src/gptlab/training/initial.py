@@ -1,42 +1,52 @@
 """Weights of another model to start from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from gptlab.data.tokenizer import Tokenizer
-from gptlab.interop.architecture import differences
+from gptlab.interop.architecture import differences, shapes
 from gptlab.interop.foreign_folder import ForeignFolder
 from gptlab.interop.openai_checkpoint import OpenAIFolder, is_openai_folder
 from gptlab.interop.transformers_folder import TransformersFolder, from_hub, is_transformers_folder
 from gptlab.models.build import initial_values
 from gptlab.models.config import EncoderDecoderConfig, ModelConfig, model_from_plain
 from gptlab.training import checkpoint
-from gptlab.training.finetune import is_new, weights_of
+from gptlab.training.finetune import CLASS_HEAD, weights_of
 from gptlab.training.shards import fill
 from gptlab.training.vocabulary import tokenizer_file, tokenizer_of
+
+
+class Initial(NamedTuple):
+    """Weights to start from: their names, and what reads one."""
+
+    names: Collection[str]
+    read: Callable[[str], Tensor]
 
 
 def load_initial(model: nn.Module, config: ModelConfig, vocab_size: int, *, seed: int) -> None:
     """Give `model` the weights that `model.init_from` names, one tensor at a time.
 
-    A model with a shorter context takes as many learned positions as it has. What fine-tuning adds to a model has
-    values by the seed. ValueError as `open_initial` raises it.
+    A model with a shorter context takes as many learned positions as it has. What only this model has, adapters and
+    heads, has values by the seed, and so has a head for another number of classes. ValueError as `open_initial`
+    raises it.
     """
-    read = open_initial(config, vocab_size)
+    source, new = open_initial(config, vocab_size), set()
     for name, parameter in model.named_parameters():
-        if not is_new(name):
-            value = read(name)
+        value = source.read(name) if name in source.names else None
+        if value is None or (name.startswith(CLASS_HEAD) and value.shape != parameter.shape):
+            new.add(name)
+        else:
             fill(parameter, value[: len(parameter)] if name == "pos_emb.weight" else value)
-    for _, parameter, value in initial_values(model, config, seed, is_new):
+    for _, parameter, value in initial_values(model, config, seed, new.__contains__):
         fill(parameter, value)
 
 
-def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Callable[[str], Tensor]:
-    """What reads the weights that `model.init_from` names, tensor by tensor; none is read yet.
+def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Initial:
+    """The weights that `model.init_from` names, of which none is read yet; an encoder's heads may be other ones.
 
     ValueError where there are none, or they are of a model that computes something else, with the words that would
     make this one the same. `tokenizer` (None: not looked at) has to be the one they were trained with, as far as they
@@ -44,12 +54,13 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
     """
     source = open_weights(config.init_from, "model.init_from")
     if isinstance(source, ForeignFolder):
-        theirs, rows, read = source.config, source.vocab_size, source.read
+        theirs, rows = source.config, source.vocab_size
+        initial = Initial(shapes(theirs, rows), source.read)
     else:
         _, state = source
-        theirs, read = model_from_plain(state["config"]["model"]), weights_of(state).__getitem__
-        rows = len(read("tok_emb.weight"))
-    words = differences(theirs, config)
+        theirs, weights = model_from_plain(state["config"]["model"]), weights_of(state)
+        rows, initial = len(weights["tok_emb.weight"]), Initial(weights.keys(), weights.__getitem__)
+    words = [word for word in differences(theirs, config) if not word.startswith("model.heads=")]
     other = None if tokenizer is None else _other_tokenizer(source, config.init_from, tokenizer)
     if other:
         words.append(other)
@@ -62,7 +73,7 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
     if words:
         what = "was trained with another tokenizer" if words == [other] else "holds another model"
         raise ValueError(f"model.init_from={config.init_from} {what}; add {' '.join(words)}")
-    return read
+    return initial
 
 
 def _other_tokenizer(source: ForeignFolder | tuple[Path, dict[str, Any]], name: str, own: Tokenizer) -> str | None:
