@@ -173,7 +173,7 @@ def test_an_encoders_heads_may_be_other_ones(tmp_path):
     place = of_objective("masked_lm", tmp_path)
     pretrained = tmp_path / "pretrained"
     train(small_run(pretrained, **place))
-    words = {"objective": ClassificationConfig(), "tokenizer": place["tokenizer"], "budget_steps": 1}
+    words = {"objective": ClassificationConfig(), "tokenizer": place["tokenizer"], "budget_steps": 5}
     words["data"] = RowsConfig(
         path=str(write_rows(tmp_path / "r.jsonl")), prompt="{question}", label="even", classes=["False", "True"]
     )
