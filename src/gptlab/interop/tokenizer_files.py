@@ -23,11 +23,11 @@ def tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, dict
     words = {} if tokenizer.eot is None else {"bos_token": eot, "eos_token": eot}
     if len(tokenizer.beginning) == 1:
         words["bos_token"] = tokenizer.decode(tokenizer.beginning)
-    words |= {
-        f"{role}_token": tokenizer.decode([number])
-        for role in ("mask", "pad", "cls", "sep")
-        if (number := getattr(tokenizer, role)) is not None
-    }
+    for role in ("mask", "pad", "cls", "sep"):
+        number = getattr(tokenizer, role)
+        # What begins and ends texts in other vocabularies may be used as these two, which only the files can say.
+        if number is not None and (spelt := tokenizer.decode([number])) not in ("<s>", "</s>"):
+            words[f"{role}_token"] = spelt
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,

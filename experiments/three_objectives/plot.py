@@ -1,0 +1,43 @@
+"""Draws loss.png beside this file: how far below the unigram entropy of its text each run's loss on words is.
+
+python experiments/three_objectives/plot.py LABEL=RUN ...
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from gptlab.training.folder import read_metrics
+
+SPAN = 40  # steps over which a curve is averaged
+
+
+def main(settings: list[str]) -> None:
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for label, run in (setting.split("=", 1) for setting in settings):
+        rows = read_metrics(Path(run) / "metrics.csv")
+        entropy = json.loads((Path(run) / "summary.json").read_text())["unigram_entropy"]
+        name = "word_loss" if "train/word_loss" in rows[0] else "loss"
+        losses = [row[f"train/{name}"] for row in rows]
+        means = [sum(losses[max(0, i - SPAN + 1) : i + 1]) / min(i + 1, SPAN) - entropy for i in range(len(losses))]
+        (line,) = axes.plot([row["tokens"] for row in rows], means, linewidth=1.5)
+        told = [(row["tokens"], row[f"val/{name}"] - entropy) for row in rows if f"val/{name}" in row]
+        axes.plot(
+            *zip(*told, strict=True), "o", color=line.get_color(), label=f"{label} (validation {told[-1][1]:+.2f})"
+        )
+    axes.axhline(0, color="grey", linestyle=":", label="knowing the words' frequencies alone")
+    axes.set_xlabel("tokens of text read")
+    axes.set_ylabel("loss on words minus unigram entropy (nats)")
+    axes.set_ylim(top=1)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(Path(__file__).with_name("loss.png"), dpi=110)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
