@@ -111,7 +111,13 @@ def test_a_command_has_the_objective_that_is_said(command):
     assert f"objective:\n  name: {OF_OBJECTIVE[command]}\n" in shown
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=["gpt", "bert", "t5"])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        pytest.param(pair, id=name, marks=[pytest.mark.slow] * (name == "t5"))  # its like is tried with the others
+        for pair, name in zip(PAIRS, ("gpt", "bert", "t5"), strict=True)
+    ],
+)
 def test_a_pretrained_run_is_tuned(pair, folder):
     """Each word of a text has the number that it had, and what both runs have begins where the first was best."""
     ends = []
