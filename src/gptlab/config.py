@@ -7,7 +7,7 @@ from json import dumps
 from math import gcd
 from pathlib import Path
 
-from gptlab.data.config import BpeConfig, DataConfig, RowForm, RowsConfig, StdlibConfig, TokenizerConfig
+from gptlab.data.config import BpeConfig, DataConfig, RowsConfig, StdlibConfig, TokenizerConfig
 from gptlab.models.config import DecoderConfig, EncoderConfig, Heads, ModelConfig
 from gptlab.objectives.config import (
     OBJECTIVES,
@@ -217,15 +217,14 @@ class RunConfig:
     def _check_examples(self) -> None:
         """Rows of tables are for objectives that read them, and the others read text."""
         objective, data = self.objective, self.data
-        forms = {"classification": (RowForm.label,), "instruction": (RowForm.response, RowForm.messages)}
         if not isinstance(data, RowsConfig):
-            if objective.reads_rows:
+            if objective.row_forms:
                 raise ValueError(
                     f"objective={objective.name} learns from the rows of a table, and data={data.source} is text; "
                     "use data=rows data.path=FILE, or data=function_packages or function_summaries, which need no file"
                 )
-        elif data.form not in forms.get(objective.name, ()):
-            fitting = next(name for name, known in forms.items() if data.form in known)
+        elif data.form not in objective.row_forms:
+            fitting = next(name for name, kind in OBJECTIVES.items() if data.form in kind.row_forms)
             raise ValueError(
                 f"objective={objective.name} does not read rows with data.{data.form.value}; use objective={fitting}"
             )
@@ -235,7 +234,7 @@ class RunConfig:
                 "leave it out, or set objective.next_sentence=false"
             )
         sample = self.callbacks.sample
-        if sample is not None and sample.prompt is not None and objective.name not in ("causal_lm", "instruction"):
+        if sample is not None and sample.prompt is not None and not objective.continues:
             raise ValueError(
                 f"callbacks.sample.prompt={sample.prompt} is for models that continue a text, and "
                 f"objective={objective.name} shows its own examples; leave it out"

@@ -247,7 +247,8 @@ def test_a_local_copy_stands_for_the_download(tmp_path, server, download):
 
 @pytest.fixture
 def rows(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()

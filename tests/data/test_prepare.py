@@ -398,7 +398,8 @@ def test_special_words_and_word_pieces_reach_the_tokenising_processes(make, monk
 
 
 def test_huggingface_is_read_once(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
     texts = [prose(seed, 20) for seed in range(30)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

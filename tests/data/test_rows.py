@@ -464,7 +464,8 @@ def test_other_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("ending", ["folder", ".parquet"])
 def test_rows_of_a_data_set(tmp_path, monkeypatch, ending):
-    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
     datasets.disable_progress_bars()
     rows = reviews(12)

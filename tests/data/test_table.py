@@ -82,7 +82,8 @@ def test_a_missing_table_is_refused_at_once(tmp_path):
 
 
 def test_rows_of_a_data_set(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
     datasets.disable_progress_bars()
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))

@@ -15,7 +15,6 @@ from gptlab.models.config import EncoderDecoderConfig, Position
 from gptlab.training.trained import load_model
 
 pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "gptlab[evaluation]"')
-pytest.importorskip("transformers")
 
 import datasets
 import tokenizers

@@ -84,7 +84,8 @@ def test_documents_are_divided_as_training_divides_them(tmp_path):
 
 
 def test_the_first_token_is_predicted_where_the_tokenizer_has_a_beginning(small):
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     library = tokenizers.Tokenizer(tokenizers.models.BPE({"<s>": 0, "</s>": 1, "a": 2, "b": 3}, []))
     library.add_special_tokens(["<s>", "</s>"])
     library.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
@@ -100,7 +101,8 @@ def test_the_first_token_is_predicted_where_the_tokenizer_has_a_beginning(small)
 
 def test_equals_the_usual_loop_over_an_exported_model(tmp_path):
     """The strided windows of the guide to perplexity in the transformers library, with labels of -100 for the past."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     words = "the cat sat on the mat and then the dog came over it was not so good for that cat " * 9
     run = write_run(tmp_path / "run", tokenizer=BpeTokenizer.train(290, [words]), context_length=24)
     assert convert.main([f"from={run}", f"to={tmp_path / 'out'}"]) == 0

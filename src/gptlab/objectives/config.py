@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from gptlab.data.config import RowForm
+
 
 @dataclass(kw_only=True, slots=True)
 class ObjectiveConfig:
     """What every objective has."""
 
     architectures: ClassVar[tuple[str, ...]]  # the models that it fits
-    reads_rows: ClassVar[bool] = False  # it learns from rows of a table, not from text
+    row_forms: ClassVar[tuple[RowForm, ...]] = ()  # the rows of tables that it learns from; none: from text
+    continues: ClassVar[bool] = False  # it can show how its model goes on after a prompt
 
     name: str
 
@@ -22,6 +25,7 @@ class CausalLMConfig(ObjectiveConfig):
     """Predict each token from those before it."""
 
     architectures: ClassVar[tuple[str, ...]] = ("decoder",)
+    continues: ClassVar[bool] = True
     name: str = "causal_lm"
 
 
@@ -70,7 +74,7 @@ class ClassificationConfig(ObjectiveConfig):
     """Predict a text's label; with a decoder also its words (GPT, equation 5: L3 = L2 + lambda L1)."""
 
     architectures: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
-    reads_rows: ClassVar[bool] = True
+    row_forms: ClassVar[tuple[RowForm, ...]] = (RowForm.label,)
     name: str = "classification"
     lm_weight: float = 0.0  # lambda, the weight of predicting the words; GPT has 0.5
 
@@ -84,7 +88,8 @@ class InstructionConfig(ObjectiveConfig):
     """Predict a response from its prompt, which is read and not learned."""
 
     architectures: ClassVar[tuple[str, ...]] = ("decoder", "encoder_decoder")
-    reads_rows: ClassVar[bool] = True
+    row_forms: ClassVar[tuple[RowForm, ...]] = (RowForm.response, RowForm.messages)
+    continues: ClassVar[bool] = True
     name: str = "instruction"
 
 

@@ -414,7 +414,7 @@ class CheckpointConfig:
 class SampleConfig:
     """Text that the model writes at each validation."""
 
-    prompt: str | None = None  # null: the first token of the training text
+    prompt: str | None = None  # null: what the objective shows of its first example
     n_tokens: int = 200
     temperature: float = 0.8
 
