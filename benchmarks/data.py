@@ -1,4 +1,4 @@
-"""Speed of the way of the data: windows, gathering, tokenising to disk.
+"""Speed of the way of the data: windows, gathering, tokenizing to disk.
 
     python benchmarks/data.py --rounds 5 --megabytes 60
 
@@ -20,13 +20,15 @@ import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from gptlab.data.config import BpeConfig, Gpt2Config, Split, StdlibConfig, TextConfig
-from gptlab.data.corpus import open_corpus
+from gptlab.data.config import Split
+from gptlab.data.examples.windows import SlidingWindows
 from gptlab.data.order import window_index
 from gptlab.data.prepare import prepare
-from gptlab.data.tokenizer import build_tokenizer
-from gptlab.data.tokens import TokenFile, TokenWriter
-from gptlab.data.windows import SlidingWindows
+from gptlab.data.sources.config import StdlibConfig, TextConfig
+from gptlab.data.sources.corpus import open_corpus
+from gptlab.data.token_file import TokenFile, TokenWriter
+from gptlab.data.tokenizers.config import BPEConfig, GPT2Config
+from gptlab.data.tokenizers.tokenizer import build_tokenizer
 
 N_TOKENS = 1_000_000
 SHAPES = ((12, 64), (12, 256), (64, 256), (12, 1024))
@@ -76,7 +78,7 @@ def _is_view(view: SlidingWindows, tokens: np.ndarray) -> bool:
     return np.shares_memory(view._windows, tokens)
 
 
-def tokenising(folder: Path, rounds: int, megabytes: int) -> None:
+def tokenizing(folder: Path, rounds: int, megabytes: int) -> None:
     texts = [text for _, text in open_corpus(StdlibConfig()).documents()]
     corpus = folder / "corpus"
     documents: list[str] = []
@@ -89,11 +91,11 @@ def tokenising(folder: Path, rounds: int, megabytes: int) -> None:
             documents.append(text)
             n_bytes += len(text.encode())
     try:
-        tokenizer = build_tokenizer(Gpt2Config(), lambda: iter(()))
-        config: Gpt2Config | BpeConfig = Gpt2Config()
+        tokenizer = build_tokenizer(GPT2Config(), lambda: iter(()))
+        config: GPT2Config | BPEConfig = GPT2Config()
         print(f"\ntokenizer: gpt2; {len(documents):,} documents, {n_bytes / 1e6:.1f} MB")
     except ValueError:
-        config = BpeConfig(vocab_size=16_384)
+        config = BPEConfig(vocab_size=16_384)
         tokenizer = build_tokenizer(config, lambda: iter(texts))
         print(f"\ntokenizer: bpe of {tokenizer.vocab_size:,} words, trained here (gpt2 is not obtainable)")
         print(f"{len(documents):,} documents, {n_bytes / 1e6:.1f} MB")
@@ -102,7 +104,7 @@ def tokenising(folder: Path, rounds: int, megabytes: int) -> None:
     words = {word: rank for rank, word in enumerate(tokenizer._words)}
     encoding = (
         tiktoken.get_encoding("gpt2")
-        if isinstance(config, Gpt2Config)
+        if isinstance(config, GPT2Config)
         else tiktoken.Encoding("bpe", pat_str=r50k_pat_str, mergeable_ranks=words, special_tokens={})
     )
 
@@ -115,7 +117,7 @@ def tokenising(folder: Path, rounds: int, megabytes: int) -> None:
         data = TextConfig(path=str(corpus), cache_dir=str(cache), n_processes=n_processes, split=Split.document)
         return seconds(lambda: prepare(data, config, progress=False))
 
-    if isinstance(config, BpeConfig):
+    if isinstance(config, BPEConfig):
         print("(the figures of prepare include training the bpe)")
     runs = {"tiktoken": tiktoken_alone, "one": lambda: ours(1), "two": lambda: ours(2)}
     taken: dict[str, list[float]] = {name: [] for name in runs}
@@ -139,7 +141,7 @@ def main() -> None:
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         windows(Path(folder), words.rounds)
-        tokenising(Path(folder), words.rounds, words.megabytes)
+        tokenizing(Path(folder), words.rounds, words.megabytes)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ if __name__ == "__main__":
             setattr(os, moment, counted(getattr(os, moment)))
         elif moment == "write":
             import safetensors.torch
-            from gptlab.training import checkpoint
+            from gptlab.runs import checkpoint
             checkpoint._Writer.write = counted(checkpoint._Writer.write)
             safetensors.torch.save_file = counted(safetensors.torch.save_file)
         elif moment:
@@ -58,7 +58,7 @@ if __name__ == "__main__":
                     ).start()
                 return step(*args)
             LanguageModule.training_step = first
-    from gptlab.commands.train import main  # not by its path: the other ranks are started as this program was
+    from gptlab.cli.train import main  # not by its path: the other ranks are started as this program was
     sys.exit(main())
 """
 

@@ -29,16 +29,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all of them: as `gptl
 
 import torch
 
-from gptlab import compose
+from gptlab import composition
 from gptlab.data.prepare import prepare as prepare_data
 from gptlab.generation.config import Precision
 from gptlab.generation.decode import decode
+from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.precision import prepare
-from gptlab.generation.reader import Reader
 from gptlab.generation.sampling import Sampling
 from gptlab.models.build import shape_model
-from gptlab.models.config import DecoderConfig
-from gptlab.training.trained import load_model
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.runs.load import load_model
 
 WORDS, CONTEXT = 50_257, 1024
 PROMPTS = (16, 512)
@@ -111,7 +111,7 @@ def gptlab(precision: Precision) -> Contender:
         prompt = prompt_of(n_prompt)
         times = [time.perf_counter()]
         with torch.no_grad():
-            reader = Reader(model, [prompt], n_more=n_tokens)
+            reader = DecodingState(model, [prompt], n_more=n_tokens)
             for _ in decode(reader, n_tokens, Sampling(temperature=0.0)):
                 times.append(time.perf_counter())
         return between(times)
@@ -215,7 +215,7 @@ def perplexity(run: str, text: Path | None) -> None:
 def held_out(run: str) -> list[int]:
     """The first tokens of a run's validation split, as training prepared them."""
     file = Path(run) / "config.yaml"
-    config = compose.load(file) if file.is_file() else None
+    config = composition.load(file) if file.is_file() else None
     if config is None or not Path(run, "metrics.csv").is_file():
         raise ValueError(f"--run {run} is no folder that a run left, so nothing is held out; add --text FILE")
     split = prepare_data(config.data, config.tokenizer, progress=False).val

@@ -30,16 +30,17 @@ TEXT = "".join(f"{i} bottles on the wall, {i * i % 97} of them green. " for i in
 
 def setting(folder: Path, steps: int):
     from gptlab.config import RunConfig
-    from gptlab.data.config import ByteConfig, TextConfig
-    from gptlab.models.config import DecoderConfig
-    from gptlab.training.config import AdamWConfig, CallbacksConfig, ScheduleConfig, Shape, TrainerConfig
+    from gptlab.data.sources.config import TextConfig
+    from gptlab.data.tokenizers.config import ByteConfig
+    from gptlab.models.decoder.config import DecoderConfig
+    from gptlab.training.config import AdamWConfig, CallbacksConfig, TrainerConfig
 
     return RunConfig(
         model=DecoderConfig(n_layer=2, n_head=4, d_model=64, context_length=32),
         data=TextConfig(path=str(folder / "text.txt"), val_fraction=0.0, cache_dir=str(folder / "cache")),
         tokenizer=ByteConfig(),
         optimizer=AdamWConfig(lr=1e-3),
-        schedule=ScheduleConfig(shape=Shape.constant),
+        schedule=ConstantConfig(),
         trainer=TrainerConfig(accelerator="cpu", devices=1, enable_model_summary=False),
         callbacks=CallbacksConfig(sample=None, plot=False),
         batch_tokens=256,
@@ -55,11 +56,11 @@ class Contenders:
     def __init__(self, folder: Path, steps: int):
         import torch
 
+        from gptlab.data.examples.windows import SlidingWindows
         from gptlab.data.prepare import prepare
-        from gptlab.data.windows import SlidingWindows
+        from gptlab.distributed.devices import keep_freed_memory
         from gptlab.objectives.build import build_objective
         from gptlab.training.datamodule import Steps, TrainBatches
-        from gptlab.training.devices import keep_freed_memory
 
         keep_freed_memory()  # for all of them
         (folder / "text.txt").write_text(TEXT)
@@ -81,7 +82,7 @@ class Contenders:
     def optimizer(self, model):
         import torch
 
-        from gptlab.training.optim import build_optimizer
+        from gptlab.training.optimizers import build_optimizer
 
         return build_optimizer(model.named_parameters(), self.config.optimizer, device=torch.device("cpu"))
 
@@ -139,7 +140,7 @@ class Contenders:
     def gptlab(self) -> float:
         import shutil
 
-        from gptlab.training.run import train
+        from gptlab.training.loop import train
 
         clock = _clock()
         shutil.rmtree(self.folder / "run", ignore_errors=True)

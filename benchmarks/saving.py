@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
+from gptlab.distributed.devices import keep_freed_memory
 from gptlab.models.build import build_model
-from gptlab.models.config import DecoderConfig
-from gptlab.training import checkpoint
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.runs import checkpoint
+from gptlab.runs.writer import CheckpointWriter, Save
 from gptlab.training.config import AdamWConfig
-from gptlab.training.devices import keep_freed_memory
-from gptlab.training.optim import build_optimizer
-from gptlab.training.saving import Save, Saver
+from gptlab.training.optimizers import build_optimizer
 
 SHAPES = {"gpt124m": (12, 12, 768, 1024, 50_257), "gpt30m": (6, 6, 384, 256, 50_257)}
 
@@ -58,7 +58,9 @@ def main() -> None:
                     seconds = time.perf_counter() - started
                     del copies
                 else:
-                    saver = Saver(asynchronous=name != "save", keep_last=1, rank=0, world_size=1, timeout_seconds=600)
+                    saver = CheckpointWriter(
+                        asynchronous=name != "save", keep_last=1, rank=0, world_size=1, timeout_seconds=600
+                    )
                     saver.save(Save(Path(folder) / f"step_{turn:08d}.ckpt", state(), None, ["last"]))
                     seconds = time.perf_counter() - started
                     saver.wait()

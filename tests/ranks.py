@@ -50,7 +50,7 @@ def carry_out(jobs: list[dict], n_ranks: int, folder: Path, *, timeout: float = 
 
 def take_back(run: Path, target: Path, step: int) -> None:
     """Copy a run as it was when it had just saved that step."""
-    from gptlab.training import checkpoint
+    from gptlab.runs import checkpoint
 
     shutil.copytree(run, target, symlinks=True)
     kept = target / "checkpoints"
@@ -65,11 +65,13 @@ def take_back(run: Path, target: Path, step: int) -> None:
 def one(job: dict) -> None:
     """Train the small run in `job["folder"]`."""
     from lightning.pytorch.callbacks import Callback
-    from runs import of_objective, small_run
+    from small_runs import of_objective, small_run
 
-    from gptlab.data.config import TextConfig
+    from gptlab.data.sources.config import TextConfig
+    from gptlab.distributed.config import Recompute, Sharding, StrategyConfig
     from gptlab.models.config import model_from_plain
-    from gptlab.training import amendments
+    from gptlab.runs import amendments
+    from gptlab.runs.folder import RunFolder
     from gptlab.training.config import (
         AdamWConfig,
         CallbacksConfig,
@@ -77,15 +79,11 @@ def one(job: dict) -> None:
         FinetuneConfig,
         Finetuning,
         MuonConfig,
-        Recompute,
-        Sharding,
         SpikeAction,
         SpikeConfig,
-        StrategyConfig,
         TrainerConfig,
     )
-    from gptlab.training.folder import RunFolder
-    from gptlab.training.run import train
+    from gptlab.training.loop import train
 
     words = dict(job.get("strategy", {}))
     if "name" in words:
@@ -117,7 +115,7 @@ def one(job: dict) -> None:
     train(
         small_run(
             Path(job["folder"]),
-            optimizer=optimizer(lr=1e-2, clip_norm=0.3),
+            optimizer=optimizer(lr=1e-2, grad_clip=0.3),
             strategy=StrategyConfig(**words),
             trainer=TrainerConfig(
                 accelerator="cpu",
@@ -141,10 +139,10 @@ def _fsdp_groups(model):
 
 
 def _bytes_callback(folder: Path):
-    """Writes down what tensors this rank holds: before backward, before the optimiser's step, and after it."""
+    """Writes down what tensors this rank holds: before backward, before the optimizer's step, and after it."""
     from lightning.pytorch.callbacks import Callback
 
-    from gptlab.training.shards import local
+    from gptlab.distributed.sharded_tensors import local
 
     def size(tensors) -> int:
         return sum(local(t).numel() * t.element_size() for t in tensors if t is not None)

@@ -8,33 +8,27 @@ from torch.utils.flop_counter import FlopCounterMode
 import gptlab.nn.loss as loss
 import gptlab.nn.moe as moe
 from gptlab import costs
+from gptlab.distributed.config import Layout, Sharding, StrategyConfig
 from gptlab.models.build import build_model, shape_model
-from gptlab.models.config import (
-    AttentionPattern,
-    DecoderConfig,
-    EncoderConfig,
-    EncoderDecoderConfig,
-    Feedforward,
-    Heads,
-    Norm,
-    NormPlacement,
-    Position,
-)
+from gptlab.models.config import Feedforward
+from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position
+from gptlab.models.encoder.config import EncoderConfig, Heads
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.nn.attention import Attention
-from gptlab.training.config import FinetuneConfig, Finetuning, Layout, Sharding, StrategyConfig
+from gptlab.training.config import FinetuneConfig, Finetuning
 from gptlab.training.finetune import prepare_finetuning
 
 SMALL = {"n_layer": 3, "n_head": 4, "d_model": 32, "context_length": 16}
 CONFIGS = [
     DecoderConfig(**SMALL),
-    DecoderConfig(**SMALL, bias=False, tied_head=False),
-    DecoderConfig(**SMALL, qkv_bias=False, tied_head=False, position=Position.none),
+    DecoderConfig(**SMALL, bias=False, tie_embeddings=False),
+    DecoderConfig(**SMALL, qkv_bias=False, tie_embeddings=False, position=Position.none),
     DecoderConfig(**SMALL, bias=False, qkv_bias=True, d_head=6, d_ff=50, feedforward=Feedforward.relu2),
     DecoderConfig(**SMALL, n_kv_head=2, norm=Norm.rmsnorm, position=Position.rotary, feedforward=Feedforward.swiglu),
     DecoderConfig(**SMALL, n_kv_head=1, norm=Norm.rmsnorm, bias=False, qk_norm=True, feedforward=Feedforward.swiglu),
     DecoderConfig(**SMALL, norm_placement=NormPlacement.post),
     DecoderConfig(**SMALL, attention_pattern=AttentionPattern.alternating, attention_window=4),
-    DecoderConfig(**SMALL, n_expert=5, n_expert_active=3),
+    DecoderConfig(**SMALL, n_expert=5, n_expert_per_token=3),
     DecoderConfig(**SMALL, n_expert=4, n_shared_expert=2, bias=False, feedforward=Feedforward.swiglu),
 ]
 GPT2 = {"context_length": 1024}
@@ -44,7 +38,7 @@ PUBLISHED = {
     "gpt2-large": (DecoderConfig(n_layer=36, d_model=1280, n_head=20, **GPT2), 774_030_080),
     "gpt2-xl": (DecoderConfig(n_layer=48, d_model=1600, n_head=25, **GPT2), 1_557_611_200),
     "verdict": (
-        DecoderConfig(n_layer=12, d_model=768, n_head=12, context_length=256, tied_head=False, qkv_bias=False),
+        DecoderConfig(n_layer=12, d_model=768, n_head=12, context_length=256, tie_embeddings=False, qkv_bias=False),
         162_419_712,
     ),
 }
@@ -69,7 +63,7 @@ def test_parameter_counts_equal_the_built_models(config):
         "trained": count(model.parameters()),
     }
     if config.n_expert is not None:
-        idle = 1 - config.n_expert_active / config.n_expert
+        idle = 1 - config.n_expert_per_token / config.n_expert
         built["active"] -= round(idle * sum(count(block.ffn.experts.parameters()) for block in model.blocks))
     assert counts == built
 
@@ -86,7 +80,9 @@ def test_an_encoders_parts(heads):
 
 
 @pytest.mark.parametrize("feedforward", Feedforward)
-@pytest.mark.parametrize("options", [{}, {"n_decoder_layer": 1, "tied_head": False, "d_head": 5, "d_ff": 50}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"n_decoder_layer": 1, "tie_embeddings": False, "d_head": 5, "d_ff": 50}], ids=str
+)
 def test_an_encoder_decoders_parts(options, feedforward):
     config = EncoderDecoderConfig(**SMALL, **options, feedforward=feedforward)
     model, counts = shape_model(config, 40), costs.parameter_counts(config, 40)
@@ -101,18 +97,20 @@ OTHERS = [
     EncoderConfig(**SMALL, d_head=6, d_ff=50),
     EncoderConfig(**SMALL, heads=Heads.masked_lm),
     EncoderDecoderConfig(**SMALL, n_decoder_layer=2, d_head=5, d_ff=50),
-    EncoderDecoderConfig(**SMALL, tied_head=False, feedforward=Feedforward.geglu),
+    EncoderDecoderConfig(**SMALL, tie_embeddings=False, feedforward=Feedforward.geglu),
 ]
 TUNED = [
     FinetuneConfig(),
-    FinetuneConfig(mode=Finetuning.last, n_block=2),
+    FinetuneConfig(mode=Finetuning.last_layers, n_layer=2),
     FinetuneConfig(mode=Finetuning.lora, rank=3),
     FinetuneConfig(mode=Finetuning.lora, rank=2, layers=["attn.k", "attn.out"]),
 ]
 CROSSED = FinetuneConfig(mode=Finetuning.lora, rank=2, layers=["cross.v", "cross.out"])
 
 
-@pytest.mark.parametrize("finetune", TUNED, ids=lambda finetune: f"{finetune.mode.value}-{','.join(finetune.layers)}")
+@pytest.mark.parametrize(
+    "finetune", TUNED, ids=lambda finetune: f"{finetune.mode.value}-{','.join(finetune.target_modules)}"
+)
 @pytest.mark.parametrize("config", CONFIGS + OTHERS, ids=range(len(CONFIGS + OTHERS)))
 def test_trained_parameters_and_their_memory_are_the_built_models(config, finetune):
     model = shape_model(config, 40)
@@ -167,14 +165,14 @@ def test_flops_of_an_encoder(heads, n_scored):
     config = EncoderConfig(**SMALL, d_head=6, d_ff=50, heads=heads)
     model = shape_model(config, 40)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        hidden = model.hidden(torch.zeros((2, 16), dtype=torch.int64, device="meta"))
+        hidden = model.hidden_states(torch.zeros((2, 16), dtype=torch.int64, device="meta"))
         if heads is not Heads.none:
-            model.output.logits(model.transformed(hidden[:, :n_scored]))
+            model.head.logits(model.transformed(hidden[:, :n_scored]))
         if heads is not Heads.masked_lm:
             pooled = model.pooled(hidden)
         if heads is Heads.pretraining:
             model.next_sentence(pooled)
-    flops = costs.flops_per_token(config, 40, 16, head_share=n_scored / 16)["per_token_exact"]
+    flops = costs.flops_per_token(config, 40, 16, scored_fraction=n_scored / 16)["per_token_exact"]
     assert 2 * 16 * flops == pytest.approx(3 * counter.get_total_flops(), rel=1e-12)
 
 
@@ -196,7 +194,9 @@ def test_flops_of_an_encoder_decoder(config, n_target):
         costs.flops_per_token(DecoderConfig(**SMALL), 40, 16, target_length=4)
 
 
-@pytest.mark.parametrize("finetune", TUNED, ids=lambda finetune: f"{finetune.mode.value}-{','.join(finetune.layers)}")
+@pytest.mark.parametrize(
+    "finetune", TUNED, ids=lambda finetune: f"{finetune.mode.value}-{','.join(finetune.target_modules)}"
+)
 @pytest.mark.parametrize("config", CONFIGS + OTHERS, ids=range(len(CONFIGS + OTHERS)))
 def test_flops_of_frozen_weights_equal_a_count_of_both_passes(config, finetune, monkeypatch):
     monkeypatch.setattr(moe, "runs_grouped", lambda x, weight: False)  # the counter knows the loop's products
@@ -206,11 +206,11 @@ def test_flops_of_frozen_weights_equal_a_count_of_both_passes(config, finetune, 
         if "lora_up" in name:
             torch.nn.init.ones_(parameter)
     blocks = model.decoder.blocks if hasattr(model, "decoder") else model.blocks
-    first = len(blocks) - finetune.n_block if finetune.mode is Finetuning.last else 0
+    first = len(blocks) - finetune.n_layer if finetune.mode is Finetuning.last_layers else 0
     entries, ungraded = [blocks[first]], 0
     if hasattr(model, "encoder"):
-        if finetune.mode is Finetuning.last:  # what its keys and values are made of has none
-            ungraded = finetune.n_block * (blocks[0].cross.k.weight.numel() + blocks[0].cross.v.weight.numel())
+        if finetune.mode is Finetuning.last_layers:  # what its keys and values are made of has none
+            ungraded = finetune.n_layer * (blocks[0].cross.k.weight.numel() + blocks[0].cross.v.weight.numel())
         else:
             entries.append(model.encoder.blocks[0])
     for block in entries:  # what the first trained block reads has gradients
@@ -219,8 +219,8 @@ def test_flops_of_frozen_weights_equal_a_count_of_both_passes(config, finetune, 
     beside = {"source": tokens} if hasattr(model, "encoder") else {}
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         if isinstance(config, EncoderConfig):
-            hidden = model.hidden(tokens)
-            loss = model.output.logits(model.transformed(hidden)).sum()
+            hidden = model.hidden_states(tokens)
+            loss = model.head.logits(model.transformed(hidden)).sum()
             if config.heads is Heads.pretraining:
                 loss = loss + model.next_sentence(model.pooled(hidden)).sum()
             loss.backward()
@@ -250,12 +250,12 @@ def test_six_n_of_an_encoder_weighs_its_heads():
     blocks = count(model.blocks.parameters()) + count(model.emb_norm.parameters())
     words = count(model.mlm.parameters()) + count(model.tok_emb.parameters())
     text = count(model.pooler.parameters()) + count(model.nsp.parameters())
-    flops = costs.flops_per_token(config, 40, 16, head_share=0.25)["per_token_6n"]
+    flops = costs.flops_per_token(config, 40, 16, scored_fraction=0.25)["per_token_6n"]
     assert flops == pytest.approx(6 * (blocks + words / 4 + text / 16), rel=1e-12)
 
 
 def test_six_n_leaves_out_what_is_only_looked_up():
-    tied, untied = (DecoderConfig(**SMALL, tied_head=tied) for tied in (True, False))
+    tied, untied = (DecoderConfig(**SMALL, tie_embeddings=tied) for tied in (True, False))
     flops = [costs.flops_per_token(config, 40, 16)["per_token_6n"] for config in (tied, untied)]
     assert flops[0] == flops[1] == 6 * (costs.parameter_counts(tied, 40)["total"] - 16 * 32)
 
@@ -266,14 +266,14 @@ def test_six_n_leaves_out_what_is_only_looked_up():
         *({"feedforward": value} for value in Feedforward),
         {"norm_placement": NormPlacement.post},
         *({"n_expert": 4, "feedforward": value} for value in Feedforward),
-        {"n_expert": 4, "n_expert_active": 3, "capacity_factor": 1.25, "n_shared_expert": 1},
+        {"n_expert": 4, "n_expert_per_token": 3, "capacity_factor": 1.25, "n_shared_expert": 1},
     ],
     ids=str,
 )
 def test_activations_are_what_autograd_keeps(option):
     config = DecoderConfig(**SMALL, **option, bias=False)
     model = build_model(config, 40, seed=0)
-    measured = kept_bytes(model, lambda: model.hidden(torch.zeros((8, 16), dtype=torch.int64)))
+    measured = kept_bytes(model, lambda: model.hidden_states(torch.zeros((8, 16), dtype=torch.int64)))
     assert activations(config) == pytest.approx(measured, rel=0.05)
 
 
@@ -283,10 +283,10 @@ def test_activations_of_an_encoder(heads):
     model = build_model(config, 40, seed=0)
 
     def forward():
-        hidden = model.hidden(torch.zeros((8, 16), dtype=torch.int64))
+        hidden = model.hidden_states(torch.zeros((8, 16), dtype=torch.int64))
         return hidden if heads is Heads.none else torch.cat([hidden[:, :4], model.transformed(hidden[:, :4])], 1)
 
-    assert activations(config, head_share=4 / 16) == pytest.approx(kept_bytes(model, forward), rel=0.05)
+    assert activations(config, scored_fraction=4 / 16) == pytest.approx(kept_bytes(model, forward), rel=0.05)
 
 
 @pytest.mark.parametrize("feedforward", [Feedforward.relu, Feedforward.geglu])
@@ -294,17 +294,17 @@ def test_activations_of_an_encoder_decoder(feedforward):
     config = EncoderDecoderConfig(**SMALL, n_decoder_layer=2, feedforward=feedforward)
     model = build_model(config, 40, seed=0)
     source, targets = (torch.zeros((8, n), dtype=torch.int64) for n in (16, 10))
-    measured = kept_bytes(model, lambda: model.hidden(targets, source=source))
+    measured = kept_bytes(model, lambda: model.hidden_states(targets, source=source))
     # A fused kernel keeps neither a norm's output before its gain nor the weights of attention.
     measured -= 4 * 8 * (7 * 16 + 7 * 10) * 32 + 4 * 8 * 4 * (3 * 16 * 16 + 2 * 10 * 10)
     assert activations(config, target_length=10) == pytest.approx(measured, rel=0.05)
 
 
 def test_frozen_blocks_keep_nothing():
-    config, finetune = DecoderConfig(**SMALL), FinetuneConfig(mode=Finetuning.last, n_block=1)
+    config, finetune = DecoderConfig(**SMALL), FinetuneConfig(mode=Finetuning.last_layers, n_layer=1)
     model = build_model(config, 40, seed=0)
     prepare_finetuning(model, finetune, config)
-    measured = kept_bytes(model, lambda: model.hidden(torch.zeros((8, 16), dtype=torch.int64)))
+    measured = kept_bytes(model, lambda: model.hidden_states(torch.zeros((8, 16), dtype=torch.int64)))
     assert activations(config, finetune=finetune) == pytest.approx(measured, rel=0.05)
 
 

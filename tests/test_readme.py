@@ -14,12 +14,12 @@ import pytest
 import torch
 from test_floors import FLOOR
 
-from gptlab import compose
-from gptlab.config import PLACE, RunConfig
+from gptlab import composition
+from gptlab.config import NOT_IN_RUN_ID, RunConfig
 from gptlab.data.config import SOURCES, TOKENIZERS
-from gptlab.data.tokenizer import load_tokenizer
+from gptlab.data.tokenizers.tokenizer import load_tokenizer
 from gptlab.objectives.config import OBJECTIVES
-from gptlab.training import checkpoint
+from gptlab.runs import checkpoint
 from gptlab.training.config import OWNED, trainer_words
 
 ROOT = Path(__file__).parents[1]
@@ -141,7 +141,7 @@ def test_refusals_are_quoted_as_they_are(monkeypatch, capsys):
     assert shown
     for words, answer in shown:
         monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(words)])
-        assert compose.run(lambda config: pytest.fail("the run started")) == 2
+        assert composition.run(lambda config: pytest.fail("the run started")) == 2
         assert capsys.readouterr().err.strip() == answer
 
 
@@ -166,9 +166,9 @@ def test_the_drawn_house_is_the_tested_one():
 def test_every_word_is_documented():
     page = (ROOT / "docs" / "configuration.md").read_text()
     said = set(re.findall(r"`([^`\n]+)`", page))
-    words = {f.name for f in fields(RunConfig)} | set(PLACE)
+    words = {f.name for f in fields(RunConfig)} | set(NOT_IN_RUN_ID)
     words |= {f"trainer.{name}" for name in [*trainer_words(), *OWNED]}
-    presets = {name for names in compose.groups().values() for name in names}
+    presets = {name for names in composition.groups().values() for name in names}
     assert not (words | presets) - said
 
 

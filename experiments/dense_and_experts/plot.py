@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gptlab.training.folder import read_metrics
+from gptlab.runs.folder import read_metrics
 
 N_EXPERT = 8
 SPAN = 25  # steps over which a curve is averaged
@@ -25,14 +25,14 @@ def main(runs: list[str]) -> None:
         losses.plot(*averaged(rows, "train/loss"), color=color, linewidth=1.2, alpha=0.7)
         tokens, values = series(rows, "val/loss")
         losses.plot(tokens, values, "o", color=color, label=f"{run.name} (last val/loss {values[-1]:.4f})")
-        tokens, values = averaged(rows, "train/busiest_expert")
+        tokens, values = averaged(rows, "train/max_expert_load")
         if values:
             shares.plot(tokens, values, color=color, label=f"{run.name} (last {values[-1]:.3f})")
     losses.set_ylabel("loss (nats per token)")
     losses.set_title(f"Training loss, mean of {SPAN} steps, and validation loss")
     losses.set_ylim(top=6)
-    shares.axhline(1 / N_EXPERT, color="grey", linestyle=":", label="even")
-    shares.axhline(1.5 / N_EXPERT, color="grey", linestyle="--", label="1.5 times even")
+    shares.axhline(1 / N_EXPERT, color="gray", linestyle=":", label="even")
+    shares.axhline(1.5 / N_EXPERT, color="gray", linestyle="--", label="1.5 times even")
     shares.set_ylabel("share of the busiest expert")
     shares.set_xlabel("tokens seen")
     shares.set_ylim(0, 0.55)

@@ -18,10 +18,10 @@ PARTS = {
     "last": lambda word: word[-1],
 }
 CASES = {"small": str.lower, "capital": str.upper}
-MARKS = {"plain": "", "marked": "!"}
+N_SPECIAL = {"plain": "", "marked": "!"}
 RULES = {
-    "_".join(names): lambda word, names=names: CASES[names[1]](PARTS[names[0]](word)) + MARKS[names[2]]
-    for names in product(PARTS, CASES, MARKS)
+    "_".join(names): lambda word, names=names: CASES[names[1]](PARTS[names[0]](word)) + N_SPECIAL[names[2]]
+    for names in product(PARTS, CASES, N_SPECIAL)
 }
 N_EPISODES = 60_000
 N_LINES = 9  # of an episode

@@ -40,7 +40,7 @@ def main(results: list[Path]) -> None:
     axes.plot(places, list(mean.values()), "o-", color="tab:blue", label=f"all {len(accuracy)} rules")
     axes.plot(places, list(forms.values()), "x", color="tab:blue", label="right in case, mark and length")
     axes.plot(places, list(best.values()), "--", color="tab:green", label="the most that the examples allow")
-    axes.axhline(1 / len(RULES), color="grey", linestyle=":", label="chance: one of the rules is guessed")
+    axes.axhline(1 / len(RULES), color="gray", linestyle=":", label="chance: one of the rules is guessed")
     axes.set_xticks(places, shots)
     axes.set_xlabel("examples before the question")
     axes.set_ylabel("exact answers")
@@ -74,7 +74,7 @@ def form(text: str) -> tuple[bool, bool, int]:
 
 
 def best_accuracy(n_shots: int) -> float:
-    """How often the likeliest answer is right if all rules are known and the examples leave out some."""
+    """How often the most likely answer is right if all rules are known and the examples leave out some."""
     draw = random.Random(0)
     _, held_out = words(draw)
     right = 0.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gptlab.training.folder import read_metrics
+from gptlab.runs.folder import read_metrics
 
 MAJORITY = 0.352  # of all rows are of the largest class
 
@@ -34,7 +34,7 @@ def main(settings: list[str]) -> None:
         steps = sorted(curves[0])
         means = [sum(curve[step] for curve in curves) / len(curves) for step in steps]
         axes.plot(steps, means, line, color=color, marker="o", markersize=3, label=f"{label} (last {means[-1]:.3f})")
-    axes.axhline(MAJORITY, color="grey", linestyle=":", label="always the largest class")
+    axes.axhline(MAJORITY, color="gray", linestyle=":", label="always the largest class")
     axes.set_xlabel("steps of 32 functions")
     axes.set_ylabel("validation accuracy")
     axes.grid(alpha=0.25)

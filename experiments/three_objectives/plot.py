@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gptlab.training.folder import read_metrics
+from gptlab.runs.folder import read_metrics
 
 SPAN = 40  # steps over which a curve is averaged
 
@@ -22,7 +22,7 @@ def main(settings: list[str]) -> None:
     for label, run in (setting.split("=", 1) for setting in settings):
         rows = read_metrics(Path(run) / "metrics.csv")
         entropy = json.loads((Path(run) / "summary.json").read_text())["unigram_entropy"]
-        name = "word_loss" if "train/word_loss" in rows[0] else "loss"
+        name = "mlm_loss" if "train/mlm_loss" in rows[0] else "loss"
         losses = [row[f"train/{name}"] for row in rows]
         means = [sum(losses[max(0, i - SPAN + 1) : i + 1]) / min(i + 1, SPAN) - entropy for i in range(len(losses))]
         (line,) = axes.plot([row["tokens"] for row in rows], means, linewidth=1.5)
@@ -30,7 +30,7 @@ def main(settings: list[str]) -> None:
         axes.plot(
             *zip(*told, strict=True), "o", color=line.get_color(), label=f"{label} (validation {told[-1][1]:+.2f})"
         )
-    axes.axhline(0, color="grey", linestyle=":", label="knowing the words' frequencies alone")
+    axes.axhline(0, color="gray", linestyle=":", label="knowing the words' frequencies alone")
     axes.set_xlabel("tokens of text read")
     axes.set_ylabel("loss on words minus unigram entropy (nats)")
     axes.set_ylim(top=1)

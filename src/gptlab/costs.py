@@ -2,26 +2,13 @@
 
 from typing import NamedTuple
 
-from gptlab.models.config import (
-    DecoderConfig,
-    EncoderConfig,
-    EncoderDecoderConfig,
-    Feedforward,
-    Heads,
-    ModelConfig,
-    Norm,
-    NormPlacement,
-    Position,
-)
-from gptlab.training.config import (
-    SHARDED,
-    FinetuneConfig,
-    Finetuning,
-    Layout,
-    Recompute,
-    Sharding,
-    StrategyConfig,
-)
+from gptlab.distributed.config import SHARDED, Layout, Recompute, Sharding, StrategyConfig
+from gptlab.errors import UserError
+from gptlab.models.config import Feedforward, ModelConfig
+from gptlab.models.decoder.config import DecoderConfig, Norm, NormPlacement, Position
+from gptlab.models.encoder.config import EncoderConfig, Heads
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
+from gptlab.training.config import FinetuneConfig, Finetuning
 
 LOGITS_CHUNK = 2**27  # at most so many logits exist at a time on a GPU (nn/loss.py)
 
@@ -45,16 +32,16 @@ def parameter_counts(
     so is a head for `n_class` classes.
     """
     parts, finetune = PARTS[type(config)](config, vocab_size), finetune or FinetuneConfig()
-    if finetune.mode is Finetuning.lora:
+    if finetune.type is Finetuning.lora:
         parts["adapter"] = _adapters(config, finetune)
     if n_class is not None:
         parts["classes"] = (config.d_model + 1) * n_class
     total = sum(parts.values())
-    match finetune.mode:
+    match finetune.type:
         case Finetuning.full:
             trained = total
-        case Finetuning.last:
-            trained = _last_parts(config, parts, finetune.n_block) + parts.get("classes", 0)
+        case Finetuning.last_layers:
+            trained = _last_parts(config, parts, finetune.n_layer) + parts.get("classes", 0)
         case Finetuning.lora:
             trained = parts["adapter"] + parts.get("classes", 0)
     return parts | {"total": total, "active": total - _idle(config), "trained": trained}
@@ -75,7 +62,7 @@ def _decoder_parts(c: DecoderConfig, vocab_size: int) -> dict[str, int]:
         "attention": c.n_layer * attention,
         "feedforward": c.n_layer * feedforward,
         "norm": _n_norms(c) * norm,
-        "head": 0 if c.tied_head else vocab_size * c.d_model,
+        "head": 0 if c.tie_embeddings else vocab_size * c.d_model,
     }
 
 
@@ -97,11 +84,11 @@ def _encoder_decoder_parts(c: EncoderDecoderConfig, vocab_size: int) -> dict[str
     n_encoder, n_decoder = c.n_layer, c.decoder_layers
     return {
         "embedding": vocab_size * c.d_model,
-        "position": 2 * c.n_position_bucket * c.n_head,
+        "position": 2 * c.relative_attention_num_buckets * c.n_head,
         "attention": (n_encoder + 2 * n_decoder) * 4 * c.d_model * c.n_head * c.head_width,
         "feedforward": (n_encoder + n_decoder) * _feedforward(c, c.ff_width, 0),
         "norm": (2 * n_encoder + 3 * n_decoder + 2) * c.d_model,
-        "head": 0 if c.tied_head else vocab_size * c.d_model,
+        "head": 0 if c.tie_embeddings else vocab_size * c.d_model,
     }
 
 
@@ -119,26 +106,26 @@ def _feedforward(c: ModelConfig, width: int, bias: int) -> int:
 
 
 def _adapters(c: ModelConfig, finetune: FinetuneConfig) -> int:
-    sizes = c.linear_layers()
-    return finetune.rank * sum((n_in + n_out) * n for n_in, n_out, n in map(sizes.__getitem__, finetune.layers))
+    sizes = _linear_layers(c)
+    return finetune.rank * sum((n_in + n_out) * n for n_in, n_out, n in map(sizes.__getitem__, finetune.target_modules))
 
 
-def _last_parts(c: ModelConfig, parts: dict[str, int], n_block: int) -> int:
+def _last_parts(c: ModelConfig, parts: dict[str, int], n_layer: int) -> int:
     """Count the parameters of the last blocks and of what comes after them, the table of words left out."""
     if isinstance(c, EncoderDecoderConfig):
         block = 8 * c.d_model * c.n_head * c.head_width + _feedforward(c, c.ff_width, 0) + 3 * c.d_model
-        return n_block * block + c.d_model + parts["head"]
+        return n_layer * block + c.d_model + parts["head"]
     norm = parts["norm"] // _n_norms(c)
     block = (parts["attention"] + parts["feedforward"]) // c.n_layer + 2 * norm
     n_after = 0 if isinstance(c, EncoderConfig) else _n_norms(c) - 2 * c.n_layer
-    return n_block * block + n_after * norm + parts.get("pooler", 0) + parts["head"]
+    return n_layer * block + n_after * norm + parts.get("pooler", 0) + parts["head"]
 
 
 def _idle(c: ModelConfig) -> int:
     """Count the parameters of experts that a token does not see."""
     if c.n_expert is None:
         return 0
-    return c.n_layer * (c.n_expert - c.n_expert_active) * _feedforward(c, c.ff_width, int(c.bias))
+    return c.n_layer * (c.n_expert - c.n_expert_per_token) * _feedforward(c, c.ff_width, int(c.bias))
 
 
 def flops_per_token(
@@ -147,7 +134,7 @@ def flops_per_token(
     context_length: int,
     *,
     target_length: int | None = None,
-    head_share: float = 1.0,
+    scored_fraction: float = 1.0,
     finetune: FinetuneConfig | None = None,
 ) -> dict[str, float]:
     """Floating-point operations of training on one token, a multiply-add being two.
@@ -155,7 +142,7 @@ def flops_per_token(
     Those of the forward pass, as many for the gradients of what it reads, and as many for those of its weights.
 
     A window is `context_length` tokens, and of an encoder-decoder, whose tokens are those of its encoder,
-    `target_length` beside them that its decoder reads (None: as many). Of the positions before the head `head_share`
+    `target_length` beside them that its decoder reads (None: as many). Of the positions before the head `scored_fraction`
     are scored.
 
     `per_token_6n` is 6 N, where N leaves out tables that are only looked up (arXiv:2001.08361, section 2.1, with the
@@ -166,9 +153,9 @@ def flops_per_token(
     trained one no backward pass; it counts as if what it reads had some. `per_token_6n` is as if all were trained.
     """
     if target_length is not None and not isinstance(config, EncoderDecoderConfig):
-        raise ValueError(f"target_length={target_length} is of an encoder-decoder; leave it out")
+        raise UserError(f"target_length={target_length} is of an encoder-decoder; leave it out")
     targets = (target_length or context_length) / context_length
-    seen, products = PRODUCTS[type(config)](config, vocab_size, context_length, targets, head_share)
+    seen, products = PRODUCTS[type(config)](config, vocab_size, context_length, targets, scored_fraction)
     return {"per_token_6n": 6 * seen, "per_token_exact": 2 * _trained_products(config, products, finetune, targets)}
 
 
@@ -184,13 +171,13 @@ def _trained_products(c: ModelConfig, p: _Products, finetune: FinetuneConfig | N
     """Multiply-adds of both passes."""
     finetune = finetune or FinetuneConfig()
     blocks = sum(matrices + scores for _, matrices, scores in p.stacks)
-    match finetune.mode:
+    match finetune.type:
         case Finetuning.full:
             return 3 * (blocks + p.words + p.other)
-        case Finetuning.last:
-            n_block, matrices, scores = p.stacks[-1]
-            trained = finetune.n_block / n_block * (matrices + scores)
-            frozen_words = isinstance(c, EncoderConfig) or c.tied_head  # the table of words is
+        case Finetuning.last_layers:
+            n_layer, matrices, scores = p.stacks[-1]
+            trained = finetune.n_layer / n_layer * (matrices + scores)
+            frozen_words = isinstance(c, EncoderConfig) or c.tie_embeddings  # the table of words is
             return blocks + 2 * trained + (2 if frozen_words else 3) * p.words + 3 * p.other
         case Finetuning.lora:
             reached = p.stacks if _in_encoder(finetune) else p.stacks[-1:]
@@ -200,12 +187,12 @@ def _trained_products(c: ModelConfig, p: _Products, finetune: FinetuneConfig | N
 
 def _in_encoder(finetune: FinetuneConfig) -> bool:
     """Whether the encoder of an encoder-decoder has adapters too."""
-    return any(not name.startswith("cross.") for name in finetune.layers)
+    return any(not name.startswith("cross.") for name in finetune.target_modules)
 
 
 def _adapter_products(c: ModelConfig, finetune: FinetuneConfig, targets: float) -> float:
-    sizes, total = c.linear_layers(), 0.0
-    for name in finetune.layers:
+    sizes, total = _linear_layers(c), 0.0
+    for name in finetune.target_modules:
         n_in, n_out, n = sizes[name]
         if isinstance(c, EncoderDecoderConfig):  # keys and values that the decoder looks at are of the encoder's tokens
             n_encoder = 0 if name.startswith("cross.") else c.n_layer
@@ -219,7 +206,7 @@ def _decoder_products(c: DecoderConfig, vocab_size: int, length: int, _, share: 
     counts, head = parameter_counts(c, vocab_size), c.d_model * vocab_size
     blocks = counts["active"] - counts["position"] - counts["embedding"] - counts["head"]
     scores = 2 * length * c.n_head * c.head_width * c.n_layer
-    stack = (c.n_layer, _hidden_matrices(c, c.n_expert_active), scores)
+    stack = (c.n_layer, _hidden_matrices(c, c.n_expert_per_token), scores)
     return blocks + share * head, _Products([stack], words=share * head)
 
 
@@ -274,18 +261,18 @@ def memory_bytes(
     layout: Layout | None = None,
     finetune: FinetuneConfig | None = None,
     target_length: int | None = None,
-    head_share: float = 1.0,
+    scored_fraction: float = 1.0,
 ) -> dict[str, int]:
     """Estimate the bytes that training takes on one device of those that `layout` arranges.
 
     `gathered` are weights that are divided and for a while whole. Activations are those that fused kernels keep for the
     backward pass, without dropout masks; on a CPU, which has no such kernel for learned biases, an encoder-decoder
-    keeps its attention's weights beside them. `target_length` and `head_share` are those of `flops_per_token`.
+    keeps its attention's weights beside them. `target_length` and `scored_fraction` are those of `flops_per_token`.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"trainer.precision={precision} is unknown here; use one of {', '.join(PRECISIONS)}")
+        raise UserError(f"trainer.precision={precision} is unknown here; use one of {', '.join(PRECISIONS)}")
     if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer={optimizer} is unknown here; use one of {', '.join(OPTIMIZERS)}")
+        raise UserError(f"optimizer={optimizer} is unknown here; use one of {', '.join(OPTIMIZERS)}")
     c, strategy, layout = config, strategy or StrategyConfig(), layout or Layout()
     finetune = finetune or FinetuneConfig()
     weight, copy, activation, stream = PRECISIONS[precision]
@@ -296,13 +283,13 @@ def memory_bytes(
     n_moments = 2 * n_trained - (matrices // layout.tensor if optimizer == "muon" else 0)  # of a matrix it keeps one
 
     n_gathered = 0
-    if strategy.name is Sharding.zero2:
+    if strategy.type is Sharding.zero2:
         n_gathered = n_parameters
-    elif strategy.name in SHARDED:  # what the head and the embeddings need, and two blocks: the next is fetched ahead
+    elif strategy.type in SHARDED:  # what the head and the embeddings need, and two blocks: the next is fetched ahead
         blocks = hidden // layout.tensor + counts.get("adapter", 0)
-        n_gathered = n_parameters - blocks + 2 * blocks // c.linear_layers()["attn.q"][2]
+        n_gathered = n_parameters - blocks + 2 * blocks // _linear_layers(c)["attn.q"][2]
     n_shards = layout.shards
-    n_optimizer_shards = layout.replicas if strategy.name is Sharding.zero1 else n_shards
+    n_optimizer_shards = layout.replicas if strategy.type is Sharding.zero1 else n_shards
 
     targets = context_length if target_length is None else target_length
     n_read = targets if isinstance(c, EncoderDecoderConfig) else context_length  # by the head
@@ -310,8 +297,8 @@ def memory_bytes(
         c, _blocks(c, context_length, targets, finetune), strategy.activation_checkpointing, activation, stream
     )
     if isinstance(c, EncoderConfig) and c.heads is not Heads.none:  # the head's layer, its nonlinearity and its norm
-        activations += head_share * n_read * 4 * c.d_model * activation
-    n_scored = round(micro_batch_size * head_share * n_read)
+        activations += scored_fraction * n_read * 4 * c.d_model * activation
+    n_scored = round(micro_batch_size * scored_fraction * n_read)
     parts = {
         "weights": -(-n_parameters // n_shards) * (weight + copy),
         "gradients": -(-n_trained // n_shards) * weight,
@@ -329,7 +316,7 @@ def memory_bytes(
 class _Blocks(NamedTuple):
     """Blocks that are alike, and what each keeps of a window for the backward pass."""
 
-    n_block: int
+    n_layer: int
     n_token: int
     n_sublayer: int
     products: float  # channels of a token that are products of matrices or attention
@@ -339,7 +326,7 @@ class _Blocks(NamedTuple):
 
 def _blocks(c: ModelConfig, length: int, targets: int, finetune: FinetuneConfig) -> list[_Blocks]:
     """The blocks in which there is something to train, or before which there is."""
-    n_last = finetune.n_block if finetune.mode is Finetuning.last else None
+    n_last = finetune.n_layer if finetune.type is Finetuning.last_layers else None
     products, rest = _kept_channels(c)
     if not isinstance(c, EncoderDecoderConfig):
         return [_Blocks(c.n_layer if n_last is None else n_last, length, 2, products, rest)]
@@ -357,8 +344,8 @@ def _kept_channels(c: ModelConfig) -> tuple[float, float]:
     before = 0 if c.feedforward is Feedforward.relu else gates
     width, copies, answers = c.ff_width, 0, 0
     if c.n_expert is not None:
-        copies = c.n_expert_active * (c.capacity_factor or 1)  # of a token, on their way to experts
-        answers = c.n_expert_active  # the weights' gradients need them
+        copies = c.n_expert_per_token * (c.capacity_factor or 1)  # of a token, on their way to experts
+        answers = c.n_expert_per_token  # the weights' gradients need them
         width = copies * c.ff_width + _shared_width(c)
     # q, k, v, what they mix, and what goes into the nonlinearity
     products = 2 * queries + 2 * keys + before * width + answers * c.d_model
@@ -377,7 +364,7 @@ def _activation_bytes(
         )
         products = b.n_token * (b.products + b.n_sublayer * d) + b.beside
         kept += (
-            b.n_block
+            b.n_layer
             * {
                 Recompute.none: whole[-1],
                 Recompute.full: b.n_token * d * stream,  # its input
@@ -395,13 +382,13 @@ def _n_norms(c: DecoderConfig | EncoderConfig) -> int:
 
 def _trained_matrices(c: ModelConfig, hidden: int, finetune: FinetuneConfig) -> int:
     """Count those weights of the blocks' matrices that are trained, adapters included."""
-    if finetune.mode is Finetuning.lora:
+    if finetune.type is Finetuning.lora:
         return _adapters(c, finetune)
-    if finetune.mode is Finetuning.full:
+    if finetune.type is Finetuning.full:
         return hidden
     if isinstance(c, EncoderDecoderConfig):
-        return finetune.n_block * (8 * c.d_model * c.n_head * c.head_width + _feedforward(c, c.ff_width, 0))
-    return finetune.n_block * hidden // c.n_layer
+        return finetune.n_layer * (8 * c.d_model * c.n_head * c.head_width + _feedforward(c, c.ff_width, 0))
+    return finetune.n_layer * hidden // c.n_layer
 
 
 def _shared_width(c: DecoderConfig) -> int:
@@ -410,8 +397,29 @@ def _shared_width(c: DecoderConfig) -> int:
 
 def _hidden_matrices(c: ModelConfig, n_expert: int | None) -> int:
     """Count the weights of all blocks' matrices, with so many experts in each where there are any."""
-    matrices = sum(n_in * n_out * n for n_in, n_out, n in c.linear_layers().values())
+    matrices = sum(n_in * n_out * n for n_in, n_out, n in _linear_layers(c).values())
     if c.n_expert is None:
         return matrices
     n_matrices = 3 if c.feedforward.gated else 2
     return matrices + c.n_layer * c.d_model * (n_matrices * n_expert * c.ff_width + c.n_expert)  # with the router
+
+
+def _linear_layers(c: ModelConfig) -> dict[str, tuple[int, int, int]]:
+    """The linear layers of the blocks by name: their inputs, their outputs, and how many blocks have one."""
+    heads, keys = c.n_head * c.head_width, c.kv_heads * c.head_width
+    sizes = {"attn.q": (c.d_model, heads), "attn.k": (c.d_model, keys), "attn.v": (c.d_model, keys)}
+    sizes |= {"attn.out": (heads, c.d_model)}
+
+    def feedforward(name: str, width: int) -> dict[str, tuple[int, int]]:
+        into = ("gate", "up") if c.feedforward.gated else ("up",)
+        return {f"{name}.{part}": (c.d_model, width) for part in into} | {f"{name}.down": (width, c.d_model)}
+
+    if c.n_expert is None:
+        sizes |= feedforward("ffn", c.ff_width)
+    elif c.n_shared_expert:
+        sizes |= feedforward("ffn.shared", c.n_shared_expert * c.ff_width)
+    if not isinstance(c, EncoderDecoderConfig):
+        return {name: (*size, c.n_layer) for name, size in sizes.items()}
+    own = {name: (*size, c.n_layer + c.decoder_layers) for name, size in sizes.items()}
+    cross = {name.replace("attn.", "cross."): size for name, size in sizes.items() if name.startswith("attn.")}
+    return own | {name: (*size, c.decoder_layers) for name, size in cross.items()}

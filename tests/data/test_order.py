@@ -30,7 +30,7 @@ def test_epochs_and_seeds_differ():
             assert (orders[a] == orders[b]).sum() < 12
 
 
-def test_neighbours_do_not_stay_neighbours():
+def test_neighbors_do_not_stay_neighbors():
     n = 100_000
     order = window_index(0, np.arange(n), n)
     assert (np.abs(np.diff(order)) == 1).mean() < 1e-3

@@ -1,4 +1,4 @@
-"""Prepared data: split as asked, tokenised alike on any number of processes, cached once, never half."""
+"""Prepared data: split as asked, tokenized alike on any number of processes, cached once, never half."""
 
 import hashlib
 import json
@@ -14,28 +14,27 @@ import numpy as np
 import pytest
 
 from gptlab.data import prepare as prepare_module
-from gptlab.data.config import (
-    BpeConfig,
+from gptlab.data.config import Split
+from gptlab.data.encode import EncodeJob, Encoders, encode_unit
+from gptlab.data.prepare import prepare
+from gptlab.data.sources.config import HuggingFaceConfig, TextConfig
+from gptlab.data.tokenizers.config import (
+    BPEConfig,
     ByteConfig,
     CharConfig,
-    Gpt2Config,
-    HuggingFaceConfig,
-    Split,
-    TextConfig,
+    GPT2Config,
     TokenizerFileConfig,
     WordPieceConfig,
 )
-from gptlab.data.encode import Encoders, Unit, encode_unit
-from gptlab.data.prepare import prepare
-from gptlab.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
+from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 
 SOURCE = str(Path(prepare_module.__file__).parents[2])
 WORDS = ["the", "cat's", "12", "mats\n\n\tsat", "", "on", "éa漢", "it;", "and\r\nwe'll", "see.", ""]
 
 
-def prose(seed, n_words=400):
+def prose(seed, vocab_size=400):
     rng = random.Random(seed)
-    return "".join(rng.choice(WORDS) + rng.choice((" ", " ", "\n", "  ", "\n\n")) for _ in range(n_words))
+    return "".join(rng.choice(WORDS) + rng.choice((" ", " ", "\n", "  ", "\n\n")) for _ in range(vocab_size))
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def built(tmp_path):
 
 
 @pytest.mark.parametrize(("val", "test"), [(0.1, 0.0), (0.0, 0.0), (0.3, 0.2), (0.05, 0.9), (0.0, 0.5)])
-@pytest.mark.parametrize("tokenizer", [ByteConfig(), CharConfig(), BpeConfig(vocab_size=400)])
+@pytest.mark.parametrize("tokenizer", [ByteConfig(), CharConfig(), BPEConfig(vocab_size=400)])
 def test_fractions_of_one_text_are_its_parts_encoded(make, val, test, tokenizer):
     text = prose(0)
     data = run(make(text, val_fraction=val, test_fraction=test), tokenizer)
@@ -95,14 +94,14 @@ def test_gpt2(make):
     import tiktoken
 
     text = prose(4)
-    data = run(make(text), Gpt2Config())
+    data = run(make(text), GPT2Config())
     at = int(0.9 * len(text))
     for file, part in ((data.train, text[:at]), (data.val, text[at:])):
         assert file.tokens.dtype == np.uint16
         assert file.tokens.tolist() == tiktoken.get_encoding("gpt2").encode_ordinary(part)
 
 
-@pytest.mark.parametrize("tokenizer", [ByteConfig(), CharConfig(), BpeConfig(vocab_size=400)])
+@pytest.mark.parametrize("tokenizer", [ByteConfig(), CharConfig(), BPEConfig(vocab_size=400)])
 def test_fractions_cut_many_documents_where_the_joined_text_would_be(make, tokenizer):
     texts = [prose(seed, 30) for seed in range(10)]
     data = run(make(*texts, val_fraction=0.25, test_fraction=0.25), tokenizer)
@@ -173,13 +172,13 @@ def test_one_document_is_enough_without_other_splits(make):
 
 def test_char_knows_the_whole_corpus_and_bpe_the_training_split(make):
     assert run(make("a" * 90 + "z" * 10), CharConfig()).tokenizer.characters == "az"
-    data = run(make("ab" * 450 + "zq" * 50), BpeConfig(vocab_size=300))
-    assert data.tokenizer.fingerprint == BpeTokenizer.train(300, ["ab" * 450]).fingerprint
+    data = run(make("ab" * 450 + "zq" * 50), BPEConfig(vocab_size=300))
+    assert data.tokenizer.fingerprint == BPETokenizer.train(300, ["ab" * 450]).fingerprint
 
 
-@pytest.mark.parametrize("tokenizer", [BpeConfig(vocab_size=400), Gpt2Config(), "file"])
+@pytest.mark.parametrize("tokenizer", [BPEConfig(vocab_size=400), GPT2Config(), "file"])
 def test_processes_and_chunks_change_nothing(make, tmp_path, monkeypatch, tokenizer):
-    if isinstance(tokenizer, Gpt2Config) and not os.environ.get("TIKTOKEN_CACHE_DIR"):
+    if isinstance(tokenizer, GPT2Config) and not os.environ.get("TIKTOKEN_CACHE_DIR"):
         pytest.skip("TIKTOKEN_CACHE_DIR is not set: no GPT-2 vocabulary")
     if tokenizer == "file":
         tokenizer = TokenizerFileConfig(path=str(tmp_path / "t.json"))
@@ -190,7 +189,7 @@ def test_processes_and_chunks_change_nothing(make, tmp_path, monkeypatch, tokeni
     for n_processes, small, unit, block in ((1, 10**9, 10**9, 1 << 18), (2, 0, 1000, 777), (3, 0, 1, 64)):
         monkeypatch.setattr(prepare_module, "_SMALL_CORPUS_BYTES", small)
         monkeypatch.setattr(prepare_module, "_UNIT_CHARACTERS", unit)
-        monkeypatch.setattr("gptlab.data.corpus._BLOCK_BYTES", block)
+        monkeypatch.setattr("gptlab.data.sources.corpus._BLOCK_BYTES", block)
         data = run(
             make(*texts, n_processes=n_processes, cache_dir=str(tmp_path / f"c{n_processes}"), **words), tokenizer
         )
@@ -208,7 +207,7 @@ def _library():
 
 
 def units(*texts):
-    return [Unit(part="train", texts=[text], n_documents=1, n_characters=1, n_bytes=1) for text in texts]
+    return [EncodeJob(part="train", texts=[text], n_documents=1, n_characters=1, n_bytes=1) for text in texts]
 
 
 def test_a_workers_refusal_is_the_callers_error():
@@ -223,7 +222,7 @@ def test_a_killed_worker_is_an_error_and_not_a_hang():
     with Encoders(ByteTokenizer(), 2) as encoders:
         assert len(list(encoders.map(units("a", "b", "c")))) == 3
         encoders._workers[0].send_signal(signal.SIGKILL)
-        with pytest.raises(RuntimeError, match="tokenising process ended early"):
+        with pytest.raises(RuntimeError, match="tokenizing process ended early"):
             list(encoders.map(units(*"abcdefgh")))
 
 
@@ -242,13 +241,13 @@ def test_units_come_back_in_order_with_end_of_text_between():
 
 def test_the_second_call_prepares_nothing(make, monkeypatch):
     config = make(prose(0))
-    first = run(config, BpeConfig(vocab_size=300))
+    first = run(config, BPEConfig(vocab_size=300))
 
     def build(*words, **more):
         raise AssertionError("prepared again")
 
     monkeypatch.setattr(prepare_module, "_build", build)
-    second = run(config, BpeConfig(vocab_size=300))
+    second = run(config, BPEConfig(vocab_size=300))
     assert (second.folder, second.fingerprint, second.description) == (
         first.folder,
         first.fingerprint,
@@ -265,8 +264,8 @@ def test_content_tokenizer_and_split_each_change_the_key(make):
     folders = [
         run(config).folder,
         run(config, CharConfig()).folder,
-        run(config, BpeConfig(vocab_size=300)).folder,
-        run(config, BpeConfig(vocab_size=301)).folder,
+        run(config, BPEConfig(vocab_size=300)).folder,
+        run(config, BPEConfig(vocab_size=301)).folder,
         run(make(prose(0), val_fraction=0.2)).folder,
         run(make(prose(0), test_fraction=0.1)).folder,
         run(make(prose(1))).folder,
@@ -326,7 +325,8 @@ def test_an_error_half_way_leaves_no_half_cache(make, tmp_path, monkeypatch, err
 BUILD_AND = """
 import os, signal, sys, time
 from gptlab.data import prepare as module
-from gptlab.data.config import ByteConfig, TextConfig
+from gptlab.data.sources.config import TextConfig
+from gptlab.data.tokenizers.config import ByteConfig
 whole = module._measure
 def watched(corpus):
     with open(sys.argv[3], "a") as log:
@@ -370,8 +370,8 @@ def test_a_kill_leaves_nothing_that_the_next_call_trips_over(make, tmp_path):
     [
         (ByteConfig(), "b99cd67d3998f791"),
         (CharConfig(), "3756d9a5594e82fc"),
-        (BpeConfig(), "b0eeabc7c3420e97"),
-        (Gpt2Config(), "1bb63081c19c0660"),
+        (BPEConfig(), "b0eeabc7c3420e97"),
+        (GPT2Config(), "1bb63081c19c0660"),
     ],
 )
 def test_folders_keep_their_names(tokenizer, digits):
@@ -381,15 +381,15 @@ def test_folders_keep_their_names(tokenizer, digits):
         fingerprint = "0" * 64
 
     assert prepare_module._fingerprint(TextConfig(path="x"), tokenizer, Corpus)[:16] == digits
-    tokenizer.n_sentinel = 1
+    tokenizer.n_sentinel_tokens = 1
     assert prepare_module._fingerprint(TextConfig(path="x"), tokenizer, Corpus)[:16] != digits
 
 
 @pytest.mark.parametrize("n_processes", [1, 2])
-def test_special_words_and_word_pieces_reach_the_tokenising_processes(make, monkeypatch, n_processes):
+def test_special_words_and_word_pieces_reach_the_tokenizing_processes(make, monkeypatch, n_processes):
     monkeypatch.setattr(prepare_module, "_SMALL_CORPUS_BYTES", 0)
     texts = [prose(seed) for seed in range(3)]
-    for tokenizer in (WordPieceConfig(vocab_size=120), BpeConfig(vocab_size=300, special_words=["<mask>"])):
+    for tokenizer in (WordPieceConfig(vocab_size=120), BPEConfig(vocab_size=300, special_tokens=["<mask>"])):
         data = run(make(*texts, split=Split.document, n_processes=n_processes, val_fraction=0), tokenizer)
         words, eot = data.tokenizer, [data.tokenizer.eot]
         encoded = [words.encode(text).tolist() for text in texts]
@@ -404,7 +404,7 @@ def test_huggingface_is_read_once(tmp_path, monkeypatch):
     texts = [prose(seed, 20) for seed in range(30)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     config = HuggingFaceConfig(path=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache"), n_processes=1)
-    data = run(config, BpeConfig(vocab_size=300))
+    data = run(config, BPEConfig(vocab_size=300))
     assert data.train.n_documents + data.val.n_documents == 30
     found = [data.tokenizer.decode(file.tokens).split("<|endoftext|>") for file in (data.train, data.val)]
     assert sorted(chain(*found)) == sorted(texts)
@@ -435,4 +435,4 @@ def test_nothing_heavy_is_imported(make):
 def test_the_progress_bar_goes_to_standard_error(make, capfd):
     prepare(make(prose(0)), ByteConfig(), progress=True)
     out, err = capfd.readouterr()
-    assert out == "" and "tokenising" in err
+    assert out == "" and "tokenizing" in err

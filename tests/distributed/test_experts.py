@@ -1,4 +1,4 @@
-"""Experts learn under each strategy what they learn in one process."""
+"""MoE learn under each strategy what they learn in one process."""
 
 import json
 
@@ -7,16 +7,26 @@ from ranks import carry_out, take_back
 
 from gptlab.config import to_plain
 from gptlab.models.build import shape_model
-from gptlab.models.config import DecoderConfig, Feedforward
-from gptlab.training.folder import read_metrics
+from gptlab.models.config import Feedforward
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.runs.folder import read_metrics
 
 SIZES = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16, "d_ff": 32}
 MODELS = {
-    "dropless": DecoderConfig(**SIZES, n_expert=3, n_shared_expert=1, balance_loss=0.1, feedforward=Feedforward.swiglu),
-    "capacity": DecoderConfig(**SIZES, n_expert=4, capacity_factor=1.0, balance_loss=0.1, z_loss=0.01),
+    "dropless": DecoderConfig(
+        **SIZES, n_expert=3, n_shared_expert=1, router_aux_loss_coef=0.1, feedforward=Feedforward.swiglu
+    ),
+    "capacity": DecoderConfig(
+        **SIZES, n_expert=4, capacity_factor=1.0, router_aux_loss_coef=0.1, router_z_loss_coef=0.01
+    ),
     # Half of six, in two shards, is two and one.
     "even": DecoderConfig(
-        **SIZES, n_expert=6, n_shared_expert=1, balance_loss=0.1, z_loss=0.01, feedforward=Feedforward.swiglu
+        **SIZES,
+        n_expert=6,
+        n_shared_expert=1,
+        router_aux_loss_coef=0.1,
+        router_z_loss_coef=0.01,
+        feedforward=Feedforward.swiglu,
     ),
 }
 # The losses of a router are of a micro-batch, so that all have to have the same.
@@ -74,7 +84,7 @@ def test_ten_steps_equal_those_of_one_process(trained, name, way):
     expected = read_metrics(trained / f"{name}-auto{' muon' if way.endswith('muon') else ''}" / "metrics.csv")
     assert len(expected) == 10 and all(row["train/grad_norm"] > 0.3 for row in expected), "clipping is active"
     assert {f"train/{term}" for term in MODELS[name].auxiliary_terms} < set(expected[0])
-    assert (expected[0]["train/drop_rate"] > 0) == (name == "capacity")
+    assert (expected[0]["train/dropped_token_fraction"] > 0) == (name == "capacity")
     close(read_metrics(trained / f"{name}-{way}" / "metrics.csv"), expected)
 
 

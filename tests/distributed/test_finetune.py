@@ -5,18 +5,18 @@ from itertools import pairwise
 import pytest
 import torch
 from ranks import carry_out, take_back
-from runs import learned
+from small_runs import learned
 
 from gptlab.config import to_plain
-from gptlab.models.config import DecoderConfig
-from gptlab.training import checkpoint
-from gptlab.training.folder import read_metrics
-from gptlab.training.trained import load_model
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.runs import checkpoint
+from gptlab.runs.folder import read_metrics
+from gptlab.runs.load import load_model
 
 MODEL = DecoderConfig(n_layer=2, n_head=2, d_model=32, context_length=16, attention_scale=0.5)
 TUNED = {
     "lora": {"mode": "lora", "rank": 3, "alpha": 300.0, "layers": ["attn.q", "attn.v", "ffn.down"]},
-    "last": {"mode": "last", "n_block": 1},
+    "last": {"mode": "last", "n_layer": 1},
 }
 WAYS = {
     "auto": (1, {}),
@@ -90,7 +90,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(trained, name, way)
     for parameter, value in after.items():
         lora = parameter.endswith((".lora_down", ".lora_up"))
         is_trained = lora if name == "lora" else parameter.startswith(("blocks.1.", "final_norm."))
-        assert (parameter in remembered) == is_trained, "the optimiser knows what is trained, and nothing else"
+        assert (parameter in remembered) == is_trained, "the optimizer knows what is trained, and nothing else"
         if not lora:
             assert torch.equal(value, before[parameter]) != is_trained, parameter
         elif parameter.endswith("up"):

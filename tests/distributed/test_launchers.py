@@ -9,11 +9,11 @@ import sys
 import time
 
 import pytest
-from runs import ROOT, learned, train, words_of, write_text
+from small_runs import ROOT, learned, train, words_of, write_text
 
+from gptlab.distributed.devices import find_devices
+from gptlab.runs.folder import read_metrics
 from gptlab.training.config import TrainerConfig
-from gptlab.training.devices import find_devices
-from gptlab.training.folder import read_metrics
 
 TWO = ["trainer.devices=2", "strategy=ddp"]
 
@@ -23,8 +23,8 @@ import os, signal, sys, time
 from pathlib import Path
 
 if __name__ == "__main__":
-    from gptlab.commands.train import main
-    from gptlab.training import launch
+    from gptlab.cli.train import main
+    from gptlab.distributed import launch
     from gptlab.training.module import LanguageModule
 
     launch.GRACE_SECONDS = 1
@@ -162,7 +162,7 @@ def test_sigusr1_saves_all_ranks_and_stops(place, words):
 
 
 def test_a_job_of_slurm_is_requeued_by_its_first_rank(monkeypatch, tmp_path):
-    from gptlab.training.stopping import requeue
+    from gptlab.distributed.signals import requeue
 
     assert requeue() == "" or "SLURM_JOB_ID" in os.environ
     before = signal.getsignal(signal.SIGTERM)

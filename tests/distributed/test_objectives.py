@@ -2,9 +2,9 @@
 
 import pytest
 from ranks import carry_out, take_back
-from runs import OBJECTIVES, learned
+from small_runs import OBJECTIVES, learned
 
-from gptlab.training.folder import read_metrics
+from gptlab.runs.folder import read_metrics
 
 RANKS = {"auto": 1, "ddp": 2, "fsdp": 2}
 MICRO = {"run": {"micro_batch_size": 1}}  # each device accumulates

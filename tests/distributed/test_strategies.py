@@ -7,11 +7,11 @@ import safetensors.torch
 import torch
 from ranks import carry_out, take_back
 
-from gptlab.commands.convert import main as convert
+from gptlab.cli.convert import main as convert
 from gptlab.models.build import shape_model
-from gptlab.models.config import DecoderConfig
-from gptlab.training import checkpoint
-from gptlab.training.folder import read_metrics
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.runs import checkpoint
+from gptlab.runs.folder import read_metrics
 
 RANKS = {"auto": 1, "ddp": 2, "zero1": 2, "zero2": 2, "fsdp": 2, "tp": 2, "hsdp": 4, "fsdp_tp": 4}
 # Each device accumulates over two passes or more wherever windows can be divided that often.

@@ -3,7 +3,7 @@
 import pytest
 
 from gptlab.models.build import build_model
-from gptlab.models.config import DecoderConfig
+from gptlab.models.decoder.config import DecoderConfig
 
 
 @pytest.fixture

@@ -1,17 +1,17 @@
 import pytest
 import torch
 
-from gptlab.data.tokenizer import BpeTokenizer, ByteTokenizer
+from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer
 from gptlab.evaluation.choices import choose
-from gptlab.evaluation.prompts import Prompts, Row
+from gptlab.evaluation.prompts import Prompts, TokenizedExample
 from gptlab.models.build import build_model
-from gptlab.models.config import EncoderDecoderConfig
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
 
 def table(n=8, **words):
     texts = ["naïve", "it was", "so it goes on and on", "x"]
     rows = [
-        Row(
+        TokenizedExample(
             where=f"row {i}",
             prompt="was it " + "so " * (i % 4) + "?" * i,
             choices=tuple(texts[i % 2 :]),
@@ -31,7 +31,7 @@ def log_p(model, context, tokens):
 @pytest.mark.parametrize("batch_tokens", [1, 200, 16_384])
 def test_each_choice_costs_what_one_forward_pass_says(small, monkeypatch, batch_tokens):
     monkeypatch.setattr("gptlab.generation.scoring.BATCH_TOKENS", batch_tokens)
-    tokenizer = BpeTokenizer.train(270, ["it was so naïve and it goes on and on"] * 3)
+    tokenizer = BPETokenizer.train(270, ["it was so naïve and it goes on and on"] * 3)
     model, prompts = small(vocab_size=270, context_length=200), table()
     found = choose(model, tokenizer, prompts, [0, 2])
     for n_shots in (0, 2):
@@ -52,7 +52,7 @@ def test_each_choice_costs_what_one_forward_pass_says(small, monkeypatch, batch_
             right_per_byte += row.choices[max(range(len(per_byte)), key=per_byte.__getitem__)] == row.answer
         assert found["numbers"][f"shots={n_shots}/accuracy"] == right / 8
         assert found["numbers"][f"shots={n_shots}/accuracy_per_byte"] == right_per_byte / 8
-        assert right_per_byte > right  # a long choice is seldom the likeliest as a whole
+        assert right_per_byte > right  # a long choice is seldom the most likely as a whole
 
 
 def test_an_encoder_decoder_chooses_what_its_decoder_would_write():
@@ -65,14 +65,14 @@ def test_an_encoder_decoder_chooses_what_its_decoder_would_write():
         for choice, value in zip(told["choices"], told["shots"]["1"]["log_likelihood"], strict=True):
             ids = tokenizer.encode(choice).tolist()
             with torch.no_grad():
-                logits = model(torch.tensor([[model.config.start_id, *ids[:-1]]]), source=source)[0]
+                logits = model(torch.tensor([[model.config.decoder_start_token_id, *ids[:-1]]]), source=source)[0]
             expected = torch.log_softmax(logits, -1)[range(len(ids)), ids].sum().item()
             assert value == pytest.approx(expected, abs=1e-3)
 
 
 def test_half_a_pair_of_surrogates_is_three_bytes(small):
     """JSON may hold one."""
-    row = Row(where="row 0", prompt="x", choices=("aaaa", "\ud800"), answer="aaaa")
+    row = TokenizedExample(where="row 0", prompt="x", choices=("aaaa", "\ud800"), answer="aaaa")
     found = choose(small(context_length=20), ByteTokenizer(), table(rows=[row], examples=[row]), [0])
     (told,) = found["rows"]
     long, half = told["shots"]["0"]["log_likelihood"]

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import write_run
+from small_runs import write_run
 
-from gptlab.commands import convert
-from gptlab.data.tokenizer import BpeTokenizer, CharTokenizer
+from gptlab.cli import convert
+from gptlab.data.tokenizers.tokenizer import BPETokenizer, CharTokenizer
 from gptlab.models.build import build_model
-from gptlab.models.config import EncoderDecoderConfig, Position
-from gptlab.training.trained import load_model
+from gptlab.models.decoder.config import Position
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
+from gptlab.runs.load import load_model
 
 pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "gptlab[evaluation]"')
 
@@ -79,7 +80,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     text = "the cat and the dog sat on the mat, and then the bird flew over that house in the morning " * 20
-    tokenizer = BpeTokenizer.train(300, [text])
+    tokenizer = BPETokenizer.train(300, [text])
     return write_run(folder / "run", tokenizer=tokenizer, context_length=CONTEXT, position=Position.learned)
 
 
@@ -217,7 +218,9 @@ def test_an_encoder_decoder_scores_what_its_decoder_writes(small_characters):
     found = harness.loglikelihood([SimpleNamespace(args=pair) for pair in pairs], disable_tqdm=True)
     for (prompt, answer), (log_p, best) in zip(pairs, found, strict=True):
         source, ids = ([["abc".index(letter) for letter in text]] for text in (prompt, answer))
-        logits = model(torch.tensor([[model.config.start_id, *ids[0][:-1]]]), source=torch.tensor(source))[0]
+        logits = model(
+            torch.tensor([[model.config.decoder_start_token_id, *ids[0][:-1]]]), source=torch.tensor(source)
+        )[0]
         expected = torch.log_softmax(logits, -1)[range(len(answer)), ids[0]].sum().item()
         assert log_p == pytest.approx(expected, abs=1e-4)
         assert best == (logits.argmax(-1).tolist() == ids[0])

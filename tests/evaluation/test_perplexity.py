@@ -3,18 +3,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from runs import write_run
+from small_runs import write_run
 
-from gptlab.commands import convert
-from gptlab.data.config import TextConfig
-from gptlab.data.corpus import open_corpus
-from gptlab.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, FileTokenizer
-from gptlab.data.windows import SlidingWindows
+from gptlab.cli import convert
+from gptlab.data.examples.windows import SlidingWindows
+from gptlab.data.sources.config import TextConfig
+from gptlab.data.sources.corpus import open_corpus
+from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, FileTokenizer
 from gptlab.evaluation.perplexity import EncodedText, encode, perplexity
 from gptlab.generation.scoring import strided_nats, token_nats
 from gptlab.objectives.causal_lm import CausalLM
 from gptlab.objectives.config import CausalLMConfig
-from gptlab.training.trained import load_model
+from gptlab.runs.load import load_model
 
 CONTEXT = 12
 
@@ -104,7 +104,7 @@ def test_equals_the_usual_loop_over_an_exported_model(tmp_path):
     import transformers
 
     words = "the cat sat on the mat and then the dog came over it was not so good for that cat " * 9
-    run = write_run(tmp_path / "run", tokenizer=BpeTokenizer.train(290, [words]), context_length=24)
+    run = write_run(tmp_path / "run", tokenizer=BPETokenizer.train(290, [words]), context_length=24)
     assert convert.main([f"from={run}", f"to={tmp_path / 'out'}"]) == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids = torch.tensor(transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(words)["input_ids"])

@@ -3,15 +3,15 @@ from itertools import pairwise
 
 import pytest
 
-from gptlab.data.template import Template
-from gptlab.data.tokenizer import BpeTokenizer, ByteTokenizer
-from gptlab.evaluation.prompts import Prompts, Row, check_fit, encode_answer, encode_prompt, read_rows
+from gptlab.data.examples.template import Template
+from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer
+from gptlab.evaluation.prompts import Prompts, TokenizedExample, check_fit, encode_answer, encode_prompt, read_rows
 from gptlab.models.build import build_model
-from gptlab.models.config import EncoderDecoderConfig
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
 
 def prompts(n=10, **words):
-    rows = [Row(where=f"row {i}", prompt=f"q{i}", answer=f"a{i}") for i in range(n)]
+    rows = [TokenizedExample(where=f"row {i}", prompt=f"q{i}", answer=f"a{i}") for i in range(n)]
     return Prompts(**{"rows": rows, "examples": rows, "source": "FILE", "seed": 7} | words)
 
 
@@ -45,8 +45,8 @@ def test_shots_are_drawn_by_seed_and_place_alone():
 
 
 def test_the_row_itself_is_never_an_example_however_often_it_is_there():
-    row = Row(where="row 1", prompt="q", answer="a")
-    others = [Row(where=f"row {i}", prompt=p, answer="x") for i, p in enumerate(("q", "r", "q", "s"), 2)]
+    row = TokenizedExample(where="row 1", prompt="q", answer="a")
+    others = [TokenizedExample(where=f"row {i}", prompt=p, answer="x") for i, p in enumerate(("q", "r", "q", "s"), 2)]
     found = prompts(rows=[row], examples=[row, *others])
     for seed in range(20):
         found.seed = seed
@@ -67,7 +67,7 @@ def test_every_example_is_as_likely():
 
 
 def test_an_answer_is_what_follows_the_prompts_tokens(small):
-    tokenizer = BpeTokenizer.train(300, ["yes no maybe the answer is yes and no, is it"] * 3)
+    tokenizer = BPETokenizer.train(300, ["yes no maybe the answer is yes and no, is it"] * 3)
     whole = tokenizer.encode("the answer is yes").tolist()
     model = small(vocab_size=300)
     context = encode_prompt("the answer is", "row 1", tokenizer, model)
@@ -80,7 +80,7 @@ def test_an_answer_is_what_follows_the_prompts_tokens(small):
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_the_shots_that_would(small):
-    rows = [Row(where=f"row {i}", prompt="q" * i, answer="yes") for i in (1, 9, 4)]
+    rows = [TokenizedExample(where=f"row {i}", prompt="q" * i, answer="yes") for i in (1, 9, 4)]
     found = Prompts(rows=rows, examples=rows, source="FILE", separator="|", seed=0)
     tokenizer = ByteTokenizer()
     # "qqqq yes|qqqqqqqqq yes|q" has 24 tokens, as the other rows with two shots; an answer's last is not read.

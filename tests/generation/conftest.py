@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gptlab.models.build import build_model
-from gptlab.models.config import DecoderConfig
+from gptlab.models.decoder.config import DecoderConfig
 
 WORDS, CONTEXT = 31, 12
 
@@ -60,11 +60,11 @@ def gpt2_pair():
     return lambda **options: _gpt2_pair(transformers, **options)
 
 
-def _gpt2_pair(transformers, *, n_words=40, context=32, eos=None, std=0.4):
+def _gpt2_pair(transformers, *, vocab_size=40, context=32, eos=None, std=0.4):
     torch.manual_seed(0)
     theirs = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=n_words,
+            vocab_size=vocab_size,
             n_positions=context,
             n_embd=16,
             n_layer=2,
@@ -75,7 +75,9 @@ def _gpt2_pair(transformers, *, n_words=40, context=32, eos=None, std=0.4):
             pad_token_id=eos,
         )
     ).eval()
-    ours = build_model(DecoderConfig(n_layer=2, n_head=2, d_model=16, context_length=context), n_words, seed=0).eval()
+    ours = build_model(
+        DecoderConfig(n_layer=2, n_head=2, d_model=16, context_length=context), vocab_size, seed=0
+    ).eval()
     state = {}
     for name, value in theirs.transformer.state_dict().items():
         name = name.replace("wte", "tok_emb").replace("wpe", "pos_emb").replace("h.", "blocks.")

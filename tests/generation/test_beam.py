@@ -40,8 +40,8 @@ def test_equals_transformers(gpt2_pair, length_penalty, n_beams, n_best):
 
 
 def test_as_many_beams_as_words_find_the_best_of_all(small):
-    model, prompt, n_words = small(vocab_size=4), [1, 2], 4
-    best = max(itertools.product(range(n_words), repeat=3), key=lambda tokens: log_p(model, prompt, tokens))
+    model, prompt, vocab_size = small(vocab_size=4), [1, 2], 4
+    best = max(itertools.product(range(vocab_size), repeat=3), key=lambda tokens: log_p(model, prompt, tokens))
     found = beam_search(model, prompt, 3, n_beams=16, n_best=2)
     assert found[0].tokens == list(best)
     assert found[0].score == pytest.approx(log_p(model, prompt, best) / 3, abs=1e-5)

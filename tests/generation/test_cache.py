@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from gptlab.generation.beam import beam_search
+from gptlab.generation.decoding_state import DecodingState, window_start
 from gptlab.generation.int8 import Int8Model
 from gptlab.generation.layout import lay_out
-from gptlab.generation.reader import Reader, window_start
-from gptlab.models.config import AttentionPattern, Feedforward, Norm, NormPlacement, Position
+from gptlab.models.config import Feedforward
+from gptlab.models.decoder.config import AttentionPattern, Norm, NormPlacement, Position
 from gptlab.nn.attention import Attention
 from gptlab.nn.cache import KVCache
 
@@ -17,15 +18,15 @@ VARIANTS = {
     "gpt2": {},
     "gpt1": {"norm_placement": NormPlacement.post},
     "llama": {"norm": Norm.rmsnorm, "feedforward": Feedforward.swiglu, "bias": False, "n_kv_head": 2},
-    "softcap": {"qk_norm": True, "n_kv_head": 1, "tied_head": False, "logit_softcap": 5.0},
+    "softcap": {"qk_norm": True, "n_kv_head": 1, "tie_embeddings": False, "logit_softcap": 5.0},
     "gpt3": {"attention_pattern": AttentionPattern.alternating, "attention_window": 3},
     "mixtral": {"n_expert": 5, "n_shared_expert": 1, "capacity_factor": 0.5, "n_kv_head": 2},
-    "mistral": {"attention_pattern": AttentionPattern.banded, "attention_window": 5, "n_kv_head": 2},
+    "mistral": {"attention_pattern": AttentionPattern.sliding_window, "attention_window": 5, "n_kv_head": 2},
 }
 
 
 def logits_on_the_way(model, prompts, n_tokens, **options):
-    reader = Reader(model, prompts, **options)
+    reader = DecodingState(model, prompts, **options)
     steps = [reader.logits]
     for _ in range(n_tokens):
         steps.append(reader.append(steps[-1].argmax(-1).tolist()))
@@ -41,7 +42,7 @@ def test_cache_and_no_cache_agree_also_past_the_context(small, position, variant
     plain, same = logits_on_the_way(model, prompts, 3 * CONTEXT, cached=False)
     assert tokens == same
     assert (cached - plain).abs().max() <= 1e-4 * plain.abs().max()
-    # What no cache means, spelt out: each row alone, its window through the whole model.
+    # What no cache means, spelled out: each row alone, its window through the whole model.
     for row, sequence in enumerate(tokens):
         for step in (0, CONTEXT, 3 * CONTEXT):
             read = sequence[: len(prompts[row]) + step]
@@ -68,19 +69,19 @@ def test_short_contexts_slide_too(small, context_length):
 
 def test_the_memory_is_allocated_once_and_written_in_place(small):
     model = small(n_kv_head=2)
-    reader = Reader(model, PROMPTS, n_more=50)
+    reader = DecodingState(model, PROMPTS, n_more=50)
     held = [(layer.keys, layer.values) for layer in reader.cache.layers]
     assert all(keys.shape == values.shape == (3, 2, CONTEXT, 4) for keys, values in held)
     places = [(keys.data_ptr(), values.data_ptr()) for keys, values in held]
     for _ in range(2 * CONTEXT):
         reader.append([1, 2, 3])
     assert places == [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in reader.cache.layers]
-    assert Reader(model, [[1, 2]], n_more=3).cache.n_positions == 5  # no more than will be needed
+    assert DecodingState(model, [[1, 2]], n_more=3).cache.n_positions == 5  # no more than will be needed
 
 
 def test_several_tokens_at_once_and_back_again(small):
     model = small(position=Position.rotary)
-    reader, plain = Reader(model, [[1, 2, 3]]), Reader(model, [[1, 2, 3]], cached=False)
+    reader, plain = DecodingState(model, [[1, 2, 3]]), DecodingState(model, [[1, 2, 3]], cached=False)
     near = dict(atol=1e-5, rtol=1e-4)
     for tokens in ([4, 5, 6], [7], list(range(8, 28))):  # the last crosses the context twice
         assert torch.allclose(reader.extend(tokens), plain.extend(tokens), **near)
@@ -93,7 +94,7 @@ def test_several_tokens_at_once_and_back_again(small):
 
 def test_rows_can_be_chosen_repeated_and_dropped(small):
     model = small()
-    cached, plain = Reader(model, PROMPTS), Reader(model, PROMPTS, cached=False)
+    cached, plain = DecodingState(model, PROMPTS), DecodingState(model, PROMPTS, cached=False)
     for rows in ([2, 0, 1], [1, 1, 0, 2, 2], [3, 0], [1]):
         for reader in (cached, plain):
             reader.select(rows)
@@ -116,11 +117,11 @@ def test_beam_search_agrees_past_the_context(small):
 
 def test_bfloat16_caches_its_own_type(small):
     model = small(position=Position.rotary, n_kv_head=2).bfloat16()
-    reader, plain = Reader(model, PROMPTS), Reader(model, PROMPTS, cached=False)
+    reader, plain = DecodingState(model, PROMPTS), DecodingState(model, PROMPTS, cached=False)
     assert reader.cache.layers[0].keys.dtype is torch.bfloat16
     assert (reader.append([1, 2, 3]) - plain.append([1, 2, 3])).abs().max() < 0.1 * plain.logits.abs().max()
     with torch.autocast("cpu", torch.bfloat16):
-        reader = Reader(small(), PROMPTS)
+        reader = DecodingState(small(), PROMPTS)
         reader.append([1, 2, 3])
     assert reader.cache.layers[0].keys.dtype is torch.bfloat16  # what the projections gave, not what weights are
 
@@ -145,9 +146,9 @@ def test_a_layer_may_look_at_states_computed_once():
 def test_too_many_tokens_are_refused(small):
     model = small()
     cache = KVCache(2, batch_size=1, n_positions=4)
-    model.hidden(torch.tensor([[1, 2, 3]]), cache=cache)
+    model.hidden_states(torch.tensor([[1, 2, 3]]), cache=cache)
     with pytest.raises(ValueError, match="5 tokens do not fit a cache of 4 positions"):
-        model.hidden(torch.tensor([[1, 2]]), cache=cache)
+        model.hidden_states(torch.tensor([[1, 2]]), cache=cache)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -161,13 +162,13 @@ def test_another_layout_changes_nothing(small, variant):
     assert torch.allclose(model(tokens), before, atol=1e-5)
     after = model.state_dict()
     assert list(after) == list(state) and all(torch.equal(after[name], state[name]) for name in state)
-    model.blocks[0].attn.v.weight.mul_(2.0)  # a step of an optimiser is seen
+    model.blocks[0].attn.v.weight.mul_(2.0)  # a step of an optimizer is seen
     assert not torch.allclose(model(tokens), before, atol=1e-3)
 
 
 def test_int8_decodes_with_the_cache(small):
-    model = Int8Model(small(position=Position.rotary, n_kv_head=2, tied_head=False))
-    reader, plain = Reader(model, PROMPTS), Reader(model, PROMPTS, cached=False)
+    model = Int8Model(small(position=Position.rotary, n_kv_head=2, tie_embeddings=False))
+    reader, plain = DecodingState(model, PROMPTS), DecodingState(model, PROMPTS, cached=False)
     for _ in range(15):
         cached, alone = reader.append([1, 2, 3]), plain.append([1, 2, 3])
         assert (cached - alone).abs().max() < 0.1 * alone.abs().max()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gptlab.generation.decode import decode, generate, seeded
-from gptlab.generation.reader import Reader, window_start
+from gptlab.generation.decoding_state import DecodingState, window_start
 from gptlab.generation.sampling import Sampling, next_token_probabilities
 
 WORDS, CONTEXT = 31, 12
@@ -34,7 +34,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(small):
 
     def written(prompts, generators):
         rows = [[] for _ in prompts]
-        for draws in decode(Reader(model, prompts), 25, sampling, generators=generators):
+        for draws in decode(DecodingState(model, prompts), 25, sampling, generators=generators):
             for draw in draws:
                 rows[draw.row].append(draw.token)
         return rows
@@ -49,7 +49,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(small):
 def test_rows_end_when_they_are_told(small):
     model = small()
     full = [[], []]
-    for draws in decode(Reader(model, [[1], [2, 3]]), 30, Sampling(temperature=0.0)):
+    for draws in decode(DecodingState(model, [[1], [2, 3]]), 30, Sampling(temperature=0.0)):
         for draw in draws:
             full[draw.row].append(draw.token)
     last = [full[0].index(full[0][4]), 20]  # row 0 ends early, row 1 later: full[row][:last + 1]
@@ -59,7 +59,7 @@ def test_rows_end_when_they_are_told(small):
         counts[row] += 1
         return counts[row] == last[row] + 1
 
-    for draws in decode(Reader(model, [[1], [2, 3]]), 30, Sampling(temperature=0.0), ends=ends):
+    for draws in decode(DecodingState(model, [[1], [2, 3]]), 30, Sampling(temperature=0.0), ends=ends):
         for draw in draws:
             rows[draw.row].append(draw.token)
     assert rows == [full[row][: last[row] + 1] for row in (0, 1)]
@@ -68,7 +68,7 @@ def test_rows_end_when_they_are_told(small):
 def test_log_probabilities_are_the_models_own(small):
     model, prompt = small(), [3, 1, 4]
     sequence = list(prompt)
-    for draws in decode(Reader(model, [prompt]), 8, Sampling(temperature=0.3, top_k=2), n_top=3):
+    for draws in decode(DecodingState(model, [prompt]), 8, Sampling(temperature=0.3, top_k=2), n_top=3):
         log_p = torch.log_softmax(model(torch.tensor([sequence]))[0, -1], -1)
         draw = draws[0]
         assert draw.log_p == pytest.approx(log_p[draw.token].item(), abs=1e-4)
@@ -89,7 +89,7 @@ def test_nothing_to_draw_and_nothing_to_go_on(small):
 
 def test_only_the_tokenizers_words_are_drawn(small):
     model = small(vocab_size=64)
-    assert (generate(model, torch.tensor([[3, 1]] * 5), 40, temperature=5.0, n_words=9) < 9).all()
+    assert (generate(model, torch.tensor([[3, 1]] * 5), 40, temperature=5.0, vocab_size=9) < 9).all()
 
 
 def test_greedy_and_repetition_penalty_equal_transformers(gpt2_pair):
@@ -99,5 +99,5 @@ def test_greedy_and_repetition_penalty_equal_transformers(gpt2_pair):
         expected = theirs.generate(
             torch.tensor([prompt]), do_sample=False, max_new_tokens=15, repetition_penalty=penalty
         )[0, 3:]
-        draws = decode(Reader(ours, [prompt]), 15, Sampling(temperature=0.0, repetition_penalty=penalty))
+        draws = decode(DecodingState(ours, [prompt]), 15, Sampling(temperature=0.0, repetition_penalty=penalty))
         assert [row[0].token for row in draws] == expected.tolist()

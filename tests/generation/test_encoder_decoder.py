@@ -8,11 +8,11 @@ import transformers
 from interop.foreign import T5S, WORDS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from gptlab.commands.generate import main
+from gptlab.cli.generate import main
 from gptlab.generation.beam import beam_search
 from gptlab.generation.decode import decode, generate, seeded
+from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.precision import Precision, prepare
-from gptlab.generation.reader import Reader
 from gptlab.generation.sampling import Sampling
 from gptlab.generation.speculative import speculate
 from gptlab.interop.transformers_folder import TransformersFolder
@@ -24,7 +24,7 @@ PROMPTS = [[5, 9, 33, 2, 40, 8, 21, 1], [7, 1], [30, 31, 32, 1]]
 @pytest.fixture(params=["t5 few buckets", "t5 tied, not scaled", "t5 1.1"])
 def pair(request, tmp_path):
     theirs = T5S[request.param].model()
-    with torch.no_grad():  # or the likeliest word would be the same at each step
+    with torch.no_grad():  # or the most likely word would be the same at each step
         theirs.shared.weight *= 0.3
         for name, parameter in theirs.named_parameters():
             parameter *= 30 if "relative_attention_bias" in name else 1
@@ -61,7 +61,7 @@ def test_greedy_equals_transformers(pair, cached, penalty):
     n_tokens = 530 if cached else 30  # beyond the context, which relative positions do not know
     how = {"do_sample": False, "eos_token_id": None, "repetition_penalty": penalty}
     expected = theirs.generate(**padded(), max_new_tokens=n_tokens, **how).tolist()
-    reader = Reader(ours, PROMPTS, n_more=n_tokens, cached=cached)
+    reader = DecodingState(ours, PROMPTS, n_more=n_tokens, cached=cached)
     rows = drawn(reader, n_tokens, Sampling(temperature=0.0, repetition_penalty=penalty))
     assert [[0, *row] for row in rows] == expected
     assert penalty == 1 or len({token for row in rows for token in row}) > 8
@@ -71,7 +71,7 @@ def test_rows_end_one_by_one(pair):
     theirs, ours = pair
     ends = {3, 17, 44, 21, 8, 29}
     expected = theirs.generate(**padded(), max_new_tokens=25, do_sample=False, eos_token_id=[*ends], pad_token_id=0)
-    reader = Reader(ours, PROMPTS, n_more=25)
+    reader = DecodingState(ours, PROMPTS, n_more=25)
     rows = drawn(reader, 25, Sampling(temperature=0.0), ends=lambda row, token: token in ends)
     for row, theirs_row in zip(rows, expected.tolist(), strict=True):
         assert row == theirs_row[1 : 1 + len(row)] and not any(theirs_row[1 + len(row) :])
@@ -113,17 +113,17 @@ def test_the_encoder_runs_once(ours, monkeypatch):
     ours.encoder.register_forward_hook(lambda *_: calls.append("encoder"))
     for block in ours.decoder.blocks:
         block.cross.k.register_forward_hook(lambda *_: calls.append("keys"))
-    drawn(Reader(ours, PROMPTS, n_more=9), 9, Sampling(temperature=0.0))
+    drawn(DecodingState(ours, PROMPTS, n_more=9), 9, Sampling(temperature=0.0))
     assert calls == ["encoder", *["keys"] * len(ours.decoder.blocks)]
 
 
 def test_an_answer_does_not_depend_on_those_beside_it(ours):
     sampling = Sampling(temperature=0.7, top_k=20)
-    together = drawn(Reader(ours, PROMPTS, n_more=20), 20, sampling, generators=seeded(3, 3))
+    together = drawn(DecodingState(ours, PROMPTS, n_more=20), 20, sampling, generators=seeded(3, 3))
     for cached in (True, False):
         for row, prompt in enumerate(PROMPTS):
             own = [seeded(3, 3)[row]]
-            alone = drawn(Reader(ours, [prompt], n_more=20, cached=cached), 20, sampling, generators=own)
+            alone = drawn(DecodingState(ours, [prompt], n_more=20, cached=cached), 20, sampling, generators=own)
             assert alone == [together[row]]
 
 
@@ -131,7 +131,7 @@ def test_an_answer_does_not_depend_on_those_beside_it(ours):
 def test_precisions(pair, precision):
     theirs, ours = pair
     reference = theirs(**padded(), decoder_input_ids=torch.zeros((3, 1), dtype=torch.int64)).logits[:, 0]
-    reader = Reader(prepare(ours, precision, torch.device("cpu")), PROMPTS, n_more=4)
+    reader = DecodingState(prepare(ours, precision, torch.device("cpu")), PROMPTS, n_more=4)
     near = {Precision.float32: 1e-4, Precision.bfloat16: 0.15, Precision.int8: 0.2}[precision]
     assert (reader.logits.float() - reference).abs().max() <= near * reference.abs().max()
     assert len(drawn(reader, 4, Sampling(temperature=0.0))[0]) == 4
@@ -140,19 +140,19 @@ def test_precisions(pair, precision):
 def test_a_draft_model_changes_nothing_at_temperature_zero(ours):
     draft = build_model(ours.config, WORDS, seed=5).eval()
     greedy = Sampling(temperature=0.0)
-    expected = drawn(Reader(ours, PROMPTS[:1], n_more=20), 20, greedy)[0]
+    expected = drawn(DecodingState(ours, PROMPTS[:1], n_more=20), 20, greedy)[0]
     assert [one.token for one in speculate(ours, draft, PROMPTS[0], 20, greedy)] == expected
 
 
 def test_a_context_that_is_said_is_obeyed(ours):
-    readers = [Reader(ours, PROMPTS, n_more=30, context_length=8, cached=cached) for cached in (True, False)]
+    readers = [DecodingState(ours, PROMPTS, n_more=30, context_length=8, cached=cached) for cached in (True, False)]
     rows = [drawn(reader, 30, Sampling(temperature=0.0)) for reader in readers]
-    assert rows[0] == rows[1] != drawn(Reader(ours, PROMPTS, n_more=30), 30, Sampling(temperature=0.0))
+    assert rows[0] == rows[1] != drawn(DecodingState(ours, PROMPTS, n_more=30), 30, Sampling(temperature=0.0))
 
 
 def test_from_python(ours):
     answers = generate(ours, torch.tensor([PROMPTS[0]]), 6, temperature=0.0)
-    assert answers.tolist() == drawn(Reader(ours, PROMPTS[:1], n_more=6), 6, Sampling(temperature=0.0))
+    assert answers.tolist() == drawn(DecodingState(ours, PROMPTS[:1], n_more=6), 6, Sampling(temperature=0.0))
 
 
 @pytest.fixture

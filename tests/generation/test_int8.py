@@ -3,8 +3,9 @@ import torch
 
 from gptlab.generation import int8
 from gptlab.generation.int8 import Int8Linear, Int8Model
-from gptlab.models.config import Feedforward, Norm, Position
-from gptlab.nn.loss import Output
+from gptlab.models.config import Feedforward
+from gptlab.models.decoder.config import Norm, Position
+from gptlab.nn.loss import LMHead
 
 
 def test_each_output_is_rounded_to_its_own_scale():
@@ -45,7 +46,7 @@ def test_the_kernel_gets_only_widths_that_it_can_read(d_in, taken):
     "options",
     [
         {},
-        {"tied_head": False, "position": Position.rotary, "norm": Norm.rmsnorm, "feedforward": Feedforward.swiglu},
+        {"tie_embeddings": False, "position": Position.rotary, "norm": Norm.rmsnorm, "feedforward": Feedforward.swiglu},
         {"n_kv_head": 2, "qk_norm": True, "logit_softcap": 8.0, "bias": False},
         {"attention_scale": 1.0},
     ],
@@ -55,18 +56,18 @@ def test_a_model_stays_near(small, options, monkeypatch):
     model = small(d_model=32, vocab_size=257, init_std=0.15, **options)
     tokens = torch.randint(257, (4, 12), generator=torch.Generator().manual_seed(0))
     before = model(tokens)
-    quantised = Int8Model(model)
-    after = quantised.output.logits(quantised.hidden(tokens)).float()
+    quantized = Int8Model(model)
+    after = quantized.output.logits(quantized.hidden_states(tokens)).float()
     assert (after - before).abs().mean() < 0.03 * before.abs().mean() + 0.01
-    assert not any(isinstance(module, torch.nn.Linear) for module in quantised.modules())
+    assert not any(isinstance(module, torch.nn.Linear) for module in quantized.modules())
     monkeypatch.setattr(int8, "kernel_takes", lambda rows: False)
-    plain = quantised.output.logits(quantised.hidden(tokens)).float()
+    plain = quantized.output.logits(quantized.hidden_states(tokens)).float()
     assert (after - plain).abs().max() < 0.05 * before.abs().max()
 
 
 def test_the_heads_scale_and_softcap_are_kept():
     generator = torch.Generator().manual_seed(0)
-    head = Output(torch.randn(9, 16, generator=generator), scale=0.5, softcap=2.0)
+    head = LMHead(torch.randn(9, 16, generator=generator), scale=0.5, softcap=2.0)
     hidden = torch.randn(3, 16, generator=generator)
     assert torch.allclose(int8.Int8Output(head).logits(hidden), head.logits(hidden), atol=0.05)
 

@@ -9,7 +9,7 @@ from gptlab.generation.sampling import (
     keep_top_k,
     keep_top_p,
     next_token_probabilities,
-    penalise_repetition,
+    penalize_repetition,
 )
 
 LOGITS = torch.tensor([1.5, -1.8, 0.9, -3.2])
@@ -54,7 +54,7 @@ def filters(transformers):
         yield f"min_p {p}", lambda x, p=p: keep_min_p(x, p), lp.MinPLogitsWarper(p)
     for penalty in (0.7, 1.0, 1.3):
         theirs = lp.RepetitionPenaltyLogitsProcessor(penalty)
-        yield f"penalty {penalty}", lambda x, p=penalty: penalise_repetition(x, SEEN.tolist(), p), theirs
+        yield f"penalty {penalty}", lambda x, p=penalty: penalize_repetition(x, SEEN.tolist(), p), theirs
 
 
 def test_each_filter_equals_transformers():
@@ -169,5 +169,5 @@ def test_no_penalty_makes_probabilities_that_are_none(penalty, temperature):
     for seen in ([0], [0, 2], [0, 1, 2, 3]):
         probabilities = sampling.probabilities(rows, [seen] * 3)
         assert torch.allclose(probabilities.sum(-1), torch.ones(3))
-    likeliest = sampling.probabilities(rows, [[0]] * 3).argmax(-1)[0]
-    assert likeliest == (0 if penalty < 1 else 2)
+    most likely = sampling.probabilities(rows, [[0]] * 3).argmax(-1)[0]
+    assert most likely == (0 if penalty < 1 else 2)

@@ -2,17 +2,17 @@ import math
 
 import pytest
 import torch
-from runs import small_run
+from small_runs import small_run
 
 from gptlab.config import RunConfig
 from gptlab.data.prepare import prepare
-from gptlab.data.tokenizer import ByteTokenizer, CharTokenizer, FileTokenizer
+from gptlab.data.tokenizers.tokenizer import ByteTokenizer, CharTokenizer, FileTokenizer
 from gptlab.generation.scoring import score, token_nats
 from gptlab.models.build import build_model
-from gptlab.models.config import EncoderConfig
+from gptlab.models.encoder.config import EncoderConfig
 from gptlab.objectives.causal_lm import CausalLM
-from gptlab.training import checkpoint
-from gptlab.training.run import train
+from gptlab.runs import checkpoint
+from gptlab.training.loop import train
 
 CONTEXT = 12
 

@@ -3,18 +3,18 @@ import torch
 from torch import nn
 
 from gptlab.generation.decode import decode
-from gptlab.generation.reader import Reader
+from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.sampling import Sampling
 from gptlab.generation.speculative import speculate
-from gptlab.models.config import DecoderConfig, Position
-from gptlab.nn.loss import Output
+from gptlab.models.decoder.config import DecoderConfig, Position
+from gptlab.nn.loss import LMHead
 
 PROMPT = [3, 1, 4]
 GREEDY = Sampling(temperature=0.0)
 
 
 def plain(model, sampling, n_tokens, **options):
-    return [draws[0].token for draws in decode(Reader(model, [PROMPT]), n_tokens, sampling, **options)]
+    return [draws[0].token for draws in decode(DecodingState(model, [PROMPT]), n_tokens, sampling, **options)]
 
 
 @pytest.mark.parametrize("n_draft", [1, 3, 5])
@@ -30,9 +30,9 @@ def test_greedy_is_the_targets_greedy_also_past_the_context(small, n_draft, posi
     for name, draft in drafts.items():
         found = [draw.token for draw in speculate(target, draft, PROMPT, 40, GREEDY, n_draft=n_draft)]
         assert found == plain(target, GREEDY, 40), name
-    penalised = Sampling(temperature=0.0, repetition_penalty=1.5)
-    found = [draw.token for draw in speculate(target, drafts["another"], PROMPT, 40, penalised, n_draft=n_draft)]
-    assert found == plain(target, penalised, 40)
+    penalized = Sampling(temperature=0.0, repetition_penalty=1.5)
+    found = [draw.token for draw in speculate(target, drafts["another"], PROMPT, 40, penalized, n_draft=n_draft)]
+    assert found == plain(target, penalized, 40)
 
 
 class Table(nn.Module):
@@ -44,13 +44,13 @@ class Table(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.rows = nn.Parameter(1.2 * torch.randn(4, 4, generator=generator))
 
-    def hidden(self, tokens, *, cache):
+    def hidden_states(self, tokens, *, cache):
         cache.read(tokens.shape[1], tokens.device)
         return self.rows[tokens]
 
     @property
     def output(self):
-        return Output(torch.eye(4))
+        return LMHead(torch.eye(4))
 
 
 @pytest.mark.parametrize("filters", [{}, {"temperature": 0.7, "top_k": 3}, {"repetition_penalty": 1.5}], ids=str)
@@ -78,6 +78,6 @@ def test_counts_and_log_probabilities(small):
     for n in (1, 2, 7):
         assert len(list(speculate(target, draft, PROMPT, n, Sampling()))) == n
     ours = speculate(target, draft, PROMPT, 30, GREEDY, n_top=2)
-    theirs = decode(Reader(target, [PROMPT]), 30, GREEDY, n_top=2)
+    theirs = decode(DecodingState(target, [PROMPT]), 30, GREEDY, n_top=2)
     for a, (b,) in zip(ours, theirs, strict=True):
         assert a.log_p == pytest.approx(b.log_p, abs=1e-4) and [w for w, _ in a.top] == [w for w, _ in b.top]

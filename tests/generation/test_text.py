@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from gptlab.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
+from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from gptlab.generation.text import TextStream
 
 TEXT = "Grüße an alle — 你好, 世界! 🙂🙃 “quoted” naïve\n\tÆther\u0301"
@@ -18,7 +18,7 @@ def fed(stream, ids):
     return pieces
 
 
-@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BpeTokenizer.train(300, [TEXT])], ids=["byte", "bpe"])
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BPETokenizer.train(300, [TEXT])], ids=["byte", "bpe"])
 def test_pieces_are_whole_characters_and_add_up(tokenizer):
     ids = tokenizer.encode(TEXT).tolist()
     stream = TextStream(tokenizer, tokenizer.encode("before ").tolist())
@@ -52,7 +52,7 @@ def test_stop_strings_across_tokens():
 
 
 def test_stop_strings_within_one_token():
-    tokenizer = BpeTokenizer.train(400, ["alpha beta gamma " * 20])
+    tokenizer = BPETokenizer.train(400, ["alpha beta gamma " * 20])
     ids = tokenizer.encode("alpha beta gamma alpha").tolist()
     assert any(len(tokenizer.decode([token])) > 4 for token in ids)
     stream = TextStream(tokenizer, ids[:1], stop=["ta g"])

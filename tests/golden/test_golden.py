@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import OBJECTIVES, of_objective, small_run
+from small_runs import OBJECTIVES, of_objective, small_run
 
-from gptlab.models.config import DecoderConfig, Feedforward, Init, Norm, Position
-from gptlab.training.config import AdamWConfig, MuonConfig, ScheduleConfig
-from gptlab.training.folder import read_metrics
-from gptlab.training.run import train
+from gptlab.models.config import Feedforward
+from gptlab.models.decoder.config import DecoderConfig, Init, Norm, Position
+from gptlab.runs.folder import read_metrics
+from gptlab.training.config import AdamWConfig, CosineConfig, MuonConfig
+from gptlab.training.loop import train
 
 HERE = Path(__file__).parent
 SHAPE = {"n_layer": 2, "n_head": 4, "d_model": 32, "context_length": 16}
@@ -32,7 +33,7 @@ RUNS = {
             feedforward=Feedforward.relu2,
             bias=False,
             qk_norm=True,
-            tied_head=False,
+            tie_embeddings=False,
             logit_softcap=15.0,
             init=Init.zero,
         ),
@@ -50,7 +51,7 @@ def test_losses_stay(name, tmp_path, update_golden):
     if "objective" in words:
         words |= of_objective(words["objective"], tmp_path)
     config = small_run(
-        tmp_path / "run", budget_steps=20, schedule=ScheduleConfig(warmup_steps=4), micro_batch_size=4, **words
+        tmp_path / "run", budget_steps=20, schedule=CosineConfig(warmup_steps=4), micro_batch_size=4, **words
     )
     train(config)
     losses = [row["train/loss"] for row in read_metrics(tmp_path / "run" / "metrics.csv")]

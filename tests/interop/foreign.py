@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import transformers
 
-from gptlab.commands import convert
-from gptlab.data.tokenizer import Tokenizer
+from gptlab.cli import convert
+from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.interop.architecture import Place
 from gptlab.interop.tokenizer_files import tokenizer_files
 
@@ -171,8 +171,8 @@ def said(*words: object) -> int:
 
 MEASURE = """
 import sys, safetensors, tokenizers, numpy, torch
-from gptlab.commands import convert
-from gptlab.training import initial
+from gptlab.cli import convert
+from gptlab.runs import initial_weights as initial
 if sys.argv[3:]:
     from gptlab.interop import openai_checkpoint
     openai_checkpoint._tensorflow()

@@ -9,16 +9,19 @@ import transformers
 from interop.foreign import BERTS, T5S, WORDS, bert, said, t5
 from safetensors.torch import load_file, save_file
 
-from gptlab.data.tokenizer import ByteTokenizer
+from gptlab.data.tokenizers.tokenizer import ByteTokenizer
 from gptlab.generation.decode import decode
-from gptlab.generation.reader import Reader
+from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.sampling import Sampling
 from gptlab.interop.architecture import differences
 from gptlab.interop.t5 import T5
 from gptlab.interop.transformers_folder import ARCHITECTURES, TransformersFolder, architecture_for, write_folder
 from gptlab.models.build import build_model
-from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, Feedforward, Heads
-from gptlab.training.initial import open_initial
+from gptlab.models.config import Feedforward
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.models.encoder.config import EncoderConfig, Heads
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
+from gptlab.runs.initial_weights import open_initial
 
 CASES = BERTS | T5S
 
@@ -90,7 +93,7 @@ def test_names_of_older_files(tmp_path):
     state["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.ones(8, 3)
     save_file(state, path / "model.safetensors")
     folder = TransformersFolder(path)
-    assert folder.config.tied_head and dict(folder.tensors()).keys() == expected.keys()
+    assert folder.config.tie_embeddings and dict(folder.tensors()).keys() == expected.keys()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +114,7 @@ def test_whether_a_t5_is_tied_and_scaled(words, untied, tied, scaled, tmp_path):
     del content["tie_word_embeddings"], content["scale_decoder_outputs"]
     (path / "config.json").write_text(json.dumps(content | words))
     config = TransformersFolder(path).config
-    assert (config.tied_head, config.scales_output) == (tied, scaled)
+    assert (config.tie_embeddings, config.scales_decoder_outputs) == (tied, scaled)
     theirs = opened(path, T5S["t5"])
     assert (theirs.lm_head.weight is theirs.shared.weight, theirs.config.scale_decoder_outputs) == (tied, scaled)
 
@@ -122,8 +125,8 @@ def test_the_token_that_begins():
         ({"decoder_start_token_id": None, "pad_token_id": 3}, 3),
         ({"decoder_start_token_id": None, "pad_token_id": None}, 0),
     ):
-        assert T5.read_config(t5(**words))[0].start_id == start
-    assert T5.write_config(EncoderDecoderConfig(start_id=5), 9)["decoder_start_token_id"] == 5
+        assert T5.read_config(t5(**words))[0].decoder_start_token_id == start
+    assert T5.write_config(EncoderDecoderConfig(decoder_start_token_id=5), 9)["decoder_start_token_id"] == 5
 
 
 @pytest.mark.parametrize(
@@ -137,7 +140,7 @@ def test_the_token_that_begins():
         ("bert", bert(architectures=["BertForQuestionAnswering"]), "is none of BertForPreTraining, BertForMaskedLM"),
         ("bert", bert(num_attention_heads=2), "model.d_model=21 is not divisible by model.n_head=2"),
         ("t5", t5(feed_forward_proj="gated-tanh"), "feed_forward_proj=gated-tanh is what no option of gptlab"),
-        ("t5", t5(relative_attention_num_buckets=5), "model.n_position_bucket=5 must be even"),
+        ("t5", t5(relative_attention_num_buckets=5), "model.relative_attention_num_buckets=5 must be even"),
         ("t5", t5(d_kv="a"), "d_kv=a must be a whole number or null"),
         ("t5", t5(is_encoder_decoder=False), "is_encoder_decoder=false is what no option"),
         ("t5", t5(decoder_start_token_id="a"), "decoder_start_token_id=a must be a whole number"),
@@ -168,7 +171,7 @@ def test_another_architecture_is_told_by_its_name():
 
 
 def test_a_t5_of_ones_own_writes_there_as_here(tmp_path):
-    config = EncoderDecoderConfig(n_layer=2, n_head=3, d_head=5, d_model=24, start_id=7, vocab_size=260)
+    config = EncoderDecoderConfig(n_layer=2, n_head=3, d_head=5, d_model=24, decoder_start_token_id=7, vocab_size=260)
     model = build_model(config, 260, seed=0).eval()
     tokenizer = ByteTokenizer()
     write_folder(tmp_path, config, model.state_dict().__getitem__, tokenizer, card="")
@@ -177,11 +180,11 @@ def test_a_t5_of_ones_own_writes_there_as_here(tmp_path):
     assert ids.tolist() == [tokenizer.encode("It was").tolist()]
     expected = theirs.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)[0].tolist()
     assert expected[0] == 7
-    reader = Reader(model, ids.tolist(), n_more=20, n_words=tokenizer.vocab_size)
+    reader = DecodingState(model, ids.tolist(), n_more=20, vocab_size=tokenizer.vocab_size)
     draws = [one.token for (one,) in decode(reader, 20, Sampling(temperature=0.0))]
     assert draws[: len(expected) - 1] == expected[1:]
     again = TransformersFolder(tmp_path)
-    assert again.config.start_id == 7 and again.tokenizer().agrees_with(tokenizer)
+    assert again.config.decoder_start_token_id == 7 and again.tokenizer().agrees_with(tokenizer)
 
 
 def test_positions_of_a_t5_have_no_end(tmp_path):

@@ -8,7 +8,7 @@ from interop.test_parity import assert_near
 
 from gptlab.interop.transformers_folder import TransformersFolder
 from gptlab.models.build import build_model
-from gptlab.models.config import Heads
+from gptlab.models.encoder.config import Heads
 from gptlab.nn.loss import linear_cross_entropy
 
 LENGTHS = (13, 9, 1)
@@ -57,10 +57,10 @@ def test_bert(name, tmp_path):
     folder, theirs, ours = pair(BERTS[name], tmp_path)
     tokens, segments, mask, targets, follows = bert_batch(ours.config.n_segment)
     inputs = {"input_ids": tokens, "token_type_ids": segments, "attention_mask": mask.long()}
-    hidden = ours.hidden(tokens, segments=segments, mask=mask)
+    hidden = ours.hidden_states(tokens, segments=segments, mask=mask)
     if ours.config.heads is Heads.none:
         reference = theirs(**inputs)
-        assert_near(hidden[mask], reference.last_hidden_state[mask], "hidden")
+        assert_near(hidden[mask], reference.last_hidden_state[mask], "hidden_states")
         assert_near(ours.pooled(hidden), reference.pooler_output, "pooled")
         weights = torch.randn(reference.pooler_output.shape, generator=torch.Generator().manual_seed(6))
         (ours.pooled(hidden) * weights).sum().backward()
@@ -100,9 +100,9 @@ def test_t5(name, padded, tmp_path):
     mask = filled((29, 5, 1)) if padded else None
     reference = theirs(source, attention_mask=None if mask is None else mask.long(), labels=targets)
     tokens = theirs._shift_right(targets)
-    assert tokens[0, 0] == ours.config.start_id
+    assert tokens[0, 0] == ours.config.decoder_start_token_id
     assert_near(ours(tokens, source=source, source_mask=mask), reference.logits, "logits")
-    hidden = ours.hidden(tokens, source=source, source_mask=mask)
+    hidden = ours.hidden_states(tokens, source=source, source_mask=mask)
     loss = linear_cross_entropy(hidden, ours.output, targets) / targets.numel()
     assert_near(loss, reference.loss, "loss")
     loss.backward()

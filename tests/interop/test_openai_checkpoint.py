@@ -10,20 +10,21 @@ import torch
 import transformers
 import yaml
 from interop.foreign import Case, gpt2, memory_taken, said, write_older_tokenizer
-from runs import small_run
+from small_runs import small_run
 
-from gptlab.commands import generate
-from gptlab.data.config import TokenizerFileConfig
-from gptlab.data.tokenizer import BpeTokenizer, load_tokenizer
+from gptlab.cli import generate
+from gptlab.data.tokenizers.config import TokenizerFileConfig
+from gptlab.data.tokenizers.tokenizer import BPETokenizer, load_tokenizer
 from gptlab.interop.openai_checkpoint import OpenAIFolder
 from gptlab.interop.tokenizer_files import tokenizer_files
 from gptlab.models.build import build_model
-from gptlab.models.config import DecoderConfig, model_from_plain
-from gptlab.training import checkpoint
-from gptlab.training.run import train
+from gptlab.models.config import model_from_plain
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.runs import checkpoint
+from gptlab.training.loop import train
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom; naïve 1859.\n"
-TOKENIZER = BpeTokenizer.train(290, [TEXT * 9])
+TOKENIZER = BPETokenizer.train(290, [TEXT * 9])
 # The eps that OpenAI's code holds fixed.
 GPT2 = Case("GPT2Config", gpt2(vocab_size=TOKENIZER.vocab_size, n_embd=24, n_head=3, layer_norm_epsilon=1e-5))
 
@@ -88,7 +89,7 @@ def test_it_computes_what_transformers_computes(words, folder, tmp_path, capsys)
     with torch.no_grad():
         reference = GPT2.model()(tokens).logits
         assert (ours(tokens) - reference).abs().max() <= 1e-4 * reference.abs().max()
-    assert yaml.safe_load((tmp_path / "ours" / "config.yaml").read_text())["preset"] == "gpt2"
+    assert yaml.safe_load((tmp_path / "ours" / "config.yaml").read_text())["model_tag"] == "gpt2"
 
 
 def test_every_number_and_every_word_arrives(folder, tmp_path):
@@ -237,9 +238,7 @@ def test_without_tensorflow_it_says_what_to_install(folder, tmp_path, monkeypatc
 
 
 def test_tensorflow_comes_only_when_it_is_needed_and_says_nothing(folder, tmp_path):
-    code = (
-        "import sys; from gptlab.commands.convert import main; main(sys.argv[1:]); print('tensorflow' in sys.modules)"
-    )
+    code = "import sys; from gptlab.cli.convert import main; main(sys.argv[1:]); print('tensorflow' in sys.modules)"
     for source, needed in ((GPT2.save(tmp_path / "theirs"), False), (folder, True)):
         words = [f"from={source}", f"to={tmp_path / f'ours {needed}'}"]
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)

@@ -56,9 +56,9 @@ def test_the_balance_loss_and_its_gradients(name, tmp_path):
     """By the function of transformers, layer by layer as the paper has it; the model there takes all layers as one."""
     case, coefficient = CASES[name], 0.3
     folder = TransformersFolder(case.save(tmp_path / "theirs"))
-    theirs, n_active = case.model(), folder.config.n_expert_active
+    theirs, n_active = case.model(), folder.config.n_expert_per_token
     # Its shares are of tokens and sum up to the number of choices, ours are of choices.
-    config = replace(folder.config, balance_loss=coefficient * n_active, z_loss=None)
+    config = replace(folder.config, router_aux_loss_coef=coefficient * n_active, router_z_loss_coef=None)
     ours = build_model(config, folder.vocab_size, seed=0)
     ours.load_state_dict(dict(folder.tensors()))
 

@@ -7,8 +7,8 @@ import pytest
 import transformers
 from interop.foreign import Case, gpt2, write_older_tokenizer
 
-from gptlab.data.config import BpeConfig, ByteConfig, CharConfig, WordPieceConfig
-from gptlab.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, FileTokenizer, build_tokenizer
+from gptlab.data.tokenizers.config import BPEConfig, ByteConfig, CharConfig, WordPieceConfig
+from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, FileTokenizer, build_tokenizer
 from gptlab.interop.tokenizer_files import tokenizer_files
 from gptlab.interop.transformers_folder import TransformersFolder
 
@@ -40,7 +40,7 @@ def opened(tokenizer, folder):
 
 @pytest.fixture
 def bpe():
-    return BpeTokenizer.train(400, [TEXT * 20, *random_texts()])
+    return BPETokenizer.train(400, [TEXT * 20, *random_texts()])
 
 
 @pytest.mark.parametrize("kind", ["bpe", "byte", "file"])
@@ -74,12 +74,12 @@ def test_characters(tmp_path):
 
 @pytest.mark.parametrize("kind", ["byte", "char", "bpe", "wordpiece"])
 def test_special_words_are_special_there(kind, tmp_path):
-    words = {"special_words": ["<mask>", "<pad>", "<|user|>"], "n_sentinel": 2}
+    words = {"special_tokens": ["<mask>", "<pad>", "<|user|>"], "n_sentinel_tokens": 2}
     config = {
         "byte": ByteConfig(**words),
         "char": CharConfig(**words),
-        "bpe": BpeConfig(vocab_size=300, **words),
-        "wordpiece": WordPieceConfig(vocab_size=100, n_sentinel=2),
+        "bpe": BPEConfig(vocab_size=300, **words),
+        "wordpiece": WordPieceConfig(vocab_size=100, n_sentinel_tokens=2),
     }[kind]
     ours = build_tokenizer(config, lambda: iter([TEXT * 20]))
     theirs = opened(ours, tmp_path)
@@ -104,7 +104,7 @@ def test_word_pieces_begin_and_end_as_berts(tmp_path):
 
 
 def test_merges_are_those_that_were_learned():
-    tokenizer = BpeTokenizer.train(300, ["the cat sat on the mat, the hat" * 9])
+    tokenizer = BPETokenizer.train(300, ["the cat sat on the mat, the hat" * 9])
     model = tokenizer_files(tokenizer, 8)["tokenizer.json"]["model"]
     assert len(model["merges"]) == tokenizer.vocab_size - 257
     assert list(model["vocab"].values()) == list(range(tokenizer.vocab_size - 1))

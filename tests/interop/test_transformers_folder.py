@@ -15,16 +15,8 @@ from gptlab.config import to_plain
 from gptlab.interop.architecture import differences, shapes
 from gptlab.interop.transformers_folder import TransformersFolder, architecture_for, from_hub, write_folder
 from gptlab.models.build import build_model
-from gptlab.models.config import (
-    AttentionPattern,
-    DecoderConfig,
-    Feedforward,
-    Norm,
-    NormPlacement,
-    Position,
-    RouterSoftmax,
-    model_from_plain,
-)
+from gptlab.models.config import Feedforward, model_from_plain
+from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position, RouterSoftmax
 
 
 def exported(folder: TransformersFolder, path):
@@ -271,7 +263,7 @@ def test_null_is_false(tmp_path):
     content = json.loads((path / "config.json").read_text()) | {"tie_word_embeddings": None, "attention_bias": None}
     (path / "config.json").write_text(json.dumps(content))
     config = TransformersFolder(path).config
-    assert config.tied_head is False and config.bias is False
+    assert config.tie_embeddings is False and config.bias is False
 
 
 @pytest.mark.parametrize("places", [[], None, {"a": 1}, "x"], ids=str)
@@ -333,8 +325,8 @@ LLAMA = {
         ({}, "gpt2"),
         ({"norm_placement": NormPlacement.post}, "openai-gpt"),
         (LLAMA, "llama"),
-        (LLAMA | {"n_kv_head": 1, "tied_head": False}, "llama"),
-        (LLAMA | {"attention_pattern": AttentionPattern.banded, "attention_window": 4}, "mistral"),
+        (LLAMA | {"n_kv_head": 1, "tie_embeddings": False}, "llama"),
+        (LLAMA | {"attention_pattern": AttentionPattern.sliding_window, "attention_window": 4}, "mistral"),
         (LLAMA | {"qkv_bias": True}, "qwen2"),
         (LLAMA | {"n_expert": 4}, "mixtral"),
         (LLAMA | {"attention_scale": 0.5}, "llama"),  # said, and no other than the usual one: two heads of 4
@@ -410,7 +402,7 @@ def test_only_one_copy_of_the_weights_is_asked_of_the_hub(pickled, tmp_path, mon
 
 
 def test_plain_options_become_typed_again():
-    config = DecoderConfig(**LLAMA, attention_pattern=AttentionPattern.banded, attention_window=4)
+    config = DecoderConfig(**LLAMA, attention_pattern=AttentionPattern.sliding_window, attention_window=4)
     assert model_from_plain(to_plain(config)) == config
     with pytest.raises(ValueError, match=r"model\.wings is an option that this version"):
         model_from_plain(to_plain(config) | {"wings": 2})

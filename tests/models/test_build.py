@@ -5,17 +5,10 @@ import pytest
 import torch
 
 from gptlab.models.build import build_model, init_weights, initial_values, shape_model
-from gptlab.models.config import (
-    AttentionPattern,
-    DecoderConfig,
-    EncoderConfig,
-    EncoderDecoderConfig,
-    Feedforward,
-    Init,
-    NormPlacement,
-    Position,
-    RouterSoftmax,
-)
+from gptlab.models.config import Feedforward
+from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Init, NormPlacement, Position, RouterSoftmax
+from gptlab.models.encoder.config import EncoderConfig
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
 WORDS = 50
 CONFIG = DecoderConfig(n_layer=3, n_head=4, d_model=64, context_length=16, init_std=0.1)
@@ -28,7 +21,7 @@ def values(config, seed=0):
 
 @each_init
 def test_values_depend_on_seed_and_name_alone(init):
-    config = replace(CONFIG, init=init, tied_head=False)
+    config = replace(CONFIG, init=init, tie_embeddings=False)
     torch.manual_seed(1)
     first = values(config)
     torch.manual_seed(2)
@@ -45,7 +38,7 @@ def test_values_depend_on_seed_and_name_alone(init):
 
 @each_init
 def test_values_do_not_depend_on_what_else_there_is(init):
-    config = replace(CONFIG, init=init, tied_head=False)
+    config = replace(CONFIG, init=init, tie_embeddings=False)
     first = values(config)
     other = values(replace(config, feedforward=Feedforward.swiglu, position=Position.rotary))
     shared = [name for name in first if name in other and "ffn" not in name]
@@ -63,7 +56,7 @@ def near(tensor, std, mean=0.0):
 
 
 def test_gpt2():
-    for name, value in values(replace(CONFIG, tied_head=False)).items():
+    for name, value in values(replace(CONFIG, tie_embeddings=False)).items():
         if name.endswith("bias"):
             assert not value.any(), name
         elif "norm" in name:
@@ -74,14 +67,14 @@ def test_gpt2():
 
 
 def test_normal():
-    for name, value in values(replace(CONFIG, init=Init.normal, tied_head=False)).items():
+    for name, value in values(replace(CONFIG, init=Init.normal, tie_embeddings=False)).items():
         if not name.endswith("bias") and "norm" not in name:
             near(value, 0.1)
 
 
 def test_torch():
     torch.manual_seed(0)
-    for name, value in values(replace(CONFIG, init=Init.torch, tied_head=False)).items():
+    for name, value in values(replace(CONFIG, init=Init.torch, tie_embeddings=False)).items():
         if "norm" in name:
             assert (value == (1 if name.endswith("weight") else 0)).all(), name
         elif "emb" in name:
@@ -98,7 +91,7 @@ def test_torch():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_zero(tied):
-    config = replace(CONFIG, init=Init.zero, tied_head=tied)
+    config = replace(CONFIG, init=Init.zero, tie_embeddings=tied)
     for name, value in values(config).items():
         if name.endswith(("out.weight", "down.weight", "bias", "lm_head.weight")):
             assert not value.any(), name
@@ -153,24 +146,30 @@ def test_whole_values_for_a_model_that_has_none():
         ({"dropout_residual": 1.0}, r"outside \[0, 1\)"),
         ({"n_layer": 0}, "at least 1"),
         ({"logit_softcap": 0.0}, "above 0"),
-        ({"attention_pattern": AttentionPattern.banded}, "needs a width; set model.attention_window, such as 256"),
+        (
+            {"attention_pattern": AttentionPattern.sliding_window},
+            "needs a width; set model.attention_window, such as 256",
+        ),
         ({"attention_window": 8}, "model.attention_window=8 has no effect on model.attention_pattern=dense"),
         (
-            {"attention_pattern": AttentionPattern.banded, "attention_window": 0},
+            {"attention_pattern": AttentionPattern.sliding_window, "attention_window": 0},
             "attention_window=0 must be at least 1",
         ),
         ({"n_expert": 0}, "model.n_expert=0 must be at least 1"),
-        ({"n_expert": 4, "n_expert_active": 5}, "n_expert_active=5 is more than model.n_expert=4; use 1 to 4"),
-        ({"n_expert": 4, "n_expert_active": 1}, "set model.router_softmax=before"),
+        ({"n_expert": 4, "n_expert_per_token": 5}, "n_expert_per_token=5 is more than model.n_expert=4; use 1 to 4"),
+        ({"n_expert": 4, "n_expert_per_token": 1}, "set model.router_softmax=before"),
         ({"n_expert": 4, "norm_placement": NormPlacement.post}, "goes with model.norm_placement=pre alone"),
         ({"n_expert": 4, "capacity_factor": 0.0}, "model.capacity_factor=0.0 must be above 0"),
-        ({"n_expert": 4, "balance_loss": -1.0}, "model.balance_loss=-1.0 must be above 0"),
-        ({"n_expert_active": 3}, "n_expert_active=3 is about experts, and this model has none; set model.n_expert"),
+        ({"n_expert": 4, "balance_loss": -1.0}, "model.router_aux_loss_coef=-1.0 must be above 0"),
+        (
+            {"n_expert_per_token": 3},
+            "n_expert_per_token=3 is about experts, and this model has none; set model.n_expert",
+        ),
         ({"n_shared_expert": 1}, "model.n_shared_expert=1 is about experts"),
         ({"router_softmax": RouterSoftmax.before}, "model.router_softmax=before is about experts"),
         ({"capacity_factor": 1.5}, "model.capacity_factor=1.5 is about experts"),
-        ({"balance_loss": 0.1}, "model.balance_loss=0.1 is about experts"),
-        ({"z_loss": None}, "model.z_loss=null is about experts"),
+        ({"balance_loss": 0.1}, "model.router_aux_loss_coef=0.1 is about experts"),
+        ({"z_loss": None}, "model.router_z_loss_coef=null is about experts"),
     ],
 )
 def test_wrong_configs_are_refused(wrong, message):
@@ -196,7 +195,7 @@ def test_t5_begins_as_transformers_does(feedforward):
     from gptlab.interop.t5 import T5
 
     sizes = {"n_layer": 2, "n_head": 6, "d_head": 24, "d_model": 96, "d_ff": 200}
-    config = EncoderDecoderConfig(**sizes, feedforward=feedforward, tied_head=False, init_factor=0.7)
+    config = EncoderDecoderConfig(**sizes, feedforward=feedforward, tie_embeddings=False, init_factor=0.7)
     theirs = T5.write_config(config, 400)
     torch.manual_seed(0)
     reference = dict(transformers.T5ForConditionalGeneration(transformers.T5Config(**theirs)).named_parameters())

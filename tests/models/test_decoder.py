@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from gptlab.models.build import build_model
-from gptlab.models.config import (
+from gptlab.models.config import Feedforward
+from gptlab.models.decoder.config import (
     AttentionPattern,
     DecoderConfig,
-    Feedforward,
     Init,
     Norm,
     NormPlacement,
@@ -32,12 +32,18 @@ OPTIONS = [
     {"bias": False},
     {"bias": False, "qkv_bias": True},
     {"qkv_bias": False},
-    {"tied_head": False, "logit_softcap": 0.5},
+    {"tie_embeddings": False, "logit_softcap": 0.5},
     {"norm_placement": NormPlacement.post},
     {"norm_placement": NormPlacement.post, "norm": Norm.rmsnorm, "bias": False, "position": Position.rotary},
     {"attention_pattern": AttentionPattern.alternating, "attention_window": 3},
     *({"n_expert": 4, "feedforward": value} for value in Feedforward),
-    {"n_expert": 5, "n_expert_active": 3, "n_shared_expert": 1, "router_softmax": RouterSoftmax.before, "bias": False},
+    {
+        "n_expert": 5,
+        "n_expert_per_token": 3,
+        "n_shared_expert": 1,
+        "router_softmax": RouterSoftmax.before,
+        "bias": False,
+    },
     {"n_expert": 4, "capacity_factor": 2.0, "d_ff": 17},
 ]
 each_option = pytest.mark.parametrize("option", OPTIONS, ids=str)
@@ -72,7 +78,7 @@ def test_a_changed_token_leaves_earlier_outputs_alone_and_changes_later_ones(opt
 @each_option
 def test_every_parameter_gets_a_gradient(option):
     model = spread(build_model(replace(TINY, **option), WORDS, seed=0))
-    linear_cross_entropy(model.hidden(tokens()), model.output, tokens(seed=1)).backward()
+    linear_cross_entropy(model.hidden_states(tokens()), model.head, tokens(seed=1)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         # a bias shared by all keys moves all scores of a query alike, which the softmax does not see
@@ -138,7 +144,7 @@ def test_logit_softcap():
     logits = plain(tokens())
     assert logits.abs().max() > 4
     assert torch.allclose(capped(tokens()), 2 * torch.tanh(logits / 2), rtol=1e-5, atol=1e-6)
-    losses = [linear_cross_entropy(m.hidden(tokens()), m.output, tokens(seed=1)) for m in (plain, capped)]
+    losses = [linear_cross_entropy(m.hidden_states(tokens()), m.output, tokens(seed=1)) for m in (plain, capped)]
     expected = F.cross_entropy(capped(tokens()).flatten(0, 1), tokens(seed=1).flatten(), reduction="sum")
     assert losses[0] != losses[1] and torch.allclose(losses[1], expected)
 
@@ -183,18 +189,20 @@ def test_too_many_tokens_are_refused_for_each_kind_of_position():
         with pytest.raises(
             ValueError, match=r"13 tokens do not fit model\.context_length=12; .* model\.context_length=13"
         ):
-            model.hidden(tokens(length=13))
+            model.hidden_states(tokens(length=13))
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameter_names(tied):
-    model = build_model(DecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=4, tied_head=tied), WORDS, seed=0)
+    model = build_model(
+        DecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=4, tie_embeddings=tied), WORDS, seed=0
+    )
     expected = ["tok_emb.weight", "pos_emb.weight"]
     for module in ("norm1", "attn.q", "attn.k", "attn.v", "attn.out", "norm2", "ffn.up", "ffn.down"):
         expected += [f"blocks.0.{module}.weight", f"blocks.0.{module}.bias"]
     expected += ["final_norm.weight", "final_norm.bias"] + ([] if tied else ["lm_head.weight"])
     assert list(model.state_dict()) == expected
-    assert (model.output.weight is model.tok_emb.weight) == tied
+    assert (model.head.weight is model.tok_emb.weight) == tied
 
 
 def test_rotary_tables_stay_exact_and_out_of_the_state():
@@ -229,7 +237,7 @@ def test_one_batch_can_be_overfitted(option):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.0)
     for _ in range(60):
         optimizer.zero_grad()
-        total = linear_cross_entropy(model.hidden(inputs), model.output, targets) / targets.numel()
+        total = linear_cross_entropy(model.hidden_states(inputs), model.head, targets) / targets.numel()
         total.backward()
         optimizer.step()
     # Without positions a repeated prefix is all there is, and capped logits stop at log(1 + 22 / e).
@@ -243,11 +251,11 @@ def test_post_norm_is_the_papers_formula():
     for block in model.blocks:
         x = block.norm1(x + block.attn(x, causal=True))
         x = block.norm2(x + block.ffn(x))
-    assert torch.equal(model.hidden(tokens()), x)
+    assert torch.equal(model.hidden_states(tokens()), x)
     assert model.final_norm is None and not any("final_norm" in name for name in model.state_dict())
 
 
-@pytest.mark.parametrize("pattern", [AttentionPattern.banded, AttentionPattern.alternating])
+@pytest.mark.parametrize("pattern", [AttentionPattern.sliding_window, AttentionPattern.alternating])
 def test_a_banded_block_sees_its_window(pattern):
     config = replace(TINY, attention_pattern=pattern, attention_window=4)
     model = spread(build_model(config, WORDS, seed=0)).eval()
@@ -267,12 +275,12 @@ def test_a_banded_block_sees_its_window(pattern):
         difference = (seen[0] - seen[1]).abs().amax((0, 2))
         reach.append((difference > 1e-6).nonzero().flatten().tolist())
     banded, dense = [2, 3, 4, 5], list(range(2, 12))
-    assert reach == [banded if pattern is AttentionPattern.banded else dense, banded]
+    assert reach == [banded if pattern is AttentionPattern.sliding_window else dense, banded]
 
 
 def test_a_window_as_long_as_the_text_changes_nothing():
     dense = spread(build_model(TINY, WORDS, seed=0))
-    options = {"attention_pattern": AttentionPattern.banded, "attention_window": 12}
+    options = {"attention_pattern": AttentionPattern.sliding_window, "attention_window": 12}
     banded = spread(build_model(replace(TINY, **options), WORDS, seed=0))
     assert torch.equal(dense(tokens()), banded(tokens()))
     shorter = spread(build_model(replace(TINY, **options | {"attention_window": 11}), WORDS, seed=0))
@@ -297,26 +305,28 @@ def test_parameter_names_of_experts():
 
 def test_one_expert_is_the_dense_model_bit_for_bit():
     dense = spread(build_model(TINY, WORDS, seed=0))
-    only = build_model(replace(TINY, n_expert=1, n_expert_active=1), WORDS, seed=0)
+    only = build_model(replace(TINY, n_expert=1, n_expert_per_token=1), WORDS, seed=0)
     names = {name: name.replace(".ffn.", ".ffn.experts.") for name in dense.state_dict()}
     own = only.state_dict()
     only.load_state_dict(own | {names[n]: v.view_as(own[names[n]]) for n, v in dense.state_dict().items()})
     for model in (dense, only):
-        linear_cross_entropy(model.hidden(tokens()), model.output, tokens(seed=1)).backward()
+        linear_cross_entropy(model.hidden_states(tokens()), model.head, tokens(seed=1)).backward()
     assert torch.equal(dense(tokens()), only(tokens()))
     for name, parameter in dense.named_parameters():
         assert torch.equal(only.get_parameter(names[name]).grad.view_as(parameter), parameter.grad), name
 
 
 def test_what_experts_add_is_of_the_newest_pass_in_training():
-    model = spread(build_model(replace(TINY, n_expert=4, balance_loss=0.5, z_loss=0.25), WORDS, seed=0))
-    model.hidden(tokens(seed=1))
-    model.hidden(tokens())
+    model = spread(
+        build_model(replace(TINY, n_expert=4, router_aux_loss_coef=0.5, router_z_loss_coef=0.25), WORDS, seed=0)
+    )
+    model.hidden_states(tokens(seed=1))
+    model.hidden_states(tokens())
     first = model.auxiliary
     terms = {name: value.item() for name, value in first.terms.items()}
     assert tuple(terms) == model.config.auxiliary_terms
     assert first.loss.item() == pytest.approx(0.5 * terms["balance_loss"] + 0.25 * terms["z_loss"], rel=1e-6)
-    model.hidden(tokens())
+    model.hidden_states(tokens())
     assert torch.equal(model.auxiliary.loss, first.loss), "passes do not add up"
     assert model.eval().auxiliary is None
     assert build_model(TINY, WORDS, seed=0).auxiliary is None

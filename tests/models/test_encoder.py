@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gptlab.models.build import build_model
-from gptlab.models.config import EncoderConfig, Heads
+from gptlab.models.encoder.config import EncoderConfig, Heads
 
 WORDS = 31
 TOKENS = torch.randint(WORDS, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -20,29 +20,31 @@ def test_every_token_sees_every_other():
     for changed in (0, 8):
         tokens = TOKENS.clone()
         tokens[:, changed] = (tokens[:, changed] + 1) % WORDS
-        moved = (model.hidden(tokens) - model.hidden(TOKENS)).abs().amax((0, 2))
+        moved = (model.hidden_states(tokens) - model.hidden_states(TOKENS)).abs().amax((0, 2))
         assert (moved > 1e-4).all()
 
 
 def test_what_is_masked_is_not_seen():
     model = small()
     mask = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
-    hidden = model.hidden(TOKENS, mask=mask)
-    again = model.hidden(TOKENS.masked_fill(~mask, 7), mask=mask)
+    hidden = model.hidden_states(TOKENS, mask=mask)
+    again = model.hidden_states(TOKENS.masked_fill(~mask, 7), mask=mask)
     assert torch.equal(hidden[mask], again[mask])
-    alone = model.hidden(TOKENS[1:2, :4])
+    alone = model.hidden_states(TOKENS[1:2, :4])
     assert (hidden[1, :4] - alone[0]).abs().max() < 1e-5
 
 
 def test_segments_matter_and_are_the_first_where_they_are_not_said():
     model = small()
-    assert torch.equal(model.hidden(TOKENS), model.hidden(TOKENS, segments=torch.zeros_like(TOKENS)))
-    assert (model.hidden(TOKENS) - model.hidden(TOKENS, segments=torch.ones_like(TOKENS))).abs().max() > 0.1
+    assert torch.equal(model.hidden_states(TOKENS), model.hidden_states(TOKENS, segments=torch.zeros_like(TOKENS)))
+    assert (
+        model.hidden_states(TOKENS) - model.hidden_states(TOKENS, segments=torch.ones_like(TOKENS))
+    ).abs().max() > 0.1
 
 
 def test_a_text_that_is_too_long_is_refused():
     with pytest.raises(ValueError, match=r"13 tokens do not fit model.context_length=12; crop the input"):
-        small().hidden(torch.zeros((1, 13), dtype=torch.int64))
+        small().hidden_states(torch.zeros((1, 13), dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
@@ -51,9 +53,9 @@ def test_a_text_that_is_too_long_is_refused():
 )
 def test_heads(heads, has):
     model = small(heads=heads)
-    hidden = model.hidden(TOKENS)
+    hidden = model.hidden_states(TOKENS)
     uses = {
-        "words": lambda: model.output.logits(model.transformed(hidden)),
+        "words": lambda: model.head.logits(model.transformed(hidden)),
         "pooled": lambda: model.pooled(hidden),
         "sentence": lambda: model.next_sentence(hidden[:, 0]),
     }

@@ -2,21 +2,24 @@ import pytest
 import torch
 
 from gptlab.models.build import build_model
-from gptlab.models.config import EncoderDecoderConfig, Feedforward
+from gptlab.models.config import Feedforward
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.nn.cache import KVCache
 
 WORDS = 31
 DRAW = torch.Generator().manual_seed(0)
 SOURCE, TOKENS = torch.randint(WORDS, (3, 9), generator=DRAW), torch.randint(WORDS, (3, 7), generator=DRAW)
 MASK = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
-SIZES = {"n_layer": 2, "n_head": 3, "d_head": 5, "d_model": 16, "n_position_bucket": 6, "max_distance": 5}
+SIZES = {"n_layer": 2, "n_head": 3, "d_head": 5, "d_model": 16, "relative_attention_num_buckets": 6, "max_distance": 5}
 
 
 def small(**options):
     return build_model(EncoderDecoderConfig(**SIZES, **options), WORDS, seed=0).eval()
 
 
-@pytest.mark.parametrize("options", [{"feedforward": value} for value in Feedforward] + [{"tied_head": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"feedforward": value} for value in Feedforward] + [{"tie_embeddings": False}], ids=str
+)
 def test_a_token_is_seen_from_there_on_and_the_source_everywhere(options):
     model = small(**options)
     logits = model(TOKENS, source=SOURCE)
@@ -44,18 +47,18 @@ def test_with_a_cache_the_logits_are_the_same(lengths):
     memory, cache = model.encode(SOURCE, MASK), KVCache(2, batch_size=3, n_positions=7)
     whole = model(TOKENS, source=memory)
     if any(lengths):
-        model.hidden(TOKENS[:, : max(lengths)], source=memory, cache=cache)
+        model.hidden_states(TOKENS[:, : max(lengths)], source=memory, cache=cache)
         cache.lengths = list(lengths)
     for _ in range(4):
         at = torch.tensor(cache.lengths)[:, None]
-        hidden = model.hidden(TOKENS.gather(1, at), source=memory, cache=cache)
+        hidden = model.hidden_states(TOKENS.gather(1, at), source=memory, cache=cache)
         expected = whole[torch.arange(3)[:, None], at]
-        assert (model.output.logits(hidden) - expected).abs().max() < 1e-4 * whole.abs().max()
+        assert (model.head.logits(hidden) - expected).abs().max() < 1e-4 * whole.abs().max()
 
 
 def test_the_head_is_scaled_where_it_is_tied_unless_told():
     scales = {
-        (tied, said): small(tied_head=tied, output_scaled=said).output.scale
+        (tied, said): small(tie_embeddings=tied, scale_decoder_outputs=said).output.scale
         for tied in (True, False)
         for said in (None, True, False)
     }
@@ -72,11 +75,17 @@ def test_the_head_is_scaled_where_it_is_tied_unless_told():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"n_position_bucket": 7}, "model.n_position_bucket=7 must be even and at least 4"),
-        ({"n_position_bucket": 2}, "model.n_position_bucket=2 must be even and at least 4"),
-        ({"max_distance": 3}, "model.max_distance=3 must be above half of model.n_position_bucket=6"),
+        ({"relative_attention_num_buckets": 7}, "model.relative_attention_num_buckets=7 must be even and at least 4"),
+        ({"relative_attention_num_buckets": 2}, "model.relative_attention_num_buckets=2 must be even and at least 4"),
+        (
+            {"max_distance": 3},
+            "model.relative_attention_max_distance=3 must be above half of model.relative_attention_num_buckets=6",
+        ),
         ({"n_decoder_layer": 0}, "model.n_decoder_layer=0 must be at least 1"),
-        ({"start_id": 40, "vocab_size": 31}, "model.start_id=40 is outside model.vocab_size=31"),
+        (
+            {"decoder_start_token_id": 40, "vocab_size": 31},
+            "model.decoder_start_token_id=40 is outside model.vocab_size=31",
+        ),
         ({"init_factor": 0.0}, "model.init_factor=0.0 must be above 0"),
         ({"dropout": 1.0}, r"model.dropout=1.0 is outside \[0, 1\)"),
     ],

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gptlab.nn.loss import Output, linear_cross_entropy
+from gptlab.nn.loss import LMHead, linear_cross_entropy
 
 WORDS, WIDTH = 37, 8
 
@@ -40,7 +40,7 @@ def test_equals_explicit_maths_with_all_gradients(chunk_size, ignored, scale, so
     if ignored:
         targets[1] = -100
         targets[:, 3] = -100
-    output = Output(weight=weight, bias=shift, scale=scale, softcap=softcap)
+    output = LMHead(weight=weight, bias=shift, scale=scale, softcap=softcap)
     inputs = [x for x in (hidden, weight, shift) if x is not None]
     expected = reference(hidden, output, targets)
     expected_gradients = torch.autograd.grad(0.3 * expected, inputs)
@@ -54,19 +54,19 @@ def test_equals_explicit_maths_with_all_gradients(chunk_size, ignored, scale, so
 def test_other_ignore_index_and_all_ignored():
     hidden, weight, _, targets = example(bias=False)
     for chunk_size in (4, 100):
-        total = linear_cross_entropy(hidden, Output(weight), targets.fill_(-1), ignore_index=-1, chunk_size=chunk_size)
+        total = linear_cross_entropy(hidden, LMHead(weight), targets.fill_(-1), ignore_index=-1, chunk_size=chunk_size)
         assert total == 0
         assert all(not g.any() for g in torch.autograd.grad(total, (hidden, weight)))
 
 
 def test_only_gradients_that_are_needed():
     hidden, weight, shift, targets = example(bias=True)
-    frozen = Output(weight.detach(), shift.detach())
+    frozen = LMHead(weight.detach(), shift.detach())
     linear_cross_entropy(hidden, frozen, targets, chunk_size=5).backward()
     assert hidden.grad is not None
     with torch.no_grad():
-        assert not linear_cross_entropy(hidden, Output(weight), targets, chunk_size=5).requires_grad
-    linear_cross_entropy(hidden.detach(), Output(weight), targets, chunk_size=5).backward()
+        assert not linear_cross_entropy(hidden, LMHead(weight), targets, chunk_size=5).requires_grad
+    linear_cross_entropy(hidden.detach(), LMHead(weight), targets, chunk_size=5).backward()
     assert weight.grad is not None and shift.grad is None
 
 
@@ -74,7 +74,7 @@ def test_only_gradients_that_are_needed():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision(chunk_size, autocast):
     hidden, weight, shift, targets = example(bias=True, dtype=torch.float32 if autocast else torch.bfloat16)
-    output = Output(weight, shift, softcap=4.0)
+    output = LMHead(weight, shift, softcap=4.0)
     expected = reference(hidden, output, targets)
     expected_gradients = torch.autograd.grad(expected, (hidden, weight, shift))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -89,7 +89,7 @@ def test_half_precision(chunk_size, autocast):
 
 def test_a_second_backward_is_refused():
     hidden, weight, _, targets = example(bias=False)
-    total = linear_cross_entropy(hidden, Output(weight), targets, chunk_size=5)
+    total = linear_cross_entropy(hidden, LMHead(weight), targets, chunk_size=5)
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         total.backward()
@@ -109,7 +109,7 @@ def test_never_holds_all_logits():
             return result
 
     with Watch():
-        linear_cross_entropy(hidden, Output(weight), torch.zeros(n, dtype=torch.int64), chunk_size=128).backward()
+        linear_cross_entropy(hidden, LMHead(weight), torch.zeros(n, dtype=torch.int64), chunk_size=128).backward()
     assert largest == limit < n * words
 
 
@@ -118,18 +118,18 @@ def test_targets_outside_the_vocabulary(wrong):
     hidden, weight, _, targets = example(bias=False)
     targets[2, 5] = wrong
     with pytest.raises(ValueError, match=rf"target {wrong} is outside the vocabulary of {WORDS} words; use 0 to"):
-        linear_cross_entropy(hidden, Output(weight), targets)
+        linear_cross_entropy(hidden, LMHead(weight), targets)
 
 
 def test_shapes_that_do_not_fit():
     hidden, weight, _, targets = example(bias=False)
     with pytest.raises(ValueError, match=r"use hidden \(\*targets.shape, 8\)"):
-        linear_cross_entropy(hidden[:, :5], Output(weight), targets)
+        linear_cross_entropy(hidden[:, :5], LMHead(weight), targets)
 
 
 def test_softcap_bounds_logits():
     hidden, weight, shift, _ = example(bias=True)
-    plain, capped = Output(weight, shift).logits(100 * hidden), Output(weight, shift, softcap=3.0).logits(100 * hidden)
+    plain, capped = LMHead(weight, shift).logits(100 * hidden), LMHead(weight, shift, softcap=3.0).logits(100 * hidden)
     assert plain.abs().max() > 100 and capped.abs().max() <= 3
-    small = Output(weight, softcap=1e4).logits(hidden)
+    small = LMHead(weight, softcap=1e4).logits(hidden)
     near(small, hidden @ weight.T, 1e-5)

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from gptlab.models.config import RouterSoftmax
+from gptlab.models.decoder.config import RouterSoftmax
 from gptlab.nn import moe
 from gptlab.nn.feedforward import FEEDFORWARDS, GELU, SwiGLU
-from gptlab.nn.moe import Experts, GroupedLinear, Routing, auxiliary
+from gptlab.nn.moe import GroupedLinear, MoE, Routing, auxiliary
 
 KINDS = [*FEEDFORWARDS.values()]
 
@@ -22,7 +22,7 @@ def numbers(*shape, seed=0):
 
 
 def experts(kind=SwiGLU, d_model=8, d_ff=12, *, n_expert=5, n_active=2, bias=False, **options):
-    return drawn(Experts(kind, d_model, d_ff, bias=bias, n_expert=n_expert, n_active=n_active, **options))
+    return drawn(MoE(kind, d_model, d_ff, bias=bias, n_expert=n_expert, n_active=n_active, **options))
 
 
 def dense_of(layer, expert, kind, bias):
@@ -232,32 +232,32 @@ def routings(n_layer=3, n_tokens=20, n_expert=5, n_active=2):
 
 def test_auxiliary_losses_are_the_papers_formulas():
     layers = list(routings())
-    found = auxiliary(layers, balance_loss=0.3, z_loss=0.2)
+    found = auxiliary(layers, balance_coef=0.3, z_coef=0.2)
     balance, z = [], []
     for logits, n_chosen, _ in layers:
         p = logits.double().softmax(-1)
         balance.append(5 * sum(n_chosen[i] / 40 * sum(p[:, i].tolist()) / 20 for i in range(5)))
         z.append(sum(row.exp().sum().log().item() ** 2 for row in logits.double()) / 20)
     expected = {"balance_loss": sum(balance) / 3, "z_loss": sum(z) / 3}
-    expected["drop_rate"] = (0 + 1 + 2) / 120
-    expected["busiest_expert"] = max(n_chosen.max() / 40 for _, n_chosen, _ in layers)
+    expected["dropped_token_fraction"] = (0 + 1 + 2) / 120
+    expected["max_expert_load"] = max(n_chosen.max() / 40 for _, n_chosen, _ in layers)
     assert found.terms.keys() == expected.keys()
     for name, value in expected.items():
         assert found.terms[name].item() == pytest.approx(float(value), rel=1e-5), name
         assert not found.terms[name].requires_grad
     near(found.loss, 0.3 * expected["balance_loss"] + 0.2 * torch.tensor(expected["z_loss"]))
     assert found.loss.requires_grad
-    near(auxiliary(layers, balance_loss=None, z_loss=0.2).loss, 0.2 * found.terms["z_loss"])
-    assert auxiliary(layers, balance_loss=None, z_loss=None).loss == 0
+    near(auxiliary(layers, balance_coef=None, z_coef=0.2).loss, 0.2 * found.terms["z_loss"])
+    assert auxiliary(layers, balance_coef=None, z_coef=None).loss == 0
 
 
 def test_balance_is_one_where_all_are_chosen_alike_and_more_elsewhere():
     even = Routing(torch.zeros(10, 5), torch.full((5,), 4), torch.tensor(0))
-    assert auxiliary([even], balance_loss=1.0, z_loss=None).loss == pytest.approx(1.0)
+    assert auxiliary([even], balance_coef=1.0, z_coef=None).loss == pytest.approx(1.0)
     logits = torch.zeros(10, 5)
     logits[:, 2] = 20.0
     one = Routing(logits, torch.tensor([0, 0, 20, 0, 0]), torch.tensor(0))
-    assert auxiliary([one], balance_loss=1.0, z_loss=None).loss == pytest.approx(5.0)
+    assert auxiliary([one], balance_coef=1.0, z_coef=None).loss == pytest.approx(5.0)
 
 
 def test_it_is_deterministic():

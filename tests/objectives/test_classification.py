@@ -8,34 +8,39 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import small_run
+from small_runs import small_run
 
 from gptlab.config import RunConfig
-from gptlab.data.config import ByteConfig, CharConfig, RowsConfig, TooLong, WordPieceConfig
+from gptlab.data.config import Overlong
+from gptlab.data.examples.example_table import TokenizedExample
 from gptlab.data.prepare import prepare
-from gptlab.data.rows import Row
-from gptlab.data.tokenizer import build_tokenizer
+from gptlab.data.sources.config import TableConfig
+from gptlab.data.tokenizers.config import ByteConfig, CharConfig, WordPieceConfig
+from gptlab.data.tokenizers.tokenizer import build_tokenizer
 from gptlab.models.build import init_weights, shape_model
-from gptlab.models.config import DecoderConfig, EncoderConfig, Heads
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.models.encoder.config import EncoderConfig, Heads
 from gptlab.objectives.classification import Classification
 from gptlab.objectives.config import ClassificationConfig
-from gptlab.objectives.objective import measured
-from gptlab.training.config import AdamWConfig, ScheduleConfig
-from gptlab.training.folder import read_metrics
-from gptlab.training.run import train
+from gptlab.runs.folder import read_metrics
+from gptlab.training.config import AdamWConfig, CosineConfig
+from gptlab.training.loop import train
 
-BYTES = ByteConfig(special_words=["<cls>", "<sep>", "<pad>"])
+BYTES = ByteConfig(special_tokens=["<cls>", "<sep>", "<pad>"])
 TOKENIZER = build_tokenizer(BYTES, lambda: iter(()))
 SIZES = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 24}
 
 
 def rows():
     texts = [np.array([5, 6, 7, 8]), np.array([9, 10]), np.array([11, 12, 13, 14, 15])]
-    return [Row(np.append(text, TOKENIZER.eot), np.ones(len(text) + 1, bool), i % 2) for i, text in enumerate(texts)]
+    return [
+        TokenizedExample(np.append(text, TOKENIZER.eot), np.ones(len(text) + 1, bool), i % 2)
+        for i, text in enumerate(texts)
+    ]
 
 
 def built(model, **words):
-    data = RowsConfig(path="x", label="kind", classes=["a", "b"])
+    data = TableConfig(path="x", label="kind", classes=["a", "b"])
     config = RunConfig(model=model, objective=ClassificationConfig(**words), data=data, tokenizer=BYTES, budget_steps=1)
     objective = Classification(config, TOKENIZER)
     network = shape_model(model, TOKENIZER.vocab_size, config.n_class).to_empty(device="cpu")
@@ -49,12 +54,12 @@ def test_l3_is_l2_and_lambda_times_l1():
     l1, l2, right = [], [], 0
     for row in rows():
         tokens = torch.from_numpy(row.tokens)[None]
-        hidden = model.hidden(tokens)
+        hidden = model.hidden_states(tokens)
         scores = model.class_head(hidden[:, -1])
         l2.append(F.cross_entropy(scores, torch.tensor([row.label])))
         right += int(scores.argmax() == row.label)
         l1 += F.cross_entropy(model(tokens)[0, :-1], tokens[0, 1:], reduction="none").tolist()
-    means = measured(objective.loss(model, batch), {kind: 1 / n for kind, n in objective.counts(batch).items()})
+    means = logged_means(objective.loss(model, batch), {kind: 1 / n for kind, n in objective.counts(batch).items()})
     l2 = torch.stack(l2).mean().item()
     assert list(means) == ["loss", "label_loss", "lm_loss", "accuracy"]
     assert means["label_loss"].item() == pytest.approx(l2, rel=1e-5)
@@ -72,7 +77,7 @@ def test_an_encoder_reads_each_text_between_its_marks_and_nothing_else():
     for i, row in enumerate(rows()):
         text = [TOKENIZER.cls, *row.tokens.tolist(), TOKENIZER.sep]
         assert batch["tokens"][i].tolist() == text + [TOKENIZER.pad] * (8 - len(text))
-        scores = network.class_head(network.pooled(network.hidden(torch.tensor([text]))))
+        scores = network.class_head(network.pooled(network.hidden_states(torch.tensor([text]))))
         losses.append(F.cross_entropy(scores, torch.tensor([row.label])).item())
     assert objective.mean_loss(network, batch).item() == pytest.approx(np.mean(losses), rel=1e-5)
 
@@ -97,12 +102,12 @@ def test_a_planted_signal_is_found(tmp_path, architecture):
         tmp_path / "run",
         model=model,
         objective=ClassificationConfig(lm_weight=0.5 if architecture == "decoder" else 0.0),
-        data=RowsConfig(
+        data=TableConfig(
             path=str(plant(tmp_path / "planted.jsonl")), label="kind", classes=["rising", "falling"], val_fraction=0.2
         ),
         tokenizer=BYTES,
         optimizer=AdamWConfig(lr=3e-3),
-        schedule=ScheduleConfig(warmup_steps=20),
+        schedule=CosineConfig(warmup_steps=20),
         batch_tokens=1024,
         budget_steps=150,
     )
@@ -120,7 +125,7 @@ def test_marks_that_the_tokenizer_puts_there_take_no_room_twice(tmp_path):
         tmp_path / "run",
         model=EncoderConfig(**SIZES),
         objective=ClassificationConfig(),
-        data=RowsConfig(path=str(path), label="kind", classes=["a", "b"], val_fraction=0.0),
+        data=TableConfig(path=str(path), label="kind", classes=["a", "b"], val_fraction=0.0),
         tokenizer=WordPieceConfig(vocab_size=9),
     )
     data = prepare(config.data, config.tokenizer, progress=False)
@@ -137,7 +142,7 @@ def test_texts_without_a_word_to_predict_train_on_their_labels(tmp_path):
     """One character and no end of text: nothing follows anything, so only labels are learned."""
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": "ab"[i % 2], "kind": "ab"[i % 2]}) + "\n" for i in range(40)))
-    data = RowsConfig(path=str(path), label="kind", classes=["a", "b"])
+    data = TableConfig(path=str(path), label="kind", classes=["a", "b"])
     runs = {}
     for lm_weight in (0.0, 0.5):
         objective = ClassificationConfig(lm_weight=lm_weight)
@@ -153,12 +158,12 @@ def test_labels_outside_the_classes_and_texts_too_long_are_refused(tmp_path):
     config = small_run(
         tmp_path / "run",
         objective=ClassificationConfig(),
-        data=RowsConfig(path=str(plant(tmp_path / "planted.jsonl", 40)), label="kind", classes=["rising", "level"]),
+        data=TableConfig(path=str(plant(tmp_path / "planted.jsonl", 40)), label="kind", classes=["rising", "level"]),
     )
     with pytest.raises(ValueError, match=r"falling.*rising, level"):
         prepare(config.data, config.tokenizer, progress=False)
     config.data.classes = ["rising", "falling"]
-    with pytest.raises(ValueError, match=r"data\.too_long=drop"):
+    with pytest.raises(ValueError, match=r"data\.overlong=drop"):
         train(config)
-    config.data.too_long = TooLong.cut
+    config.data.overlong = Overlong.truncate
     assert train(config)["finished"]

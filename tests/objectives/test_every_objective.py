@@ -3,17 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from runs import OBJECTIVES, of_objective, small_run
+from small_runs import OBJECTIVES, of_objective, small_run
 
 from gptlab.data.prepare import prepare
+from gptlab.distributed.devices import Devices
 from gptlab.models.build import init_weights, shape_model
 from gptlab.objectives.build import CLASSES, build_objective
 from gptlab.objectives.config import OBJECTIVES as CONFIGS
-from gptlab.objectives.objective import measured
-from gptlab.training.devices import Devices
-from gptlab.training.folder import read_metrics
+from gptlab.runs.folder import read_metrics
+from gptlab.training.loop import train
 from gptlab.training.plan import make_plan
-from gptlab.training.run import train
 
 
 def test_each_is_known_by_its_name():
@@ -53,9 +52,9 @@ def test_parts_of_a_batch_add_up_to_it(name, tmp_path):
     objective, model, batch = built(name, tmp_path)
     model.eval()
     kinds = objective.counts(batch)
-    whole = measured(objective.loss(model, batch), dict.fromkeys(kinds, 1.0))
+    whole = logged_means(objective.loss(model, batch), dict.fromkeys(kinds, 1.0))
     parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 3), slice(3, 8))]
-    halves = [measured(objective.loss(model, part), dict.fromkeys(kinds, 1.0)) for part in parts]
+    halves = [logged_means(objective.loss(model, part), dict.fromkeys(kinds, 1.0)) for part in parts]
     assert list(whole) == list(objective.names)
     for term in whole:
         assert sum(half[term] for half in halves).item() == pytest.approx(whole[term].item(), rel=1e-5), term

@@ -6,19 +6,18 @@ import torch
 import torch.nn.functional as F
 
 from gptlab.config import RunConfig
-from gptlab.data.config import ByteConfig
+from gptlab.data.examples.pairs import SegmentPairs
 from gptlab.data.order import uniforms
-from gptlab.data.pairs import SegmentPairs
-from gptlab.data.tokenizer import build_tokenizer
-from gptlab.data.tokens import TokenFile, TokenWriter
+from gptlab.data.token_file import TokenFile, TokenWriter
+from gptlab.data.tokenizers.config import ByteConfig
+from gptlab.data.tokenizers.tokenizer import build_tokenizer
 from gptlab.models.build import build_model
-from gptlab.models.config import EncoderConfig, Heads
+from gptlab.models.encoder.config import EncoderConfig, Heads
 from gptlab.nn.loss import IGNORE_INDEX
 from gptlab.objectives.config import MaskedLMConfig
 from gptlab.objectives.masked_lm import MaskedLM
-from gptlab.objectives.objective import measured
 
-WORDS = ByteConfig(special_words=["<mask>", "<cls>", "<sep>", "<pad>"])
+WORDS = ByteConfig(special_tokens=["<mask>", "<cls>", "<sep>", "<pad>"])
 TOKENIZER = build_tokenizer(WORDS, lambda: iter(()))
 
 
@@ -123,17 +122,17 @@ def test_loss_and_accuracies_by_explicit_maths(file):
             nats -= logits[row, place].log_softmax(-1)[word].item()
             right += int(logits[row, place].argmax() == word)
             n += 1
-    hidden = model.hidden(batch["tokens"], segments=batch["segments"], mask=batch.get("mask"))
+    hidden = model.hidden_states(batch["tokens"], segments=batch["segments"], mask=batch.get("mask"))
     scores = model.next_sentence(model.pooled(hidden))
     sentence = F.cross_entropy(scores, batch["differs"]).item()
     counts = objective.counts(batch)
-    means = measured(objective.loss(model, batch), {kind: 1 / count for kind, count in counts.items()})
+    means = logged_means(objective.loss(model, batch), {kind: 1 / count for kind, count in counts.items()})
     assert list(means) == list(objective.names)
     assert counts["words"] == n and counts["pairs"] == 6
-    assert means["word_loss"].item() == pytest.approx(nats / n, rel=1e-5)
-    assert means["word_accuracy"].item() == pytest.approx(right / n)
-    assert means["sentence_loss"].item() == pytest.approx(sentence, rel=1e-5)
-    assert means["sentence_accuracy"].item() == pytest.approx((scores.argmax(-1) == batch["differs"]).float().mean())
+    assert means["mlm_loss"].item() == pytest.approx(nats / n, rel=1e-5)
+    assert means["mlm_accuracy"].item() == pytest.approx(right / n)
+    assert means["nsp_loss"].item() == pytest.approx(sentence, rel=1e-5)
+    assert means["nsp_accuracy"].item() == pytest.approx((scores.argmax(-1) == batch["differs"]).float().mean())
     assert means["loss"].item() == pytest.approx(nats / n + sentence, rel=1e-5)
     assert objective.mean_loss(model, batch).item() == pytest.approx(nats / n + sentence, rel=1e-5)
 
@@ -143,7 +142,7 @@ def test_without_next_sentences_windows_are_read_whole():
     objective = MaskedLM(config, TOKENIZER)
     batch = objective.collate(np.arange(32, 60).reshape(2, 14), np.array([0, 1]))
     assert "differs" not in batch and "mask" not in batch and not batch["segments"].any()
-    assert objective.idle and objective.names == ("loss", "word_loss", "word_accuracy")
+    assert objective.idle and objective.names == ("loss", "mlm_loss", "mlm_accuracy")
     short = objective.collate(np.arange(32, 37)[None], np.array([-9]))
     assert short["mask"].sum() == 7 and short["tokens"].shape == (1, 16)
 
@@ -159,11 +158,11 @@ def test_a_context_has_room_for_the_marks_and_two_words(next_sentence, least):
     ("words", "said"),
     [
         (ByteConfig(), "<mask>, <cls>, <sep>, <pad>"),
-        (ByteConfig(special_words=["<cls>", "<sep>", "<pad>"]), "has no <mask>"),
+        (ByteConfig(special_tokens=["<cls>", "<sep>", "<pad>"]), "has no <mask>"),
     ],
 )
 def test_a_tokenizer_without_a_mask_is_refused(words, said):
     config = config_of()
     config.tokenizer = words
-    with pytest.raises(ValueError, match=f"{said}.*use tokenizer=wordpiece, or add tokenizer.special_words"):
+    with pytest.raises(ValueError, match=f"{said}.*use tokenizer=wordpiece, or add tokenizer.special_tokens"):
         MaskedLM(config, build_tokenizer(words, lambda: iter(())))

@@ -5,19 +5,19 @@ import pytest
 import torch
 
 from gptlab.config import RunConfig
-from gptlab.data.config import ByteConfig
-from gptlab.data.tokenizer import build_tokenizer
+from gptlab.data.tokenizers.config import ByteConfig
+from gptlab.data.tokenizers.tokenizer import build_tokenizer
 from gptlab.models.build import build_model
-from gptlab.models.config import EncoderDecoderConfig
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.objectives.config import SpanCorruptionConfig
 from gptlab.objectives.span_corruption import SpanCorruption
 
-WORDS = ByteConfig(n_sentinel=100)
+WORDS = ByteConfig(n_sentinel_tokens=100)
 TOKENIZER = build_tokenizer(WORDS, lambda: iter(()))
 
 
 def objective_of(length, **words):
-    model = EncoderDecoderConfig(n_layer=1, n_head=2, d_model=16, context_length=length, start_id=7)
+    model = EncoderDecoderConfig(n_layer=1, n_head=2, d_model=16, context_length=length, decoder_start_token_id=7)
     config = RunConfig(model=model, objective=SpanCorruptionConfig(**words), tokenizer=WORDS, budget_steps=1, seed=2)
     return SpanCorruption(config, TOKENIZER)
 
@@ -106,8 +106,8 @@ def test_loss_is_that_of_the_targets():
 
 def test_too_few_sentinels_and_too_short_a_context_are_refused():
     config = objective_of(128).config
-    config.tokenizer = ByteConfig(n_sentinel=2)
-    with pytest.raises(ValueError, match=r"has 2 sentinels for them; set tokenizer\.n_sentinel=100"):
+    config.tokenizer = ByteConfig(n_sentinel_tokens=2)
+    with pytest.raises(ValueError, match=r"has 2 sentinels for them; set tokenizer\.n_sentinel_tokens=100"):
         SpanCorruption(config, build_tokenizer(config.tokenizer, lambda: iter(())))
     config.tokenizer = ByteConfig()
     with pytest.raises(ValueError, match="has no sentinels"):

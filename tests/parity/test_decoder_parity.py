@@ -5,7 +5,8 @@ import torch
 
 from gptlab.config import RunConfig
 from gptlab.models.build import build_model
-from gptlab.models.config import DecoderConfig, Feedforward, Norm, Position
+from gptlab.models.config import Feedforward
+from gptlab.models.decoder.config import DecoderConfig, Norm, Position
 from gptlab.objectives.causal_lm import CausalLM
 
 transformers = pytest.importorskip("transformers")
@@ -147,6 +148,6 @@ def test_llama(n_kv_head, d_head):
         norm_eps=0.02,
         feedforward=Feedforward.swiglu,
         bias=False,
-        tied_head=False,
+        tie_embeddings=False,
     )
     assert_equal_models(config, scatter(theirs), llama_names(2))

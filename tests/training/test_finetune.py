@@ -8,19 +8,22 @@ import torch
 import torch.nn.functional as F
 import transformers
 from interop.foreign import said
-from runs import of_objective, small_run, write_rows
+from small_runs import of_objective, small_run, write_rows
 
-from gptlab.data.config import RowsConfig
+from gptlab.data.sources.config import TableConfig
 from gptlab.models.build import init_weights, shape_model
-from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, Heads, model_from_plain
+from gptlab.models.config import model_from_plain
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.models.encoder.config import EncoderConfig, Heads
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.nn.lora import LoRALinear
 from gptlab.objectives.config import ClassificationConfig
-from gptlab.training import checkpoint
+from gptlab.runs import checkpoint
+from gptlab.runs.initial_weights import load_initial
+from gptlab.runs.load import load_model
 from gptlab.training.config import AdamWConfig, FinetuneConfig, Finetuning
 from gptlab.training.finetune import prepare_finetuning
-from gptlab.training.initial import load_initial
-from gptlab.training.run import train
-from gptlab.training.trained import load_model
+from gptlab.training.loop import train
 
 SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16}
 LORA = FinetuneConfig(mode=Finetuning.lora, rank=3, alpha=7.0, layers=["attn.q", "attn.v", "ffn.down"])
@@ -34,8 +37,8 @@ def adapted(config, finetune=LORA, vocab_size=40, seed=0):
     return model
 
 
-def tokens(n_words=40):
-    return torch.randint(n_words, (3, 16), generator=torch.Generator().manual_seed(0))
+def tokens(vocab_size=40):
+    return torch.randint(vocab_size, (3, 16), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -79,21 +82,21 @@ def test_it_starts_as_the_model_and_by_seed_and_name(config):
 
 def frozen(config, **finetune):
     model = shape_model(config, 40)
-    prepare_finetuning(model, FinetuneConfig(mode=Finetuning.last, **finetune), config)
+    prepare_finetuning(model, FinetuneConfig(mode=Finetuning.last_layers, **finetune), config)
     return {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}, {
         name for name, p in model.named_parameters() if not p.requires_grad
     }
 
 
 def test_the_last_blocks_of_each_architecture():
-    trained, rest = frozen(DecoderConfig(**SHAPE, tied_head=False), n_block=1)
+    trained, rest = frozen(DecoderConfig(**SHAPE, tie_embeddings=False), n_layer=1)
     assert trained == {"blocks", "final_norm", "lm_head"}
     assert {name.split(".")[0] for name in rest} == {"tok_emb", "pos_emb", "blocks"}
     assert not any(name.startswith("blocks.1.") for name in rest)
-    trained, rest = frozen(EncoderConfig(**SHAPE, heads=Heads.pretraining), n_block=2)
+    trained, rest = frozen(EncoderConfig(**SHAPE, heads=Heads.pretraining), n_layer=2)
     assert trained == {"blocks", "pooler", "mlm", "nsp"}
     assert {name.split(".")[0] for name in rest} == {"tok_emb", "pos_emb", "seg_emb", "emb_norm"}
-    trained, rest = frozen(EncoderDecoderConfig(**SHAPE, n_decoder_layer=3, tied_head=False), n_block=2)
+    trained, rest = frozen(EncoderDecoderConfig(**SHAPE, n_decoder_layer=3, tie_embeddings=False), n_layer=2)
     assert trained == {"decoder", "lm_head"}
     assert {".".join(name.split(".")[:3]) for name in rest if name.startswith("decoder.")} == {
         "decoder.position.table",
@@ -174,7 +177,7 @@ def test_an_encoders_heads_may_be_other_ones(tmp_path):
     pretrained = tmp_path / "pretrained"
     train(small_run(pretrained, **place))
     words = {"objective": ClassificationConfig(), "tokenizer": place["tokenizer"], "budget_steps": 5}
-    words["data"] = RowsConfig(
+    words["data"] = TableConfig(
         path=str(write_rows(tmp_path / "r.jsonl")), prompt="{question}", label="even", classes=["False", "True"]
     )
     still = AdamWConfig(lr=1e-30, weight_decay=0.0)

@@ -4,7 +4,7 @@ import io
 import pytest
 import torch
 
-from gptlab.training.muon import Muon, orthogonalise
+from gptlab.training.muon import Muon, orthogonalize
 
 
 def exact_newton_schulz(matrix, n_steps=5):
@@ -30,20 +30,20 @@ def groups(params, n_muon=4, **settings):
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 9), (9, 4), (1, 5)])
-def test_orthogonalise_equals_explicit_maths_and_flattens_the_spectrum(shape):
+def test_orthogonalize_equals_explicit_maths_and_flattens_the_spectrum(shape):
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(2))
-    result = orthogonalise(matrices)
+    result = orthogonalize(matrices)
     for matrix, obtained in zip(matrices, result, strict=True):
         assert (obtained.double() - exact_newton_schulz(matrix)).abs().max() <= 1e-5
     values = torch.linalg.svdvals(result)
     assert values.min() > 0.5 and values.max() < 1.3
 
 
-def test_orthogonalise_batched_is_one_by_one_and_zero_stays_zero():
+def test_orthogonalize_batched_is_one_by_one_and_zero_stays_zero():
     matrices = torch.randn(5, 6, 4, generator=torch.Generator().manual_seed(3))
-    single = torch.cat([orthogonalise(matrix[None]) for matrix in matrices])
-    assert (orthogonalise(matrices) - single).abs().max() <= 1e-6
-    assert not orthogonalise(torch.zeros(2, 3, 4)).any()
+    single = torch.cat([orthogonalize(matrix[None]) for matrix in matrices])
+    assert (orthogonalize(matrices) - single).abs().max() <= 1e-6
+    assert not orthogonalize(torch.zeros(2, 3, 4)).any()
 
 
 def test_steps_equal_explicit_maths_and_adamw():

@@ -1,12 +1,12 @@
 from dataclasses import replace
 
 import pytest
-from runs import of_objective, small_run
+from small_runs import of_objective, small_run
 
 from gptlab.data.prepare import prepare
+from gptlab.distributed.devices import find_devices
 from gptlab.objectives.build import build_objective
 from gptlab.training.config import FinetuneConfig, Finetuning
-from gptlab.training.devices import find_devices
 from gptlab.training.plan import make_plan
 
 
@@ -21,7 +21,7 @@ def plan_of(tmp_path):
     return plan_of
 
 
-def test_utilisation_is_of_windows_alone(plan_of):
+def test_utilization_is_of_windows_alone(plan_of):
     """Rows are shorter than the context, and of them nobody knows what is computed."""
     assert plan_of().peak_flops == 1e12
     assert plan_of("span_corruption").peak_flops == 1e12
@@ -31,5 +31,5 @@ def test_utilisation_is_of_windows_alone(plan_of):
 def test_frozen_weights_are_not_counted_as_if_they_were_trained(plan_of):
     block, words = 12 * 32 * 32 + 2 * 16 * 32, 32 * 257  # multiply-adds of a token
     assert plan_of().flops_per_token == 2 * (3 * 2 * block + 3 * words)
-    last = plan_of(finetune=FinetuneConfig(mode=Finetuning.last, n_block=1))
+    last = plan_of(finetune=FinetuneConfig(mode=Finetuning.last_layers, n_layer=1))
     assert last.flops_per_token == 2 * (block + 3 * block + 2 * words)

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from runs import OBJECTIVES, ROOT, learned, objective_words, train, words_of, write_text
+from small_runs import OBJECTIVES, ROOT, learned, objective_words, train, words_of, write_text
 
 # Runs train.py as it is, and pulls the plug at a chosen moment.
 DRIVER = """

@@ -10,12 +10,14 @@ import statistics
 import pytest
 import torch
 from ranks import carry_out
-from runs import ROOT, learned, small_run, words_of, write_text
-from runs import train as train_command
+from small_runs import ROOT, learned, small_run, words_of, write_text
+from small_runs import train as train_command
 
 from gptlab.config import RunConfig
-from gptlab.data.config import TextConfig
-from gptlab.training import checkpoint
+from gptlab.data.sources.config import TextConfig
+from gptlab.distributed.signals import Failure
+from gptlab.runs import checkpoint
+from gptlab.runs.folder import read_metrics
 from gptlab.training.callbacks.recorder import Recorder
 from gptlab.training.config import (
     AdamWConfig,
@@ -26,10 +28,8 @@ from gptlab.training.config import (
     SpikeConfig,
     TrainerConfig,
 )
-from gptlab.training.folder import read_metrics
-from gptlab.training.run import train
+from gptlab.training.loop import train
 from gptlab.training.spikes import SpikeDetector
-from gptlab.training.stopping import Failure
 
 STEP_BYTES = 128  # of the small run, whose tokens are bytes
 
@@ -240,10 +240,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_words_that_cannot_be_obeyed_are_refused(words, monkeypatch, capsys):
-    from gptlab import compose
+    from gptlab import composition
 
     monkeypatch.setattr("sys.argv", ["train.py", *words.split()])
-    assert compose.run(lambda config: pytest.fail("the run started")) == 2
+    assert composition.run(lambda config: pytest.fail("the run started")) == 2
     assert REFUSED[words] in capsys.readouterr().err
 
 
@@ -254,7 +254,7 @@ import os, runpy, signal, sys
 if __name__ == "__main__":
     kind, count = os.environ["KILL_AT"].split(":")
     left = int(count)
-    from gptlab.training.folder import RunFolder
+    from gptlab.runs.folder import RunFolder
     from gptlab.training.module import LanguageModule
 
     def counted(function, matches):

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from gptlab.errors import UserError
+
 
 def cache_root(cache_dir: str | None) -> Path:
     """The folder of all caches: `data.cache_dir`, else $GPTLAB_CACHE, else ~/.cache/gptlab; made if missing."""
@@ -12,7 +14,7 @@ def cache_root(cache_dir: str | None) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"the cache folder {root} cannot be made ({error.strerror}); set data.cache_dir or GPTLAB_CACHE"
         ) from None
     return root

@@ -21,15 +21,16 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from gptlab.data.tokenizer import Tokenizer, from_portable
-from gptlab.data.tokens import token_dtype
+from gptlab.data.token_file import token_dtype
+from gptlab.data.tokenizers.tokenizer import Tokenizer, from_portable
+from gptlab.errors import UserError
 
 _END_OF_TEXT = -1
 _FAILED = -1
 
 
 @dataclass(kw_only=True, slots=True)
-class Unit:
+class EncodeJob:
     """A stretch of one split, the work of a few hundredths of a second; None stands for an end-of-text word."""
 
     part: str
@@ -95,7 +96,7 @@ class Encoders:
             with suppress(BrokenPipeError):
                 worker.stdin.close()
 
-    def map(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, Encoded]]:
+    def map(self, units: Iterable[EncodeJob]) -> Iterator[tuple[EncodeJob, Encoded]]:
         """Each unit with its ids, in the order given; a few units per process are held at once."""
         if not self._workers:
             for unit in units:
@@ -105,7 +106,7 @@ class Encoders:
         for worker in self._workers:
             idle.put(worker)
 
-        def encode(unit: Unit) -> Encoded:
+        def encode(unit: EncodeJob) -> Encoded:
             worker = idle.get()
             try:
                 return _ask(worker, unit.texts, self._dtype)
@@ -134,12 +135,12 @@ def _ask(worker: subprocess.Popen, texts: list[str | None], dtype: np.dtype) -> 
         (n_bytes,) = _read_numbers(worker.stdout, 1)
         if n_bytes == _FAILED:
             (n_bytes,) = _read_numbers(worker.stdout, 1)
-            raise ValueError(_read(worker.stdout, n_bytes).decode())
+            raise UserError(_read(worker.stdout, n_bytes).decode())
         sizes = _read_numbers(worker.stdout, len(texts)).tolist()
         return Encoded(np.frombuffer(_read(worker.stdout, n_bytes), dtype=dtype), sizes)
     except (BrokenPipeError, EOFError):
         raise RuntimeError(
-            f"a tokenising process ended early (exit code {worker.wait()}); see its output above"
+            f"a tokenizing process ended early (exit code {worker.wait()}); see its output above"
         ) from None
 
 

@@ -7,6 +7,8 @@ from math import isqrt
 
 import numpy as np
 
+from gptlab.errors import UserError
+
 _ROUNDS = 4
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -21,13 +23,13 @@ def window_index(seed: int, i: int | np.ndarray, n_windows: int, shuffle: bool =
     2002). Integer arithmetic alone, hence the same on every platform.
     """
     if n_windows < 1:
-        raise ValueError(f"n_windows={n_windows} must be at least 1")
+        raise UserError(f"n_windows={n_windows} must be at least 1")
     numbers = np.asarray(i)
     if numbers.dtype.kind not in "iu":
-        raise ValueError(f"sample numbers must be integers, not {numbers.dtype}")
+        raise UserError(f"sample numbers must be integers, not {numbers.dtype}")
     flat = numbers.astype(np.int64).ravel()
     if flat.size and int(flat.min()) < 0:
-        raise ValueError(f"sample number {int(flat.min())} is negative")
+        raise UserError(f"sample number {int(flat.min())} is negative")
     epochs, positions = np.divmod(flat, np.int64(n_windows))
     if shuffle:
         positions = _permute(seed, epochs, positions, n_windows)

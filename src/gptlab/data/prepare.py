@@ -1,4 +1,4 @@
-"""Text to token files: split, tokenised, cached by content."""
+"""Text to token files: split, tokenized, cached by content."""
 
 import dataclasses
 import hashlib
@@ -15,20 +15,28 @@ from pathlib import Path
 import numpy as np
 
 from gptlab.data.cache import cache_root, locked
-from gptlab.data.config import DataConfig, RowForm, RowsConfig, Split, TokenizerConfig, TokenizerFileConfig
-from gptlab.data.corpus import Corpus, HubCorpus, Piece, SpooledCorpus, open_corpus
-from gptlab.data.encode import Encoded, Encoders, Unit
-from gptlab.data.examples import Example, RowSource, SpooledExamples, n_bytes, open_rows
+from gptlab.data.config import DataConfig, Split, TargetKind
+from gptlab.data.encode import Encoded, EncodeJob, Encoders
+from gptlab.data.examples.example_table import (
+    ExampleFormat,
+    ExampleTable,
+    ExampleTableWriter,
+    open_example_tables,
+    write_example_format,
+)
+from gptlab.data.examples.records import Example, RecordSource, SpooledExamples, n_bytes
 from gptlab.data.progress import byte_progress
-from gptlab.data.rows import RowFormat, RowTable, RowWriter, open_row_tables, write_row_format
-from gptlab.data.tokenizer import Tokenizer, between_words, build_tokenizer, load_tokenizer, read_tokenizer_file
-from gptlab.data.tokens import TokenFile, TokenWriter
+from gptlab.data.sources.config import TableConfig
+from gptlab.data.sources.corpus import Corpus, HubCorpus, SpooledCorpus, TextChunk
+from gptlab.data.token_file import TokenFile, TokenWriter
+from gptlab.data.tokenizers.config import TokenizerConfig, TokenizerFileConfig
+from gptlab.data.tokenizers.tokenizer import Tokenizer, between_words, load_tokenizer, read_tokenizer_file
+from gptlab.errors import UserError
 
 _VERSION = 1
 _PARTS = ("train", "val", "test")
 _UNIT_CHARACTERS = 1 << 18
 _SMALL_CORPUS_BYTES = 4_000_000
-_LEARNING = ("bpe", "char", "wordpiece")  # tokenizers that are made of the text
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,7 +53,7 @@ class PreparedData:
     fingerprint: str  # sha256 over the corpus's content, the tokenizer and the split
     folder: Path
     description: str
-    rows: dict[str, RowTable] = field(default_factory=dict)
+    rows: dict[str, ExampleTable] = field(default_factory=dict)
 
     def part(self, name: str) -> TokenFile | None:
         """The split `train`, `val` or `test`."""
@@ -59,11 +67,11 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, progress: bool = Tr
     """
     data.check()
     tokenizer.check()
-    rows = isinstance(data, RowsConfig)
-    corpus = open_rows(data) if rows else open_corpus(data, progress=progress)
+    rows = data.target_kind is not None
+    corpus = data.build(progress=progress)
     fingerprint = _fingerprint(data, tokenizer, corpus)
     root = cache_root(data.cache_dir)
-    folder = root / f"{data.source}-{fingerprint[:16]}"
+    folder = root / f"{data.type}-{fingerprint[:16]}"
     made = None
     if not folder.is_dir():
         with locked(root, f"{folder.name}.lock"):
@@ -80,39 +88,39 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, progress: bool = Tr
     return _load(folder, data, corpus, fingerprint, made)
 
 
-def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus | RowSource) -> str:
+def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus | RecordSource) -> str:
     words = dataclasses.asdict(tokenizer)
-    for name in ("special_words", "n_sentinel"):
+    for name in ("special_tokens", "n_sentinel_tokens"):
         if not words[name]:  # vocabularies without them keep their folders
             del words[name]
     if isinstance(tokenizer, TokenizerFileConfig):
         words["path"] = hashlib.sha256(read_tokenizer_file(tokenizer).encode()).hexdigest()
     split = [Split(data.split).value, data.val_fraction, data.test_fraction]
     key = {"version": _VERSION, "corpus": corpus.fingerprint, "tokenizer": words, "split": split}
-    if isinstance(data, RowsConfig):
-        settings = ("prompt", "response", "label", "classes", "only_classes", "messages", "chat")
+    if data.target_kind is not None:
+        settings = ("prompt", "response", "label_column", "class_names", "drop_unknown_classes", "messages", "chat")
         key["rows"] = {name: getattr(data, name) for name in settings}
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
 def _load(
-    folder: Path, data: DataConfig, corpus: Corpus | RowSource, fingerprint: str, made: Tokenizer | None
+    folder: Path, data: DataConfig, corpus: Corpus | RecordSource, fingerprint: str, made: Tokenizer | None
 ) -> PreparedData:
     tokenizer = made or load_tokenizer(folder / "tokenizer.json")
     files = {}
     for part, fraction in zip(_PARTS, (1, data.val_fraction, data.test_fraction), strict=True):
         files[part] = TokenFile.open(folder / f"{part}.bin") if fraction else None
         if files[part] and files[part].tokenizer != tokenizer.fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: {part}.bin is of another tokenizer than tokenizer.json; delete it and run again"
             )
     try:
         sizes = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         plural = "" if sizes["n_documents"] == 1 else "s"
-        what = "row" if isinstance(data, RowsConfig) else "document"
+        what = "row" if data.target_kind is not None else "document"
         size = f"{sizes['n_documents']:,} {what}{plural}, {sizes['n_bytes']:,} bytes"
     except (OSError, ValueError, KeyError):
-        raise ValueError(f"{folder}/corpus.json is missing or altered; delete the folder and run again") from None
+        raise UserError(f"{folder}/corpus.json is missing or altered; delete the folder and run again") from None
     description = f"{corpus.description}: {size}, content {corpus.fingerprint[:16]}"
     there = {part: file for part, file in files.items() if file is not None}
     return PreparedData(
@@ -120,7 +128,7 @@ def _load(
         fingerprint=fingerprint,
         folder=folder,
         description=description,
-        rows=open_row_tables(folder, there) if isinstance(data, RowsConfig) else {},
+        rows=open_example_tables(folder, there) if data.target_kind is not None else {},
         **files,
     )
 
@@ -129,9 +137,9 @@ def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corp
     if isinstance(corpus, HubCorpus):
         corpus = SpooledCorpus(corpus, folder / "spool", progress=progress)
     with ExitStack() as stack:
-        learns = config.kind in _LEARNING
+        learns = config.trained
         if not learns:  # its errors come before any work, and the workers start beside the first reading
-            tokenizer = build_tokenizer(config, lambda: iter(()))
+            tokenizer = config.build(lambda: iter(()))
             encoders = _start(stack, folder, tokenizer, data, corpus)
         sizes = _measure(corpus)
         part_of = _split(data, sizes)
@@ -139,14 +147,14 @@ def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corp
 
             def texts() -> Iterator[str]:
                 for (part, _), run in _by_document(_parts(corpus.pieces(), part_of)):
-                    # Every split must be spelt with the same characters.
-                    if part == "train" or config.kind == "char":
+                    # Every split must be spelled with the same characters.
+                    if part == "train" or config.all_splits:
                         yield from between_words(piece.text for _, piece in run)
 
-            tokenizer = build_tokenizer(config, texts)
+            tokenizer = config.build(texts)
             encoders = _start(stack, folder, tokenizer, data, corpus)
         writers = _writers(stack, folder, tokenizer, data)
-        advance = stack.enter_context(byte_progress("tokenising", sizes.n_bytes, show=progress))
+        advance = stack.enter_context(byte_progress("tokenizing", sizes.n_bytes, show=progress))
         for unit, encoded in encoders.map(_units(_parts(corpus.pieces(), part_of), tokenizer)):
             writer = writers[unit.part]
             writer.write(encoded.ids)
@@ -158,38 +166,40 @@ def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corp
 
 
 def _build_rows(
-    folder: Path, data: RowsConfig, config: TokenizerConfig, source: RowSource, *, progress: bool
+    folder: Path, data: TableConfig, config: TokenizerConfig, source: RecordSource, *, progress: bool
 ) -> Tokenizer:
-    learns = config.kind in _LEARNING
+    learns = config.trained
     if not learns:  # its errors come before any work
-        tokenizer = build_tokenizer(config, lambda: iter(()))
+        tokenizer = config.build(lambda: iter(()))
     examples = SpooledExamples(data, source, folder / "spool", progress=progress)
     part_of = _split_rows(data, examples)
     if learns:
 
         def texts() -> Iterator[str]:
             for number, example in enumerate(examples):
-                if part_of(number) == "train" or config.kind == "char":
+                if part_of(number) == "train" or config.all_splits:
                     yield from (segment.text for segment in example.segments if segment.text)
 
-        tokenizer = build_tokenizer(config, texts)
-    if tokenizer.eot is None and data.form is not RowForm.label:
-        raise ValueError(
-            f"tokenizer={config.kind} has no end-of-text word, which ends each response of data={data.source}; use "
+        tokenizer = config.build(texts)
+    if tokenizer.eot is None and data.target_kind is not TargetKind.label:
+        raise UserError(
+            f"tokenizer={config.type} has no end-of-text word, which ends each response of data={data.type}; use "
             "another, such as tokenizer=bpe"
         )
     with ExitStack() as stack:
         encoders = _start(stack, folder, tokenizer, data, examples)
         writers = _writers(stack, folder, tokenizer, data)
-        tables = {part: RowWriter() for part in writers}
-        advance = stack.enter_context(byte_progress("tokenising", examples.n_bytes, show=progress))
+        tables = {part: ExampleTableWriter() for part in writers}
+        advance = stack.enter_context(byte_progress("tokenizing", examples.n_bytes, show=progress))
         for unit, encoded in encoders.map(_row_units(examples, part_of, tokenizer)):
             writer = writers[unit.part]
             writer.write(_add_rows(unit.examples, encoded, tokenizer, tables[unit.part]))
             writer.end_documents(unit.n_documents, n_bytes=unit.n_bytes, n_characters=unit.n_characters)
             advance(unit.n_bytes)
-    rows = RowFormat(form=data.form.value, n_beginning=len(tokenizer.beginning), has_end=tokenizer.eot is not None)
-    write_row_format(folder, rows, {part: table.save(folder, part) for part, table in tables.items()})
+    rows = ExampleFormat(
+        form=data.target_kind.value, n_beginning=len(tokenizer.beginning), has_end=tokenizer.eot is not None
+    )
+    write_example_format(folder, rows, {part: table.save(folder, part) for part, table in tables.items()})
     (folder / "spool").unlink()
     _write_sizes(folder, len(examples), examples.n_bytes)
     return tokenizer
@@ -215,9 +225,9 @@ def _start(
 ) -> Encoders:
     tokenizer.save(folder / "tokenizer.json")
     n_processes = data.n_processes or _n_cores()
-    # Starting a process costs as much as tokenising a few megabytes; bytes and characters are looked up faster than
+    # Starting a process costs as much as tokenizing a few megabytes; bytes and characters are looked up faster than
     # they could be sent.
-    if corpus.n_bytes < _SMALL_CORPUS_BYTES or tokenizer.kind in ("byte", "char"):
+    if corpus.n_bytes < _SMALL_CORPUS_BYTES or tokenizer.type in ("byte", "char"):
         n_processes = 1
     return stack.enter_context(Encoders(tokenizer, n_processes))
 
@@ -245,18 +255,18 @@ def _measure(corpus: Corpus) -> _Sizes:
         sizes.characters[-1] += len(piece.text)
         sizes.n_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
     if not sizes.characters:
-        raise ValueError(f"{corpus.description} holds no readable text; give another with data.path=")
+        raise UserError(f"{corpus.description} holds no readable text; give another with data.path=")
     return sizes
 
 
-def _split_rows(data: RowsConfig, examples: SpooledExamples) -> Callable[[int], str]:
+def _split_rows(data: TableConfig, examples: SpooledExamples) -> Callable[[int], str]:
     """The split of each example, by its content: equal ones are never in two."""
     parts = ["train", *(part for part in _PARTS[1:] if getattr(data, f"{part}_fraction"))]
     hashes, kinds = np.unique(np.array(examples.hashes), return_inverse=True)
     if len(hashes) < len(parts):
         several = len(hashes) > 1
         alike = f", the others are like {'them' if several else 'it'}," if len(hashes) < len(examples) else ""
-        raise ValueError(
+        raise UserError(
             f"the table has {len(hashes):,} row{'s' * several}{alike} and each of {', '.join(parts)} needs one; "
             "give more rows, or set data.val_fraction=0 and data.test_fraction=0"
         )
@@ -284,7 +294,7 @@ def _split(data: DataConfig, sizes: _Sizes) -> PartOf:
     ):
         if fraction and start == end:
             setting = "the training split" if part == "train" else f"data.{part}_fraction={fraction}"
-            raise ValueError(f"{setting} is empty: the corpus has {n:,} characters; give more text or other fractions")
+            raise UserError(f"{setting} is empty: the corpus has {n:,} characters; give more text or other fractions")
     offsets = np.concatenate([[0], np.cumsum(np.array(sizes.characters))])
 
     def part_of(document: int) -> list[tuple[str, int]]:
@@ -304,13 +314,13 @@ def _split_by_document(data: DataConfig, hashes: np.ndarray) -> PartOf:
         part for part, fraction in zip(_PARTS[1:], (data.val_fraction, data.test_fraction), strict=True) if fraction
     ]
     if n <= len(wanted):
-        raise ValueError(
+        raise UserError(
             f"data.split=document needs a document for each of train, {', '.join(wanted)} and the corpus has {n}; "
             "use data.split=fraction, which cuts the text itself"
         )
     n_val = int((hashes < data.val_fraction).sum())
     n_test = int((hashes < data.val_fraction + data.test_fraction).sum()) - n_val
-    # In the order of the hashes the parts are neighbours: an empty one takes the next document.
+    # In the order of the hashes the parts are neighbors: an empty one takes the next document.
     n_val, n_test = max(n_val, "val" in wanted), max(n_test, "test" in wanted)
     n_val = min(n_val, n - 1 - ("test" in wanted))
     n_test = min(n_test, n - 1 - n_val)
@@ -321,7 +331,7 @@ def _split_by_document(data: DataConfig, hashes: np.ndarray) -> PartOf:
     return lambda document: [(_PARTS[codes[document]], 0)]
 
 
-def _parts(pieces: Iterable[Piece], part_of: PartOf) -> Iterator[tuple[str, Piece]]:
+def _parts(pieces: Iterable[TextChunk], part_of: PartOf) -> Iterator[tuple[str, TextChunk]]:
     for document, run in groupby(pieces, key=lambda piece: piece.document):
         waiting = part_of(document)
         position = 0
@@ -332,13 +342,13 @@ def _parts(pieces: Iterable[Piece], part_of: PartOf) -> Iterator[tuple[str, Piec
                 if waiting and waiting[0][1] == position:
                     part = waiting.pop(0)[0]
                 room = waiting[0][1] - position if waiting else len(text)
-                yield part, Piece(document, piece.name, text[:room])
+                yield part, TextChunk(document, piece.name, text[:room])
                 position += min(room, len(text))
                 text = text[room:]
 
 
-def _units(parts: Iterable[tuple[str, Piece]], tokenizer: Tokenizer) -> Iterator[Unit]:
-    open_units: dict[str, Unit] = {}
+def _units(parts: Iterable[tuple[str, TextChunk]], tokenizer: Tokenizer) -> Iterator[EncodeJob]:
+    open_units: dict[str, EncodeJob] = {}
     begun: set[str] = set()
     for (part, _), run in _by_document(parts):
         unit = open_units.get(part)
@@ -359,17 +369,19 @@ def _units(parts: Iterable[tuple[str, Piece]], tokenizer: Tokenizer) -> Iterator
 
 
 @dataclass(kw_only=True, slots=True)
-class _RowUnit(Unit):
+class _ExampleJob(EncodeJob):
     examples: list[Example]
 
 
-def _row_units(examples: Iterable[Example], part_of: Callable[[int], str], tokenizer: Tokenizer) -> Iterator[_RowUnit]:
-    open_units: dict[str, _RowUnit] = {}
+def _row_units(
+    examples: Iterable[Example], part_of: Callable[[int], str], tokenizer: Tokenizer
+) -> Iterator[_ExampleJob]:
+    open_units: dict[str, _ExampleJob] = {}
     for number, example in enumerate(examples):
         part = part_of(number)
         unit = open_units.get(part)
         if unit is None:
-            unit = _RowUnit(part=part, texts=[], n_documents=0, n_characters=0, n_bytes=0, examples=[])
+            unit = _ExampleJob(part=part, texts=[], n_documents=0, n_characters=0, n_bytes=0, examples=[])
             open_units[part] = unit
         if tokenizer.eot is None:
             example = example._replace(segments=[segment for segment in example.segments if segment.text is not None])
@@ -384,7 +396,7 @@ def _row_units(examples: Iterable[Example], part_of: Callable[[int], str], token
     yield from open_units.values()
 
 
-def _add_rows(examples: list[Example], encoded: Encoded, tokenizer: Tokenizer, table: RowWriter) -> np.ndarray:
+def _add_rows(examples: list[Example], encoded: Encoded, tokenizer: Tokenizer, table: ExampleTableWriter) -> np.ndarray:
     """Note the rows of the examples in `table`; returns their tokens."""
     beginning = np.array(tokenizer.beginning, dtype=encoded.ids.dtype)
     sizes, parts, place = iter(encoded.sizes), [], 0
@@ -393,7 +405,7 @@ def _add_rows(examples: list[Example], encoded: Encoded, tokenizer: Tokenizer, t
         for segment in example.segments:
             size = next(sizes)
             if not size and (segment.scored or segment.text.strip()):
-                raise ValueError(
+                raise UserError(
                     f"{example.where}: the tokenizer makes no token of {segment.text[:40]!r}; leave the row out"
                 )
             if segment.scored:
@@ -407,9 +419,11 @@ def _add_rows(examples: list[Example], encoded: Encoded, tokenizer: Tokenizer, t
     return np.concatenate(parts)
 
 
-def _by_document(parts: Iterable[tuple[str, Piece]]) -> Iterator[tuple[tuple[str, int], Iterator[tuple[str, Piece]]]]:
+def _by_document(
+    parts: Iterable[tuple[str, TextChunk]],
+) -> Iterator[tuple[tuple[str, int], Iterator[tuple[str, TextChunk]]]]:
     return groupby(parts, key=lambda item: (item[0], item[1].document))
 
 
-def _empty_unit(part: str) -> Unit:
-    return Unit(part=part, texts=[], n_documents=0, n_characters=0, n_bytes=0)
+def _empty_unit(part: str) -> EncodeJob:
+    return EncodeJob(part=part, texts=[], n_documents=0, n_characters=0, n_bytes=0)

@@ -1,4 +1,4 @@
-"""The progress bar of downloads and of tokenising."""
+"""The progress bar of downloads and of tokenizing."""
 
 import sys
 from collections.abc import Callable, Iterator

@@ -1,11 +1,12 @@
-"""Multiple choice: which answer a model finds likeliest."""
+"""Multiple choice: which answer a model finds most likely."""
 
 import math
 from typing import Any
 
 from torch import nn
 
-from gptlab.data.tokenizer import Tokenizer
+from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.errors import UserError
 from gptlab.evaluation.progress import progress
 from gptlab.evaluation.prompts import Prompts, check_fit, encode_answer, encode_prompt
 from gptlab.generation.scoring import Continuation, continuation_costs
@@ -19,9 +20,9 @@ def encode_choices(prompts: Prompts, i: int, n_shots: int, tokenizer: Tokenizer,
         try:
             ids = encode_answer(text, prompts.delimiter, choice, tokenizer, model)
         except ValueError as error:
-            raise ValueError(f"{row.where}: {error}") from None
+            raise UserError(f"{row.where}: {error}") from None
         if not ids:
-            raise ValueError(f"{row.where}: the choice {choice!r} has no tokens of its own; change delimiter=")
+            raise UserError(f"{row.where}: the choice {choice!r} has no tokens of its own; change delimiter=")
         found.append(ids)
     return found
 

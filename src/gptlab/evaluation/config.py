@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from enum import Enum
 
+from gptlab.errors import UserError
 from gptlab.generation.config import OutputFormat, Precision
 
 
@@ -77,51 +78,51 @@ class EvaluateConfig:
     def check(self) -> None:
         """Refuse what cannot be obeyed."""
         if not self.run:
-            raise ValueError("gptlab evaluate needs run=PATH: a run folder, a .ckpt file or a transformers folder")
+            raise UserError("gptlab evaluate needs run=PATH: a run folder, a .ckpt file or a transformers folder")
         said = [f.name for f in fields(self) if getattr(self, f.name) not in (None, [])]
         special = {word for words in WORDS.values() for word in words}
         for word in said:
             if word in special and word not in WORDS[self.kind]:
                 needed = " or ".join(NEEDED[kind] for kind, words in WORDS.items() if word in words)
-                raise ValueError(f"{word}= has no effect on {self.kind.value}; use it {needed}")
+                raise UserError(f"{word}= has no effect on {self.kind.value}; use it {needed}")
         for word in ("stride", "n_tokens", "n_rows"):
             value = getattr(self, word)
             if value is not None and value < 1:
-                raise ValueError(f"{word}={value} is below 1; use at least 1")
+                raise UserError(f"{word}={value} is below 1; use at least 1")
         for word in ("n_shown", "seed"):
             value = getattr(self, word)
             if value is not None and not 0 <= value < 2**63:
-                raise ValueError(f"{word}={value} is outside 0 to {2**63 - 1}")
+                raise UserError(f"{word}={value} is outside 0 to {2**63 - 1}")
         for word in ("run", "corpus", "tasks", "settings", "shots", "choices"):
             values = getattr(self, word)
             if values == () and word != "choices":
-                raise ValueError(f"{word}=[] names nothing; leave it out, or name one")
+                raise UserError(f"{word}=[] names nothing; leave it out, or name one")
             if isinstance(values, list | tuple) and len(set(values)) < len(values):
                 twice = max(values, key=values.count)
-                raise ValueError(f"{word}={twice} is named twice; name it once")
+                raise UserError(f"{word}={twice} is named twice; name it once")
         if any(n < 0 for n in self.shots or ()):
-            raise ValueError(f"shots={min(self.shots)} is below 0; use 0 for a prompt without examples")
+            raise UserError(f"shots={min(self.shots)} is below 0; use 0 for a prompt without examples")
         if self.data is not None and self.tasks is None:
             for word, example in (("prompt", "Question: {question} Answer:"), ("answer", "{answer}")):
                 if not getattr(self, word):
-                    raise ValueError(f'data= needs {word}=, text with the names of columns such as "{example}"')
+                    raise UserError(f'data= needs {word}=, text with the names of columns such as "{example}"')
         if isinstance(self.choices, tuple) and len(self.choices) < 2:
-            raise ValueError("choices= has fewer than two choices; write choices=[yes,no], or name a column")
+            raise UserError("choices= has fewer than two choices; write choices=[yes,no], or name a column")
         for choice in self.choices if isinstance(self.choices, tuple) else ():
             if not choice or choice != choice.strip():
-                raise ValueError(
+                raise UserError(
                     f"choices= has {choice!r}, and a choice is a text without spaces around it; those before it are of "
                     "delimiter="
                 )
         if self.examples is not None and not any(self.shots or ()):
-            raise ValueError("examples= is where shots come from and there are none; add shots=[0,1,5]")
+            raise UserError("examples= is where shots come from and there are none; add shots=[0,1,5]")
         if self.delimiter is not None and self.choices is None and not any(self.shots or ()):
-            raise ValueError("delimiter= stands before the answers of shots and before choices; add shots=[0,1,5]")
+            raise UserError("delimiter= stands before the answers of shots and before choices; add shots=[0,1,5]")
         if self.separator is not None and not any(self.shots or ()) and (self.choices is not None or self.stop):
-            raise ValueError("separator= stands between shots; add shots=[0,1,5]")
+            raise UserError("separator= stands between shots; add shots=[0,1,5]")
         if self.stop and not all(self.stop):
-            raise ValueError("stop= has an empty text, which would end every answer at once; leave it out")
+            raise UserError("stop= has an empty text, which would end every answer at once; leave it out")
         if self.separator == "" and self.stop is None and self.kind is Kind.answers:
-            raise ValueError(
+            raise UserError(
                 "separator= is empty, and an answer ends at it; add stop=TEXT, or stop=[] to go on to n_tokens"
             )

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from gptlab.data.tokenizer import Tokenizer
-from gptlab.evaluation.answers import Writer
+from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.errors import UserError
 from gptlab.evaluation.progress import progress
 from gptlab.evaluation.prompts import answers_anew
+from gptlab.evaluation.responses import Writer
 from gptlab.generation.config import GenerateConfig
 from gptlab.generation.scoring import Continuation, continuation_costs
 
@@ -25,7 +26,7 @@ try:
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:  # not there, or older than pyproject.toml asks for
-    raise ValueError(f'tasks= needs the lm-eval library ({error}); type: pip install "gptlab[evaluation]"') from error
+    raise UserError(f'tasks= needs the lm-eval library ({error}); type: pip install "gptlab[evaluation]"') from error
 
 MAX_TOKENS = 256  # of an answer, where a task says nothing: lm-eval's own
 BOOTSTRAP_DRAWS = 1000
@@ -78,15 +79,15 @@ def evaluate_tasks(
 def _refuse(tasks: Sequence[Any], harness: "Harness", shots: Sequence[int]) -> None:
     for task in _leaves(tasks):
         if any(shots) and task.get_config("num_fewshot") == 0:
-            raise ValueError(
+            raise UserError(
                 f"the task {task.task_name} is fixed at 0 examples; leave out shots={max(shots)} or the task"
             )
         if any(shots) and max(shots) > (there := _n_examples(task)):
-            raise ValueError(
+            raise UserError(
                 f"shots={max(shots)} needs {max(shots)} examples and the task {task.task_name} has {there}; use fewer"
             )
         if harness.backend == "seq2seq" and task.OUTPUT_TYPE == ROLLING:
-            raise ValueError(f"the task {task.task_name} predicts a text from its beginning; name a decoder")
+            raise UserError(f"the task {task.task_name} predicts a text from its beginning; name a decoder")
 
 
 def _n_examples(task: Any) -> int:
@@ -109,11 +110,11 @@ def load_tasks(names: Sequence[str]) -> list[Any]:
         if not Path(name).is_file() and name not in manager.task_index:
             near = difflib.get_close_matches(name, manager.all_tasks, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"tasks={name} is neither a task of lm-eval nor a file{hint}")
+            raise UserError(f"tasks={name} is neither a task of lm-eval nor a file{hint}")
         try:
             found = manager.load([name])
         except Exception as error:  # hub, network, YAML, the task's own code: each has its own
-            raise ValueError(f"the task {name} cannot be loaded ({_told(error)}){_advice(error)}") from error
+            raise UserError(f"the task {name} cannot be loaded ({_told(error)}){_advice(error)}") from error
         groups = found["groups"].values()
         within = {task.task_name for group in groups for task in group.get_all_tasks()}
         inner = {child for children in found["group_map"].values() for child in children}
@@ -174,7 +175,7 @@ class Harness(TemplateLM):
         """What goes before a text that has nothing before it."""
         before = [*self.words.beginning[-1:], *([] if self.words.eot is None else [self.words.eot])]
         if not before:
-            raise ValueError(
+            raise UserError(
                 "the task predicts a text from its beginning and the tokenizer has no word for that; use a model with "
                 "an end-of-text word, or a task with prompts"
             )
@@ -191,14 +192,14 @@ class Harness(TemplateLM):
         asked = [self._continuation(context, tokens) for _, context, tokens in requests]
         with self._progress("likelihoods", len(asked)) as advance:
             costs = continuation_costs(self.model, asked, advance)
-        return [(-cost.nats.sum().item(), cost.likeliest) for cost in costs]
+        return [(-cost.nats.sum().item(), cost.is_greedy) for cost in costs]
 
     def _continuation(self, context: list[int], tokens: list[int]) -> Continuation:
         if self.backend == "seq2seq":
             return Continuation(context, tokens)  # positions are relative: there is no limit
         room = self.max_length + 1 - len(tokens)
         if room < 1:
-            raise ValueError(
+            raise UserError(
                 f"the task has an answer of {len(tokens):,} tokens and the model's context holds {self.max_length:,}; "
                 "use another task or a model with a longer context"
             )
@@ -239,7 +240,7 @@ class Harness(TemplateLM):
             said["temperature"] = 0.0
         unknown = sorted(set(said) - set(SETTINGS))
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"the task asks to write with {unknown[0]}={said[unknown[0]]}, which gptlab does not know; it knows "
                 f"until, max_gen_toks, do_sample, {', '.join(SETTINGS)}"
             )
@@ -254,12 +255,12 @@ class Harness(TemplateLM):
     def _prompt(self, text: str, n_tokens: int) -> list[int]:
         ids = self.tok_encode(text)
         if not ids:
-            raise ValueError("the task has an empty prompt, and the tokenizer has no word for the beginning of a text")
+            raise UserError("the task has an empty prompt, and the tokenizer has no word for the beginning of a text")
         room = self.max_length - n_tokens
         if self.backend == "seq2seq":
             return ids
         if room < 1:
-            raise ValueError(
+            raise UserError(
                 f"the task asks for up to {n_tokens:,} tokens and the model's context holds {self.max_length:,}; set "
                 "max_gen_toks in the task's generation_kwargs, or use a model with a longer context"
             )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from gptlab.data.corpus import Corpus
-from gptlab.data.tokenizer import Tokenizer
+from gptlab.data.sources.corpus import Corpus
+from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.errors import UserError
 from gptlab.evaluation.progress import progress
 from gptlab.generation.scoring import strided_nats
 
@@ -32,7 +33,7 @@ def encode(corpus: Corpus, tokenizer: Tokenizer) -> EncodedText:
         try:
             parts.append(tokenizer.encode(text).astype(np.int32))
         except ValueError as error:
-            raise ValueError(f"{corpus.description}, {name}: {error}") from None
+            raise UserError(f"{corpus.description}, {name}: {error}") from None
         n_bytes += len(text.encode("utf-8", "surrogatepass"))
         n_documents += 1
     counts = [f"{n:,} {what}{'' if n == 1 else 's'}" for n, what in ((n_documents, "document"), (n_bytes, "byte"))]
@@ -58,7 +59,7 @@ def perplexity(
     context_length = context_length or model.config.context_length
     stride = stride or context_length - context_length // 2
     if stride > context_length:
-        raise ValueError(
+        raise UserError(
             f"stride={stride} is more than the context of {context_length}, and would leave out tokens; "
             f"use stride={context_length} or less"
         )
@@ -67,7 +68,7 @@ def perplexity(
         tokens = np.concatenate([np.array(tokenizer.beginning, dtype=np.int32), tokens])
     n_tokens = len(tokens) - 1
     if n_tokens < 1:
-        raise ValueError(f"{text.description}: there is no token to predict; give a longer text")
+        raise UserError(f"{text.description}: there is no token to predict; give a longer text")
     total = 0.0
     with progress("tokens", n_tokens, show=show) as advance:
         for nats in strided_nats(model, tokens, stride=stride, context_length=context_length):

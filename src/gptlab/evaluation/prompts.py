@@ -10,17 +10,18 @@ from typing import Any
 
 from torch import nn
 
-from gptlab.data.table import read_table
-from gptlab.data.template import Template
-from gptlab.data.tokenizer import Tokenizer
-from gptlab.models.config import EncoderDecoderConfig
+from gptlab.data.examples.template import Template
+from gptlab.data.sources.table import read_table
+from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.errors import UserError
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
 SEPARATOR = "\n\n"
 DELIMITER = " "
 
 
 @dataclass(kw_only=True, slots=True)
-class Row:
+class TokenizedExample:
     """A row of a table as text: what is asked, and what should be answered."""
 
     where: str  # in the file, for errors
@@ -29,18 +30,22 @@ class Row:
     choices: tuple[str, ...] = ()
 
 
-def read_rows(file: str, prompt: Template, answer: Template, choices: str | tuple[str, ...] | None = None) -> list[Row]:
+def read_rows(
+    file: str, prompt: Template, answer: Template, choices: str | tuple[str, ...] | None = None
+) -> list[TokenizedExample]:
     """The rows of a table; `choices` is a column that holds a list for each, or the choices of all.
 
     ValueError names the row that lacks a field, or whose answer is not among its choices. An answer may also be the
-    number of the right choice, from 0, where no choice is spelt like that.
+    number of the right choice, from 0, where no choice is spelled like that.
     """
     rows = []
     for number, values in enumerate(read_table(file), 1):
         where = f"row {number} of {file}"
-        row = Row(where=where, prompt=prompt.fill(values, where), answer=answer.fill(values, where).strip())
+        row = TokenizedExample(
+            where=where, prompt=prompt.fill(values, where), answer=answer.fill(values, where).strip()
+        )
         if not row.answer:
-            raise ValueError(f"{where} has no answer: answer={answer.text!r} gives an empty text; leave the row out")
+            raise UserError(f"{where} has no answer: answer={answer.text!r} gives an empty text; leave the row out")
         if choices is not None:
             row.choices = choices if isinstance(choices, tuple) else _choices(choices, values, where)
             row.answer = _right(row)
@@ -50,7 +55,7 @@ def read_rows(file: str, prompt: Template, answer: Template, choices: str | tupl
 
 def _choices(column: str, values: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if column not in values:
-        raise ValueError(
+        raise UserError(
             f"choices={column} is not a column of {where}, which has {', '.join(map(str, values))}; "
             "name one, or write the choices as choices=[yes,no]"
         )
@@ -61,19 +66,19 @@ def _choices(column: str, values: Mapping[str, Any], where: str) -> tuple[str, .
         except ValueError:
             held = None
     if not isinstance(held, list) or len(held) < 2 or not all(isinstance(c, str | int | float) for c in held):
-        raise ValueError(f'choices={column} in {where} is not a list of two or more texts, such as ["yes", "no"]')
+        raise UserError(f'choices={column} in {where} is not a list of two or more texts, such as ["yes", "no"]')
     found = tuple(str(choice).strip() for choice in held)
     if not all(found) or len(set(found)) < len(found):
-        raise ValueError(f"choices={column} in {where} has a choice that is empty, or is there twice")
+        raise UserError(f"choices={column} in {where} has a choice that is empty, or is there twice")
     return found
 
 
-def _right(row: Row) -> str:
+def _right(row: TokenizedExample) -> str:
     if row.answer in row.choices:
         return row.answer
     if row.answer.isdecimal() and int(row.answer) < len(row.choices):
         return row.choices[int(row.answer)]
-    raise ValueError(f"{row.where}: the answer {row.answer!r} is not among the choices {', '.join(row.choices)}")
+    raise UserError(f"{row.where}: the answer {row.answer!r} is not among the choices {', '.join(row.choices)}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -84,8 +89,8 @@ class Prompts:
     A row whose prompt is the row's own is never an example for it.
     """
 
-    rows: list[Row]
-    examples: list[Row]
+    rows: list[TokenizedExample]
+    examples: list[TokenizedExample]
     source: str  # of the examples, for errors
     separator: str = SEPARATOR
     delimiter: str = DELIMITER
@@ -97,7 +102,7 @@ class Prompts:
         for row in self.rows:
             there = len(self.examples) - same[row.prompt]
             if there < max(shots):
-                raise ValueError(
+                raise UserError(
                     f"shots={max(shots)} needs {max(shots)} examples before {row.where}, and {self.source} has {there} "
                     "with another prompt; use fewer shots, or name a larger table with examples=FILE"
                 )
@@ -107,7 +112,7 @@ class Prompts:
         shots = [f"{shot.prompt}{self.delimiter}{shot.answer}" for shot in islice(self.shots(i), n_shots)]
         return self.separator.join([*shots, self.rows[i].prompt])
 
-    def shots(self, i: int) -> Iterator[Row]:
+    def shots(self, i: int) -> Iterator[TokenizedExample]:
         """All examples of row i, in the order in which they are taken up."""
         draw, seen = random.Random(f"{self.seed} {i}"), set()
         while len(seen) < len(self.examples):
@@ -122,9 +127,9 @@ def encode_prompt(text: str, where: str, tokenizer: Tokenizer, model: nn.Module)
     try:
         ids = tokenizer.encode(text).tolist()
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     if not ids:
-        raise ValueError(f"{where} has an empty prompt; give it at least one character")
+        raise UserError(f"{where} has an empty prompt; give it at least one character")
     ends = [tokenizer.eot] if answers_anew(model) and tokenizer.eot is not None else []
     return [*tokenizer.beginning, *ids, *ends]
 
@@ -173,7 +178,7 @@ def check_fit(
     advice = f"leave the row out, shorten prompt=, or {advice}"
     if fits is not None:
         advice = f"with {fits} shot{'' if fits == 1 else 's'} every row fits"
-    raise ValueError(
+    raise UserError(
         f"{prompts.rows[worst].where} with shots={most} has {n_prompt:,} tokens and needs {room:,} for its answer: "
         f"{over:,} more than the context of {limit:,} holds; {advice}"
     )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gptlab.generation.reader import Reader
+from gptlab.errors import UserError
+from gptlab.generation.decoding_state import DecodingState
 
 
 @dataclass(slots=True)
@@ -28,19 +29,21 @@ def beam_search(
     n_best: int = 1,
     ends: Callable[[list[int]], bool] | None = None,
     context_length: int | None = None,
-    n_words: int | None = None,
+    vocab_size: int | None = None,
     cached: bool = True,
 ) -> list[Beam]:
-    """The `n_best` likeliest continuations that a search with `n_beams` finds, best first.
+    """The `n_best` most likely continuations that a search with `n_beams` finds, best first.
 
     `ends(tokens)` says whether a continuation is complete. The search ends when `n_beams` are complete and the best of
     those still growing, scored as if it ended now, is no better than the worst of them: transformers' default.
     """
     if n_beams < 1:
-        raise ValueError(f"beams={n_beams} is below 1; use at least 1")
+        raise UserError(f"beams={n_beams} is below 1; use at least 1")
     if n_best > n_beams:
-        raise ValueError(f"n_samples={n_best} is more than beams={n_beams} can give; raise beams")
-    reader = Reader(model, [prompt], n_more=n_tokens, context_length=context_length, n_words=n_words, cached=cached)
+        raise UserError(f"n_samples={n_best} is more than beams={n_beams} can give; raise beams")
+    reader = DecodingState(
+        model, [prompt], n_more=n_tokens, context_length=context_length, vocab_size=vocab_size, cached=cached
+    )
     growing, complete = [Beam([], 0.0)], []  # the score of a growing one is its log-probability
     for length in range(1, n_tokens + 1):
         log_p = torch.log_softmax(reader.logits.float(), -1)  # (n growing, V)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from gptlab.generation.reader import Reader
+from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.sampling import Sampling
 
 
 @dataclass(slots=True)
 class Draw:
-    """A token that was chosen for a row, its log-probability and those of the likeliest words, by the model alone.
+    """A token that was chosen for a row, its log-probability and those of the most likely words, by the model alone.
 
     That is before temperature and filters; both are left out where they were not asked for.
     """
@@ -40,7 +40,7 @@ def choose(logits: Tensor, sampling: Sampling, seen: Sequence[Sequence[int]], ge
 
 @torch.no_grad()  # not inference_mode, whose tensors no later training step may use
 def decode(
-    reader: Reader,
+    reader: DecodingState,
     n_tokens: int,
     sampling: Sampling,
     *,
@@ -51,7 +51,7 @@ def decode(
     """Draw up to `n_tokens` for each sequence of `reader`; yields the newest draw of each row that goes on.
 
     `ends(row, token)` says, once for each draw, whether the row ends with it. Rows are numbered as they were given.
-    `n_top` asks for log-probabilities, and for those of so many of the likeliest words.
+    `n_top` asks for log-probabilities, and for those of so many of the most likely words.
     """
     rows = list(range(len(reader.sequences)))
     generators = list(generators) if generators is not None else [None] * len(rows)
@@ -71,7 +71,7 @@ def decode(
 
 
 def annotate(draws: list[Draw], logits: Tensor, n_top: int) -> None:
-    """Write into each draw its log-probability and the likeliest words', of the logits (B, V) it was drawn from."""
+    """Write into each draw its log-probability and the most likely words', of the logits (B, V) it was drawn from."""
     log_p = torch.log_softmax(logits.float(), -1)
     best = log_p.topk(min(n_top, log_p.shape[-1]))
     for i, draw in enumerate(draws):
@@ -87,17 +87,19 @@ def generate(
     *,
     context_length: int | None = None,
     temperature: float = 1.0,
-    n_words: int | None = None,
+    vocab_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Continue prompts of one length: tokens (B, T) -> (B, T + n_tokens); an encoder-decoder's answers begin anew.
 
     Past `context_length` (None: the model's) the window moves as `window_start` says. Of the model's rows only the
-    first `n_words` are drawn (None: all): a tokenizer may have fewer words.
+    first `vocab_size` are drawn (None: all): a tokenizer may have fewer words.
     """
     sampling = Sampling(temperature=temperature)
     sampling.check()
-    reader = Reader(model, tokens.tolist(), n_more=n_tokens, context_length=context_length, n_words=n_words)
+    reader = DecodingState(
+        model, tokens.tolist(), n_more=n_tokens, context_length=context_length, vocab_size=vocab_size
+    )
     drawn = [
         [draw.token for draw in draws]
         for draws in decode(reader, n_tokens, sampling, generators=[generator] * len(tokens))

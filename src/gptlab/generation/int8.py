@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptlab.errors import UserError
 from gptlab.nn.attention import Attention
-from gptlab.nn.loss import Output
+from gptlab.nn.loss import LMHead
 from gptlab.nn.moe import GroupedLinear
 
 # Up to so many rows the integers are multiplied as they are. More rows share the cost of turning them to bfloat16.
@@ -56,9 +57,9 @@ def kernel_takes(rows: Tensor) -> bool:
 
 
 class Int8Output:
-    """A head in integers, with what `nn.loss.Output` does to its logits."""
+    """A head in integers, with what `nn.loss.LMHead` does to its logits."""
 
-    def __init__(self, output: Output):
+    def __init__(self, output: LMHead):
         self.linear = Int8Linear(output.weight, output.bias)
         self.scale, self.softcap = output.scale, output.softcap
 
@@ -77,9 +78,9 @@ class Int8Model(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         if any(isinstance(module, GroupedLinear) for module in model.modules()):
-            raise ValueError("precision=int8 knows no stacks of experts, as this model has; use 32 or bf16")
+            raise UserError("precision=int8 knows no stacks of experts, as this model has; use 32 or bf16")
         self.config = model.config
-        self.output = Int8Output(model.output)
+        self.output = Int8Output(model.head)
         if getattr(model, "lm_head", None) is not None:
             model.lm_head = None
         for module in model.modules():
@@ -94,5 +95,5 @@ class Int8Model(nn.Module):
         if hasattr(model, "encode"):
             self.encode = model.encode
 
-    def hidden(self, tokens: Tensor, **options) -> Tensor:
-        return self.model.hidden(tokens, **options)
+    def hidden_states(self, tokens: Tensor, **options) -> Tensor:
+        return self.model.hidden_states(tokens, **options)

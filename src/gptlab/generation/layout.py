@@ -19,7 +19,7 @@ def lay_out(model: nn.Module) -> None:
         # A product with one vector reads a matrix in long runs: along its outputs, where they are no fewer.
         if isinstance(module, nn.Linear) and module.out_features >= module.in_features:
             _by_columns(module.weight)
-    _by_columns(model.output.weight)
+    _by_columns(model.head.weight)
 
 
 def _by_columns(weight: nn.Parameter) -> None:

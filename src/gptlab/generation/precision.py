@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from gptlab.errors import UserError
 from gptlab.generation.config import Precision
 from gptlab.generation.int8 import Int8Model
 from gptlab.generation.layout import lay_out
@@ -26,10 +27,10 @@ def find_device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.split(":")[0] == "meta":
-        raise ValueError(f"device={name} holds no numbers; use cpu, or cuda for a GPU")
+        raise UserError(f"device={name} holds no numbers; use cpu, or cuda for a GPU")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} cannot be used ({str(error).splitlines()[0]}); use cpu") from None
+        raise UserError(f"device={name} cannot be used ({str(error).splitlines()[0]}); use cpu") from None
     return device

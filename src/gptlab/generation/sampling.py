@@ -6,15 +6,16 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from gptlab.errors import UserError
 from gptlab.generation.config import GenerateConfig
 
 COLD = 1e-30  # a temperature below which a logit may become infinite, unless the largest is made 0 first
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Divide by the temperature; at 0 only the likeliest word is left, the first of several."""
+    """Divide by the temperature; at 0 only the most likely word is left, the first of several."""
     if not temperature >= 0:
-        raise ValueError(f"temperature={temperature} is below 0; use 0 for the likeliest word, 1 for the model's own")
+        raise UserError(f"temperature={temperature} is below 0; use 0 for the most likely word, 1 for the model's own")
     if temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
@@ -24,18 +25,18 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Rule out all but the `k` likeliest words and those tied with the last of them (arXiv:1805.04833, section 5.4)."""
+    """Rule out all but the `k` most likely words and those tied with the last of them (arXiv:1805.04833, section 5.4)."""
     if k < 1:
-        raise ValueError(f"top_k={k} is below 1; use at least 1, or null for all words")
+        raise UserError(f"top_k={k} is below 1; use at least 1, or null for all words")
     if k >= logits.shape[-1]:
         return logits
     return logits.masked_fill(logits < logits.topk(k).values[..., -1:], -torch.inf)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of likeliest words whose mass reaches `p` (arXiv:1904.09751, section 3.1)."""
+    """Keep the smallest set of most likely words whose mass reaches `p` (arXiv:1904.09751, section 3.1)."""
     if not 0 < p <= 1:
-        raise ValueError(f"top_p={p} is outside (0, 1]; use 1, or null, for all words")
+        raise UserError(f"top_p={p} is outside (0, 1]; use 1, or null, for all words")
     if p == 1:
         return logits
     ordered, words = torch.softmax(logits, -1).sort(descending=True, stable=True)
@@ -44,20 +45,20 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the words that are at least `p` times as likely as the likeliest (arXiv:2407.01082, section 3)."""
+    """Keep the words that are at least `p` times as likely as the most likely (arXiv:2407.01082, section 3)."""
     if not 0 <= p <= 1:
-        raise ValueError(f"min_p={p} is outside [0, 1]; use 0, or null, for all words")
+        raise UserError(f"min_p={p} is outside [0, 1]; use 0, or null, for all words")
     probabilities = torch.softmax(logits, -1)
     return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
 
 
-def penalise_repetition(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
+def penalize_repetition(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
     """Make each row's seen words less likely: logits (B, V) above 0 are divided, below 0 multiplied by the penalty.
 
     arXiv:1909.05858, section 4.1; `seen` is the words of each row, the prompt's included.
     """
     if not penalty > 0:
-        raise ValueError(f"repetition_penalty={penalty} must be above 0; use 1 for none, more for less repetition")
+        raise UserError(f"repetition_penalty={penalty} must be above 0; use 1 for none, more for less repetition")
     if penalty == 1:
         return logits
     logits, limits = logits.clone(), torch.finfo(logits.dtype)
@@ -65,8 +66,8 @@ def penalise_repetition(logits: Tensor, seen: Sequence[Sequence[int]], penalty: 
     for row, words in zip(logits, seen, strict=True):
         known = torch.tensor(sorted(set(words)), device=logits.device)
         known = known[known < len(row)]
-        penalised = torch.where(row[known] < 0, row[known] * penalty, row[known] / penalty)
-        row[known] = penalised.clamp(limits.min, limits.max)  # infinite logits have no probabilities
+        penalized = torch.where(row[known] < 0, row[known] * penalty, row[known] / penalty)
+        row[known] = penalized.clamp(limits.min, limits.max)  # infinite logits have no probabilities
     return logits
 
 
@@ -75,7 +76,7 @@ class Sampling:
     """How a token is chosen."""
 
     repetition_penalty: float = 1.0
-    temperature: float = 1.0  # 0: the likeliest word
+    temperature: float = 1.0  # 0: the most likely word
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
@@ -94,7 +95,7 @@ class Sampling:
         """The logits after penalty, temperature and filters, in that order."""
         logits = logits.float()
         if self.repetition_penalty != 1:
-            logits = penalise_repetition(logits, seen, self.repetition_penalty)
+            logits = penalize_repetition(logits, seen, self.repetition_penalty)
         if self.temperature != 1:
             logits = apply_temperature(logits, self.temperature)
         if self.top_k is not None:
@@ -111,5 +112,5 @@ class Sampling:
 
 
 def next_token_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """Turn logits (..., V) into probabilities (..., V); temperature 0 gives all of it to the likeliest word."""
+    """Turn logits (..., V) into probabilities (..., V); temperature 0 gives all of it to the most likely word."""
     return torch.softmax(apply_temperature(logits.float(), temperature), -1)

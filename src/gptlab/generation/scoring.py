@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gptlab.data.tokenizer import Tokenizer
-from gptlab.models.config import DecoderConfig
+from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.errors import UserError
+from gptlab.models.decoder.config import DecoderConfig
 
 CHUNK_POSITIONS = 256  # whose logits are held at a time
 BATCH_TOKENS = 16_384  # read in one forward pass
@@ -53,7 +54,7 @@ def score(model: nn.Module, tokenizer: Tokenizer, text: str) -> Score:
         before, ids = ids[:1], ids[1:]
         skipped = len(tokenizer.decode(before).encode())
     if not ids:
-        raise ValueError("the text has no token to predict; give a longer one")
+        raise UserError("the text has no token to predict; give a longer one")
     nats = token_nats(model, [*before, *ids])[len(before) - 1 :]
     return Score(ids, nats, len(text.encode()) - skipped)
 
@@ -73,9 +74,7 @@ def strided_nats(
     before it. ValueError where no decoder reads it.
     """
     if not isinstance(model.config, DecoderConfig):
-        raise ValueError(
-            f"a model with architecture={model.config.architecture} does not predict a text; use a decoder"
-        )
+        raise UserError(f"a model of model.type={model.config.type} does not predict a text; use a decoder")
     context_length = context_length or model.config.context_length
     stride = stride or context_length - context_length // 2
     ids = np.asarray(ids)
@@ -102,7 +101,7 @@ class Cost(NamedTuple):
     """What a continuation cost."""
 
     nats: Tensor  # -log p of each of its tokens (T), on the CPU
-    likeliest: bool  # whether each was the likeliest word at its place
+    is_greedy: bool  # whether each was the most likely word at its place
 
 
 def continuation_costs(
@@ -128,26 +127,26 @@ def continuation_costs(
 def _costs(model: nn.Module, batch: Sequence[Continuation]) -> list[Cost]:
     device = next(model.parameters()).device
     if hasattr(model, "encode"):
-        read = [[model.config.start_id, *one.tokens[:-1]] for one in batch]
+        read = [[model.config.decoder_start_token_id, *one.tokens[:-1]] for one in batch]
         source, filled = _filled_up([one.context for one in batch], device)
         beside = {"source": source, "source_mask": None if filled.all() else filled}
     else:
         # Rows are filled up at their ends, where no position before looks.
         read, beside = [[*one.context, *one.tokens[:-1]] for one in batch], {}
-    hidden = model.hidden(_filled_up(read, device)[0], **beside)  # (B, T, D)
+    hidden = model.hidden_states(_filled_up(read, device)[0], **beside)  # (B, T, D)
     lengths = [len(one.tokens) for one in batch]
     ends = [(row, len(tokens)) for row, tokens in enumerate(read)]
     places = [(row, at) for (row, end), n in zip(ends, lengths, strict=True) for at in range(end - n, end)]
     rows, columns = torch.tensor(places, device=device).T
     scored = hidden[rows, columns]  # (N, D)
     words = torch.tensor([word for one in batch for word in one.tokens], device=device)  # (N)
-    nats, likeliest, output = [], [], model.output
+    nats, greedy, output = [], [], model.head
     for part, targets in zip(scored.split(CHUNK_POSITIONS), words.split(CHUNK_POSITIONS), strict=True):
         log_p = torch.log_softmax(output.logits(part).float(), -1)
         nats.append(-log_p.gather(1, targets[:, None])[:, 0])
-        likeliest.append(log_p.argmax(-1) == targets)
-    nats, likeliest = torch.cat(nats).cpu().split(lengths), torch.cat(likeliest).cpu().split(lengths)
-    return [Cost(row, bool(best.all())) for row, best in zip(nats, likeliest, strict=True)]
+        greedy.append(log_p.argmax(-1) == targets)
+    nats, greedy = torch.cat(nats).cpu().split(lengths), torch.cat(greedy).cpu().split(lengths)
+    return [Cost(row, bool(best.all())) for row, best in zip(nats, greedy, strict=True)]
 
 
 def _filled_up(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gptlab.generation.config import N_DRAFT
 from gptlab.generation.decode import Draw, annotate
-from gptlab.generation.reader import Reader
+from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.sampling import Sampling
 
 
@@ -21,7 +21,7 @@ def speculate(
     *,
     n_draft: int = N_DRAFT,
     generator: torch.Generator | None = None,
-    n_words: int | None = None,
+    vocab_size: int | None = None,
     n_top: int | None = None,
 ) -> Iterator[Draw]:
     """Draw up to `n_tokens` with exactly the distribution of `target` alone (arXiv:2211.17192, section 2.3).
@@ -30,8 +30,8 @@ def speculate(
     probability min(1, p(x) / q(x)); the first that falls is replaced by a draw from what p has over q. Both models see
     a sequence as `window_start` says, each by its own context.
     """
-    options = {"n_more": n_tokens + n_draft, "n_words": n_words}
-    reader, proposer = Reader(target, [prompt], **options), Reader(draft, [prompt], **options)
+    options = {"n_more": n_tokens + n_draft, "vocab_size": vocab_size}
+    reader, proposer = DecodingState(target, [prompt], **options), DecodingState(draft, [prompt], **options)
 
     def probabilities(logits: Tensor, seen: list[int]) -> Tensor:
         return sampling.probabilities(logits[None], [seen])[0]

@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
-from gptlab.data.tokenizer import Tokenizer
+from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.errors import UserError
 
 _REPLACEMENT = "\ufffd"
 _CONTEXT_TOKENS = 8
@@ -25,12 +26,12 @@ class TextStream:
         ends: Collection[int] | None = None,
     ):
         if not all(stop):
-            raise ValueError("stop has an empty text, which would end every answer at once; leave it out")
+            raise UserError("stop has an empty text, which would end every answer at once; leave it out")
         for text in stop:
             try:
                 tokenizer.encode(text)
             except ValueError as error:
-                raise ValueError(f"stop={text!r} can never be written: {error}") from None
+                raise UserError(f"stop={text!r} can never be written: {error}") from None
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._ends = (tokenizer.eot,) if ends is None else ends

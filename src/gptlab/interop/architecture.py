@@ -10,13 +10,15 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor
 
+from gptlab.errors import UserError
 from gptlab.models.build import shape_model
-from gptlab.models.config import DecoderConfig, ModelConfig, Position
+from gptlab.models.config import ModelConfig
+from gptlab.models.decoder.config import DecoderConfig, Position
 
 # The options that do not say what a model computes, beside the rates of dropout.
 NO_MEANING = (
-    *("architecture", "vocab_size", "context_length", "init_from", "init", "init_std", "init_factor"),
-    *("capacity_factor", "balance_loss", "z_loss"),
+    *("type", "vocab_size", "context_length", "init_from", "init", "init_std", "init_factor"),
+    *("capacity_factor", "router_aux_loss_coef", "router_z_loss_coef"),
 )
 KIND_NAMES = {
     int: "a whole number",
@@ -33,7 +35,7 @@ DERIVED = {
     "d_ff": "ff_width",
     "qkv_bias": "attention_biased",
     "n_decoder_layer": "decoder_layers",
-    "output_scaled": "scales_output",
+    "scale_decoder_outputs": "scales_decoder_outputs",
 }
 
 
@@ -111,7 +113,7 @@ class Architecture:
         theirs = {**self.defaults, **theirs}
         for word, allowed in self.demands.items():
             if theirs.get(word, allowed[0]) not in allowed:
-                raise ValueError(
+                raise UserError(
                     f"{word}={shown(theirs[word])} is what no option of gptlab expresses; "
                     f"only {word}={' or '.join(map(shown, allowed))} is"
                 )
@@ -119,7 +121,7 @@ class Architecture:
         config.check()
         vocab_size = typed("vocab_size", self._of(theirs, "vocab_size"), int)
         if vocab_size < 1:
-            raise ValueError(f"vocab_size={vocab_size} is below 1")
+            raise UserError(f"vocab_size={vocab_size} is below 1")
         return config, vocab_size
 
     def refusals(self, config: ModelConfig) -> dict[str, str]:
@@ -151,12 +153,12 @@ class Architecture:
             ours[option], *others = values.values()
             if any(value != ours[option] for value in others):
                 said = " with ".join(f"{word}={shown(value)}" for word, value in values.items())
-                raise ValueError(f"{said} is what no option of gptlab expresses; model.{option} is one for all of them")
+                raise UserError(f"{said} is what no option of gptlab expresses; model.{option} is one for all of them")
         return self.config(**ours | self.read(theirs))
 
     def _of(self, theirs: Mapping[str, Any], word: str) -> Any:
         if word not in theirs:
-            raise ValueError(f"{word} is not said, which a {self.model_type} model needs")
+            raise UserError(f"{word} is not said, which a {self.model_type} model needs")
         return theirs[word]
 
 
@@ -187,7 +189,7 @@ def meaning(config: ModelConfig, option: str) -> Any:
 def differences(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
     """The words that would make our model compute what theirs does."""
     if type(theirs) is not type(ours):
-        return [f"a model with model.architecture={theirs.architecture}"]
+        return [f"a model with model.type={theirs.type}"]
     return [
         f"model.{name}={shown(meaning(theirs, name))}"
         for name in meanings(type(theirs))
@@ -216,7 +218,7 @@ def typed(word: str, value: Any, *kinds: type) -> Any:
     if type(value) in kinds or (float in kinds and type(value) is int):
         return value
     allowed = " or ".join(KIND_NAMES[kind] for kind in kinds)
-    raise ValueError(f"{word}={shown(value)} must be {allowed}")
+    raise UserError(f"{word}={shown(value)} must be {allowed}")
 
 
 def shown(value: Any) -> str:

@@ -5,8 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from gptlab.errors import UserError
 from gptlab.interop.architecture import Architecture, Place, in_blocks, shown
-from gptlab.models.config import EncoderConfig, Feedforward, Heads
+from gptlab.models.config import Feedforward
+from gptlab.models.encoder.config import EncoderConfig, Heads
 
 CLASSES = {
     Heads.pretraining: "BertForPreTraining",
@@ -59,7 +61,7 @@ def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
     named = theirs.get("architectures") or [CLASSES[Heads.pretraining]]
     found = [heads for heads, name in CLASSES.items() if [name] == named]
     if not found:
-        raise ValueError(f"architectures={shown(named)} is none of {', '.join(CLASSES.values())}")
+        raise UserError(f"architectures={shown(named)} is none of {', '.join(CLASSES.values())}")
     return {"heads": found[0]}
 
 

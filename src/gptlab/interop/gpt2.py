@@ -1,7 +1,8 @@
 """GPT-2 and GPT-1 as transformers keeps them: matrices (in, out), queries, keys and values in one."""
 
 from gptlab.interop.architecture import Architecture, Place, in_blocks
-from gptlab.models.config import AttentionPattern, DecoderConfig, Feedforward, Norm, NormPlacement, Position
+from gptlab.models.config import Feedforward
+from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position
 
 WORDS = {
     "context_length": "n_positions",
@@ -9,7 +10,7 @@ WORDS = {
     "n_head": "n_head",
     "d_model": "n_embd",
     "norm_eps": "layer_norm_epsilon",
-    "tied_head": "tie_word_embeddings",
+    "tie_embeddings": "tie_word_embeddings",
     "dropout_embedding": "embd_pdrop",
     "dropout_attention": "attn_pdrop",
     "dropout_residual": "resid_pdrop",
@@ -49,7 +50,7 @@ def _places(config: DecoderConfig, tokens: str, positions: str, final_norm: str 
     places |= in_blocks(config.n_layer, "transformer.h.{}.", block)
     if final_norm is not None:
         places |= {f"final_norm.{kind}": Place(f"transformer.{final_norm}.{kind}") for kind in ("weight", "bias")}
-    if not config.tied_head:
+    if not config.tie_embeddings:
         places["lm_head.weight"] = Place("lm_head.weight")
     return places
 

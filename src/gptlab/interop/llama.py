@@ -3,16 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gptlab.errors import UserError
 from gptlab.interop.architecture import Architecture, Place, in_blocks, shown, typed
-from gptlab.models.config import (
-    AttentionPattern,
-    DecoderConfig,
-    Feedforward,
-    Norm,
-    NormPlacement,
-    Position,
-    RouterSoftmax,
-)
+from gptlab.models.config import Feedforward
+from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position, RouterSoftmax
 
 WORDS = {
     "context_length": "max_position_embeddings",
@@ -23,7 +17,7 @@ WORDS = {
     "d_head": "head_dim",
     "d_ff": "intermediate_size",
     "norm_eps": "rms_norm_eps",
-    "tied_head": "tie_word_embeddings",
+    "tie_embeddings": "tie_word_embeddings",
     "dropout_attention": "attention_dropout",
     "init_std": "initializer_range",
 }
@@ -68,7 +62,7 @@ def _places(config: DecoderConfig) -> dict[str, Place]:
     places = {"tok_emb.weight": Place("model.embed_tokens.weight")}
     places |= in_blocks(config.n_layer, "model.layers.{}.", block)
     places["final_norm.weight"] = Place("model.norm.weight")
-    if not config.tied_head:
+    if not config.tie_embeddings:
         places["lm_head.weight"] = Place("lm_head.weight")
     return places
 
@@ -81,14 +75,12 @@ def _rotation(theirs: Mapping[str, Any]) -> dict[str, Any]:
     for said, word in ((given, "rope_parameters"), (scaling, "rope_scaling")):
         kind = said.get("rope_type", said.get("type", "default"))
         if kind != "default":
-            raise ValueError(
+            raise UserError(
                 f"{word} of type {shown(kind)} changes the rotary frequencies, which no option of gptlab expresses; "
                 "only the default type is"
             )
     if given.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(
-            f"partial_rotary_factor={given['partial_rotary_factor']} is what no option of gptlab expresses"
-        )
+        raise UserError(f"partial_rotary_factor={given['partial_rotary_factor']} is what no option of gptlab expresses")
     theta = given.get("rope_theta", theirs.get("rope_theta", 10_000.0))
     return {"rope_theta": float(typed("rope_theta", theta, float))}
 
@@ -97,7 +89,7 @@ def _all_dense(theirs: Mapping[str, Any]) -> dict[str, Any]:
     kinds = typed("layer_types", theirs.get("layer_types"), list, type(None)) or []
     others = sorted({shown(kind) for kind in kinds} - {"full_attention"})
     if others:
-        raise ValueError(f"layer_types with {', '.join(others)} are what no option of gptlab expresses")
+        raise UserError(f"layer_types with {', '.join(others)} are what no option of gptlab expresses")
     return _rotation(theirs)
 
 
@@ -105,7 +97,7 @@ def _windowed(theirs: Mapping[str, Any]) -> dict[str, Any]:
     window = typed("sliding_window", theirs["sliding_window"], int, type(None))
     if window is None:
         return _rotation(theirs) | DENSE
-    return _rotation(theirs) | {"attention_pattern": AttentionPattern.banded, "attention_window": window}
+    return _rotation(theirs) | {"attention_pattern": AttentionPattern.sliding_window, "attention_window": window}
 
 
 def _write_rotation(config: DecoderConfig) -> dict[str, Any]:
@@ -159,7 +151,7 @@ QWEN2 = Architecture(
 MIXTRAL = Architecture(
     model_type="mixtral",
     class_name="MixtralForCausalLM",
-    words=WORDS | {"n_expert": "num_local_experts", "n_expert_active": "num_experts_per_tok"},
+    words=WORDS | {"n_expert": "num_local_experts", "n_expert_per_token": "num_experts_per_tok"},
     always=ALWAYS | {"bias": False, "n_shared_expert": None, "router_softmax": RouterSoftmax.after},
     defaults=DEFAULTS
     | {"rms_norm_eps": 1e-5, "num_key_value_heads": 8, "rope_theta": 1e6, "sliding_window": None}

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlab.data.tokenizer import Tokenizer
-from gptlab.interop.foreign_folder import ForeignFolder, Weights, read_json
+from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.errors import UserError
+from gptlab.interop.external_folder import ExternalFolder, Weights, read_json
 from gptlab.interop.gpt2 import GPT2
 from gptlab.interop.tokenizer_files import byte_pair_tokenizer
-from gptlab.models.config import DecoderConfig
+from gptlab.models.decoder.config import DecoderConfig
 
 FILES = ("hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001")
 # The words of hparams.json, and what transformers calls them.
@@ -26,7 +27,7 @@ HPARAMS = {
 }
 
 
-class OpenAIFolder(ForeignFolder):
+class OpenAIFolder(ExternalFolder):
     """The folder that download_model.py of openai/gpt-2 fetches; TensorFlow is imported when one is opened."""
 
     config_file = "hparams.json"
@@ -35,7 +36,7 @@ class OpenAIFolder(ForeignFolder):
         path = Path(path)
         lacking = [name for name in FILES if not (path / name).is_file()]
         if lacking:
-            raise ValueError(
+            raise UserError(
                 f"{path} is no checkpoint of GPT-2 as OpenAI released it: it lacks {', '.join(lacking)}; "
                 "name the folder that download_model.py of openai/gpt-2 fetches"
             )
@@ -78,10 +79,10 @@ def _options(file: Path) -> dict[str, int]:
     said = read_json(file)
     for word in sorted(said.keys() ^ HPARAMS.keys()):
         state = "not said" if word in HPARAMS else "not known"
-        raise ValueError(f"{file}: {word} is {state}; OpenAI's files say {', '.join(HPARAMS)}")
+        raise UserError(f"{file}: {word} is {state}; OpenAI's files say {', '.join(HPARAMS)}")
     for word, value in said.items():
         if type(value) is not int or value < 1:
-            raise ValueError(f"{file}: {word}={value} must be a whole number of at least 1")
+            raise UserError(f"{file}: {word}={value} must be a whole number of at least 1")
     return {HPARAMS[word]: value for word, value in said.items()}
 
 
@@ -95,18 +96,18 @@ class _Checkpoint(Weights):
         except ValueError:
             raise
         except Exception as error:  # which kind depends on what its message says
-            raise ValueError(f"{prefix}.index is damaged or no TensorFlow checkpoint ({_first_line(error)})") from error
+            raise UserError(f"{prefix}.index is damaged or no TensorFlow checkpoint ({_first_line(error)})") from error
         self.shapes = {name: _unwrapped(shape) for name, shape in self._reader.get_variable_to_shape_map().items()}
 
     def read(self, name: str) -> Tensor:
         try:
             values = self._reader.get_tensor(name)
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"{name} cannot be read from {self._prefix}, which is damaged ({_first_line(error)}); fetch it again"
             ) from error
         if values.dtype.kind != "f":
-            raise ValueError(f"{name} in {self._prefix} holds {values.dtype}, and weights are floating-point numbers")
+            raise UserError(f"{name} in {self._prefix} holds {values.dtype}, and weights are floating-point numbers")
         return torch.from_numpy(values.reshape(self.shapes[name]))
 
 
@@ -126,7 +127,7 @@ def _tensorflow():
     try:
         import tensorflow
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"OpenAI's checkpoints are read with TensorFlow, which cannot be imported here ({error}); "
             'type pip install "gptlab[openai]"'
         ) from error

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptlab.errors import UserError
 from gptlab.interop.architecture import Architecture, Place, in_blocks, shown, typed
-from gptlab.models.config import EncoderDecoderConfig, Feedforward
+from gptlab.models.config import Feedforward
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
 HEAD, EMBEDDING = "lm_head.weight", "shared.weight"
 ATTENTION = {"q": "q", "k": "k", "v": "v", "out": "o"}
@@ -43,7 +45,7 @@ def _places(config: EncoderDecoderConfig) -> dict[str, Place]:
         block = _block(config, cross=stack == "decoder")
         places |= in_blocks(n_blocks, f"{stack}.block.{{}}.", block, f"{stack}.blocks.{{}}.")
         places[f"{stack}.final_norm.weight"] = Place(f"{stack}.final_layer_norm.weight")
-    if not config.tied_head:
+    if not config.tie_embeddings:
         places["lm_head.weight"] = Place(HEAD)
     return places
 
@@ -59,13 +61,13 @@ def _seen(theirs: Mapping[str, Any], names: Collection[str], read: Callable[[str
 def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
     kind = theirs["feed_forward_proj"]
     if kind not in FEEDFORWARDS:
-        raise ValueError(
+        raise UserError(
             f"feed_forward_proj={shown(kind)} is what no option of gptlab expresses; only {', '.join(FEEDFORWARDS)} are"
         )
     start = next(
         (theirs[word] for word in ("decoder_start_token_id", "pad_token_id") if theirs.get(word) is not None), 0
     )
-    return {"feedforward": FEEDFORWARDS[kind], "start_id": typed("decoder_start_token_id", start, int)}
+    return {"feedforward": FEEDFORWARDS[kind], "decoder_start_token_id": typed("decoder_start_token_id", start, int)}
 
 
 def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
     return {
         # One that it does not have would be read back as another, which is how `refusals` finds it.
         "feed_forward_proj": kinds.get(config.feedforward, "relu"),
-        "decoder_start_token_id": config.start_id,
+        "decoder_start_token_id": config.decoder_start_token_id,
     }
 
 
@@ -90,11 +92,11 @@ T5 = Architecture(
         "d_model": "d_model",
         "d_head": "d_kv",
         "d_ff": "d_ff",
-        "n_position_bucket": "relative_attention_num_buckets",
-        "max_distance": "relative_attention_max_distance",
+        "relative_attention_num_buckets": "relative_attention_num_buckets",
+        "relative_attention_max_distance": "relative_attention_max_distance",
         "norm_eps": "layer_norm_epsilon",
-        "tied_head": "tie_word_embeddings",
-        "output_scaled": "scale_decoder_outputs",
+        "tie_embeddings": "tie_word_embeddings",
+        "scale_decoder_outputs": "scale_decoder_outputs",
         "dropout": "dropout_rate",
         "init_factor": "initializer_factor",
     },

@@ -8,8 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gptlab.data.tokenizer import END_OF_TEXT, FileTokenizer, Tokenizer, byte_alphabet
-from gptlab.interop.foreign_folder import read_json
+from gptlab.data.tokenizers.tokenizer import END_OF_TEXT, FileTokenizer, Tokenizer, byte_alphabet
+from gptlab.errors import UserError
+from gptlab.interop.external_folder import read_json
 
 SPLIT_EVERYWHERE = r"[\s\S]"
 
@@ -17,17 +18,17 @@ SPLIT_EVERYWHERE = r"[\s\S]"
 def tokenizer_files(tokenizer: Tokenizer, context_length: int) -> dict[str, dict[str, Any]]:
     """The content of tokenizer.json and tokenizer_config.json; same text, same ids.
 
-    One difference is theirs: an end-of-text or special word that is spelt out in a text becomes that word's id.
+    One difference is theirs: an end-of-text or special word that is spelled out in a text becomes that word's id.
     """
-    eot = END_OF_TEXT if tokenizer.kind != "file" else tokenizer.portable()["eot"]
+    eot = END_OF_TEXT if tokenizer.type != "file" else tokenizer.portable()["eot"]
     words = {} if tokenizer.eot is None else {"bos_token": eot, "eos_token": eot}
     if len(tokenizer.beginning) == 1:
         words["bos_token"] = tokenizer.decode(tokenizer.beginning)
     for role in ("mask", "pad", "cls", "sep"):
         number = getattr(tokenizer, role)
         # What begins and ends texts in other vocabularies may be used as these two, which only the files can say.
-        if number is not None and (spelt := tokenizer.decode([number])) not in ("<s>", "</s>"):
-            words[f"{role}_token"] = spelt
+        if number is not None and (spelled := tokenizer.decode([number])) not in ("<s>", "</s>"):
+            words[f"{role}_token"] = spelled
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,
@@ -57,10 +58,10 @@ def byte_pair_tokenizer(
         foreign.add_special_tokens(_added(special))
         wrong = [word for word, number in extra.items() if foreign.token_to_id(word) != number]
         if wrong:
-            raise ValueError(f"{wrong[0]} cannot have the id {extra[wrong[0]]}")
+            raise UserError(f"{wrong[0]} cannot have the id {extra[wrong[0]]}")
         return FileTokenizer(foreign.to_str(), eot)
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise ValueError(f"{vocabulary} and {merges} are not the files of a GPT-2 tokenizer ({error})") from error
+        raise UserError(f"{vocabulary} and {merges} are not the files of a GPT-2 tokenizer ({error})") from error
 
 
 def _content(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -77,21 +78,21 @@ def _content(tokenizer: Tokenizer) -> dict[str, Any]:
             foreign = Foreign(models.WordLevel(vocabulary, unk_token="<unk>"))
             foreign.pre_tokenizer = pre_tokenizers.Split(Regex(SPLIT_EVERYWHERE), behavior="isolated")
             foreign.decoder = decoders.Fuse()
-            foreign.add_special_tokens(_added(tokenizer.special_words))
+            foreign.add_special_tokens(_added(tokenizer.special_tokens))
             return json.loads(foreign.to_str())
         case "byte":
             words = [bytes([byte]) for byte in range(256)]
         case _:
             words = [base64.b64decode(word) for word in state["words"]]
     character_of = {byte: character for character, byte in byte_alphabet().items()}
-    spelt = ["".join(character_of[byte] for byte in word) for word in words]
+    spelled = ["".join(character_of[byte] for byte in word) for word in words]
     model = models.BPE(
-        vocab={word: rank for rank, word in enumerate(spelt)},
-        merges=[(spelt[a], spelt[b]) for a, b in _merges(words)],
+        vocab={word: rank for rank, word in enumerate(spelled)},
+        merges=[(spelled[a], spelled[b]) for a, b in _merges(words)],
         ignore_merges=True,  # as tiktoken: a piece that is a word is that word
     )
     foreign = _byte_level(model)
-    foreign.add_special_tokens(_added([END_OF_TEXT, *tokenizer.special_words]))
+    foreign.add_special_tokens(_added([END_OF_TEXT, *tokenizer.special_tokens]))
     return json.loads(foreign.to_str())
 
 

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlab.data.tokenizer import FileTokenizer, Tokenizer
+from gptlab.data.tokenizers.tokenizer import FileTokenizer, Tokenizer
+from gptlab.errors import UserError
 from gptlab.interop.architecture import Architecture, Place, joined, shown, typed
 from gptlab.interop.bert import BERT
-from gptlab.interop.foreign_folder import ForeignFolder, Weights, read_json
+from gptlab.interop.external_folder import ExternalFolder, Weights, read_json
 from gptlab.interop.gpt2 import GPT1, GPT2
 from gptlab.interop.llama import LLAMA, MISTRAL, MIXTRAL, QWEN2
-from gptlab.interop.special_words import SpecialWords, end_of_text, read_special_words
+from gptlab.interop.special_tokens import SpecialWords, end_of_text, read_special_words
 from gptlab.interop.t5 import T5
 from gptlab.interop.tokenizer_files import byte_pair_tokenizer, tokenizer_files
 from gptlab.models.config import ModelConfig
@@ -46,7 +47,7 @@ HUB_PICKLES = ["pytorch_model*.bin"]  # where there are no safetensors
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 
-class TransformersFolder(ForeignFolder):
+class TransformersFolder(ExternalFolder):
     """A model as transformers saves it; pickled weights are read only as far as `weights_only=True` allows."""
 
     config_file = "config.json"
@@ -54,13 +55,13 @@ class TransformersFolder(ForeignFolder):
     def __init__(self, path: str | Path):
         path = Path(path)
         if not is_transformers_folder(path):
-            raise ValueError(
+            raise UserError(
                 f"{path} is no transformers model: it has no config.json; name the folder that save_pretrained wrote"
             )
         options = read_json(path / "config.json")
         kind = options.get("model_type")
         if not isinstance(kind, str) or kind not in ARCHITECTURES:
-            raise ValueError(
+            raise UserError(
                 f"{path / 'config.json'}: model_type={shown(kind)} is not known here; known: {', '.join(ARCHITECTURES)}"
             )
         super().__init__(path, ARCHITECTURES[kind], options, _open_weights(path))
@@ -76,14 +77,14 @@ class TransformersFolder(ForeignFolder):
         return self.path / OLDER_TOKENIZER[0] if older else None
 
     @property
-    def special_words(self) -> SpecialWords:
+    def special_tokens(self) -> SpecialWords:
         return read_special_words(self.path)
 
     def _tokenizer(self) -> Tokenizer | None:
         path, settings = self.tokenizer_file, self._tokenizer_settings()
         if path is None:
             return None
-        eot = end_of_text(self.special_words)
+        eot = end_of_text(self.special_tokens)
         if path.name in OLDER_TOKENIZER:
             added = self.path / "added_tokens.json"
             return byte_pair_tokenizer(
@@ -120,7 +121,7 @@ class TransformersFolder(ForeignFolder):
                 continue
             name = self._places[ours].name
             if not torch.equal(self._home[copy].read(copy), self._home[name].read(name)):
-                raise ValueError(
+                raise UserError(
                     f"{self.path}: {copy} differs from {name}, and config.json says tie_word_embeddings=true; "
                     "set it to false there"
                 )
@@ -140,7 +141,7 @@ class _Safetensors(Weights):
                 kinds = {name: part.get_dtype() for name, part in slices.items()}
                 self.integers = frozenset(name for name, kind in kinds.items() if kind[0] in "IUB" and kind != "BF16")
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged or not safetensors ({error})") from error
+            raise UserError(f"{path} is damaged or not safetensors ({error})") from error
 
     def read(self, name: str) -> Tensor:
         with self._open() as file:
@@ -153,10 +154,10 @@ class _Pickled(Weights):
         with open(path, "rb") as file:
             head = file.read(2)
         if head != b"PK" and head[:1] != b"\x80":  # an archive, or a pickle
-            raise ValueError(f"{path} is damaged or no file of PyTorch; fetch it again")
+            raise UserError(f"{path} is damaged or no file of PyTorch; fetch it again")
         tensors = self._load()
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-            raise ValueError(f"{path} holds no tensors by name; ask for the weights as safetensors")
+            raise UserError(f"{path} holds no tensors by name; ask for the weights as safetensors")
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self.integers = frozenset(name for name, tensor in tensors.items() if not tensor.is_floating_point())
         # An archive is mapped, and opened anew for each tensor; what PyTorch wrote before 1.6 cannot be.
@@ -172,31 +173,31 @@ class _Pickled(Weights):
                 warnings.simplefilter("ignore")  # of how the file was pickled
                 return torch.load(self._path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
-            raise ValueError(
+            raise UserError(
                 f"{self._path} is refused: it holds more than tensors, and reading it would run code that came with "
                 "it; ask for the weights as safetensors"
             ) from error
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{self._path} is damaged or holds no weights ({reason}); fetch it again") from error
+            raise UserError(f"{self._path} is damaged or holds no weights ({reason}); fetch it again") from error
 
 
 def _open_weights(folder: Path) -> Iterator[Weights]:
     found = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
-        raise ValueError(f"{folder} has a config.json and no weights; it needs one of {', '.join(WEIGHT_FILES)}")
+        raise UserError(f"{folder} has a config.json and no weights; it needs one of {', '.join(WEIGHT_FILES)}")
     names = [found]
     if found.endswith(".index.json"):
         try:
             places = typed("weight_map", read_json(folder / found).get("weight_map"), dict)
             names = sorted({typed(f"weight_map.{name}", file, str) for name, file in places.items()})
         except ValueError as error:
-            raise ValueError(f"{folder / found}: {error}") from error
+            raise UserError(f"{folder / found}: {error}") from error
     for name in names:
         if Path(name).name != name:
-            raise ValueError(f"{folder / found} names {name}, which is outside the folder")
+            raise UserError(f"{folder / found} names {name}, which is outside the folder")
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} lacks {name}, which {found} names")
+            raise UserError(f"{folder} lacks {name}, which {found} names")
         yield (_Safetensors if name.endswith(".safetensors") else _Pickled)(folder / name)
 
 
@@ -206,7 +207,7 @@ def is_transformers_folder(path: Path) -> bool:
 
 
 def from_hub(name: str) -> Path | None:
-    """Fetch a model of the Hugging Face hub; None where `name` is not spelt like one.
+    """Fetch a model of the Hugging Face hub; None where `name` is not spelled like one.
 
     Only files without code are asked for. ValueError where it is not to be had.
     """
@@ -221,7 +222,7 @@ def from_hub(name: str) -> Path | None:
         return folder
     except Exception as error:  # of the network, of the hub, of the cache: each library has its own
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
+        raise UserError(
             f"{name} is neither a path here nor a model to be had from the hub ({type(error).__name__}: {reason})"
         ) from error
 
@@ -232,7 +233,7 @@ def architecture_for(config: ModelConfig) -> Architecture:
     refusals = {architecture: architecture.refusals(config) for architecture in fitting}
     nearest = min(refusals, key=lambda architecture: len(refusals[architecture]))
     if refusals[nearest]:
-        raise ValueError(
+        raise UserError(
             f"no architecture of transformers known here holds this model; the nearest, {nearest.model_type}, "
             f"has no {', '.join(refusals[nearest])}; "
             f"one trained with {' '.join(refusals[nearest].values())} can be written"
@@ -247,16 +248,16 @@ def write_folder(
     tokenizer: Tokenizer | None,
     *,
     card: str,
-    special_words: SpecialWords = MappingProxyType({}),
+    special_tokens: SpecialWords = MappingProxyType({}),
 ) -> None:
     """Write a model into the empty folder `path`, so that transformers' Auto classes open it.
 
-    `tensor` gives our tensors by name; one at a time is in memory. `card` is the README.md. `special_words` are
+    `tensor` gives our tensors by name; one at a time is in memory. `card` is the README.md. `special_tokens` are
     those of the folder that the model once came from; without, a text begins and ends as the tokenizer has it.
     """
     architecture = architecture_for(config)
     vocab_size = len(tensor("tok_emb.weight"))
-    special = special_words or _usual_words(tokenizer, vocab_size)
+    special = special_tokens or _usual_words(tokenizer, vocab_size)
     dtype = {"dtype": str(tensor("tok_emb.weight").dtype).removeprefix("torch.")}
     theirs = architecture.write_config(config, vocab_size)
     _write_json(path / "config.json", theirs | dtype | special["config.json"])
@@ -280,11 +281,11 @@ def _usual_words(tokenizer: Tokenizer | None, n_rows: int) -> SpecialWords:
         (first,) = tokenizer.beginning
     # What is not said is filled in by transformers with ids of its own, which stand for other words here.
     ids = {"bos_token_id": first, "eos_token_id": last}
-    n_words = n_rows if tokenizer is None else tokenizer.vocab_size
-    if n_words == n_rows:
+    vocab_size = n_rows if tokenizer is None else tokenizer.vocab_size
+    if vocab_size == n_rows:
         return {"config.json": ids}
     # Rows without a word are never drawn here either. They stay, since losses are over all rows.
-    return {"config.json": ids, "generation_config.json": ids | {"suppress_tokens": [*range(n_words, n_rows)]}}
+    return {"config.json": ids, "generation_config.json": ids | {"suppress_tokens": [*range(vocab_size, n_rows)]}}
 
 
 def _write_safetensors(path: Path, places: dict[str, Place], tensor: Callable[[str], Tensor]) -> None:
@@ -297,7 +298,7 @@ def _write_safetensors(path: Path, places: dict[str, Place], tensor: Callable[[s
     for names, ours in theirs.items():
         first = tensor(ours[0])
         if first.dtype not in DTYPES:
-            raise ValueError(f"{ours[0]} is {first.dtype}, and weights are written as {', '.join(DTYPES.values())}")
+            raise UserError(f"{ours[0]} is {first.dtype}, and weights are written as {', '.join(DTYPES.values())}")
         shape = places[ours[0]].shape(first.shape)
         for name in names:
             start, end = end, end + math.prod(shape) * first.element_size()

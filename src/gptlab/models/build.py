@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from gptlab.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, Init, ModelConfig
-from gptlab.models.decoder import Decoder
-from gptlab.models.encoder import Encoder
-from gptlab.models.encoder_decoder import EncoderDecoder
+from gptlab.models.config import ModelConfig
+from gptlab.models.decoder.config import Init
+from gptlab.models.encoder.config import EncoderConfig
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.models.heads import ClassHead
 from gptlab.nn.lora import ADAPTERS
 from gptlab.nn.moe import GroupedLinear
 
-MODELS = {DecoderConfig: Decoder, EncoderConfig: Encoder, EncoderDecoderConfig: EncoderDecoder}
 RESIDUAL_PROJECTIONS = ("attn.out.weight", "ffn.down.weight", "ffn.experts.down.weight", "ffn.shared.down.weight")
 
 
@@ -33,7 +32,7 @@ def shape_model(config: ModelConfig, vocab_size: int, n_class: int | None = None
     With `n_class` it has a `class_head` for so many classes.
     """
     with torch.device("meta"):
-        model = MODELS[type(config)](config, vocab_size)
+        model = config.build(vocab_size)
         if n_class is not None:
             model.class_head = ClassHead(config.d_model, n_class, dropout=config.dropout)
     return model
@@ -93,7 +92,7 @@ def _initial_value(name: str, parameter: Tensor, module: nn.Module, config: Mode
     if residual or name == "lm_head.weight":
         return value.zero_()
     if embedding:
-        return value.normal_(std=config.init_std if config.tied_head else 1.0, generator=generator)
+        return value.normal_(std=config.init_std if config.tie_embeddings else 1.0, generator=generator)
     return value.normal_(std=(3 * module.in_features) ** -0.5, generator=generator)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from gptlab.nn.cache import LayerCache
 from gptlab.nn.position import Rotation, rotate
 
-KeysValues = tuple[Tensor, Tensor]  # (B, G, S, K) each
+KV = tuple[Tensor, Tensor]  # (B, G, S, K) each
 
 # Up to this size q, k and v are one product, which is faster. A large product gains nothing from it, and the joined
 # weight lives until the backward pass, even where FSDP has given its parts back.
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(d_model, n_kv_head * d_head, bias=qkv_bias)
         self.v = nn.Linear(d_model, n_kv_head * d_head, bias=qkv_bias)
         self.out = nn.Linear(n_head * d_head, d_model, bias=bias)
-        # To be turned off where q, k and v must be called as modules: tensor parallelism, adapters, hooks.
+        # To be turned off where q, k and v must be called as modules: tensor parallelizm, adapters, hooks.
         self.joint_projection = self.q.weight.numel() <= JOINT_ELEMENTS
         self._joined: tuple[Tensor, Tensor | None] | None = None
 
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
         cache: LayerCache | None = None,
-        source: Tensor | KeysValues | None = None,
+        source: Tensor | KV | None = None,
     ) -> Tensor:
         """Mix positions: x (B, T, D) -> (B, T, D).
 
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         )  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
 
-    def keys_values(self, source: Tensor) -> KeysValues:
+    def keys_values(self, source: Tensor) -> KV:
         """What another sequence offers to be looked at: its states (B, S, D) as keys and values."""
         heads = (self.n_kv_head, self.d_head)
         return tuple(part(source).unflatten(-1, heads).transpose(1, 2) for part in (self.k, self.v))

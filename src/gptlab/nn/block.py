@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from gptlab.nn.attention import KeysValues
+from gptlab.nn.attention import KV
 
 
 class Block(nn.Module):
-    """Pre-norm: each sublayer reads the normalised stream and adds to it (GPT-2, section 2.3)."""
+    """Pre-norm: each sublayer reads the normalized stream and adds to it (GPT-2, section 2.3)."""
 
     def __init__(self, *, norm1: nn.Module, attn: nn.Module, norm2: nn.Module, ffn: nn.Module, dropout: float = 0.0):
         super().__init__()
@@ -25,16 +25,14 @@ class CrossBlock(Block):
         super().__init__(**parts)
         self.norm_cross, self.cross = norm_cross, cross
 
-    def forward(
-        self, x: Tensor, *, source: Tensor | KeysValues, source_mask: Tensor | None = None, **attention
-    ) -> Tensor:
+    def forward(self, x: Tensor, *, source: Tensor | KV, source_mask: Tensor | None = None, **attention) -> Tensor:
         x = x + self.drop(self.attn(self.norm1(x), **attention))
         x = x + self.drop(self.cross(self.norm_cross(x), source=source, mask=source_mask))
         return x + self.drop(self.ffn(self.norm2(x)))
 
 
 class PostNormBlock(Block):
-    """Post-norm: the stream is normalised after each addition (arXiv:1706.03762, section 3.1; GPT-1)."""
+    """Post-norm: the stream is normalized after each addition (arXiv:1706.03762, section 3.1; GPT-1)."""
 
     def forward(self, x: Tensor, **attention) -> Tensor:
         x = self.norm1(x + self.drop(self.attn(x, **attention)))

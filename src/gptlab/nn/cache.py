@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptlab.errors import UserError
 from gptlab.nn.mask import causal_band
 
 
@@ -53,7 +54,7 @@ class KVCache:
         longest = max(starts)
         self.end = longest + n_tokens
         if self.end > self.n_positions:
-            raise ValueError(f"{self.end} tokens do not fit a cache of {self.n_positions} positions; read fewer")
+            raise UserError(f"{self.end} tokens do not fit a cache of {self.n_positions} positions; read fewer")
         self.uniform = min(starts) == longest
         if self.uniform:
             self.positions = torch.arange(longest, self.end, device=device)
@@ -66,7 +67,7 @@ class KVCache:
         self.lengths = [start + n_tokens for start in starts]
         self._masks: dict[int | None, Tensor] = {}
 
-    def sight(self, layer: int, window: int | None) -> dict[str, Any]:
+    def attention_mask_args(self, layer: int, window: int | None) -> dict[str, Any]:
         """What that layer's `Attention` takes; with `window` a query sees so many positions, its own included."""
         if self.uniform and (window is None or window >= self.end):
             if self.n_tokens == self.end:

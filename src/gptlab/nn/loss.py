@@ -16,7 +16,7 @@ CHUNK_ELEMENTS_GPU = 2**27
 
 
 @dataclass(slots=True)
-class Output:
+class LMHead:
     """A head as values: `logits = softcap(scale * hidden @ weight.T + bias)`; weight (V, D), bias (V)."""
 
     weight: Tensor
@@ -24,7 +24,7 @@ class Output:
     scale: float = 1.0
     softcap: float | None = None  # logits stay within (-softcap, softcap); Gemma 2, arXiv:2408.00118, section 2
 
-    def to(self, dtype: torch.dtype) -> "Output":
+    def to(self, dtype: torch.dtype) -> "LMHead":
         """The same head, computing in `dtype`."""
         bias = None if self.bias is None else self.bias.to(dtype)
         return replace(self, weight=self.weight.to(dtype), bias=bias)
@@ -39,7 +39,7 @@ class Output:
 
 def linear_cross_entropy(
     hidden: Tensor,
-    output: Output,
+    output: LMHead,
     targets: Tensor,
     *,
     ignore_index: int = IGNORE_INDEX,
@@ -51,7 +51,7 @@ def linear_cross_entropy(
     Logits are in hidden's dtype (under autocast in autocast's), softmax and sums in float32. Where more than one
     chunk is needed gradients are computed along with the loss, and a second backward through it is refused.
     """
-    n_words, width = output.weight.shape
+    vocab_size, width = output.weight.shape
     if hidden.shape[-1] != width or hidden.shape[:-1] != targets.shape:
         raise ValueError(
             f"hidden has shape {tuple(hidden.shape)} and targets {tuple(targets.shape)}; "
@@ -60,11 +60,11 @@ def linear_cross_entropy(
     hidden, targets = hidden.reshape(-1, width), targets.reshape(-1)  # (N, D), (N)
     device = hidden.device.type
     if device == "cpu":  # elsewhere a look at the values would wait for the device
-        _check_targets(targets, n_words, ignore_index)
+        _check_targets(targets, vocab_size, ignore_index)
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     if chunk_size is None:
-        chunk_size = max(1, (CHUNK_ELEMENTS_CPU if device == "cpu" else CHUNK_ELEMENTS_GPU) // n_words)
+        chunk_size = max(1, (CHUNK_ELEMENTS_CPU if device == "cpu" else CHUNK_ELEMENTS_GPU) // vocab_size)
     with torch.autocast(device, enabled=False):
         if len(targets) <= chunk_size:  # nothing to save
             logits = output.to(hidden.dtype).logits(hidden).float()
@@ -83,7 +83,7 @@ def linear_cross_entropy(
 
 
 @torch.no_grad()
-def count_correct(hidden: Tensor, output: Output, targets: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def count_correct(hidden: Tensor, output: LMHead, targets: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """How many targets are the words with the highest score: hidden (..., D), targets (...) -> a scalar."""
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)  # (N, D), (N)
     device = hidden.device.type
@@ -93,12 +93,12 @@ def count_correct(hidden: Tensor, output: Output, targets: Tensor, *, ignore_ind
     return ((torch.cat(best) == targets) & (targets != ignore_index)).sum()
 
 
-def _check_targets(targets: Tensor, n_words: int, ignore_index: int) -> None:
-    outside = ((targets < 0) | (targets >= n_words)) & (targets != ignore_index)
+def _check_targets(targets: Tensor, vocab_size: int, ignore_index: int) -> None:
+    outside = ((targets < 0) | (targets >= vocab_size)) & (targets != ignore_index)
     if outside.any():
         raise ValueError(
-            f"target {targets[outside][0].item()} is outside the vocabulary of {n_words} words; "
-            f"use 0 to {n_words - 1}, or {ignore_index} for a position without a target"
+            f"target {targets[outside][0].item()} is outside the vocabulary of {vocab_size} words; "
+            f"use 0 to {vocab_size - 1}, or {ignore_index} for a position without a target"
         )
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gptlab.models.config import RouterSoftmax
+from gptlab.models.decoder.config import RouterSoftmax
 from gptlab.nn.block import Block
 
 GROUPED_BYTES = 16  # of which the rows of a grouped product have to be a multiple
@@ -25,7 +25,7 @@ class Routing(NamedTuple):
     n_dropped: Tensor  # (), choices for which an expert had no room
 
 
-class Division(NamedTuple):
+class ExpertShard(NamedTuple):
     """Which experts are held here, and how ranks that see the same tokens and hold other experts work together."""
 
     held: range
@@ -34,7 +34,7 @@ class Division(NamedTuple):
 
 
 class ExpertBlock(Block):
-    """A pre-norm block whose feedforward is `Experts`; it returns the stream and how its tokens were routed."""
+    """A pre-norm block whose feedforward is `MoE`; it returns the stream and how its tokens were routed."""
 
     def forward(self, x: Tensor, **attention) -> tuple[Tensor, Routing]:
         x = x + self.drop(self.attn(self.norm1(x), **attention))
@@ -42,7 +42,7 @@ class ExpertBlock(Block):
         return x + self.drop(mixed), routing
 
 
-class Experts(nn.Module):
+class MoE(nn.Module):
     """A router that sends each token to `n_active` of E feedforwards (arXiv:1701.06538, section 2), and shared ones.
 
     Each expert is a `feedforward` of width `d_ff`. Shared experts are seen by every token (arXiv:2401.06066, section
@@ -72,7 +72,7 @@ class Experts(nn.Module):
         self.router = nn.Linear(d_model, n_expert, bias=False)
         self.experts = feedforward(d_model, d_ff, bias=bias, linear=partial(GroupedLinear, n_expert))
         self.shared = feedforward(d_model, n_shared * d_ff, bias=bias) if n_shared else None
-        self.division = Division(range(n_expert), _same, _same)
+        self.division = ExpertShard(range(n_expert), _same, _same)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Mix channels: x (B, T, D) -> (B, T, D), and the routing of the B T tokens."""
@@ -247,7 +247,7 @@ class Auxiliary:
     terms: dict[str, Tensor]  # what to log, detached
 
 
-def auxiliary(routings: Sequence[Routing], *, balance_loss: float | None, z_loss: float | None) -> Auxiliary:
+def auxiliary(routings: Sequence[Routing], *, balance_coef: float | None, z_coef: float | None) -> Auxiliary:
     """The load-balancing loss (Switch, arXiv:2101.03961, equations 4 to 6) and the router's z-loss (ST-MoE,
     arXiv:2202.08906, equation 5) of all layers, their means over layers weighted by the arguments.
 
@@ -258,11 +258,11 @@ def auxiliary(routings: Sequence[Routing], *, balance_loss: float | None, z_loss
     share = n_chosen / n_chosen.sum(-1, keepdim=True)
     balance = logits.shape[-1] * (share * logits.softmax(-1).mean(1)).sum(-1).mean()
     z = logits.logsumexp(-1).square().mean()
-    weighted = [term * weight for term, weight in ((balance, balance_loss), (z, z_loss)) if weight is not None]
+    weighted = [term * weight for term, weight in ((balance, balance_coef), (z, z_coef)) if weight is not None]
     terms = {
         "balance_loss": balance.detach(),
         "z_loss": z.detach(),
-        "drop_rate": torch.stack([routing.n_dropped for routing in routings]).sum() / n_chosen.sum(),
-        "busiest_expert": share.max(),
+        "dropped_token_fraction": torch.stack([routing.n_dropped for routing in routings]).sum() / n_chosen.sum(),
+        "max_expert_load": share.max(),
     }
     return Auxiliary(loss=sum(weighted, start=logits.new_zeros(())), terms=terms)

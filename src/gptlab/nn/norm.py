@@ -1,4 +1,4 @@
-"""Normalisation over the last dimension."""
+"""Normalization over the last dimension."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation with an optional bias (arXiv:1607.06450, equation 4)."""
+    """Layer normalization with an optional bias (arXiv:1607.06450, equation 4)."""
 
     def __init__(self, width: int, *, eps: float, bias: bool):
         super().__init__()
@@ -19,7 +19,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Division by the root mean square (arXiv:1910.07467, equation 4)."""
+    """ExpertShard by the root mean square (arXiv:1910.07467, equation 4)."""
 
     def __init__(self, width: int, *, eps: float):
         super().__init__()

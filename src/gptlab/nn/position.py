@@ -57,9 +57,9 @@ class RelativeBias(nn.Module):
     distances share one. Looking both ways, each way has half of all buckets; else keys to come share the nearest one.
     """
 
-    def __init__(self, n_bucket: int, n_head: int, *, max_distance: int, both_ways: bool):
+    def __init__(self, n_bucket: int, n_head: int, *, max_distance: int, bidirectional: bool):
         super().__init__()
-        self.n_bucket, self.max_distance, self.both_ways = n_bucket, max_distance, both_ways
+        self.n_bucket, self.max_distance, self.bidirectional = n_bucket, max_distance, bidirectional
         self.table = nn.Embedding(n_bucket, n_head)
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class RelativeBias(nn.Module):
 
     def _buckets(self, distance: Tensor) -> Tensor:
         n_bucket, first = self.n_bucket, 0
-        if self.both_ways:
+        if self.bidirectional:
             n_bucket //= 2
             first = (distance > 0) * n_bucket
             distance = distance.abs()

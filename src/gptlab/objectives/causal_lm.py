@@ -4,10 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gptlab.data.config import DataConfig
+from gptlab.data.examples.windows import SlidingWindows
 from gptlab.data.prepare import PreparedData
-from gptlab.data.windows import SlidingWindows
 from gptlab.nn.loss import linear_cross_entropy
-from gptlab.objectives.objective import Batch, Objective, Shown, Term, auxiliary
+from gptlab.objectives.base import Batch, LossTerm, Objective, PreviewContext, auxiliary
 
 
 class CausalLM(Objective):
@@ -15,11 +16,14 @@ class CausalLM(Objective):
 
     per_byte = True
 
+    def __init__(self, *, data: DataConfig, context_length: int):
+        self.data, self.context_length = data, context_length
+
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> SlidingWindows:
-        tokens, length = data.part(split).tokens, self.config.context_length
+        tokens, length = data.part(split).tokens, self.context_length
         if evaluating:
             return SlidingWindows.each_token_once(tokens, length)
-        return SlidingWindows(tokens, length, self.config.data.stride or length)
+        return SlidingWindows(tokens, length, self.data.stride or length)
 
     def collate(self, windows: np.ndarray | Tensor, numbers: np.ndarray | None = None) -> Batch:
         """Split windows (B, T + 1) into tokens (B, T) and targets (B, T): views, not copies."""
@@ -29,12 +33,12 @@ class CausalLM(Objective):
     def counts(self, batch: Batch) -> dict[str, int]:
         return {"targets": batch["targets"].numel()}
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
         targets = batch["targets"]
-        loss = linear_cross_entropy(model.hidden(batch["tokens"]), model.output, targets)
-        return {"loss": Term(loss), **auxiliary(model, targets.numel())}
+        loss = linear_cross_entropy(model.hidden_states(batch["tokens"]), model.head, targets)
+        return {"loss": LossTerm(loss), **auxiliary(model, targets.numel())}
 
-    def show(self, shown: Shown) -> str:
+    def preview(self, context: PreviewContext) -> str:
         """A text, from the prompt or a text's first token on."""
-        prompt = shown.prompt or [int(shown.examples[0, 0])]
-        return shown.tokenizer.decode(prompt + shown.write(prompt))
+        prompt = context.prompt or [int(context.examples[0, 0])]
+        return context.tokenizer.decode(prompt + context.write(prompt))

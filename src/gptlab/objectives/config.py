@@ -1,99 +1,196 @@
-"""What a run may say about its objective."""
+"""Config schema: objectives."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from gptlab.data.config import RowForm
+from gptlab.data.config import DataConfig, TargetKind
+from gptlab.errors import UserError
+from gptlab.fields import bounded, check_bounds
+from gptlab.models.config import Capability, ModelConfig
+from gptlab.registry import register, variants
+
+if TYPE_CHECKING:
+    from gptlab.data.tokenizers.tokenizer import Tokenizer
+    from gptlab.objectives.base import Objective
 
 
 @dataclass(kw_only=True, slots=True)
 class ObjectiveConfig:
-    """What every objective has."""
+    """What every objective has; each registers a subclass with `build`."""
 
-    architectures: ClassVar[tuple[str, ...]]  # the models that it fits
-    row_forms: ClassVar[tuple[RowForm, ...]] = ()  # the rows of tables that it learns from; none: from text
-    continues: ClassVar[bool] = False  # it can show how its model goes on after a prompt
+    target_kinds: ClassVar[tuple[TargetKind, ...]] = ()  # kinds of examples that it learns from; none: plain text
+    continues: ClassVar[bool] = False  # whether a preview can continue a prompt
 
-    name: str
+    type: str = ""
 
-    def check(self) -> None:
-        """Refuse what cannot work."""
+    def build(
+        self, *, tokenizer: "Tokenizer", model: ModelConfig, data: DataConfig, context_length: int, seed: int
+    ) -> "Objective":
+        """The objective for texts of `tokenizer`, in sequences of `context_length` tokens."""
+        raise NotImplementedError(f"{type(self).__name__} has no build method")
 
-
-@dataclass(kw_only=True, slots=True)
-class CausalLMConfig(ObjectiveConfig):
-    """Predict each token from those before it."""
-
-    architectures: ClassVar[tuple[str, ...]] = ("decoder",)
-    continues: ClassVar[bool] = True
-    name: str = "causal_lm"
-
-
-@dataclass(kw_only=True, slots=True)
-class MaskedLMConfig(ObjectiveConfig):
-    """Predict hidden words from the words around them, and whether one segment follows another; BERT's defaults."""
-
-    architectures: ClassVar[tuple[str, ...]] = ("encoder",)
-    name: str = "masked_lm"
-    share: float = 0.15  # of the tokens, to be predicted
-    masked: float = 0.8  # of these, replaced by the mask word
-    random: float = 0.1  # of these, replaced by any word; the others stay
-    next_sentence: bool = True
+    @property
+    def needs(self) -> tuple[frozenset[Capability], ...]:
+        """Sets of capabilities of which the model must have one whole."""
+        return (frozenset({Capability.causal}),)
 
     def check(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"objective.share={self.share} is outside (0, 1); BERT has 0.15")
-        for name in ("masked", "random"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"objective.{name}={getattr(self, name)} is outside [0, 1]")
-        if self.masked + self.random > 1:
-            raise ValueError(
-                f"objective.masked={self.masked} and objective.random={self.random} are shares of the same tokens; "
-                "their sum must not exceed 1"
+        """Refuse values that cannot work."""
+        check_bounds(self, "objective.")
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Refuse a model that lacks what this objective needs."""
+        if any(need <= model.capabilities for need in self.needs):
+            return
+        for need in self.needs:
+            if remedy := model.remedy(need - model.capabilities):
+                names = " and ".join(sorted(c.value for c in need - model.capabilities))
+                raise UserError(f"objective={self.type} needs a model with {names}; {remedy}")
+        fitting = [
+            name
+            for name, kind in variants("objective").items()
+            if any(need <= model.capabilities for need in kind().needs)
+        ]
+        raise UserError(
+            f"objective={self.type} does not fit a model of model.type={model.type}; "
+            + (f"use objective={' or '.join(fitting)}" if fitting else "use another model")
+        )
+
+    def check_data(self, data: DataConfig) -> None:
+        """Refuse a corpus of another kind than this objective learns from."""
+        kind = data.target_kind
+        if kind is None:
+            if self.target_kinds:
+                raise UserError(
+                    f"objective={self.type} learns from the records of a table, and data={data.type} is text; use "
+                    "data=table data.path=FILE, or data=function_packages or function_summaries, which need no file"
+                )
+        elif kind not in self.target_kinds:
+            fitting = [name for name, other in variants("objective").items() if kind in other.target_kinds]
+            raise UserError(
+                f"objective={self.type} does not learn from examples with a {kind.value}; "
+                f"use objective={' or '.join(fitting)}"
             )
 
 
-@dataclass(kw_only=True, slots=True)
-class SpanCorruptionConfig(ObjectiveConfig):
-    """Replace spans by sentinels and write them out; T5's defaults."""
+@register("objective", "causal_lm")
+class CausalLMConfig(ObjectiveConfig):
+    """Predict each token from those before it."""
 
-    architectures: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
-    name: str = "span_corruption"
-    share: float = 0.15  # of the tokens, to be replaced
-    mean_span: float = 3.0  # tokens of a span on average
-
-    def check(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"objective.share={self.share} is outside (0, 1); T5 has 0.15")
-        if self.mean_span < 1:
-            raise ValueError(f"objective.mean_span={self.mean_span} must be at least 1 token; T5 has 3")
-
-
-@dataclass(kw_only=True, slots=True)
-class ClassificationConfig(ObjectiveConfig):
-    """Predict a text's label; with a decoder also its words (GPT, equation 5: L3 = L2 + lambda L1)."""
-
-    architectures: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
-    row_forms: ClassVar[tuple[RowForm, ...]] = (RowForm.label,)
-    name: str = "classification"
-    lm_weight: float = 0.0  # lambda, the weight of predicting the words; GPT has 0.5
-
-    def check(self) -> None:
-        if self.lm_weight < 0:
-            raise ValueError(f"objective.lm_weight={self.lm_weight} must be 0 or more; GPT has 0.5")
-
-
-@dataclass(kw_only=True, slots=True)
-class InstructionConfig(ObjectiveConfig):
-    """Predict a response from its prompt, which is read and not learned."""
-
-    architectures: ClassVar[tuple[str, ...]] = ("decoder", "encoder_decoder")
-    row_forms: ClassVar[tuple[RowForm, ...]] = (RowForm.response, RowForm.messages)
     continues: ClassVar[bool] = True
-    name: str = "instruction"
+
+    def build(self, *, tokenizer, model, data, context_length, seed):
+        from gptlab.objectives.causal_lm import CausalLM
+
+        return CausalLM(data=data, context_length=context_length)
 
 
-OBJECTIVES = {
-    config().name: config
-    for config in (CausalLMConfig, MaskedLMConfig, SpanCorruptionConfig, ClassificationConfig, InstructionConfig)
-}
+@register("objective", "masked_lm")
+class MaskedLMConfig(ObjectiveConfig):
+    """Predict masked tokens from both sides, and whether one segment follows another; BERT's defaults."""
+
+    mask_prob: float = bounded(0.15, gt=0, lt=1, hint="BERT has 0.15")  # of the tokens, to be predicted
+    mask_replace_prob: float = bounded(0.8, ge=0, le=1)  # of these, replaced by the mask token
+    random_replace_prob: float = bounded(0.1, ge=0, le=1)  # of these, replaced by a random token; the others stay
+    next_sentence: bool = True
+
+    def build(self, *, tokenizer, model, data, context_length, seed):
+        from gptlab.objectives.masked_lm import MaskedLM
+
+        return MaskedLM(self, tokenizer, data=data, context_length=context_length, seed=seed)
+
+    @property
+    def needs(self) -> tuple[frozenset[Capability], ...]:
+        heads = {Capability.mlm_head, Capability.nsp_head} if self.next_sentence else {Capability.mlm_head}
+        return (frozenset({Capability.bidirectional, *heads}),)
+
+    def check(self) -> None:
+        super().check()
+        if self.mask_replace_prob + self.random_replace_prob > 1:
+            raise UserError(
+                f"objective.mask_replace_prob={self.mask_replace_prob} and "
+                f"objective.random_replace_prob={self.random_replace_prob} are fractions of the same tokens; "
+                "their sum must not exceed 1"
+            )
+
+    def check_data(self, data: DataConfig) -> None:
+        super().check_data(data)
+        if self.next_sentence and data.stride is not None:
+            raise UserError(
+                f"data.stride={data.stride} is for sliding windows, and segment pairs are chunks of documents; "
+                "leave it out, or set objective.next_sentence=false"
+            )
+
+
+@register("objective", "span_corruption")
+class SpanCorruptionConfig(ObjectiveConfig):
+    """Replace spans by sentinel tokens and predict them; T5's defaults."""
+
+    noise_density: float = bounded(0.15, gt=0, lt=1, hint="T5 has 0.15")  # of the tokens, to be replaced
+    mean_noise_span_length: float = bounded(3.0, ge=1, hint="T5 has 3")  # tokens
+
+    def build(self, *, tokenizer, model, data, context_length, seed):
+        from gptlab.objectives.span_corruption import SpanCorruption
+
+        start = model.decoder_start_token_id
+        return SpanCorruption(
+            self, tokenizer, data=data, context_length=context_length, seed=seed, decoder_start_token_id=start
+        )
+
+    @property
+    def needs(self) -> tuple[frozenset[Capability], ...]:
+        return (frozenset({Capability.encoder_decoder}),)
+
+
+@register("objective", "classification")
+class ClassificationConfig(ObjectiveConfig):
+    """Predict a text's class; with a causal model also its tokens (GPT, equation 5: L3 = L2 + lambda L1)."""
+
+    target_kinds: ClassVar[tuple[TargetKind, ...]] = (TargetKind.label,)
+    lm_weight: float = bounded(0.0, ge=0, hint="GPT has 0.5")  # lambda, the weight of predicting the tokens
+
+    def build(self, *, tokenizer, model, data, context_length, seed):
+        from gptlab.objectives.classification import Classification
+
+        return Classification(
+            self,
+            tokenizer,
+            data=data,
+            context_length=context_length,
+            pooled=Capability.pooler in model.capabilities,
+        )
+
+    @property
+    def needs(self) -> tuple[frozenset[Capability], ...]:
+        return (frozenset({Capability.causal}), frozenset({Capability.bidirectional, Capability.pooler}))
+
+    def check_model(self, model: ModelConfig) -> None:
+        super().check_model(model)
+        if self.lm_weight and Capability.causal not in model.capabilities:
+            raise UserError(
+                f"objective.lm_weight={self.lm_weight} is the weight of predicting the next token, which a "
+                "bidirectional model does not; set objective.lm_weight=0"
+            )
+
+
+@register("objective", "instruction")
+class InstructionConfig(ObjectiveConfig):
+    """Predict a response from its prompt, whose tokens are not targets."""
+
+    target_kinds: ClassVar[tuple[TargetKind, ...]] = (TargetKind.response, TargetKind.messages)
+    continues: ClassVar[bool] = True
+
+    def build(self, *, tokenizer, model, data, context_length, seed):
+        from gptlab.objectives.instruction import Instruction
+
+        separate = Capability.encoder_decoder in model.capabilities
+        return Instruction(
+            tokenizer,
+            data=data,
+            context_length=context_length,
+            decoder_start_token_id=model.decoder_start_token_id if separate else None,
+        )
+
+    @property
+    def needs(self) -> tuple[frozenset[Capability], ...]:
+        return (frozenset({Capability.causal}), frozenset({Capability.encoder_decoder}))

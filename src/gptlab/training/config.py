@@ -1,9 +1,17 @@
-"""What a run may say about its training: fine-tuning, optimiser, schedule, trainer, strategy, loggers and callbacks."""
+"""Config schema: training. Fine-tuning, optimizers, schedules, trainer, loggers and callbacks."""
 
+import math
 import re
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from gptlab.errors import UserError
+from gptlab.fields import bounded, check_bounds, shown
+from gptlab.registry import register
+
+if TYPE_CHECKING:
+    from gptlab.training.schedule import Schedule
 
 
 class Decay(Enum):
@@ -15,144 +23,184 @@ class Decay(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class OptimizerConfig:
-    """What every optimiser has."""
+    """What every optimizer has; each registers a subclass with `build`."""
 
-    algorithm: str = "adamw"
-    lr: float = 1e-3
-    clip_norm: float | None = 1.0  # null: gradients are left as they are
-    weight_decay: float = 0.1
+    type: str = ""
+    lr: float = bounded(1e-3, gt=0)
+    grad_clip: float | None = bounded(1.0, gt=0)  # by the global norm; null: gradients are left as they are
+    weight_decay: float = bounded(0.1, ge=0)
     decay: Decay = Decay.matrices
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
+    beta1: float = bounded(0.9, ge=0, lt=1)
+    beta2: float = bounded(0.95, ge=0, lt=1)
+    eps: float = bounded(1e-8, gt=0)
     fused: bool | None = None  # null: where PyTorch has it for the device
 
+    def build(self, parameters, *, device):
+        """The optimizer of these (name, parameter) pairs."""
+        raise NotImplementedError(f"{type(self).__name__} has no build method")
+
+    def settings(self, *, hidden: bool, matrix: bool) -> dict[str, Any]:
+        """A parameter group's settings: `hidden` matrices are those of blocks. The schedule is a factor on `lr`."""
+        return {
+            "lr": self.lr,
+            "weight_decay": self.weight_decay if matrix or self.decay is Decay.all else 0.0,
+            "betas": (self.beta1, self.beta2),
+            "eps": self.eps,
+        }
+
     def check(self) -> None:
-        for name in ("lr", "eps", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"optimizer.{name}={value} must be above 0")
-        if self.weight_decay < 0:
-            raise ValueError(f"optimizer.weight_decay={self.weight_decay} must be 0 or more")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"optimizer.{name}={getattr(self, name)} is outside [0, 1)")
+        """Refuse values that cannot work."""
+        check_bounds(self, "optimizer.")
 
 
-@dataclass(kw_only=True, slots=True)
+@register("optimizer", "adamw")
 class AdamWConfig(OptimizerConfig):
-    """AdamW on every parameter (arXiv 1711.05101)."""
+    """AdamW on every parameter (arXiv:1711.05101)."""
 
-    algorithm: str = "adamw"
+    def build(self, parameters, *, device):
+        from gptlab.training.optimizers import adamw
+
+        return adamw(parameters, self, device=device)
 
 
-@dataclass(kw_only=True, slots=True)
+@register("optimizer", "muon")
 class MuonConfig(OptimizerConfig):
     """Muon on the blocks' matrices, AdamW on the rest; updates of both have the size of AdamW's."""
 
-    algorithm: str = "muon"
-    lr: float = 3e-3
-    adamw_lr: float | None = None  # null: lr
-    momentum: float = 0.95
-    newton_schulz_steps: int = 5
+    lr: float = bounded(3e-3, gt=0)
+    adamw_lr: float | None = bounded(None, gt=0)  # null: lr
+    momentum: float = bounded(0.95, ge=0, lt=1)
+    newton_schulz_steps: int = bounded(5, ge=1)
 
-    def check(self) -> None:
-        OptimizerConfig.check(self)
-        if self.adamw_lr is not None and self.adamw_lr <= 0:
-            raise ValueError(f"optimizer.adamw_lr={self.adamw_lr} must be above 0")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"optimizer.momentum={self.momentum} is outside [0, 1)")
-        if self.newton_schulz_steps < 1:
-            raise ValueError(f"optimizer.newton_schulz_steps={self.newton_schulz_steps} must be at least 1")
+    def build(self, parameters, *, device):
+        from gptlab.training.muon import muon
 
+        return muon(parameters, self, device=device)
 
-OPTIMIZERS = {config().algorithm: config for config in (AdamWConfig, MuonConfig)}
+    def settings(self, *, hidden: bool, matrix: bool) -> dict[str, Any]:
+        found = super().settings(hidden=hidden, matrix=matrix)
+        if hidden and matrix:
+            return found | {"muon": True, "momentum": self.momentum}
+        return found | {"muon": False, "lr": self.lr if self.adamw_lr is None else self.adamw_lr}
 
 
 class Finetuning(Enum):
     """Which parameters are trained."""
 
     full = "full"  # all
-    last = "last"  # the last blocks and what comes after them
-    lora = "lora"  # matrices of low rank that are added to the blocks' own (arXiv:2106.09685)
+    last_layers = "last_layers"  # the last blocks and what comes after them
+    lora = "lora"  # low-rank matrices beside the blocks' own, which are frozen (arXiv:2106.09685)
 
 
 @dataclass(kw_only=True, slots=True)
 class FinetuneConfig:
-    """Which parameters of a pretrained model are trained; the others stay as they are."""
+    """Which parameters of a pretrained model are trained; the others are frozen."""
 
-    mode: Finetuning = Finetuning.full
-    n_block: int | None = None  # last: how many blocks; of an encoder-decoder its decoder's
-    rank: int = 8  # lora, likewise below
-    alpha: float = 16.0  # the addition is multiplied by alpha / rank
-    dropout: float = 0.0  # of what the adapters read
-    layers: list[str] = field(default_factory=lambda: ["attn.q", "attn.v"])  # of every block that has them
+    type: Finetuning = Finetuning.full
+    n_layer: int | None = None  # last_layers: how many blocks; of an encoder-decoder the decoder's
+    rank: int = bounded(8, ge=1)  # lora, likewise below
+    alpha: float = bounded(16.0, gt=0)  # the low-rank product is multiplied by alpha / rank
+    dropout: float = bounded(0.0, ge=0, lt=1)  # of the adapters' input
+    target_modules: list[str] = field(default_factory=lambda: ["attn.q", "attn.v"])  # of every block that has them
 
     def check(self) -> None:
+        """Refuse values that cannot work."""
         for f in fields(self):
             value = getattr(self, f.name)
             default = f.default if f.default_factory is MISSING else f.default_factory()
-            owner = Finetuning.last if f.name == "n_block" else Finetuning.lora
-            if f.name != "mode" and self.mode is not owner and value != default:
-                shown = f"[{','.join(value)}]" if isinstance(value, list) else value
-                raise ValueError(f"finetune.{f.name}={shown} needs finetune={owner.value}")
-        if self.mode is Finetuning.last and (self.n_block is None or self.n_block < 1):
-            shown = "null" if self.n_block is None else self.n_block
-            raise ValueError(f"finetune.n_block={shown} must be at least 1: how many of the last blocks are trained")
-        if self.rank < 1:
-            raise ValueError(f"finetune.rank={self.rank} must be at least 1")
-        if self.alpha <= 0:
-            raise ValueError(f"finetune.alpha={self.alpha} must be above 0")
-        if not self.layers or len(set(self.layers)) < len(self.layers):
-            what = "names one twice" if self.layers else "names none"
-            raise ValueError(
-                f"finetune.layers=[{','.join(self.layers)}] {what}; use one or more, such as [attn.q,attn.v]"
+            owner = Finetuning.last_layers if f.name == "n_layer" else Finetuning.lora
+            if f.name != "type" and self.type is not owner and value != default:
+                raise UserError(f"finetune.{f.name}={shown(value)} needs finetune={owner.value}")
+        if self.type is Finetuning.last_layers and (self.n_layer is None or self.n_layer < 1):
+            raise UserError(
+                f"finetune.n_layer={shown(self.n_layer)} must be at least 1: how many of the last blocks are trained"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"finetune.dropout={self.dropout} is outside [0, 1)")
+        check_bounds(self, "finetune.")
+        names = self.target_modules
+        if not names or len(set(names)) < len(names):
+            what = "names one twice" if names else "names none"
+            raise UserError(f"finetune.target_modules={shown(names)} {what}; use one or more, such as [attn.q,attn.v]")
 
 
 WARMUPS = ("warmup_steps", "warmup_tokens", "warmup_fraction")
 DECAYS = ("decay_steps", "decay_tokens")
 
 
-class Shape(Enum):
-    """The learning rate after warmup."""
-
-    cosine = "cosine"
-    linear = "linear"
-    constant = "constant"
-    wsd = "wsd"  # warmup, stable, decay (arXiv 2404.06395)
-
-
 @dataclass(kw_only=True, slots=True)
 class ScheduleConfig:
-    """Warmup, then a shape, as a factor on every group's learning rate."""
+    """Warmup, then a decay, as a factor on the peak learning rate; each shape registers a subclass."""
 
-    shape: Shape = Shape.cosine
-    warmup_steps: int | None = None
-    warmup_tokens: int | None = None  # instead of warmup_steps
-    warmup_fraction: float | None = None  # of the run, instead of either
-    decay_steps: int | None = None  # the step at which the floor is reached; null: the whole budget
-    decay_tokens: int | None = None  # instead of decay_steps
-    decay_fraction: float = 0.2  # wsd: the last part of the run, in which the rate falls linearly
-    min_ratio: float = 0.1  # the floor, as a part of the peak
+    type: str = ""
+    warmup_steps: int | None = bounded(None, ge=0)
+    warmup_tokens: int | None = bounded(None, ge=0)  # instead of warmup_steps
+    warmup_fraction: float | None = bounded(None, ge=0, le=1)  # of the run, instead of either
+    decay_steps: int | None = bounded(None, ge=0)  # the step at which the floor is reached; null: the whole budget
+    decay_tokens: int | None = bounded(None, ge=0)  # instead of decay_steps
+    decay_fraction: float = bounded(0.2, ge=0, le=1)  # wsd: the last part of the run, in which the rate falls
+    min_lr_ratio: float = bounded(0.1, ge=0, le=1)  # the floor, as a fraction of the peak
+
+    def remaining(self, progress: float) -> float:
+        """How much of the distance from the floor to the peak is left, `progress` in [0, 1) through the decay."""
+        raise NotImplementedError(f"{type(self).__name__} has no remaining method")
+
+    def decay_start(self, warmup: int, end: int) -> int:
+        """The step at which the decay begins, between the end of the warmup and its own end."""
+        return warmup
+
+    def build(self, *, n_steps: int, batch_tokens: int) -> "Schedule":
+        """The schedule of a run of `n_steps`."""
+        from gptlab.training.schedule import build_schedule
+
+        return build_schedule(self, n_steps=n_steps, batch_tokens=batch_tokens)
 
     def check(self) -> None:
+        """Refuse values that cannot work."""
         for names in (WARMUPS, DECAYS):
             given = [f"schedule.{name}" for name in names if getattr(self, name) is not None]
             if len(given) > 1:
-                raise ValueError(f"{' and '.join(given)} say the same thing twice; set one and the others to null")
-        for name in ("warmup_steps", "warmup_tokens", "decay_steps", "decay_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"schedule.{name}={value} must be 0 or more")
-        for name in ("min_ratio", "decay_fraction", "warmup_fraction"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise ValueError(f"schedule.{name}={getattr(self, name)} is outside [0, 1]")
+                raise UserError(f"{' and '.join(given)} set the same length; set one and the others to null")
+        check_bounds(self, "schedule.")
 
 
-# Trainer options that gptlab decides, and the word that decides them.
+@register("schedule", "cosine")
+class CosineConfig(ScheduleConfig):
+    """Half a cosine from the peak to the floor (arXiv:1608.03983)."""
+
+    def remaining(self, progress: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@register("schedule", "linear")
+class LinearConfig(ScheduleConfig):
+    """A straight line from the peak to the floor."""
+
+    def remaining(self, progress: float) -> float:
+        return 1 - progress
+
+
+@register("schedule", "constant")
+class ConstantConfig(ScheduleConfig):
+    """The peak after the warmup, to the end of the run."""
+
+    def remaining(self, progress: float) -> float:
+        return 1.0
+
+    def decay_start(self, warmup: int, end: int) -> int:
+        return end
+
+
+@register("schedule", "wsd")
+class WSDConfig(ScheduleConfig):
+    """Warmup, stable, decay (arXiv:2404.06395): constant, then a straight line over the last part of the run."""
+
+    def remaining(self, progress: float) -> float:
+        return 1 - progress
+
+    def decay_start(self, warmup: int, end: int) -> int:
+        return max(warmup, end - round(end * self.decay_fraction))
+
+
+# Trainer options that gptlab decides, and the keys that decide them.
 OWNED = {
     "strategy": "strategy=ddp (a group of its own)",
     "logger": "logger=wandb (a group of its own)",
@@ -163,8 +211,8 @@ OWNED = {
     "min_epochs": "budget_steps=... or budget_tokens=... (a run is counted in steps or tokens)",
     "limit_train_batches": "budget_steps=...",
     "accumulate_grad_batches": "batch_tokens=... and micro_batch_size=... (accumulation follows from them)",
-    "gradient_clip_val": "optimizer.clip_norm=...",
-    "gradient_clip_algorithm": "optimizer.clip_norm=... (always by the global norm)",
+    "gradient_clip_val": "optimizer.grad_clip=...",
+    "gradient_clip_algorithm": "optimizer.grad_clip=... (always by the global norm)",
     "default_root_dir": "run_dir=...",
     "fast_dev_run": "debug=smoke",
     "overfit_batches": "debug=overfit",
@@ -172,7 +220,7 @@ OWNED = {
     "reload_dataloaders_every_n_epochs": "data.* (the order of samples is a function of the seed)",
     "use_distributed_sampler": "data.* (the order of samples is a function of the seed)",
     "limit_predict_batches": "nothing (training predicts no batches)",
-    "sync_batchnorm": "nothing (no model here has batch normalisation)",
+    "sync_batchnorm": "nothing (no model here has batch normalization)",
     "num_sanity_val_steps": "debug=smoke (which tries every part)",
     "plugins": "strategy=..., trainer.precision=... (plugins are built by gptlab)",
     "barebones": "callbacks.*, logger=... and trainer.enable_progress_bar=false",
@@ -190,12 +238,12 @@ class TrainerConfig:
 
     accelerator: str = "auto"
     devices: Any = "auto"
-    num_nodes: int = 1
+    num_nodes: int = bounded(1, ge=1)
     precision: str | None = None  # null: 32-true on a CPU, bf16-mixed on a GPU that has it
-    val_check_interval: Any = 0.1  # optimiser steps, or a part of the run
+    val_check_interval: Any = 0.1  # optimizer steps, or a part of the run
     limit_val_batches: Any = None  # a part of the split is logged as val_part/..., never as val/...
     limit_test_batches: Any = None
-    log_every_n_steps: int = 10  # how often loggers get a row; metrics.csv has every step
+    log_every_n_steps: int = bounded(10, ge=1)  # how often loggers get a row; metrics.csv has every step
     enable_checkpointing: bool = True
     enable_progress_bar: bool = True
     enable_model_summary: bool = True  # the table printed before training
@@ -211,39 +259,36 @@ class TrainerConfig:
     def check(self) -> None:
         interval = self.val_check_interval
         if isinstance(interval, bool) or not isinstance(interval, int | float) or interval <= 0:
-            raise ValueError(
+            raise UserError(
                 f"trainer.val_check_interval={interval} must be a number of steps such as 100, "
                 "or a part of the run such as 0.1"
             )
         if isinstance(interval, float) and interval > 1:
-            raise ValueError(
+            raise UserError(
                 f"trainer.val_check_interval={interval} is a part of the run and must be at most 1.0; "
                 f"for steps write {round(interval)}"
             )
         if self.precision is not None and self.precision not in PRECISIONS:
-            raise ValueError(f"trainer.precision={self.precision} is unknown; use one of {', '.join(PRECISIONS)}")
+            raise UserError(f"trainer.precision={self.precision} is unknown; use one of {', '.join(PRECISIONS)}")
         if self.accelerator not in ACCELERATORS:
-            raise ValueError(f"trainer.accelerator={self.accelerator} is unknown; use one of {', '.join(ACCELERATORS)}")
+            raise UserError(f"trainer.accelerator={self.accelerator} is unknown; use one of {', '.join(ACCELERATORS)}")
         if self.profiler is not None and self.profiler not in PROFILERS:
-            raise ValueError(f"trainer.profiler={self.profiler} is unknown; use {', '.join(PROFILERS)} or null")
+            raise UserError(f"trainer.profiler={self.profiler} is unknown; use {', '.join(PROFILERS)} or null")
         for name in ("limit_val_batches", "limit_test_batches"):
             limit = getattr(self, name)
             if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or limit < 0):
-                raise ValueError(f"trainer.{name}={limit} must be a number of batches, a part such as 0.1, or null")
+                raise UserError(f"trainer.{name}={limit} must be a number of batches, a part such as 0.1, or null")
         if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(self.max_time)):
-            raise ValueError(f"trainer.max_time={self.max_time} must have the form DD:HH:MM:SS, such as 00:01:30:00")
-        if self.log_every_n_steps < 1:
-            raise ValueError(f"trainer.log_every_n_steps={self.log_every_n_steps} must be at least 1")
-        if self.num_nodes < 1:
-            raise ValueError(f"trainer.num_nodes={self.num_nodes} must be at least 1")
+            raise UserError(f"trainer.max_time={self.max_time} must have the form DD:HH:MM:SS, such as 00:01:30:00")
+        check_bounds(self, "trainer.")
         if self.device_count() is not None and self.device_count() < 1:
-            raise ValueError(f"trainer.devices={self.devices} names no device; use a count such as 1, or auto")
+            raise UserError(f"trainer.devices={self.devices} names no device; use a count such as 1, or auto")
 
     def device_count(self) -> int | None:
         """Devices per node where the words alone tell it, None where the machine has to be asked."""
         match self.devices:
             case bool():
-                raise ValueError(f"trainer.devices={self.devices} must be a count, a list of indices, or auto")
+                raise UserError(f"trainer.devices={self.devices} must be a count, a list of indices, or auto")
             case int() if self.devices == -1:
                 return None
             case int():
@@ -254,122 +299,7 @@ class TrainerConfig:
                 return 1 if self.accelerator == "cpu" else None
             case list():
                 return len(self.devices)
-        raise ValueError(f"trainer.devices={self.devices} must be a count, a list of indices, or auto")
-
-
-class Sharding(Enum):
-    """How a model is spread over devices."""
-
-    auto = "auto"  # one device: nothing to spread; several: ddp
-    ddp = "ddp"  # each device holds everything
-    zero1 = "zero1"  # ddp with the optimiser's state divided (arXiv:1910.02054)
-    zero2 = "zero2"  # weights, gradients and state divided; weights stay whole from forward to backward
-    fsdp = "fsdp"  # ZeRO-3: a block's weights are whole only while it computes
-    hsdp = "hsdp"  # fsdp within groups of devices that hold the same
-    tp = "tp"  # each matrix is divided, and every device sees every window (arXiv:1909.08053)
-    fsdp_tp = "fsdp_tp"  # tp within groups, fsdp over them
-
-
-class Recompute(Enum):
-    """What the backward pass computes again instead of keeping it (arXiv:1604.06174)."""
-
-    none = "none"
-    full = "full"  # each block from its input
-    selective = "selective"  # all but the products of matrices and attention
-
-
-SHARDED = (Sharding.zero2, Sharding.fsdp, Sharding.hsdp, Sharding.fsdp_tp)
-TENSOR_PARALLEL = (Sharding.tp, Sharding.fsdp_tp)
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How ranks are arranged: `replicas` x `shards` x `tensor`, the last varying fastest.
-
-    Ranks that differ in `tensor` alone see the same windows; all others see windows of their own.
-    """
-
-    replicas: int = 1
-    shards: int = 1
-    tensor: int = 1
-
-    @property
-    def data(self) -> int:
-        """Parts into which a step's windows are dealt."""
-        return self.replicas * self.shards
-
-    def data_rank(self, rank: int) -> int:
-        return rank // self.tensor
-
-
-@dataclass(kw_only=True, slots=True)
-class StrategyConfig:
-    """One word for how the work is spread, and its options."""
-
-    name: Sharding = Sharding.auto
-    tensor_parallel: int | None = None  # devices that share each matrix; null: all of them (tp), two (fsdp_tp)
-    replicas: int | None = None  # hsdp: groups that hold the same; null: one a node, on one node two
-    activation_checkpointing: Recompute = Recompute.none
-    cpu_offload: bool = False  # what is divided waits in the host's memory
-    compile: bool = False  # torch.compile block by block
-    timeout_seconds: int = 1800  # of a collective, after which a hung rank ends the run
-
-    def layout(self, world_size: int, num_nodes: int = 1) -> Layout:
-        """Arrange `world_size` devices; ValueError where the words do not fit them."""
-        match self.name:
-            case Sharding.auto | Sharding.ddp | Sharding.zero1:
-                return Layout(replicas=world_size)
-            case Sharding.zero2 | Sharding.fsdp:
-                return Layout(shards=world_size)
-            case Sharding.hsdp:
-                replicas = self.replicas or (num_nodes if num_nodes > 1 else 2)
-                self._divide("replicas", replicas, world_size)
-                if replicas == world_size:
-                    raise ValueError(
-                        f"strategy=hsdp with strategy.replicas={replicas} leaves each of {world_size} devices a group "
-                        "of its own; use strategy=fsdp, strategy=ddp, or more devices"
-                    )
-                return Layout(replicas=replicas, shards=world_size // replicas)
-            case Sharding.tp:
-                if world_size < 2:
-                    raise ValueError("strategy=tp divides matrices over devices and there is one; use strategy=auto")
-                if self.tensor_parallel not in (None, world_size):
-                    raise ValueError(
-                        f"strategy.tensor_parallel={self.tensor_parallel} and there are {world_size} devices, which "
-                        "strategy=tp takes all; leave it out, or use strategy=fsdp_tp"
-                    )
-                return Layout(tensor=world_size)
-            case Sharding.fsdp_tp:
-                tensor = self.tensor_parallel or 2
-                self._divide("tensor_parallel", tensor, world_size)
-                if tensor == world_size:
-                    raise ValueError(
-                        f"strategy=fsdp_tp with strategy.tensor_parallel={tensor} takes all of {world_size} devices "
-                        "and leaves nothing to shard over; use strategy=tp, or more devices"
-                    )
-                return Layout(shards=world_size // tensor, tensor=tensor)
-
-    def _divide(self, option: str, size: int, world_size: int) -> None:
-        if size < 2 or world_size % size:
-            sizes = [str(n) for n in range(2, world_size + 1) if world_size % n == 0]
-            raise ValueError(
-                f"strategy={self.name.value} with strategy.{option}={size} does not divide {world_size} "
-                + (f"devices; use {' or '.join(sizes)}" if sizes else "device; it needs two or more")
-            )
-
-    def check(self) -> None:
-        if self.timeout_seconds < 1:
-            raise ValueError(f"strategy.timeout_seconds={self.timeout_seconds} must be at least 1")
-        for option, owners in (("tensor_parallel", TENSOR_PARALLEL), ("replicas", (Sharding.hsdp,))):
-            if getattr(self, option) is not None and self.name not in owners:
-                names = " or ".join(owner.value for owner in owners)
-                raise ValueError(f"strategy.{option} belongs to strategy={names}, and strategy is {self.name.value}")
-        if self.cpu_offload and self.name not in SHARDED:
-            names = ", ".join(name.value for name in SHARDED)
-            raise ValueError(
-                f"strategy.cpu_offload=true needs a strategy that divides the weights: {names}; "
-                f"strategy is {self.name.value}"
-            )
+        raise UserError(f"trainer.devices={self.devices} must be a count, a list of indices, or auto")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -403,9 +333,9 @@ class LoggersConfig:
 class CheckpointConfig:
     """When the run is saved; `last` and `best` always follow the newest and the best."""
 
-    every_steps: int | None = None  # null: after each validation
-    every_minutes: float | None = None  # beside that, as the clock goes
-    keep_last: int = 1
+    every_steps: int | None = bounded(None, ge=1)  # null: after each validation
+    every_minutes: float | None = bounded(None, gt=0)  # beside that, as the clock goes
+    keep_last: int = bounded(1, ge=1)
     best: bool = True
     async_save: bool = False  # steps go on while a copy of the state is written
 
@@ -415,8 +345,8 @@ class SampleConfig:
     """Text that the model writes at each validation."""
 
     prompt: str | None = None  # null: what the objective shows of its first example
-    n_tokens: int = 200
-    temperature: float = 0.8
+    max_new_tokens: int = bounded(200, ge=1)
+    temperature: float = bounded(0.8, ge=0)  # 0: greedy
 
 
 class SpikeAction(Enum):
@@ -432,12 +362,12 @@ class SpikeConfig:
     """Which losses are spikes, and what is done about them."""
 
     action: SpikeAction | None = None  # null: only a loss that is not finite ends the run
-    threshold: float = 6.0  # standard deviations above the mean of the last steps without a spike
-    window_steps: int = 100  # of which mean and deviation are taken
-    warmup_steps: int = 100  # steps before any is judged
-    max_skips: int = 10  # in a row
-    rollback_steps: int = 1  # between the checkpoint and the spike, at least
-    max_rollbacks: int = 3  # in a row: to the same checkpoint or an earlier one
+    threshold: float = bounded(6.0, gt=0)  # standard deviations above the mean of the last steps without a spike
+    window_steps: int = bounded(100, ge=2)  # of which mean and deviation are taken
+    warmup_steps: int = bounded(100, ge=2)  # steps before any is judged
+    max_skips: int = bounded(10, ge=1)  # in a row
+    rollback_steps: int = bounded(1, ge=1)  # between the checkpoint and the spike, at least
+    max_rollbacks: int = bounded(3, ge=1)  # in a row: to the same checkpoint or an earlier one
 
     def check(self) -> None:
         for f in fields(self):
@@ -446,15 +376,8 @@ class SpikeConfig:
                 continue
             if self.action is None or owner not in (None, self.action):
                 needs = owner.value if owner is not None else " or ".join(action.value for action in SpikeAction)
-                raise ValueError(f"callbacks.spike.{f.name}={value} needs callbacks.spike.action={needs}")
-        if self.threshold <= 0:
-            raise ValueError(f"callbacks.spike.threshold={self.threshold} must be above 0")
-        for name, least in (("window_steps", 2), ("warmup_steps", 2), ("rollback_steps", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"callbacks.spike.{name}={getattr(self, name)} must be at least {least}")
-        for name in ("max_skips", "max_rollbacks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"callbacks.spike.{name}={getattr(self, name)} must be at least 1")
+                raise UserError(f"callbacks.spike.{f.name}={value} needs callbacks.spike.action={needs}")
+        check_bounds(self, "callbacks.spike.")
 
 
 SPIKE_OWNERS = {
@@ -476,30 +399,22 @@ class CallbacksConfig:
 
     def check(self) -> None:
         if self.checkpoint is not None:
-            for name in ("every_steps", "keep_last"):
-                value = getattr(self.checkpoint, name)
-                if value is not None and value < 1:
-                    raise ValueError(f"callbacks.checkpoint.{name}={value} must be at least 1")
-            minutes = self.checkpoint.every_minutes
-            if minutes is not None and minutes <= 0:
-                raise ValueError(f"callbacks.checkpoint.every_minutes={minutes} must be above 0")
+            check_bounds(self.checkpoint, "callbacks.checkpoint.")
         self.spike.check()
         if self.spike.action is SpikeAction.rollback:
             self._check_rollback()
-        if self.sample is not None and self.sample.temperature < 0:
-            raise ValueError(f"callbacks.sample.temperature={self.sample.temperature} must be 0 (greedy) or more")
-        if self.sample is not None and self.sample.n_tokens < 1:
-            raise ValueError(f"callbacks.sample.n_tokens={self.sample.n_tokens} must be at least 1")
+        if self.sample is not None:
+            check_bounds(self.sample, "callbacks.sample.")
 
     def _check_rollback(self) -> None:
         if self.checkpoint is None:
-            raise ValueError(
+            raise UserError(
                 "callbacks.spike.action=rollback needs checkpoints and callbacks.checkpoint=null turns them off; "
                 "leave that out, or use callbacks.spike.action=skip"
             )
         every, back = self.checkpoint.every_steps, self.spike.rollback_steps
         if every is not None and (self.checkpoint.keep_last - 1) * every < back - 1:
-            raise ValueError(
+            raise UserError(
                 f"callbacks.spike.rollback_steps={back} reaches behind the oldest of "
                 f"callbacks.checkpoint.keep_last={self.checkpoint.keep_last} checkpoints, {every} steps apart; "
                 f"use callbacks.checkpoint.keep_last={-(-(back - 1) // every) + 1}"
@@ -511,5 +426,5 @@ def is_whole(limit: Any) -> bool:
     return limit is None or (isinstance(limit, float) and limit == 1.0)
 
 
-def trainer_words() -> list[str]:
+def trainer_keys() -> list[str]:
     return [f.name for f in fields(TrainerConfig)]

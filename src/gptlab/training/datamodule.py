@@ -11,15 +11,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from gptlab.config import RunConfig
 from gptlab.data.order import window_index
 from gptlab.data.prepare import PreparedData
-from gptlab.objectives.objective import Batch, Examples, Objective
-from gptlab.training.config import Layout
+from gptlab.distributed.config import Layout
+from gptlab.objectives.base import Batch, Examples, Objective
 
 ORDER_SAMPLES = 4096  # whose order is worked out at once
 EVAL_TOKENS = 16_384  # of one forward pass without gradients
 
 
 class TrainBatches(Dataset):
-    """Item s is what this rank trains on in optimiser step s, or later by the steps whose samples were left out."""
+    """Item s is what this rank trains on in optimizer step s, or later by the steps whose samples were left out."""
 
     def __init__(
         self,
@@ -138,10 +138,10 @@ class ExamplesDataModule(lightning.LightningDataModule):
             self.objective,
             seed=config.seed,
             shuffle=config.data.shuffle,
-            per_step=config.windows_per_step,
+            per_step=config.sequences_per_step,
             rank=self.layout.data_rank(self.trainer.global_rank),
             world_size=self.layout.data,
-            max_examples=config.data.max_windows,
+            max_examples=config.data.max_sequences,
         )
         return self._loader(batches, Steps(self.start_step + self.skipped_steps, self.n_steps + self.skipped_steps))
 

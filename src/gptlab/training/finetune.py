@@ -17,7 +17,7 @@ CLASS_HEAD = "class_head."
 
 def prepare_finetuning(model: nn.Module, config: FinetuneConfig, of: ModelConfig) -> None:
     """Give `model`, which may be on the meta device, its adapters, and freeze what is not trained."""
-    if config.mode is Finetuning.lora:
+    if config.type is Finetuning.lora:
         for block in model.blocks:
             _adapt(block, config)
     for name, parameter in model.named_parameters():
@@ -26,28 +26,31 @@ def prepare_finetuning(model: nn.Module, config: FinetuneConfig, of: ModelConfig
 
 def is_trained(name: str, config: FinetuneConfig, of: ModelConfig) -> bool:
     """Whether a parameter of that name is trained."""
-    match config.mode:
+    match config.type:
         case Finetuning.full:
             return True
         case Finetuning.lora:
             return name.endswith(ADAPTERS) or name.startswith(CLASS_HEAD)
-        case Finetuning.last:
-            blocks = "decoder.blocks." if of.architecture == "encoder_decoder" else "blocks."
+        case Finetuning.last_layers:
+            blocks = "decoder.blocks." if of.type == "encoder_decoder" else "blocks."
             if name.startswith(blocks):
-                return int(name.removeprefix(blocks).split(".")[0]) >= of.last_blocks - config.n_block
+                return (
+                    int(name.removeprefix(blocks).split(".")[0])
+                    >= (of.decoder_layers if of.type == "encoder_decoder" else of.n_layer) - config.n_layer
+                )
             return name.startswith((*AFTER_BLOCKS, CLASS_HEAD))
 
 
 def weights_of(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """The weights by name in a checkpoint's content `state`, to be used and not to be trained on: without adapters."""
     finetune = state["config"].get("finetune", {})
-    if finetune.get("mode") != Finetuning.lora.value:
+    if finetune.get("type") != Finetuning.lora.value:
         return state["model"]
     return Merged(state["model"], alpha=finetune["alpha"])
 
 
 def _adapt(block: nn.Module, config: FinetuneConfig) -> None:
-    for name in config.layers:
+    for name in config.target_modules:
         place, _, last = name.rpartition(".")
         if place == "cross" and not hasattr(block, place):  # an encoder's block
             continue

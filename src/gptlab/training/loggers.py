@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger
 
 from gptlab.config import RunConfig, to_plain
+from gptlab.errors import UserError
 from gptlab.training.config import TensorboardConfig, WandbConfig
 
 
@@ -35,9 +36,9 @@ def _wandb(settings: WandbConfig, config: RunConfig, folder: Path) -> Logger:
         logger = WandbLogger(
             project=settings.project,
             entity=settings.entity,
-            group=settings.group or (folder.parent.name if swept else f"{config.preset}-{config.corpus}"),
+            group=settings.group or (folder.parent.name if swept else f"{config.model_tag}-{config.corpus}"),
             name=settings.name or folder.name,
-            tags=[config.preset, config.corpus, config.optimizer.algorithm, *settings.tags],
+            tags=[config.model_tag, config.data_tag, config.optimizer.type, *settings.tags],
             id=identity.read_text(),
             resume="allow",
             save_dir=str(folder),
@@ -74,6 +75,6 @@ def _tensorboard(settings: TensorboardConfig, folder: Path) -> Logger:
             save_dir=str(folder), name="", version="tensorboard", flush_secs=settings.flush_seconds
         )
     except ModuleNotFoundError as error:
-        raise ValueError("logger=tensorboard needs the tensorboard package: pip install tensorboard") from error
+        raise UserError("logger=tensorboard needs the tensorboard package: pip install tensorboard") from error
     logger.hint = f"tensorboard --logdir {folder / 'tensorboard'}"
     return logger

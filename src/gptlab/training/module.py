@@ -1,4 +1,4 @@
-"""The LightningModule: asks the objective for its terms, steps the optimiser, hands the numbers on."""
+"""The LightningModule: asks the objective for its terms, steps the optimizer, hands the numbers on."""
 
 import math
 
@@ -6,21 +6,21 @@ import lightning
 import torch
 
 from gptlab.config import RunConfig
+from gptlab.distributed.config import Layout, Sharding
+from gptlab.distributed.parallelize import build_mesh, divides_model, parallelize, synchronize_gradients
+from gptlab.distributed.sharded_tensors import clip, fill, global_norm
+from gptlab.distributed.zero1 import OptimizerShards
 from gptlab.models.build import initial_values, shape_model
-from gptlab.objectives.objective import Batch, Objective, measured, total
-from gptlab.training.config import Layout, Sharding, is_whole
+from gptlab.objectives.base import Batch, Objective, logged_means, total
+from gptlab.runs.initial_weights import load_initial
+from gptlab.training.config import is_whole
 from gptlab.training.finetune import prepare_finetuning
-from gptlab.training.initial import load_initial
-from gptlab.training.optim import build_optimizer
 from gptlab.training.schedule import Schedule
-from gptlab.training.shards import clip, fill, global_norm
 from gptlab.training.spikes import SpikeDetector
-from gptlab.training.strategy import build_mesh, divides_model, parallelise, synchronise_gradients
-from gptlab.training.zero import OptimizerShards
 
 
 class LanguageModule(lightning.LightningModule):
-    """One training batch is one optimiser step: it holds every micro-batch of this rank."""
+    """One training batch is one optimizer step: it holds every micro-batch of this rank."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class LanguageModule(lightning.LightningModule):
         self.finished_steps = 0
         self.skipped_steps = 0  # whose samples the run has left out
         self.spikes: SpikeDetector | None = None  # which decides about updates, where spikes are skipped
-        self.updating = False  # inside an update weights and optimiser state do not fit together
+        self.updating = False  # inside an update weights and optimizer state do not fit together
         self.last_step = {}  # what the newest step measured: tensors, not yet read
         self._sums: dict[str, torch.Tensor] = {}
         self._optimizer_shards: OptimizerShards | None = None
@@ -57,13 +57,13 @@ class LanguageModule(lightning.LightningModule):
         model = shape_model(config.model, self.vocab_size, config.n_class)
         prepare_finetuning(model, config.finetune, config.model)
         for name, parameter in model.named_parameters():
-            if name.startswith(self.objective.idle):
+            if name.startswith(self.objective.unused_parameters):
                 parameter.requires_grad_(False)
         mesh, device = None, torch.device("cpu")
         if divides_model(config.strategy):
             device = self.trainer.strategy.root_device
             mesh = build_mesh(self.layout, device.type)
-        parallelise(model, config.strategy, mesh, precision=self.trainer.precision)
+        parallelize(model, config.strategy, mesh, precision=self.trainer.precision)
         model.to_empty(device="cpu" if config.strategy.cpu_offload else device)
         if self.finished_steps:  # the values are a checkpoint's
             pass
@@ -76,10 +76,10 @@ class LanguageModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         parameters = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
-        if self.config.strategy.name is Sharding.zero1:
+        if self.config.strategy.type is Sharding.zero1:
             self._optimizer_shards = OptimizerShards(self.model, build_mesh(self.layout, self.device.type))
             parameters = self._optimizer_shards.named_parameters()
-        return build_optimizer(parameters, self.config.optimizer, device=self.device)
+        return self.config.optimizer.build(parameters, device=self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         step, world_size = self.finished_steps, self.trainer.world_size
@@ -90,10 +90,10 @@ class LanguageModule(lightning.LightningModule):
         terms: dict[str, torch.Tensor] = {}
         for i, micro_batch in enumerate(micro_batches):
             if world_size > 1:
-                synchronise_gradients(self.trainer.strategy.model, self.model, i == len(micro_batches) - 1)
+                synchronize_gradients(self.trainer.strategy.model, self.model, i == len(micro_batches) - 1)
             found = self.objective.loss(self.model, micro_batch)
             self.manual_backward(total(found, scales))
-            for name, value in measured(found, scales).items():
+            for name, value in logged_means(found, scales).items():
                 terms[name] = terms[name] + value if name in terms else value
         lr = self.schedule.factor(step)
         for group in optimizer.param_groups:
@@ -130,8 +130,8 @@ class LanguageModule(lightning.LightningModule):
         norm = global_norm(gradients).to(self.device)
         if self.spikes is not None:
             self._skip_spike(optimizer, norm)
-        if self.config.optimizer.clip_norm is not None:
-            clip(gradients, self.config.optimizer.clip_norm, norm)
+        if self.config.optimizer.grad_clip is not None:
+            clip(gradients, self.config.optimizer.grad_clip, norm)
         self.last_step["grad_norm"] = norm
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
@@ -182,7 +182,7 @@ class LanguageModule(lightning.LightningModule):
             terms, kinds = self._summed
             counts = dict(zip(kinds, sums[len(terms) :].tolist(), strict=True))
             terms = {name: term._replace(sum=value) for (name, term), value in zip(terms.items(), sums, strict=False)}
-            means = measured(terms, {kind: 1 / count if count else math.nan for kind, count in counts.items()})
+            means = logged_means(terms, {kind: 1 / count if count else math.nan for kind, count in counts.items()})
             found = self.objective.metrics(
                 {name: value.item() for name, value in means.items()},
                 counts,

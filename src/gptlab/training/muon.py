@@ -1,18 +1,30 @@
-"""Muon for the matrices and AdamW for the rest, as one optimiser."""
+"""Muon for the matrices and AdamW for the rest, as one optimizer."""
 
 from collections import defaultdict
 
 import torch
 from torch import Tensor
 
-from gptlab.training.shards import local, part_of, whole
+from gptlab.distributed.sharded_tensors import local, part_of, whole
+from gptlab.errors import UserError
+from gptlab.training.config import MuonConfig
+from gptlab.training.optimizers import fused, parameter_groups
+
+
+def muon(parameters, config: MuonConfig, *, device: torch.device) -> "Muon":
+    """Muon on the hidden matrices of a model's `named_parameters()`, AdamW on the rest.
+
+    Embeddings and the head are no hidden matrices (Jordan et al. 2024).
+    """
+    return Muon(parameter_groups(parameters, config), n_steps=config.newton_schulz_steps, fused=fused(config, device))
+
 
 # Keller Jordan's quintic: steep at 0 while singular values end near 1 (kellerjordan.github.io/posts/muon).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 @torch.no_grad()
-def orthogonalise(matrices: Tensor, n_steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, n_steps: int = 5) -> Tensor:
     """Bring the singular values of each matrix near 1 by Newton-Schulz steps: (n, r, c) -> (n, r, c).
 
     In bfloat16 on an accelerator, in float32 on a CPU. Where they end is between 0.7 and 1.2, not at 1.
@@ -29,17 +41,17 @@ def orthogonalise(matrices: Tensor, n_steps: int = 5) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def _orthogonalise_all(matrices: list[Tensor], n_steps: int) -> list[Tensor]:
+def _orthogonalize_all(matrices: list[Tensor], n_steps: int) -> list[Tensor]:
     """This rank's part of each update; what a part alone would become is not a part of what the whole becomes."""
     if matrices[0].ndim == 3:  # divided by experts, so that the matrices of this rank are whole
         stacks = torch.stack([local(matrix) for matrix in matrices])  # (n, E, r, c)
-        return list(orthogonalise(stacks.flatten(0, 1), n_steps).view(stacks.shape))
-    updates = orthogonalise(torch.stack([whole(matrix) for matrix in matrices]), n_steps)
+        return list(orthogonalize(stacks.flatten(0, 1), n_steps).view(stacks.shape))
+    updates = orthogonalize(torch.stack([whole(matrix) for matrix in matrices]), n_steps)
     return [update[part_of(matrix)] for update, matrix in zip(updates, matrices, strict=True)]
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW whose groups with `muon=True` take steps of orthogonalised Nesterov momentum instead.
+    """AdamW whose groups with `muon=True` take steps of orthogonalized Nesterov momentum instead.
 
     Such a group holds matrices (r, c) or stacks of them (E, r, c), as those of experts, each of which is taken for
     itself. Its update is scaled by 0.2 sqrt(max(r, c)), which gives it the size of AdamW's, so that one learning rate
@@ -55,7 +67,7 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             for parameter in group["params"] if group["muon"] else ():
                 if parameter.ndim not in (2, 3):
-                    raise ValueError(
+                    raise UserError(
                         f"Muon is for matrices and a parameter of shape {tuple(parameter.shape)} is none; "
                         "put it into a group with muon=False"
                     )
@@ -86,7 +98,7 @@ class Muon(torch.optim.AdamW):
         averages = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-        updates = _orthogonalise_all(ahead, group["n_steps"])
+        updates = _orthogonalize_all(ahead, group["n_steps"])
         lr = group["lr"]
         held = [local(parameter) for parameter in parameters]
         torch._foreach_mul_(held, 1 - lr * group["weight_decay"])

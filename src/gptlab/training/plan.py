@@ -6,9 +6,9 @@ from pathlib import Path
 from gptlab import costs
 from gptlab.config import RunConfig
 from gptlab.data.prepare import PreparedData
-from gptlab.objectives.objective import Objective
-from gptlab.training.config import Layout
-from gptlab.training.devices import Devices
+from gptlab.distributed.config import Layout
+from gptlab.distributed.devices import Devices
+from gptlab.objectives.base import Objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +16,10 @@ class Plan:
     """The numbers that follow from a config, a corpus and a machine."""
 
     n_steps: int
-    step_tokens: int  # target tokens of one optimiser step, over all devices
+    step_tokens: int  # target tokens of one optimizer step, over all devices
     val_every: int | None  # steps between evaluations; None where there is no validation split
     vocab_size: int  # rows of the model
-    n_words: int  # of the tokenizer
+    tokenizer_vocab_size: int
     parameters: dict[str, int]
     flops_per_token: float
     peak_flops: float | None  # per second, of all devices; None where what is computed with them is not known
@@ -42,7 +42,7 @@ class Plan:
         seen += f", {trained:,} of them trained ({trained / n_parameters:.1%})" if trained < n_parameters else ""
         parts = [f"{k} {n:,}" for k, n in self.parameters.items() if n and k not in ("total", "active", "trained")]
         sizes = [f"{name} {_bytes(size)}" for name, size in self.memory.items() if name != "total"]
-        windows = config.windows_per_step // self.layout.data // self.accumulation
+        windows = config.sequences_per_step // self.layout.data // self.accumulation
         data, tensor = self.layout.data, self.layout.tensor
         factors = [
             f"{windows} {'windows' if self.n_rows is None else 'rows'}",
@@ -52,11 +52,11 @@ class Plan:
         ]
         epochs, per_parameter = total / max(1, self.train_tokens), total / n_parameters
         if self.n_rows is not None:
-            epochs = self.n_steps * config.windows_per_step / self.n_rows
+            epochs = self.n_steps * config.sequences_per_step / self.n_rows
         rows = {
-            "model": f"{config.preset}: {n_parameters:,} parameters{seen} ({', '.join(parts)})",
+            "model": f"{config.model_tag}: {n_parameters:,} parameters{seen} ({', '.join(parts)})",
             "corpus": f"{self.corpus}; {self.train_tokens:,} training and {self.val_tokens:,} validation tokens",
-            "tokenizer": f"{config.tokenizer.kind}, {self.n_words:,} words",
+            "tokenizer": f"{config.tokenizer.type}, vocabulary {self.tokenizer_vocab_size:,}",
             "budget": f"{self.n_steps:,} steps, {total:,} tokens: {epochs:.2f} epochs, {per_parameter:.1f} a parameter",
             "batch": f"{self.step_tokens:,} tokens a step = {' x '.join(factors)}",
             "compute": f"{_flops(self.flops_per_token)} per token, {_flops(self.flops_per_token * total)} in all",
@@ -70,25 +70,25 @@ class Plan:
 def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_size: int, objective: Objective) -> Plan:
     """Work the plan out; ValueError where the budget is smaller than a step."""
     parameters = costs.parameter_counts(config.model, vocab_size, config.finetune, config.n_class)
-    step_tokens = config.windows_per_step * config.context_length
+    step_tokens = config.sequences_per_step * config.context_length
     if config.budget_steps is not None:
         n_steps = config.budget_steps
     else:
         tokens = config.budget_tokens or round(config.tokens_per_parameter * parameters["total"])
         n_steps = max(1, tokens // step_tokens)
     layout = config.strategy.layout(devices.world_size, config.trainer.num_nodes)
-    share = config.windows_per_step // layout.data
+    share = config.sequences_per_step // layout.data
     micro = min(config.micro_batch_size or share, share)
     interval = config.trainer.val_check_interval
     val_every = max(1, round(n_steps * interval)) if isinstance(interval, float) else interval
-    head = {"target_length": objective.target_length, "head_share": objective.head_share}
+    head = {"target_length": objective.target_length, "scored_fraction": objective.scored_fraction}
     length = config.context_length
     return Plan(
         n_steps=n_steps,
         step_tokens=step_tokens,
         val_every=val_every if data.val is not None else None,
         vocab_size=vocab_size,
-        n_words=data.tokenizer.vocab_size,
+        tokenizer_vocab_size=data.tokenizer.vocab_size,
         parameters=parameters,
         flops_per_token=costs.flops_per_token(config.model, vocab_size, length, finetune=config.finetune, **head)[
             "per_token_exact"
@@ -100,7 +100,7 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
             vocab_size,
             micro_batch_size=micro,
             context_length=length,
-            optimizer=config.optimizer.algorithm,
+            optimizer=config.optimizer.type,
             precision=devices.precision,
             strategy=config.strategy,
             layout=layout,

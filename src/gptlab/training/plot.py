@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from gptlab.training.folder import read_metrics
+from gptlab.runs.folder import read_metrics
 
 
 def plot_loss(
@@ -35,7 +35,7 @@ def plot_loss(
         if x:
             above.plot(x, y, "o-", color=color, markersize=3.5, linewidth=1.5, label=f"{label} (last {y[-1]:.4f})")
     if unigram_entropy is not None:
-        above.axhline(unigram_entropy, color="grey", linestyle=":", label=f"unigram entropy ({unigram_entropy:.2f})")
+        above.axhline(unigram_entropy, color="gray", linestyle=":", label=f"unigram entropy ({unigram_entropy:.2f})")
     above.set_ylabel("loss (nats per token)" if perplexity else "loss (nats)")
     above.set_title(title)
     above.grid(alpha=0.25)

@@ -1,32 +1,32 @@
 """The learning rate as a pure function of the step."""
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from gptlab.training.config import ScheduleConfig, Shape
+from gptlab.errors import UserError
+from gptlab.training.config import ScheduleConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A factor on the peak learning rate, with every length in optimiser steps."""
+    """A factor on the peak learning rate, with every length in optimizer steps."""
 
-    shape: Shape
     warmup_steps: int
     decay_start: int
     decay_end: int
-    min_ratio: float
+    min_lr_ratio: float
+    remaining: Callable[[float], float]  # of the way from floor to peak, by progress through the decay
 
     def factor(self, step: int) -> float:
         """The factor for the update that follows `step` finished ones."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
-        if self.shape is Shape.constant or step < self.decay_start:
+        if step < self.decay_start:
             return 1.0
-        if step >= self.decay_end:
-            return self.min_ratio
-        progress = (step - self.decay_start) / (self.decay_end - self.decay_start)
-        remaining = 0.5 * (1 + math.cos(math.pi * progress)) if self.shape is Shape.cosine else 1 - progress
-        return self.min_ratio + remaining * (1 - self.min_ratio)
+        progress = 1.0
+        if step < self.decay_end:
+            progress = (step - self.decay_start) / (self.decay_end - self.decay_start)
+        return self.min_lr_ratio + self.remaining(progress) * (1 - self.min_lr_ratio)
 
 
 def build_schedule(config: ScheduleConfig, *, n_steps: int, batch_tokens: int) -> Schedule:
@@ -39,9 +39,8 @@ def build_schedule(config: ScheduleConfig, *, n_steps: int, batch_tokens: int) -
     end = in_steps(config.decay_steps, config.decay_tokens)
     end = n_steps if end is None else end
     if warmup > end:
-        raise ValueError(
+        raise UserError(
             f"the schedule warms up for {warmup} steps and is to end after {end}; "
             "lower schedule.warmup_steps (or warmup_tokens), or raise the budget"
         )
-    start = warmup if config.shape is not Shape.wsd else max(warmup, end - round(end * config.decay_fraction))
-    return Schedule(config.shape, warmup, start, end, config.min_ratio)
+    return Schedule(warmup, config.decay_start(warmup, end), end, config.min_lr_ratio, config.remaining)

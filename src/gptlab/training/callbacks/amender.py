@@ -5,13 +5,12 @@ import sys
 from lightning.pytorch.callbacks import Callback
 
 from gptlab.config import RunConfig
-from gptlab.training import amendments
-from gptlab.training.amendments import Amendment
+from gptlab.runs import amendments
+from gptlab.runs.amendments import Amendment
+from gptlab.runs.folder import RunFolder
 from gptlab.training.callbacks.checkpoints import Checkpoints
 from gptlab.training.callbacks.recorder import Recorder
-from gptlab.training.folder import RunFolder
-from gptlab.training.optim import retune
-from gptlab.training.schedule import build_schedule
+from gptlab.training.optimizers import retune
 
 
 class Amender(Callback):
@@ -25,7 +24,7 @@ class Amender(Callback):
         self.taken, self._refused = amendments.on_record(folder)
         self._seen: tuple[int, int] | None = None  # size and time of the file that was read
         self._complaints: set[str] = set()
-        recorder.wishes["amend"] = self._has_news
+        recorder.requests["amend"] = self._has_news
 
     def on_train_start(self, trainer, module) -> None:
         self._take_up(trainer, module.finished_steps)
@@ -33,8 +32,8 @@ class Amender(Callback):
             self._apply(trainer, module)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        if "amend" in self.recorder.granted:
-            self.recorder.granted -= {"amend"}
+        if "amend" in self.recorder.agreed:
+            self.recorder.agreed -= {"amend"}
             self._take_up(trainer, module.finished_steps)
         if any(amendment.step == module.finished_steps for amendment in self.taken):
             self._apply(trainer, module)
@@ -85,8 +84,6 @@ class Amender(Callback):
     def _apply(self, trainer, module) -> None:
         config = amendments.at_step(self.config, self.taken, module.finished_steps)
         module.config = config
-        module.schedule = build_schedule(
-            config.schedule, n_steps=self.recorder.n_steps, batch_tokens=self.config.batch_tokens
-        )
+        module.schedule = config.schedule.build(n_steps=self.recorder.n_steps, batch_tokens=self.config.batch_tokens)
         retune(trainer.optimizers[0], config.optimizer)
         self.checkpoints.change(config.callbacks.checkpoint)

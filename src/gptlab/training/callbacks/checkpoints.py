@@ -7,14 +7,14 @@ import torch
 from lightning.pytorch.callbacks import Callback, Timer
 
 from gptlab.config import RunConfig, to_plain
-from gptlab.training import checkpoint
+from gptlab.distributed.parallelize import divides_model
+from gptlab.distributed.signals import Failure, Stopped, requeue
+from gptlab.runs import checkpoint
+from gptlab.runs.folder import RunFolder
+from gptlab.runs.writer import CheckpointWriter, Save
 from gptlab.training.callbacks.recorder import Recorder
 from gptlab.training.config import CheckpointConfig
-from gptlab.training.folder import RunFolder
-from gptlab.training.saving import Save, Saver
 from gptlab.training.spikes import Spike
-from gptlab.training.stopping import Failure, Stopped, command, requeue
-from gptlab.training.strategy import divides_model
 
 
 class Checkpoints(Callback):
@@ -29,9 +29,9 @@ class Checkpoints(Callback):
         self.best = state["best"] if state and state["data"] == identity["data"] else None
         self.saved_step = state["step"] if state else 0
         self._state = state
-        self._saver: Saver | None = None
+        self._saver: CheckpointWriter | None = None
         self._saved_at = time.monotonic()
-        recorder.wishes |= {"save": self._wants_save, "failed": self._has_failed}
+        recorder.requests |= {"save": self._wants_save, "failed": self._has_failed}
 
     def setup(self, trainer, module, stage: str) -> None:
         if trainer.world_size == 1 or stage != "fit":
@@ -48,7 +48,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer, module) -> None:
         if self.settings is not None:
-            self._saver = Saver(
+            self._saver = CheckpointWriter(
                 asynchronous=self.settings.async_save,
                 keep_last=self.settings.keep_last,
                 rank=trainer.global_rank,
@@ -99,7 +99,7 @@ class Checkpoints(Callback):
 
     def _between_steps(self, trainer, module) -> None:
         step, stop = module.finished_steps, self.recorder.stop_signal
-        if self._saver is not None and "failed" in self.recorder.granted:
+        if self._saver is not None and "failed" in self.recorder.agreed:
             self._saver.wait()  # which raises on every rank
         if stop and step:
             if step > self.saved_step:
@@ -113,7 +113,7 @@ class Checkpoints(Callback):
                 if self.settings is None:
                     saved = f" at step {step}; nothing is saved, as checkpoints are off{queued}"
                 else:
-                    saved = f", saved at step {step}{queued}; the same command continues it:\n  {command()}"
+                    saved = f", saved at step {step}{queued}; the same command continues it:\n  {self.recorder.command}"
                 raise Stopped(stop, f"stopped by {name}{saved}")
         elif self._is_due(step):
             self.save(trainer, module)
@@ -121,7 +121,7 @@ class Checkpoints(Callback):
     def _is_due(self, step: int) -> bool:
         if self.settings is None or step <= self.saved_step:
             return False
-        if "save" in self.recorder.granted or (self.settings.best and self._improves()):
+        if "save" in self.recorder.agreed or (self.settings.best and self._improves()):
             return True
         if self.settings.every_steps is not None:
             return step % self.settings.every_steps == 0 or step == self.recorder.n_steps
@@ -151,7 +151,7 @@ class Checkpoints(Callback):
         state = {
             "gptlab_format": checkpoint.FORMAT,
             "step": step,
-            "samples": step * self.config.windows_per_step,
+            "samples": step * self.config.sequences_per_step,
             "skipped_steps": module.skipped_steps,  # whose samples were left out between those
             "precision": trainer.precision_plugin.state_dict(),
             # A limit on time is one on this start of the run, not on all of them.
@@ -165,7 +165,7 @@ class Checkpoints(Callback):
         }
         optimizer, path, parts = trainer.optimizers[0], self.folder.checkpoints / f"step_{step:08d}", None
         if divides_model(self.config.strategy):
-            parts = checkpoint.own_parts(module.model, optimizer)
+            parts = checkpoint.local_shards(module.model, optimizer)
         else:
             path = path.with_name(f"{path.name}.ckpt")
             state |= {
@@ -180,5 +180,5 @@ class Checkpoints(Callback):
         collected = time.perf_counter() - started
         self._saver.save(Save(path, state, parts, links, done))
         self.saved_step, self._saved_at = step, time.monotonic()
-        self.recorder.granted -= {"save", "failed"}
+        self.recorder.agreed -= {"save", "failed"}
         self.recorder.pause(module)

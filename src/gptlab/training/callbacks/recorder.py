@@ -11,12 +11,12 @@ from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 
 from gptlab.config import RunConfig
+from gptlab.distributed.devices import memory_gib
+from gptlab.distributed.signals import SIGNALS, Failure, Stopped
+from gptlab.runs.folder import MetricsFile, RunFolder
 from gptlab.training.config import SpikeAction
-from gptlab.training.devices import memory_gib
-from gptlab.training.folder import MetricsFile, RunFolder
 from gptlab.training.plan import Plan
 from gptlab.training.spikes import Spike, SpikeDetector, describe
-from gptlab.training.stopping import SIGNALS, Failure, Stopped, command
 
 METER_SECONDS = 0.5  # over which tokens per second are measured
 ECHO_SECONDS = 1  # in which a launcher passes on a signal that the whole group has got already
@@ -28,11 +28,13 @@ class Recorder(Callback):
     On a GPU the numbers of several steps are read at once, so that no step waits for the device.
     """
 
-    def __init__(self, config: RunConfig, folder: RunFolder, plan: Plan, *, columns: list[str]):
+    def __init__(self, config: RunConfig, folder: RunFolder, plan: Plan, *, columns: list[str], command: str):
         self.folder = folder
         self.devices = plan.devices
         self.columns = columns
-        self.batch_tokens = config.windows_per_step * config.context_length
+        self.command = command  # what continues the run
+        self.command = command  # what continues the run
+        self.batch_tokens = config.sequences_per_step * config.context_length
         self.log_every = config.trainer.log_every_n_steps
         self.n_steps = plan.n_steps
         self.val_every = plan.val_every
@@ -42,8 +44,8 @@ class Recorder(Callback):
         self.validated: dict[str, float] = {}  # the newest evaluation
         self.received_signal = 0  # by this process
         self.stop_signal = 0  # that all ranks know of, and act on after the same step
-        self.wishes: dict[str, Callable[[], bool]] = {}  # what one rank may want and all have to do together ...
-        self.granted: set[str] = set()  # ... and which of them some rank did
+        self.requests: dict[str, Callable[[], bool]] = {}  # what one rank may want and all have to do together ...
+        self.agreed: set[str] = set()  # ... and which of them some rank did
         self.spike = config.callbacks.spike
         self.spikes = SpikeDetector(self.spike) if self.spike.action is not None else None
         self._pending: list[tuple[int, dict]] = []
@@ -121,7 +123,7 @@ class Recorder(Callback):
             [torch.stack([*measured["terms"].values(), measured["grad_norm"]]).float() for _, measured in self._pending]
         )
         signals = [float(signum == self.received_signal) for signum in SIGNALS]
-        wanted = [*signals, *(float(wish()) for wish in self.wishes.values())]
+        wanted = [*signals, *(float(wish()) for wish in self.requests.values())]
         if trainer.world_size > 1:
             flags = table.new_tensor(wanted).expand(len(table), -1)
             # Only the loss differs over ranks; the mean of what one rank wants is above 0.
@@ -130,7 +132,7 @@ class Recorder(Callback):
         for signum, got in zip(SIGNALS, wanted, strict=False):
             if got and not self.stop_signal:
                 self.stop_signal = signum
-        self.granted = {name for name, wish in zip(self.wishes, wanted[len(SIGNALS) :], strict=True) if wish > 0}
+        self.agreed = {name for name, wish in zip(self.requests, wanted[len(SIGNALS) :], strict=True) if wish > 0}
         for (step, measured), (*terms, grad_norm) in zip(self._pending, table.tolist(), strict=True):
             self.row = {"step": step, "tokens": step * self.batch_tokens}
             self.row |= {f"train/{name}": value for name, value in zip(names, terms, strict=True)}
@@ -167,7 +169,7 @@ class Recorder(Callback):
         return Failure(
             f"step {step} has loss {loss} and gradient norm {grad_norm}: training through it would only "
             "spoil the model; what is saved is from before. Lower optimizer.lr, lengthen "
-            "schedule.warmup_steps or set optimizer.clip_norm"
+            "schedule.warmup_steps or set optimizer.grad_clip"
         )
 
     def _skipped(self, step: int, loss: float, grad_norm: float, *, usual, in_a_row: int) -> Exception | None:
@@ -232,7 +234,7 @@ class Recorder(Callback):
             if self.received_signal:
                 if time.monotonic() - self._received_at < ECHO_SECONDS:
                     return
-                raise Stopped(signum, f"stopped at once; this continues it from its last checkpoint:\n  {command()}")
+                raise Stopped(signum, f"stopped at once; this continues it from its last checkpoint:\n  {self.command}")
             self.received_signal, self._received_at = signum, time.monotonic()
             if self.folder.writes and sys.stderr is not None:
                 print("\nstopping after this step; once more stops at once", file=sys.stderr)

@@ -6,10 +6,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from gptlab.config import RunConfig
-from gptlab.data.tokenizer import Tokenizer
+from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.generation.decode import generate
-from gptlab.objectives.objective import Examples, Objective, Shown
-from gptlab.training.folder import RunFolder
+from gptlab.objectives.base import Examples, Objective, PreviewContext
+from gptlab.runs.folder import RunFolder
 
 
 class Sampler(Callback):
@@ -22,9 +22,9 @@ class Sampler(Callback):
         self.folder = folder
         self.objective = objective
         self.tokenizer = tokenizer
-        self.examples = examples.gather(np.arange(min(objective.n_shown, len(examples))))
+        self.examples = examples.gather(np.arange(min(objective.n_preview, len(examples))))
         self.newest = ""
-        # Before training, so that a prompt that cannot be spelt costs no work.
+        # Before training, so that a prompt that cannot be spelled costs no work.
         prompt = tokenizer.encode(config.callbacks.sample.prompt or "").tolist()
         self.prompt = prompt[-config.context_length :]
 
@@ -40,21 +40,21 @@ class Sampler(Callback):
             return generate(
                 module.model,
                 prompt,
-                settings.n_tokens,
+                settings.max_new_tokens,
                 context_length=self.config.context_length,
                 temperature=settings.temperature,
-                n_words=self.tokenizer.vocab_size,
+                vocab_size=self.tokenizer.vocab_size,
                 generator=generator,
             )[0, prompt.shape[1] :].tolist()
 
         def to_device(batch: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: value.to(module.device) for name, value in batch.items()}
 
-        shown = Shown(module.model, self.examples, self.tokenizer, self.prompt, write, to_device)
+        shown = PreviewContext(module.model, self.examples, self.tokenizer, self.prompt, write, to_device)
         # Compiled blocks would be compiled again for shapes that training never has.
         eager = torch.compiler.set_stance("force_eager")
         with eager, torch.no_grad(), trainer.precision_plugin.forward_context():
-            self.newest = self.objective.show(shown)
+            self.newest = self.objective.preview(shown)
         if self.folder.writes:
             with open(self.folder.path / "samples.txt", "a") as file:
                 file.write(f"--- step {module.finished_steps}\n{self.newest}\n")

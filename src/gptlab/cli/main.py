@@ -1,0 +1,53 @@
+"""The command `gptlab VERB ...`."""
+
+import importlib
+import sys
+
+VERBS = {
+    "train": "train a model, or a sweep of them",
+    "amend": "change a run while it is going",
+    "convert": "weights in from transformers or OpenAI, and out to transformers",
+    "evaluate": "perplexity, prompts with examples and lm-eval's tasks",
+    "generate": "text from a run, a checkpoint or a transformers folder",
+}
+
+
+def main() -> int:
+    """Hand the arguments to the verb's file; returns the exit code."""
+    verb, *arguments = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help"):
+        print("gptlab VERB key=value ...\n")
+        for name, what in VERBS.items():
+            print(f"    gptlab {name:<10} {what}")
+        print(f"\n{_presets()}\n\ngptlab VERB --help describes a verb; gptlab --version prints the version.")
+        return 0
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"gptlab {version('gptlab')}")
+        return 0
+    if verb not in VERBS:
+        from gptlab.errors import did_you_mean
+
+        print(f"error: {verb} is not a verb of gptlab{did_you_mean(verb, VERBS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"gptlab.cli.{verb}")
+    if verb == "train":
+        return module.main(arguments, [sys.argv[0], "train"])
+    return module.main(arguments)
+
+
+def _presets() -> str:
+    """The presets of training, without Hydra's import."""
+    from importlib.resources import files
+
+    lines = ["presets of gptlab train:"]
+    for folder in sorted(files("gptlab.conf").iterdir(), key=lambda folder: folder.name):
+        names = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")) if folder.is_dir() else []
+        if names:
+            lines.append(f"    {folder.name:<11} {', '.join(names)}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

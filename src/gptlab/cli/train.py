@@ -1,0 +1,209 @@
+"""The command `gptlab train`, which is also `python train.py`."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from gptlab import composition, plugins
+from gptlab.cli.guard import guard
+from gptlab.config import RunConfig
+from gptlab.errors import UserError
+
+HELP = """gptlab trains GPT-family models.
+
+    gptlab train                                        the quick start: real text, no download, about three minutes
+    gptlab train model=gpt124m data=text data.path=DIR  another model, your own text
+    gptlab train -m optimizer.lr=1e-3,3e-3              a sweep, one run after another
+    gptlab train --cfg job                              what would run, as YAML
+    gptlab train --config-dir DIR plugins=[MODULE]      presets and components of your own
+
+Choose a preset with GROUP=NAME:
+
+{presets}
+
+Change any value with group.key=value; the values of this run:
+
+{config}
+--cfg, --config-dir, --multirun (-m) and --shell-completion are Hydra's; --hydra-help describes them.
+python train.py is the same command.
+"""
+MULTIRUN = {"-m", "--multirun"}
+COMPLETION = {"-sc", "--shell-completion"}
+
+
+class TrialFailed(Exception):
+    """A trial that ran on another machine failed; its own output says why."""
+
+    def __init__(self, exit_code: int, run_dir: str):
+        super().__init__(exit_code, run_dir)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return f"the trial {self.args[1]} ended with exit code {self.exit_code}; its output says why"
+
+
+def main(arguments: list[str] | None = None, program: list[str] | None = None) -> int:
+    """Train with these arguments; returns the exit code. `program` is what starts the command, before them."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+    if program is None:
+        program = [sys.argv[0]]
+    return _Command(program, list(arguments)).run()
+
+
+class _Command:
+    """One call of the command: a run, or the trials of a sweep."""
+
+    def __init__(self, program: list[str], arguments: list[str]):
+        self.program = program  # as in sys.argv, with the verb if there is one
+        self.arguments = arguments
+        self.overrides = overrides_in(arguments)
+        self.config_dir = option(arguments, "--config-dir", "-cd")
+        self.folder = os.getcwd()
+        self.starter = (os.uname().nodename, os.getpid())
+        self.codes = [0]
+
+    def run(self) -> int:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here instead of being printed by Hydra
+        before = sys.argv
+        try:
+            code = guard(self._compose_and_run, self.overrides)
+        finally:
+            sys.argv = before
+        return max(code, *self.codes)
+
+    def _compose_and_run(self) -> None:
+        arguments = set(self.arguments)
+        if not COMPLETION & arguments:
+            plugins.load(plugins.named_in(self.overrides))
+            composition.register_schemas(self.config_dir)
+            composition.refuse_unknown(self.overrides, self.config_dir)
+        if {"-h", "--help"} & arguments:
+            return print(help_text(self.overrides, self.config_dir))
+        if option(self.arguments, "--cfg", "-c") == "job" and not {"--package", "-p", *MULTIRUN} & arguments:
+            plain = composition.compose_plain(*self.overrides, config_dir=self.config_dir)
+            return print(OmegaConf.to_yaml(plain), end="")
+        typed = [composition.for_hydra(a) if a in self.overrides else a for a in self.arguments]
+        if MULTIRUN & arguments and not any(a.startswith("hydra.sweep.dir=") for a in typed):
+            typed.append(f"hydra.sweep.dir='runs/{self._sweep_name()}'")
+        sys.argv = [self.program[0], *typed]  # Hydra reads it
+        hydra.main(version_base="1.3", config_path=f"pkg://{composition.CONF}", config_name="config")(self._job)()
+
+    def _sweep_name(self) -> str:
+        words = sorted(self.overrides)
+        names = [word.split("=", 1)[1] for word in words if word.startswith("name=")]
+        # The same overrides give the same folder, so that a sweep that was stopped is continued by its own command.
+        return names[0] if names else f"sweep-{sha256(' '.join(words).encode()).hexdigest()[:8]}"
+
+    def _job(self, config: DictConfig) -> None:
+        """A run, or one trial of a sweep, which Hydra composed."""
+        about = HydraConfig.get()
+        overrides = list(about.overrides.task)
+        multirun = about.mode == RunMode.MULTIRUN
+        with open_dict(config):
+            composition.settle(config, about.runtime.choices)
+        if multirun:
+            swept = {a.split("=", 1)[0] for a in self.overrides if re.search(r"=.*(,|choice\(|range\(|glob\()", a)}
+            differs = [o for o in overrides if o.split("=", 1)[0] in swept] or [f"trial-{about.job.num}"]
+            config.run_dir = f"{about.sweep.dir}/{','.join(differs)}".replace("'", "")
+            overrides.append(f"run_dir='{config.run_dir}'")
+        before, own = sys.argv, [] if self.config_dir is None else ["--config-dir", self.config_dir]
+        # A launcher that starts other ranks replays sys.argv: it must find this trial there, not the sweep.
+        sys.argv = [*self.program, *own, *overrides]
+        elsewhere = (os.uname().nodename, os.getpid()) != self.starter  # hydra/launcher=submitit_slurm or ray
+        try:
+            if elsewhere or (multirun and config.trainer.devices not in (1, "1", "auto")):
+                # The first trial's process group would be in the second's way.
+                self.codes.append(_in_a_process([sys.executable, *sys.argv], self.folder))
+            else:
+                self.codes.append(guard(lambda: _train(composition.resolve(config, overrides)), overrides))
+        finally:
+            sys.argv = before
+        if elsewhere and self.codes[-1]:
+            raise TrialFailed(self.codes[-1], config.run_dir)  # all that a launcher carries back
+        if self.codes[-1] in (130, 143):
+            raise SystemExit(self.codes[-1])  # a signal is meant for the whole sweep
+
+
+def overrides_in(arguments: list[str]) -> list[str]:
+    """The overrides among a command's arguments: neither options nor Hydra's own keys nor the values of options."""
+    return [a for a in arguments if "=" in a and not a.startswith("-") and not a.lstrip("+~").startswith("hydra")]
+
+
+def option(arguments: list[str], *names: str) -> str | None:
+    """The value of an option that is written `--name value` or `--name=value`; None where it is not there."""
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            if equals:
+                return value
+            if i + 1 == len(arguments):
+                raise UserError(f"{name} needs a value")
+            return arguments[i + 1]
+    return None
+
+
+def help_text(overrides: list[str], config_dir: str | None = None) -> str:
+    """What `--help` prints: the presets, and the config that `overrides` compose."""
+    config = OmegaConf.to_yaml(composition.compose_plain(*overrides, config_dir=config_dir))
+    names = composition.preset_names(config_dir)
+    presets = "\n".join(f"    {group:<11} {', '.join(found)}" for group, found in names.items())
+    return HELP.format(presets=presets, config=config)
+
+
+def _train(config: RunConfig) -> None:
+    from gptlab.distributed.signals import end_with_starter, requeue_before_the_first_step
+
+    end_with_starter()
+    requeue_before_the_first_step()
+    # torch and lightning take seconds to import: only an accepted config pays for them.
+    from hydra.utils import instantiate
+
+    from gptlab.training.loop import train
+
+    train(
+        config,
+        callbacks=[instantiate(extra) for extra in config.callbacks.extra.values()],
+        command=continue_command(sys.argv),
+    )
+
+
+def continue_command(argv: list[str]) -> str:
+    """The line that continues this run, for a shell: the one that started it, without a place to start from."""
+    words = [word for word in argv[1:] if not word.startswith("resume=")]
+    name = Path(argv[0]).name
+    launcher = "" if not name.endswith(".py") else "python "
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = "torchrun ... "
+    elif "SLURM_STEP_NUM_TASKS" in os.environ:
+        launcher = f"srun {launcher}"
+    return f"{launcher}{shlex.join([name, *words])}"
+
+
+def _in_a_process(command: list[str], folder: str) -> int:
+    """Run a trial in its own process, and pass signals on to it: it has a state to save."""
+    process = subprocess.Popen(command, cwd=folder)
+    late = []
+
+    def pass_on(signum: int, frame: object) -> None:
+        process.send_signal(signum)
+        late.append(signum)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    replaced = {signum: signal.signal(signum, pass_on) for signum in signals}
+    code = process.wait()
+    for signum, handler in replaced.items():
+        signal.signal(signum, handler)
+    if signal.SIGUSR2 in late and callable(replaced[signal.SIGUSR2]):
+        signal.raise_signal(signal.SIGUSR2)  # submitit requeues the job: not before it is saved
+    return code if code >= 0 else 128 - code

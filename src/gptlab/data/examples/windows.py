@@ -1,0 +1,77 @@
+"""Sliding windows over a token file: a view, never a copy."""
+
+import mmap
+
+import numpy as np
+
+from gptlab.errors import UserError
+
+
+class SlidingWindows:
+    """Windows of `context_length` tokens and the token after them, one every `stride` tokens.
+
+    `tokens` is 1-D, in memory or mapped; nothing is read before `gather`. `split` only words the error.
+    """
+
+    def __init__(self, tokens: np.ndarray, context_length: int, stride: int, *, split: str = "") -> None:
+        for name, value in (("context_length", context_length), ("stride", stride)):
+            if value < 1:
+                raise UserError(f"data.{name}={value} must be at least 1")
+        if tokens.ndim != 1:
+            raise UserError(f"tokens must have one dimension, not {tokens.ndim}")
+        if len(tokens) <= context_length:
+            part = f"the {split} split has" if split else "the corpus has"
+            raise UserError(
+                f"{part} {len(tokens):,} tokens and one window needs {context_length + 1:,} "
+                f"(context_length={context_length} and the token after); set data.context_length="
+                f"{max(1, len(tokens) - 1)} or less, give more text, or give this split a larger fraction"
+            )
+        self.context_length = context_length
+        self.stride = stride
+        self.split = split
+        self._source = tokens
+        # A plain array: slicing a memmap builds a Python object each time.
+        self._tokens = tokens.view(np.ndarray)
+        self._windows = np.lib.stride_tricks.sliding_window_view(self._tokens, context_length + 1)[::stride]
+
+    @classmethod
+    def each_token_once(cls, tokens: np.ndarray, context_length: int) -> "SlidingWindows":
+        """Windows that predict every token but the first once; they are shorter where there are too few tokens."""
+        length = min(context_length, max(1, len(tokens) - 1))
+        return cls(tokens, length, length)
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    @property
+    def n_targets(self) -> int:
+        """Targets in one pass over the full windows; with overlap a token counts once for each window it is in."""
+        return len(self) * self.context_length
+
+    def gather(self, indices: np.ndarray) -> np.ndarray:
+        """The windows of `indices` (B,) as int64 (B, T+1): inputs are `[:, :-1]`, targets `[:, 1:]`."""
+        return self._windows[np.asarray(indices)].astype(np.int64)
+
+    def tail(self) -> np.ndarray | None:
+        """What the full windows leave unpredicted at the end, int64 (1, r+1) with r targets; None where r is 0."""
+        start = (len(self) - 1) * self.stride + max(self.stride, self.context_length)
+        rest = self._tokens[start:]
+        return rest.astype(np.int64)[None] if len(rest) > 1 else None
+
+    def __reduce__(self):
+        """Pickled by the file's name where there is one, so that a loader's worker maps it again instead of copying."""
+        source = self._source
+        if isinstance(source, np.memmap) and isinstance(source.base, mmap.mmap):
+            where = (str(source.filename), source.dtype.str, source.offset, source.shape)
+            return _reopen, (where, self.context_length, self.stride, self.split)
+        return _rebuild, (self._tokens, self.context_length, self.stride, self.split)
+
+
+def _reopen(where: tuple, context_length: int, stride: int, split: str) -> SlidingWindows:
+    filename, dtype, offset, shape = where
+    tokens = np.memmap(filename, dtype=dtype, mode="r", offset=offset, shape=shape)
+    return SlidingWindows(tokens, context_length, stride, split=split)
+
+
+def _rebuild(tokens: np.ndarray, context_length: int, stride: int, split: str) -> SlidingWindows:
+    return SlidingWindows(tokens, context_length, stride, split=split)

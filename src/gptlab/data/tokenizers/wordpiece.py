@@ -1,0 +1,82 @@
+"""Learning BERT's word pieces (Devlin et al. 2019, arXiv:1810.04805)."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gptlab.data.tokenizers.config import BERT_SPECIAL_TOKENS
+
+_, UNK, CLS, SEP, _ = BERT_SPECIAL_TOKENS
+_WITHIN = "##"  # before a piece that does not begin a word
+_MOST_CHARACTERS = 1000
+
+
+def train_wordpiece(
+    texts: Callable[[], Iterator[str]], vocab_size: int, *, lowercase: bool, special_tokens: Sequence[str] = ()
+) -> str:
+    """A tokenizer.json with at most `vocab_size` words: BERT's five, `special_tokens`, characters, and pieces by rank.
+
+    Reads the texts twice. The most frequent characters are kept, at most 1,000 and so many that each has room at the
+    beginning and within a word; a word with another is unknown. Equal texts give equal files.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    first = [*BERT_SPECIAL_TOKENS, *special_tokens]
+
+    def around(model: Any) -> Any:
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+
+    trained = around(models.WordPiece(unk_token=UNK))
+    characters, within = _characters(trained, texts(), min(_MOST_CHARACTERS, (vocab_size - len(first)) // 2))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        # The library numbers the characters within words by the order of a hash table, another one in each run, and
+        # breaks ties between merges by these numbers. Those that are there already keep theirs.
+        special_tokens=[*first, *(_WITHIN + character for character in within)],
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
+        continuing_subword_prefix=_WITHIN,
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts(), trainer)
+    # A later fork (a loader's workers) would otherwise be warned about the threads that training used.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    vocabulary = trained.get_vocab()
+    made = around(models.WordPiece(vocabulary, unk_token=UNK, continuing_subword_prefix=_WITHIN))
+    made.decoder = decoders.WordPiece(prefix=_WITHIN)
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+        special_tokens=[(word, vocabulary[word]) for word in (CLS, SEP)],
+    )
+    made.add_special_tokens(first)
+    return json.dumps(json.loads(made.to_str()), sort_keys=True)
+
+
+def _characters(tokenizer: Any, texts: Iterable[str], limit: int) -> tuple[list[str], list[str]]:
+    """The most frequent characters of the texts' words, in the order of code points, and those found within words."""
+    counts = np.zeros(0x110000, dtype=np.int64)
+    followers = np.zeros(0x110000, dtype=np.int64)  # after a character that belongs to a word
+    in_words = np.zeros(0x110000, dtype=bool)
+    known = np.zeros(0x110000, dtype=bool)
+    for text in texts:
+        codes = np.frombuffer(tokenizer.normalizer.normalize_str(text).encode("utf-32-le"), dtype="<u4")
+        for code in np.unique(codes[~known[codes]]).tolist():
+            known[code] = True
+            # What does not split a word is part of it; the library itself is asked.
+            in_words[code] = len(tokenizer.pre_tokenizer.pre_tokenize_str(f"a{chr(code)}a")) == 1
+        counts += np.bincount(codes, minlength=len(counts))
+        followers += np.bincount(codes[1:][in_words[codes[:-1]]], minlength=len(counts))
+    for code in np.flatnonzero(counts).tolist():
+        if not tokenizer.pre_tokenizer.pre_tokenize_str(chr(code)):
+            counts[code] = 0  # space
+    found = np.flatnonzero(counts)
+    kept = np.sort(found[np.argsort(-counts[found], kind="stable")][:limit])
+    within = kept[in_words[kept] & (followers[kept] > 0)]
+    return [chr(code) for code in kept.tolist()], [chr(code) for code in within.tolist()]

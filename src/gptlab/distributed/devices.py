@@ -1,0 +1,119 @@
+"""What the machine has: devices, precisions, peak speeds, memory."""
+
+import ctypes
+import os
+import re
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gptlab.distributed.launch import check_launch, find_launched
+from gptlab.errors import UserError
+from gptlab.training.config import TrainerConfig
+
+# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; a device that is not here has no MFU.
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Where a run is carried out."""
+
+    accelerator: str
+    per_node: int | list[int]
+    world_size: int
+    precision: str
+    peak_flops: float | None  # of one device
+
+    def describe(self) -> str:
+        kind = (
+            "CPU"
+            if self.accelerator == "cpu"
+            else torch.cuda.get_device_name()
+            if self.accelerator == "cuda"
+            else self.accelerator
+        )
+        threads = f" (threads: {torch.get_num_threads()})" if self.accelerator == "cpu" else ""
+        return f"{self.world_size} x {kind}{threads}, {self.precision}"
+
+
+def find_devices(config: TrainerConfig) -> Devices:
+    """Settle what the config leaves to the machine; ValueError for devices that are not there."""
+    accelerator = {"gpu": "cuda"}.get(config.accelerator, config.accelerator)
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator not in ("cpu", "cuda", "mps"):
+        raise UserError(f"trainer.accelerator={config.accelerator} is unknown; use auto, cpu, gpu or mps")
+    there = {"cpu": None, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[accelerator]
+    launched = find_launched()
+    if launched is not None and config.devices == "auto":
+        asked = launched.per_node
+    else:
+        asked = config.device_count() or there or 1
+    check_launch(launched, per_node=asked, n_nodes=config.num_nodes)
+    source = f"trainer.devices={config.devices}" if launched is None else launched.by
+    if accelerator != "cpu" and asked > there:
+        raise UserError(f"{source} asks for {asked} devices and this machine has {there}")
+    if accelerator == "cpu" and asked > 1 and config.accelerator == "auto":
+        raise UserError(
+            f"{source} asks for {asked} devices and this machine has no GPU; "
+            "for processes on the CPU say trainer.accelerator=cpu"
+        )
+    precision = config.precision
+    if precision is None:
+        bf16 = accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16-mixed" if bf16 else "32-true"
+    if precision == "16-mixed" and accelerator == "cpu":
+        raise UserError("trainer.precision=16-mixed needs a GPU; on a CPU use 32-true or bf16-mixed")
+    world_size = asked * config.num_nodes
+    per_node = config.devices if isinstance(config.devices, list) else asked
+    return Devices(accelerator, per_node, world_size, precision, _peak(accelerator))
+
+
+def _peak(accelerator: str) -> float | None:
+    if accelerator != "cuda":
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for key, peak in PEAK_FLOPS.items() if re.search(rf"\b{key}\b", name)), None)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library reuse the large blocks that it frees, instead of giving each back to the system.
+
+    A training step on a CPU allocates the same activations again and again: fetching their pages anew took about
+    a third of the step's time on small models. Does nothing where the C library is not glibc.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(mmap_threshold, 1 << 30)
+            libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most that was allocated on a GPU; what the process holds on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not Linux
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30

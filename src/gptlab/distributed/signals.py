@@ -1,0 +1,68 @@
+"""How a run ends before its last step, and how it goes on."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+
+# Ctrl-C; a scheduler's or `kill`; SLURM's warning as this project asks for it; submitit's warning.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+STARTER = "GPTLAB_STARTER"  # the process that started this one, in the environment
+
+
+def end_with_starter() -> None:
+    """Let this process end when the first rank does that started it, which may be killed and could not end it."""
+    starter = os.environ.get(STARTER)
+    if starter is None or starter == str(os.getpid()) or sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(starter):  # it has ended already
+        os._exit(1)
+
+
+class Stopped(Exception):
+    """A signal ended the run, which is saved."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class Failure(Exception):
+    """The run cannot go on, through no fault in what was typed."""
+
+    exit_code = 1
+
+
+def requeue_before_the_first_step() -> None:
+    """Answer a scheduler's warning while there is nothing to save yet; the run's own answer replaces this one."""
+
+    def leave(signum: int, frame: object) -> None:
+        first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+        queued = requeue() if signum == signal.SIGUSR1 and first else ""
+        raise Stopped(signum, f"stopped by {signal.Signals(signum).name} before the first step{queued}")
+
+    if "SLURM_JOB_ID" in os.environ:
+        signal.signal(signal.SIGUSR1, leave)
+        signal.signal(signal.SIGUSR2, leave)
+
+
+def requeue() -> str:
+    """Ask SLURM to start this job again, where there is one; returns what to say about it."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return ""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    print(f"job {job} asks SLURM to start it again", file=sys.stderr, flush=True)  # before SLURM ends this process
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    except OSError as error:
+        return f"; job {job} is not requeued: scontrol: {error.strerror}"
+    return f"; job {job} is requeued" if done.returncode == 0 else f"; job {job} is not requeued: {done.stderr.strip()}"

@@ -1,0 +1,24 @@
+"""Errors that a person can fix, and how they are worded."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A wrong value, key, file or combination; the message says what is allowed and what to type.
+
+    Any other exception that reaches the command line is a bug and keeps its traceback.
+    """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them if they are few."""
+    known = list(known)
+    # `model.n_layr` is compared as a whole and by its last part, so that `n_layr` alone finds it too.
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near:
+        last = {key.split(".")[-1]: key for key in known}
+        near = [last[m] for m in difflib.get_close_matches(name.split(".")[-1], list(last), n=1, cutoff=0.7)]
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known: {', '.join(known)}" if len(known) <= 40 else "; see gptlab train --help"

@@ -1,0 +1,130 @@
+"""A folder with a model of another program, its weights under our names."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.errors import UserError
+from gptlab.interop.architecture import Architecture, shapes
+
+
+class Weights(ABC):
+    """The tensors of one file."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    integers: frozenset[str] = frozenset()  # names of tensors that hold no floating-point numbers
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """One tensor; valid until the next is read."""
+
+
+class ExternalFolder(ABC):
+    """The weights of a folder under our names; opening it checks names and shapes and reads no weights.
+
+    ValueError where our options cannot express the model, and where tensors are missing, too many or of another shape.
+    """
+
+    config_file: str  # in which the folder says what model it holds
+
+    def __init__(
+        self, path: Path, architecture: Architecture, options: Mapping[str, Any], files: Iterable[Weights]
+    ) -> None:
+        self.path, self.architecture = path, architecture
+        self._home = {name: file for file in files for name in file.shapes}
+        try:
+            seen = architecture.seen(options, self._home.keys(), lambda name: self._home[name].read(name))
+            self.config, self.vocab_size = architecture.read_config({**options, **seen})
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path / self.config_file}: {error}") from error
+        self._places = architecture.places(self.config)
+        self._check()
+
+    @property
+    @abstractmethod
+    def tokenizer_file(self) -> Path | None:
+        """The file with the words of its tokenizer, None where it has none that can be read."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, Mapping[str, Any]]:
+        """What its files say of the words that begin and end texts, by file."""
+        return {}
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer, None where it has none that can be read; ValueError where the model lacks some words."""
+        tokenizer = self._tokenizer()
+        if tokenizer is not None:
+            check_words(tokenizer, self.vocab_size, self.tokenizer_file)
+        return tokenizer
+
+    @abstractmethod
+    def _tokenizer(self) -> Tokenizer | None: ...
+
+    def read(self, name: str) -> Tensor:
+        """One of our tensors, in the type of the file."""
+        place = self._places[name]
+        parts = [place.take(self._home[theirs].read(theirs)) for theirs in place.names]
+        return parts[0] if place.stacked is None else torch.stack(parts)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All of our tensors by name, one at a time."""
+        for name in self._places:
+            yield name, self.read(name)
+
+    def _check(self) -> None:
+        """Hold the files' names and shapes against those that the config asks for."""
+        kind = self.architecture.model_type
+        ours = shapes(self.config, self.vocab_size)
+        needed = {
+            theirs: tuple(place.shape(ours[name])) for name, place in self._places.items() for theirs in place.names
+        }
+        missing = sorted(needed.keys() - self._home.keys())
+        if missing:
+            raise UserError(f"{self.path} lacks {_counted(missing)} of a {kind} model: {_some(missing)}")
+        extra = [name for name in self._home.keys() - needed.keys() if not name.endswith(self.architecture.buffers)]
+        if extra:
+            raise UserError(f"{self.path} has {_counted(extra)} that a {kind} model does not: {_some(sorted(extra))}")
+        for name, shape in needed.items():
+            there = tuple(self._home[name].shapes[name])
+            if there != shape:
+                raise UserError(f"{self.path}: {name} is {there} there, and {self.config_file} asks for {shape}")
+        whole = sorted(name for name in needed if name in self._home[name].integers)
+        if whole:
+            raise UserError(
+                f"{self.path} holds {_counted(whole)} as whole numbers: {_some(whole)}; "
+                "gptlab reads weights that are floating-point numbers"
+            )
+
+
+def check_words(tokenizer: Tokenizer, n_rows: int, path: Path) -> None:
+    """Refuse the tokenizer of a file where the model of so many rows lacks some of its words."""
+    if tokenizer.vocab_size > n_rows:
+        raise UserError(
+            f"{path} has {tokenizer.vocab_size:,} words and the model {n_rows:,} rows; "
+            "put the tokenizer.json there that the model was trained with"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; ValueError where it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return content
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _counted(names: list[str]) -> str:
+    return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"

@@ -1,0 +1,146 @@
+"""The run folder: its lock, its metrics, its events and its summary."""
+
+import csv
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from gptlab.errors import UserError
+
+
+class RunFolder:
+    """`runs/<name>/`; only the first rank writes in it."""
+
+    def __init__(self, path: Path, *, writes: bool):
+        self.path = path
+        self.writes = writes
+        self.checkpoints = path / "checkpoints"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep every other process out; ValueError where another is in."""
+        if not self.writes:
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run_dir={self.path} cannot be made ({error.strerror}); name a folder") from error
+        with open(self.path / "lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise UserError(
+                    f"{self.path} is being written by another run (process {file.read().strip()}); "
+                    "wait for it, stop it, or give this run another name with name=..."
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            for left in self.checkpoints.glob(".*.tmp"):  # of a save that was killed
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            try:
+                yield
+            finally:
+                if [entry.name for entry in self.path.iterdir()] == ["lock"]:  # refused before anything was written
+                    (self.path / "lock").unlink()
+                    self.path.rmdir()
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Put one line on the record in events.jsonl."""
+        if self.writes:
+            moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            with open(self.path / "events.jsonl", "a") as file:
+                file.write(json.dumps({"time": moment, "event": kind, **facts}) + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """What is on the record, oldest first; lines that were not written to their end are left out."""
+        path = self.path / "events.jsonl"
+        found = []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(temporary, self.path / name)
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json of a run that was finished, None of any other."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+
+class MetricsFile:
+    """metrics.csv: a row per optimizer step, floats written so that they read back exactly."""
+
+    def __init__(self, path: Path, columns: list[str]):
+        self.path = path
+        self.columns = columns
+        self._file = open(path, "a", newline="")  # noqa: SIM115  (open as long as the run)
+        if self._file.tell() == 0:
+            self._file.write(",".join(columns) + "\n")
+
+    def write(self, row: dict[str, float | int]) -> None:
+        self._file.write(",".join(repr(row[name]) if name in row else "" for name in self.columns) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Bring the rows to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv; empty cells are left out, `step` and `tokens` are ints."""
+    if not path.is_file():
+        return []
+    rows = []
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                values = {k: float(v) for k, v in row.items() if v}
+                values["step"], values["tokens"] = int(row["step"]), int(row["tokens"])
+            except (TypeError, ValueError):
+                continue  # a row that was being written when the run was killed
+            rows.append(values)
+    return rows
+
+
+def cut_metrics(source: Path, target: Path, step: int, columns: list[str]) -> None:
+    """Keep the rows up to `step`, which a run that continues from there will not write again."""
+    kept = [row for row in read_metrics(source) if row["step"] <= step]
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    file = MetricsFile(temporary, columns)
+    for row in kept:
+        file.write(row)
+    file.close()
+    os.replace(temporary, target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file, at once and on the disk."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

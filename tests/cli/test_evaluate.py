@@ -1,0 +1,381 @@
+"""`gptlab evaluate`, in this process and once as a process of its own."""
+
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from small_runs import of_objective, small_run, write_run
+from small_runs import train as run_train
+
+from gptlab.cli import convert
+from gptlab.cli.evaluate import HELP, N_SHOWN, main
+from gptlab.config import RunConfig, to_plain
+from gptlab.data.tokenizers.config import ByteConfig
+from gptlab.data.tokenizers.tokenizer import ByteTokenizer
+from gptlab.evaluation.config import EvaluateConfig
+from gptlab.evaluation.responses import N_TOKENS
+from gptlab.generation.config import SEED
+from gptlab.generation.scoring import token_nats
+from gptlab.models.build import build_model
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.models.encoder.config import EncoderConfig
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
+from gptlab.runs import checkpoint
+from gptlab.runs.load import load_model
+from gptlab.training.config import TrainerConfig
+from gptlab.training.loop import train
+
+ASK = ("prompt=is {n} even?", "answer={a}")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of ten steps and what it said of itself."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    trainer = TrainerConfig(accelerator="cpu", devices=1, val_check_interval=5, enable_progress_bar=False)
+    config = small_run(folder, trainer=trainer)
+    config.callbacks.checkpoint.keep_last = 3
+    return folder, train(config)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run", context_length=64)
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(n=6, name="rows.jsonl"):
+        rows = [{"n": i, "a": ("yes", "no")[i % 2], "c": ["yes", "no", "perhaps"]} for i in range(n)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def say(capsys):
+    def say(*words, expect=0):
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert code == expect, err
+        return out if expect == 0 else err
+
+    return say
+
+
+def last(out):
+    return out.splitlines()[-1]
+
+
+def test_windows_of_the_context_give_the_validation_of_the_run(trained, say):
+    folder, summary = trained
+    (result,) = json.loads(say(f"run={folder}", "stride=16", "output=json"))["results"]
+    for name in ("loss", "perplexity", "bits_per_byte"):
+        assert result["numbers"][name] == pytest.approx(summary[f"val/{name}"], rel=1e-5)
+    out = say(f"run={folder}", "stride=16")
+    line = re.fullmatch(r"perplexity (\S+) bits_per_byte (\S+) run (.+)", last(out))
+    assert float(line[1]) == pytest.approx(summary["val/perplexity"], abs=1e-4) and line[3] == str(folder)
+    assert "1,999 tokens, context 16, stride 16" in out
+
+
+def test_the_run_folder_gets_what_is_shown(trained, say):
+    folder, summary = trained
+    (result,) = json.loads(say(f"run={folder}", "stride=3", "output=json"))["results"]
+    (kept,) = [path for path in (folder / "evaluations").iterdir() if json.loads(path.read_text()) == result]
+    assert re.fullmatch(r"00000010-perplexity-[0-9a-f]{8}\.json", kept.name)
+    assert result["step"] == 10 and result["config"] == summary["config"] and result["seed"] == SEED
+    assert result["settings"] == {"stride": 3, "precision": "32"}
+    assert result["versions"]["torch"] and result["checkpoint"].endswith("best.ckpt")
+    before = kept.stat().st_mtime_ns
+    say(f"run={folder}", "stride=4")
+    assert kept.stat().st_mtime_ns == before  # other settings, another file
+
+
+def test_checkpoints_of_one_run_are_compared(trained, say):
+    folder, _ = trained
+    names = [folder / "checkpoints" / f"step_{step:08}.ckpt" for step in (5, 10)]
+    out = say(*(f"run={name}" for name in names))
+    *_, header, first, second = out.splitlines()
+    assert header.split() == ["run", "step", "perplexity", "bits_per_byte"]
+    lines = re.findall(r"^perplexity (\S+) bits_per_byte (\S+) run (.+)$", out, re.MULTILINE)
+    for row, line, name, step in zip((first, second), lines, names, ("5", "10"), strict=True):
+        assert row.split() == [str(name), step, line[0], line[1]] and line[2] == str(name)
+    assert lines[0][0] > lines[1][0]  # it learned
+    assert len({path.name[:8] for path in (folder / "evaluations").iterdir()}) == 2
+
+
+def test_a_text_of_ones_own(run, say, tmp_path):
+    (tmp_path / "text.txt").write_text("a text of ones own")
+    out = say(f"run={run}", f"corpus={tmp_path / 'text.txt'}", "output=json", f"to={tmp_path / 'out.json'}")
+    (result,) = json.loads(out)["results"]
+    model, tokenizer, _ = load_model(str(run))
+    assert result["numbers"]["n_tokens"] == 17
+    nats = token_nats(model, tokenizer.encode("a text of ones own").tolist())
+    assert json.loads((tmp_path / "out.json").read_text())["results"] == [result]
+    assert result["numbers"]["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / 18, rel=1e-6)
+
+
+def test_another_programs_folder_is_evaluated_and_left_alone(run, say, tmp_path):
+    (tmp_path / "text.txt").write_text("a text of ones own")
+    assert convert.main([f"from={run}", f"to={tmp_path / 'out'}"]) == 0
+    there = sorted((tmp_path / "out").iterdir())
+    words = (f"corpus={tmp_path / 'text.txt'}", "output=json")
+    found = [
+        json.loads(say(f"run={place}", *words).splitlines()[-1])["results"][0] for place in (tmp_path / "out", run)
+    ]
+    assert found[0]["numbers"]["loss"] == pytest.approx(found[1]["numbers"]["loss"], rel=1e-5)
+    assert sorted((tmp_path / "out").iterdir()) == there and found[0]["step"] is None
+
+
+def test_choices(run, say, table):
+    words = (f"run={run}", f"data={table()}", *ASK, "shots=[0,1]")
+    out = say(*words, "choices=[yes,no]")
+    assert re.fullmatch(r"shots=0/accuracy \S+ shots=0/accuracy_per_byte \S+ shots=1/accuracy .* run \S+", last(out))
+    assert out.splitlines()[0].split() == ["shots", "accuracy", "accuracy_per_byte"]
+    words = (f"run={run}", f"data={table()}", r"prompt=even\n{n} \\n", "answer={a}", "shots=[0,1]")
+    (result,) = json.loads(say(*words, "choices=c", "output=json"))["results"]
+    assert result["rows"][1]["prompt"] == "even\n1 \\n"
+    assert [row["choices"] for row in result["rows"]] == [["yes", "no", "perhaps"]] * 6
+
+
+def test_answers_side_by_side(run, say, table):
+    settings = 'settings=["temperature=0", "temperature=0.7 top_p=0.9", "beams=2"]'
+    words = (f"run={run}", f"data={table()}", *ASK, "shots=[0,1]", settings, "n_tokens=5", "n_rows=4")
+    out = say(*words, "n_shown=2", r"separator=\n--\n")
+    blocks = out.split("\n--- ")
+    assert len(blocks) == 2 and blocks[0].startswith("--- row 1 of ")
+    names = ["temperature=0", "temperature=0.7,top_p=0.9", "beams=2"]
+    labels = [f"{n}, {name}" for n in ("0 shots", "1 shot") for name in names]
+    for name in ("prompt", "reference", *labels):
+        assert re.search(rf"^{re.escape(name)}  ", blocks[0], re.MULTILINE)
+    assert blocks[0].splitlines()[1].endswith("is 0 even?")
+    assert [line.split()[:2] for line in out.splitlines() if line[:2] in ("0 ", "1 ") and " shot" not in line] == [
+        [str(n), name] for n in (0, 1) for name in names
+    ]
+    (result,) = json.loads(say(*words, "output=json"))["results"]
+    assert len(result["rows"]) == 4 and len(result["numbers"]) == 2 * 3 * 4
+    assert result == json.loads(say(*words, "output=json"))["results"][0] | {"seconds": result["seconds"]}
+
+
+def test_examples_of_another_table(run, say, table):
+    words = (f"run={run}", f"data={table(1)}", *ASK, "shots=2", "n_tokens=2", "seed=1")
+    assert "needs 2 examples before row 1" in say(*words, expect=2)
+    say(*words, f"examples={table(3, 'more.jsonl')}")
+
+
+def write_model(folder, config):
+    """A run folder of any architecture."""
+    model, tokenizer = build_model(config, 257, seed=0), ByteTokenizer()
+    folder.mkdir()
+    tokenizer.save(folder / "tokenizer.json")
+    run = RunConfig(tokenizer=ByteConfig(), budget_steps=1)
+    state = {
+        "gptlab_format": checkpoint.FORMAT,
+        "step": 1,
+        "model": model.state_dict(),
+        "config": to_plain(run) | {"model": to_plain(config)},
+        "tokenizer": tokenizer.fingerprint,
+        "best": None,
+    }
+    checkpoint.save(state, folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+def test_architectures(say, table, tmp_path):
+    encoder = write_model(tmp_path / "encoder", EncoderConfig(n_layer=1, n_head=2, d_model=8))
+    t5 = write_model(tmp_path / "t5", EncoderDecoderConfig(n_layer=1, n_head=2, d_model=8))
+    words = (f"data={table()}", *ASK)
+    error = say(f"run={encoder}", *words, expect=2)
+    assert "is an encoder, which neither predicts nor writes a text; name a decoder, or an encoder-decoder" in error
+    assert "architecture=encoder_decoder, which answers a text and does not predict one" in say(f"run={t5}", expect=2)
+    out = say(f"run={t5}", *words, "choices=[yes,no]", "shots=[0,3]")
+    assert "shots=3/accuracy" in last(out)
+    error = say(f"run={t5}", *words, "choices=[yes,no]", "delimiter=:", expect=2)
+    assert "delimiter= stands before the answers of shots alone, since run=" in error
+    assert "rougeL" in last(say(f"run={t5}", *words, "shots=[0,1]", "n_tokens=3", "settings=[beams=2]"))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("shot=1", "shot is not a word of gptlab evaluate; did you mean shots?"),
+        ("stride=few", "stride=few must be a whole number"),
+        ("stride=0", "stride=0 is below 1"),
+        ("stride=65 corpus=rows.jsonl", "stride=65 is more than the context of 64"),
+        ("shots=[0,-1] data=table.jsonl prompt={n} answer={a}", "shots=-1 is below 0"),
+        ("shots=[0,0] data=table.jsonl prompt={n} answer={a}", "shots=0 is named twice"),
+        ("shots=[0 data=table.jsonl", "shots=[0 is not a list of values; write shots=[one,two]"),
+        ("data=table.jsonl", "data= needs prompt="),
+        ("data=table.jsonl prompt={n}", "data= needs answer="),
+        ("data=table.jsonl prompt={m} answer={a}", "prompt names the field {m}, which row 1 of rows.jsonl lacks"),
+        ("data=table.jsonl prompt=m answer={a}", "prompt='m' names no column, so that all rows have the same"),
+        ("data=table.jsonl prompt={n answer={a}", "has a single '{'"),
+        ("data=none.jsonl prompt={n} answer={a}", "none.jsonl does not exist; give a table"),
+        ("data=empty.jsonl prompt={n} answer={a}", "empty.jsonl is empty"),
+        ("data=table.jsonl prompt={n} answer={a} shots=6", "shots=6 needs 6 examples before row 1 of rows.jsonl"),
+        (
+            "data=table.jsonl prompt={n} answer={a} n_tokens=80",
+            "the context of 64 holds; leave the row out, shorten prompt=, or lower n_tokens=",
+        ),
+        ("data=table.jsonl prompt={n} answer={a} choices=[yes]", "choices= has fewer than two choices"),
+        ("data=table.jsonl prompt={n} answer={a} choices=d", "choices=d is not a column of row 1 of rows.jsonl"),
+        ("data=table.jsonl prompt={n} answer={a} examples=rows.jsonl", "examples= is where shots come from"),
+        ("data=table.jsonl prompt={n} answer={a} settings=[heat=1]", "heat is not a word of settings="),
+        ("data=table.jsonl prompt={n} answer={a} settings=[top_p=2]", "top_p=2.0 is outside (0, 1]"),
+        ("data=table.jsonl prompt={n} answer={a} settings=[top_k=5,top_k=5.0]", "top_k=5.0 must be a whole number"),
+        ("data=table.jsonl prompt={n} answer={a} settings=[top_p=.5,top_p=0.5]", "settings= has top_p=0.5 twice"),
+        ("data=table.jsonl prompt={n} answer={a} settings=[temperature='0]", "temperature='0 must be a number"),
+        ("data=table.jsonl prompt={n} answer={a} choices=[yes,yes]", "choices=yes is named twice"),
+        ('data=table.jsonl prompt={n} answer={a} choices=[yes,no,""]', "choices= has '', and a choice is a text"),
+        ("data=table.jsonl prompt={n} answer={a} separator=", "separator= is empty, and an answer ends at it"),
+        ("data=table.jsonl prompt={n} answer={a} stop=", "stop= has an empty text"),
+        ("data=table.jsonl prompt={n} answer={a} settings=[]", "settings=[] names nothing"),
+        ("data=table.jsonl prompt={n} answer={a} choices=c stop=[x]", "stop= has no effect on choices"),
+        (
+            "data=table.jsonl prompt={n} answer={a} corpus=rows.jsonl",
+            "corpus= has no effect on answers; use it without",
+        ),
+        ("prompt={n}", "prompt= has no effect on perplexity; use it with data=FILE"),
+        ("corpus=none.txt", "corpus=none.txt does not exist; give a file, a folder or a glob"),
+        ("corpus=one.txt", "there is no token to predict; give a longer text"),
+        ("", "run=run does not say what it was trained on; name a text with corpus=FILE"),
+        ("run=run", "run=run is named twice"),
+        ("run=./none corpus=rows.jsonl", "run=./none does not exist"),
+        ("corpus=rows.jsonl to=none/out.json", "to=none/out.json is no file in a folder that exists"),
+        ("corpus=rows.jsonl device=meta", "device=meta holds no numbers"),
+        ("corpus=rows.jsonl output=xml", "output=xml is unknown; known: text, json"),
+    ],
+)
+def test_wrong_words_are_answered(words, message, run, table, say, tmp_path, monkeypatch):
+    table()
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "one.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    assert message in say("run=run", *words.split(), expect=2)
+    assert not (run / "evaluations").exists()
+
+
+def test_tasks_without_the_library(run, say, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "gptlab.evaluation.harness", raising=False)
+    assert 'pip install "gptlab[evaluation]"' in say(f"run={run}", "tasks=[hellaswag]", expect=2)
+
+
+def test_changed_data_is_no_longer_the_validation(trained, say, tmp_path):
+    folder = write_run(tmp_path / "copy")
+    for name in ("config.yaml", "tokenizer.json"):
+        (folder / name).write_bytes((trained[0] / name).read_bytes())
+    state = checkpoint.load(trained[0] / "checkpoints" / "last.ckpt")
+    checkpoint.save(dict(state) | {"data": "other"}, folder / "checkpoints" / "best.ckpt")
+    assert "was trained on other data than" in say(f"run={folder}", expect=2)
+
+
+def test_help_names_every_word_and_default():
+    sections = re.split(r"\n    (?=\w)", HELP.split("\n\n", 1)[1].replace("\n    run", "    run", 1))
+    said = {}
+    for section in sections:
+        names = re.split(r"\s{2,}", section.strip())[0].split()
+        said |= dict.fromkeys(names, re.search(r"\(([^()]*)\)", section))
+    assert {f.name for f in fields(EvaluateConfig)} <= said.keys()
+    for name, value in (("seed", SEED), ("n_tokens", N_TOKENS), ("n_shown", N_SHOWN), ("shots", 0), ("precision", 32)):
+        assert said[name][1] == str(value), name
+
+
+def test_as_a_process_json_is_alone_on_standard_output(run, table, tmp_path):
+    words = [f"run={run}", f"data={table()}", *ASK, "choices=[yes,no]", "output=json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gptlab.cli.main", "evaluate", *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["results"][0]["what"] == "choices" and done.stdout.count("\n") == 1
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+
+
+def fences(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [shlex.split(line, comments=True) for block in fences("sh") for line in block.splitlines()]
+FIRST = [words[2:] for words in COMMANDS if words[0] == "gptlab" and "run=runs/rules" not in words]
+
+
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory):
+    """A folder with a run and the files that the documentation speaks of."""
+    folder = tmp_path_factory.mktemp("documented")
+    (folder / "runs").mkdir()
+    model = DecoderConfig(n_layer=1, n_head=2, d_model=16, context_length=256)
+    train(small_run(folder / "runs" / "NAME", model=model, batch_tokens=256))
+    (folder / "FILE").write_text("it was the best of times, it was the worst of times\n" * 9)
+    rows = [{"question": f"is {i} even?", "options": ["yes", "no"], "answer": ("yes", "no")[i % 2]} for i in range(8)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"dialogue": f"A: is {i} even?\nB: ask C.", "summary": f"A asks for {i}."} for i in range(3)]
+    (folder / "dialogues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (task,) = fences("yaml")
+    (folder / "task.yaml").write_text(task)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("words", FIRST, ids=" ".join)
+def test_the_documentations_commands(words, documented, say, monkeypatch):
+    if any(word.startswith("tasks=") for word in words):
+        pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "gptlab[evaluation]"')
+    monkeypatch.chdir(documented)
+    *_, line = [line for line in say(*words).splitlines() if re.search(r" run \S+$", line)]
+    assert re.fullmatch(r"(\S+ \d+\.\d+ )+run runs/NAME", line)
+
+
+def test_the_documentations_example_of_shots(tmp_path, say, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example, from_python = fences("python")
+    exec(example, {})
+    learn, ask = (words for words in COMMANDS if "name=rules" in words or "run=runs/rules" in words)
+    words = [word for word in learn[2:] if not word.startswith("budget_steps=")]
+    tiny = [
+        "budget_steps=2",
+        "model.d_model=16",
+        "callbacks.plot=false",
+        "trainer.accelerator=cpu",
+        "callbacks.sample=null",
+    ]
+    done = run_train([*words, *tiny], tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = say(*ask[2:], "n_rows=5")
+    assert re.findall(r"^(\d) +temperature=0 ", out, re.MULTILINE) == ["0", "1", "5"]
+    (tmp_path / "runs" / "NAME").symlink_to(tmp_path / "runs" / "rules")
+    (tmp_path / "FILE").write_text("abcd > ABCD\n" * 5)
+    exec(from_python, {})
+
+
+@pytest.mark.parametrize(
+    "objective, message",
+    [
+        ("masked_lm", "is an encoder, which neither predicts nor writes a text"),
+        ("span_corruption", "answers a text and does not predict one"),
+        ("classification", "trained with objective=classification, whose validation is no text to predict"),
+        ("instruction", "trained with objective=instruction, whose validation is no text to predict"),
+    ],
+)
+def test_runs_of_other_objectives(objective, message, say, table, tmp_path):
+    run = tmp_path / "runs" / "run"
+    run.parent.mkdir()
+    train(small_run(run, **of_objective(objective, run.parent)))
+    assert message in say(f"run={run}", expect=2)
+    if objective in ("span_corruption", "instruction"):
+        words = (f"data={table()}", *ASK, "n_tokens=2", "shots=0", "n_rows=2")
+        assert "rougeL" in last(say(f"run={run}", *words))

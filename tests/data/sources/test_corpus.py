@@ -1,0 +1,318 @@
+"""Sources: what is read, in which order, and what is refused by name."""
+
+import gzip
+import hashlib
+import http.server
+import json
+import os
+import threading
+
+import pytest
+
+from gptlab.data.config import DataConfig
+from gptlab.data.sources.config import DownloadConfig, HuggingFaceConfig, StdlibConfig, TextConfig
+from gptlab.data.sources.corpus import SpooledCorpus, open_corpus
+
+
+def read(config):
+    return list(open_corpus(config, progress=False).documents())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "texts"
+    (root / "deep" / "er").mkdir(parents=True)
+    (root / "b.txt").write_text("b\r\ntext")
+    (root / "a.md").write_text("ä text", encoding="utf-8")
+    (root / "deep" / "er" / "c.py").write_text("c = 1\n")
+    (root / "deep" / "Z.TXT").write_text("z")
+    (root / "deep" / "d.txt.gz").write_bytes(gzip.compress("δ zipped".encode()))
+    (root / "picture.png").write_bytes(b"\x89PNG\0")
+    (root / ".hidden.txt").write_text("hidden_states")
+    return root
+
+
+DOCUMENTS = [
+    ("a.md", "ä text"),
+    ("b.txt", "b\r\ntext"),
+    ("deep/Z.TXT", "z"),
+    ("deep/d.txt.gz", "δ zipped"),
+    ("deep/er/c.py", "c = 1\n"),
+]
+
+
+def test_a_folder_is_read_in_order(folder):
+    assert read(TextConfig(path=str(folder))) == DOCUMENTS
+    assert read(TextConfig(path=str(folder), extensions=["py", ".MD"])) == [DOCUMENTS[0], DOCUMENTS[4]]
+
+
+def test_files_globs_and_several_paths(folder):
+    assert read(TextConfig(path=str(folder / "deep" / "d.txt.gz"))) == [("d.txt.gz", "δ zipped")]
+    assert read(TextConfig(path=f"{folder}/*.[mt][dx]*")) == DOCUMENTS[:2]
+    assert read(TextConfig(path=f"{folder}/**/*.py")) == [DOCUMENTS[4]]
+    both = TextConfig(path=str(folder / "b.txt"), paths=[str(folder / "a.md"), str(folder / "b.txt"), str(folder)])
+    assert sorted(text for _, text in read(both)) == sorted(text for _, text in DOCUMENTS)
+    assert len({name for name, _ in read(both)}) == 5
+
+
+def test_a_bracket_in_a_name_is_no_glob(tmp_path):
+    (tmp_path / "a[1].txt").write_text("one")
+    assert read(TextConfig(path=str(tmp_path / "a[1].txt"))) == [("a[1].txt", "one")]
+
+
+def test_files_of_one_name_keep_names_of_their_own(tmp_path):
+    for part in ("x", "y"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "f.txt").write_text(part)
+    config = TextConfig(paths=[str(tmp_path / "x"), str(tmp_path / "y")])
+    assert read(config) == [("f.txt", "x"), ("f.txt#2", "y")]
+
+
+def test_large_files_come_in_pieces_that_make_the_whole(tmp_path):
+    text = "aé漢🙂" * 200_000
+    (tmp_path / "big.txt").write_text(text, encoding="utf-8")
+    corpus = open_corpus(TextConfig(path=str(tmp_path / "big.txt")))
+    assert len(list(corpus.pieces())) > 4
+    assert list(corpus.documents()) == [("big.txt", text)]
+
+
+def test_the_fingerprint_is_that_of_names_and_content(folder, tmp_path):
+    def fingerprint():
+        return open_corpus(TextConfig(path=str(folder))).fingerprint
+
+    first = fingerprint()
+    os.utime(folder / "b.txt", (1, 1))
+    (folder / "picture.png").unlink()
+    folder.rename(tmp_path / "moved")
+    assert open_corpus(TextConfig(path=str(tmp_path / "moved"))).fingerprint == first
+    (tmp_path / "moved").rename(folder)
+    (folder / "b.txt").write_text("b\ntext")
+    second = fingerprint()
+    (folder / "b.txt").rename(folder / "c.txt")
+    assert len({first, second, fingerprint()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("empty.txt", b"", "is empty"),
+        ("nul.txt", b"text\0text", "is binary.*NUL at byte 4"),
+        ("latin.txt", "é".encode("latin-1") + b"text", "is not UTF-8"),
+        ("cut.txt", "é".encode()[:1], "is not UTF-8"),
+        ("empty.txt.gz", gzip.compress(b"", mtime=0), "is empty"),
+        ("fake.gz", b"no gzip", "is not a sound gzip"),
+        ("short.gz", gzip.compress(b"text" * 100, mtime=0)[:-9], "is not a sound gzip"),
+        ("binary.gz", gzip.compress(b"\0", mtime=0), "is binary"),
+    ],
+)
+def test_empty_and_binary_files_are_refused_by_name(tmp_path, name, content, why):
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / name).write_bytes(content)
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(ValueError, match=f"{name} {why}"):
+            read(TextConfig(path=str(path)))
+
+
+def test_missing_paths_say_what_to_give(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.path=foo\.txt does not exist; give a file, a folder or a glob"):
+        read(TextConfig(path="foo.txt"))
+    with pytest.raises(ValueError, match=r"data\.path is not set"):
+        read(TextConfig())
+    with pytest.raises(ValueError, match=r"foo\*\.txt matches no file"):
+        read(TextConfig(path=f"{tmp_path}/foo*.txt"))
+    with pytest.raises(ValueError, match=r"no file ending in \.gz \.md \.py \.txt; set data\.extensions"):
+        read(TextConfig(path=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"data\.source=moon is unknown"):
+        open_corpus(DataConfig(source="moon"))
+
+
+def test_the_standard_library():
+    documents = read(StdlibConfig())
+    names = [name for name, _ in documents]
+    assert names == sorted(names) and len(names) > 400
+    assert {"argparse.py", "json/decoder.py", "pydoc_data/topics.py"} <= set(names)
+    assert not [name for name in names if {"test", "tests", "site-packages", "__pycache__"} & set(name.split("/"))]
+    corpora = [open_corpus(StdlibConfig()) for _ in range(2)]
+    assert corpora[0].fingerprint == corpora[1].fingerprint
+
+
+def test_stdlib_reads_another_folder_and_skips_what_is_not_text(folder):
+    (folder / "tests").mkdir()
+    (folder / "tests" / "t.py").write_text("no")
+    (folder / "empty.py").write_text("")
+    (folder / "latin.py").write_bytes(b"\xe9")
+    config = StdlibConfig(path=str(folder))
+    assert read(config) == [("deep/er/c.py", "c = 1\n")]
+    with pytest.raises(ValueError, match="is a file"):
+        read(StdlibConfig(path=str(folder / "b.txt")))
+    (folder / "none").mkdir()
+    with pytest.raises(ValueError, match=r"holds no \.py files"):
+        read(StdlibConfig(path=str(folder / "none")))
+
+
+PUBLISHED = b"the published text\n" * 1000
+
+
+@pytest.fixture
+def server():
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            if self.path == "/missing.txt":
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(PUBLISHED)))
+            self.end_headers()
+            self.wfile.write(PUBLISHED[:100] if self.path == "/cut.txt" else PUBLISHED)
+
+        def log_message(self, *words):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}", asked
+        httpd.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def download(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    def config(name="input.txt", **words):
+        words = {"sha256": hashlib.sha256(PUBLISHED).hexdigest()} | words
+        return DownloadConfig(url=f"{server[0]}/{name}", cache_dir=str(tmp_path / "cache"), **words)
+
+    return config
+
+
+def downloads(tmp_path):
+    return [path.name for path in (tmp_path / "cache" / "downloads").iterdir()]
+
+
+def test_a_download_is_fetched_once(tmp_path, server, download):
+    for _ in range(2):
+        assert read(download()) == [("input.txt", PUBLISHED.decode())]
+    assert server[1] == ["/input.txt"]
+    (name,) = downloads(tmp_path)
+    (tmp_path / "cache" / "downloads" / name).write_bytes(b"altered")
+    assert read(download()) == [("input.txt", PUBLISHED.decode())]
+    assert len(server[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "sha256", "why"),
+    [
+        ("input.txt", "0" * 64, f"sha256 {hashlib.sha256(PUBLISHED).hexdigest()}, not 0000.*data.path=FILE"),
+        ("missing.txt", "", "404.*put it at .*downloads/.*-missing.txt or give it with data.path=FILE"),
+        ("cut.txt", "", "cannot be downloaded .*data.path=FILE"),
+    ],
+)
+def test_a_bad_download_leaves_nothing(tmp_path, download, name, sha256, why):
+    with pytest.raises(ValueError, match=why):
+        read(download(name, sha256=sha256))
+    assert downloads(tmp_path) == []
+
+
+def test_without_a_network_the_message_says_where_to_put_the_file(tmp_path, server, download):
+    config = download()
+    config.url = "http://127.0.0.1:9/input.txt"
+    with pytest.raises(ValueError, match=r"either put it at (\S+) or give it with data\.path=FILE") as caught:
+        read(config)
+    place = str(caught.value).split("put it at ")[1].split(" or give")[0]
+    with open(place, "wb") as file:
+        file.write(PUBLISHED)
+    assert read(config) == [("input.txt", PUBLISHED.decode())]
+    config.url = "file:///etc/passwd"
+    with pytest.raises(ValueError, match=r"data\.url=file:///etc/passwd is not an http"):
+        read(config)
+
+
+def test_a_local_copy_stands_for_the_download(tmp_path, server, download):
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(PUBLISHED)
+    corpus = open_corpus(download(path=str(copy)))
+    assert "local copy" in corpus.description and "other than" not in corpus.description
+    copy.write_text("edited")
+    corpus = open_corpus(download(path=str(copy)))
+    assert list(corpus.documents()) == [("copy.txt", "edited")]
+    assert "other than the published file" in corpus.description
+    assert server[1] == []
+    with pytest.raises(ValueError, match="is a folder"):
+        read(download(path=str(tmp_path)))
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    root = tmp_path / "set"
+    root.mkdir()
+    for split, first in (("train", 0), ("test", 100)):
+        lines = [{"text": f"row {first + n}", "n": n} for n in range(6)] + [
+            {"text": "", "n": 1},
+            {"text": None, "n": 2},
+        ]
+        (root / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_huggingface_reads_local_data_sets(rows, streaming):
+    def config(**words):
+        return HuggingFaceConfig(streaming=streaming, **{"path": str(rows), **words})
+
+    assert read(config()) == [(str(n), f"row {n}") for n in range(6)]
+    assert read(config(hub_split="test"))[0] == ("0", "row 100")
+    assert read(config(path=str(rows / "test.jsonl")))[0] == ("0", "row 100")
+    assert len(read(config(max_documents=4))) == 4
+    with pytest.raises(ValueError, match=r"data\.text_column=words is not a column.*n, text"):
+        read(config(text_column="words"))
+    with pytest.raises(ValueError, match=r"data\.text_column=n holds int"):
+        read(config(text_column="n"))
+    with pytest.raises(ValueError, match=rf"data\.path={rows} .*hub_split=dev.* cannot be opened.*data\.path=FOLDER"):
+        read(config(hub_split="dev"))
+
+
+def test_huggingface_reads_what_save_to_disk_wrote(rows, tmp_path):
+    import datasets
+
+    table = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    table.save_to_disk(str(tmp_path / "one"))
+    assert read(HuggingFaceConfig(path=str(tmp_path / "one"))) == [("0", "one"), ("1", "two")]
+    datasets.DatasetDict({"dev": table}).save_to_disk(str(tmp_path / "more"))
+    assert len(read(HuggingFaceConfig(path=str(tmp_path / "more"), hub_split="dev"))) == 2
+
+
+def test_huggingface_errors_name_the_setting(rows):
+    with pytest.raises(ValueError, match=r"data\.dataset is not set"):
+        read(HuggingFaceConfig())
+    with pytest.raises(ValueError, match=r"data\.path=/no/such does not exist"):
+        read(HuggingFaceConfig(path="/no/such"))
+    (rows / "words.doc").write_text("x")
+    with pytest.raises(ValueError, match=r"cannot be opened.*'\.doc' are unknown; use \.json"):
+        read(HuggingFaceConfig(path=str(rows / "words.doc")))
+
+
+def test_huggingface_keys():
+    def key(**words):
+        return open_corpus(HuggingFaceConfig(dataset="a/b", **words)).fingerprint
+
+    same = [key(), key(streaming=False)]
+    other = [key(subset="x"), key(revision="x"), key(hub_split="x"), key(text_column="x"), key(max_documents=5)]
+    assert same[0] == same[1] and len({same[0], *other}) == 6
+
+
+def test_a_spool_gives_the_same_documents(folder, tmp_path):
+    corpus = open_corpus(TextConfig(path=str(folder)))
+    spooled = SpooledCorpus(corpus, tmp_path / "spool")
+    for _ in range(2):
+        assert [text for _, text in spooled.documents()] == [text for _, text in corpus.documents()]
+    assert spooled.n_bytes == sum(len(text.encode()) for _, text in DOCUMENTS)

@@ -1,0 +1,199 @@
+"""Small runs that several tests carry out."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from gptlab.config import RunConfig, to_plain
+from gptlab.data.sources.config import TableConfig, TextConfig
+from gptlab.data.tokenizers.config import ByteConfig
+from gptlab.data.tokenizers.tokenizer import ByteTokenizer
+from gptlab.models.build import build_model
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.models.encoder.config import EncoderConfig
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
+from gptlab.objectives.config import ClassificationConfig, InstructionConfig, MaskedLMConfig, SpanCorruptionConfig
+from gptlab.runs import checkpoint
+from gptlab.training.config import (
+    AdamWConfig,
+    CallbacksConfig,
+    CheckpointConfig,
+    CosineConfig,
+    SampleConfig,
+    TrainerConfig,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_text(path: Path, n_characters: int = 20_000) -> Path:
+    """English with some order in it, the same on every machine."""
+    words = (
+        "the of and a to in is that for it as was with be by on not he his but at are this have from or had an".split()
+    )
+    state, text = 1, []
+    while sum(map(len, text)) + len(text) < n_characters:
+        state = (state * 1_103_515_245 + 12_345) % 2**31
+        text.append(words[(state >> 16) % len(words)] + (".\n" if state % 11 == 0 else ""))
+    path.write_text(" ".join(text)[:n_characters])
+    return path
+
+
+OBJECTIVES = ("causal_lm", "masked_lm", "span_corruption", "classification", "instruction")
+
+
+def write_rows(path: Path, n: int = 160) -> Path:
+    """Questions about sums, with their answers and whether these are even."""
+    rows = ({"question": f"{i} + {7 * i % 13} =", "answer": str(i + 7 * i % 13)} for i in range(n))
+    path.write_text("".join(json.dumps(row | {"even": str(int(row["answer"]) % 2 == 0)}) + "\n" for row in rows))
+    return path
+
+
+def of_objective(name: str, place: Path) -> dict:
+    """What a small run needs for an objective beside the text; tables are written into `place`."""
+    sizes = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16}
+    if name == "causal_lm":
+        return {}
+    if name == "masked_lm":
+        texts = place / "texts"
+        if not texts.exists():  # sentence pairs are of several documents
+            texts.mkdir()
+            words = write_text(place / "of_texts.txt").read_text()
+            for i in range(40):
+                (texts / f"{i:02}.txt").write_text(words[500 * i : 500 * (i + 1)])
+        return {
+            "objective": MaskedLMConfig(),
+            "model": EncoderConfig(**sizes),
+            "data": TextConfig(path=str(texts)),
+            "tokenizer": ByteConfig(special_tokens=["<mask>", "<cls>", "<sep>", "<pad>"]),
+        }
+    if name == "span_corruption":
+        sizes["n_layer"] = 1  # on each side
+        return {
+            "objective": SpanCorruptionConfig(),
+            "model": EncoderDecoderConfig(**sizes),
+            "tokenizer": ByteConfig(n_sentinel_tokens=8),
+        }
+    table = place / "rows.jsonl"
+    if not table.exists():
+        write_rows(table)
+    if name == "classification":
+        return {
+            "objective": ClassificationConfig(lm_weight=0.5),
+            "data": TableConfig(
+                path=str(table), prompt="{question}", label_column="even", class_names=["False", "True"]
+            ),
+        }
+    return {
+        "objective": InstructionConfig(),
+        "data": TableConfig(path=str(table), prompt="{question}", response=" {answer}"),
+    }
+
+
+def small_run(folder: Path, **words) -> RunConfig:
+    """A run of ten steps on bytes, without dropout, as an object."""
+    text = folder.parent / "text.txt"
+    if not text.exists():
+        write_text(text)
+    model = DecoderConfig(n_layer=2, n_head=2, d_model=32, context_length=16)
+    given = {
+        "model": model,
+        "data": TextConfig(path=str(text)),
+        "tokenizer": ByteConfig(),
+        "optimizer": AdamWConfig(lr=1e-2),
+        "schedule": CosineConfig(warmup_steps=2),
+        "trainer": TrainerConfig(accelerator="cpu", devices=1, val_check_interval=5, enable_progress_bar=False),
+        "callbacks": CallbacksConfig(checkpoint=CheckpointConfig(), sample=SampleConfig(max_new_tokens=8), plot=False),
+        "batch_tokens": 128,
+        "budget_steps": 10,
+        "run_dir": str(folder),
+    }
+    return RunConfig(**given | words)
+
+
+def write_run(folder, *, tokenizer=None, seed=0, rows=None, **options):
+    """A run folder as training leaves it, of a model with random weights."""
+    tokenizer = tokenizer or ByteTokenizer()
+    given = {"n_layer": 2, "n_head": 2, "d_model": 16, "context_length": 24, "init_std": 0.4}
+    config = RunConfig(
+        model=DecoderConfig(**given | options), data=TextConfig(path="none"), tokenizer=ByteConfig(), budget_steps=1
+    )
+    model = build_model(config.model, rows or tokenizer.vocab_size, seed=seed)
+    tokenizer_file = folder / "tokenizer.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(tokenizer_file)
+    state = {
+        "gptlab_format": checkpoint.FORMAT,
+        "step": 1,
+        "model": model.state_dict(),
+        "config": to_plain(config),
+        "tokenizer": tokenizer.fingerprint,
+        "best": None,
+    }
+    checkpoint.save(state, folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+def words_of(text: Path, **more) -> list[str]:
+    """The same run as words for train.py."""
+    words = {
+        "data": "text",
+        "data.path": text,
+        "tokenizer": "byte",
+        "model.n_layer": 2,
+        "model.n_head": 2,
+        "model.d_model": 32,
+        "model.context_length": 16,
+        "batch_tokens": 128,
+        "budget_steps": 10,
+        "optimizer": "adamw",
+        "optimizer.lr": 1e-2,
+        "schedule.warmup_steps": 2,
+        "trainer.val_check_interval": 5,
+        "trainer.enable_progress_bar": "false",
+        "trainer.accelerator": "cpu",
+        "callbacks.sample": "null",
+        "callbacks.plot": "false",
+    }
+    return [f"{key}={value}" for key, value in {**words, **more}.items()]
+
+
+def objective_words(name: str, place: Path) -> dict[str, object]:
+    """What `of_objective` says, as words for train.py."""
+    words, files = {"objective": name}, of_objective(name, place)
+    if "data" in files:
+        words["data.path"] = files["data"].path
+    match name:
+        case "masked_lm":
+            words |= {"model": "bert_laptop", "tokenizer.special_tokens": '["<mask>","<cls>","<sep>","<pad>"]'}
+        case "span_corruption":
+            words |= {"model": "t5_laptop", "model.n_layer": 1, "tokenizer.n_sentinel_tokens": 8}
+        case "classification":
+            words |= {"data": "table", "data.prompt": "{question}", "data.label_column": "even"}
+            words |= {"data.class_names": "['False','True']", "objective.lm_weight": 0.5}
+        case "instruction":
+            words |= {"data": "table", "data.prompt": "{question}", "data.response": " {answer}"}
+    return words
+
+
+def train(
+    words: list[str], folder: Path, *, program: Path = ROOT / "train.py", **environment
+) -> subprocess.CompletedProcess:
+    """Run the real command in `folder`."""
+    return subprocess.run(
+        [sys.executable, str(program), *words],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def learned(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv as text, without what depends on the clock."""
+    with open(run / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]

@@ -1,0 +1,364 @@
+"""A whole run, from config to last line."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from small_runs import small_run
+
+from gptlab.data.sources.config import TextConfig
+from gptlab.distributed.signals import Failure
+from gptlab.models.build import build_model
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.runs import checkpoint
+from gptlab.runs.folder import read_metrics
+from gptlab.training.config import (
+    AdamWConfig,
+    CallbacksConfig,
+    CheckpointConfig,
+    MuonConfig,
+    SampleConfig,
+    TrainerConfig,
+)
+from gptlab.training.loop import train
+
+LAST_LINE = r"val/loss \d+\.\d{4} val/perplexity \d+\.\d\d val/bits_per_byte \d+\.\d{4} run (\S+)"
+
+
+def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys):
+    run = tmp_path / "run"
+    config = small_run(run)
+    config.callbacks.plot = True
+    summary = train(config)
+    out = capsys.readouterr().out
+    last = out.rstrip("\n").splitlines()[-1]
+    assert re.fullmatch(LAST_LINE, last) and last.endswith(str(run))
+    assert "parameters" in out and "batch" in out and "unigram entropy" in out
+
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        *("config.yaml", "tokenizer.json", "metrics.csv", "events.jsonl", "summary.json"),
+        *("loss.png", "samples.txt", "checkpoints", "lock"),
+    }
+    saved = {"step_00000010.ckpt", "last.ckpt", "best.ckpt", "SHA256SUMS"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == saved
+    assert (run / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+    rows = read_metrics(run / "metrics.csv")
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert [row["tokens"] for row in rows] == [128 * step for step in range(1, 11)]
+    assert [row["step"] for row in rows if "val/loss" in row] == [5, 10]
+    end = rows[-1]
+    assert summary["val/loss"] == end["val/loss"] and summary["finished"]
+    assert end["val/perplexity"] == pytest.approx(math.exp(end["val/loss"]))
+    assert json.loads((run / "summary.json").read_text()) == summary
+    events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
+    assert events == ["started", "validated", "saved", "validated", "saved", "finished"]
+
+
+def test_validation_is_the_mean_over_every_token_of_the_split(tmp_path):
+    config = small_run(tmp_path / "run")
+    summary = train(config)
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    model = build_model(config.model, 257, seed=0)
+    checkpoint.restore_model(model, state["model"])
+    text = (tmp_path / "text.txt").read_bytes()
+    split = torch.tensor(list(text[int(0.9 * len(text)) :]))
+    total = 0.0
+    with torch.no_grad():
+        for start in range(0, len(split) - 1, 16):
+            window = split[start : start + 17]
+            logits = model(window[None, :-1])[0].double()
+            total += torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").item()
+    assert summary["val/loss"] == pytest.approx(total / (len(split) - 1), rel=1e-6)
+    assert summary["val/bits_per_byte"] == pytest.approx(total / math.log(2) / len(split), rel=1e-6)
+
+
+def test_accumulation_is_one_large_batch(tmp_path):
+    whole = train(small_run(tmp_path / "whole"))
+    parts = train(small_run(tmp_path / "parts", micro_batch_size=2))
+    a, b = (read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "parts"))
+    for x, y in zip(a, b, strict=True):
+        for name in ("train/loss", "train/grad_norm"):
+            assert y[name] == pytest.approx(x[name], rel=1e-5)
+    assert parts["val/loss"] == pytest.approx(whole["val/loss"], rel=1e-5)
+
+
+def test_the_first_loss_and_norm_are_those_of_the_definition(tmp_path):
+    """Step 1 worked out without the trainer: the samples, their loss, the gradient's norm, the clipped update."""
+    from gptlab.data.examples.windows import SlidingWindows
+    from gptlab.data.order import window_index
+    from gptlab.data.prepare import prepare
+
+    config = small_run(tmp_path / "run", optimizer=AdamWConfig(lr=1e-2, grad_clip=0.5))
+    train(config)
+    row = read_metrics(tmp_path / "run" / "metrics.csv")[0]
+    data = prepare(config.data, config.tokenizer, progress=False)
+    windows = SlidingWindows(data.train.tokens, 16, 16)
+    batch = torch.from_numpy(windows.gather(window_index(config.seed, torch.arange(8).numpy(), len(windows))))
+    model = build_model(config.model, 257, seed=config.seed)
+    loss = torch.nn.functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+    loss.backward()
+    norm = torch.stack([p.grad.double().square().sum() for p in model.parameters()]).sum().sqrt()
+    assert norm > 0.5, "the clip is active"
+    assert row["train/loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert row["train/grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
+    assert row["train/lr"] == pytest.approx(1e-2 / 3)
+
+
+def test_one_batch_is_learned_by_heart(tmp_path):
+    config = small_run(tmp_path / "run", budget_steps=120, optimizer=MuonConfig(lr=1e-2, weight_decay=0.0))
+    config.data.max_sequences = 8
+    config.trainer.val_check_interval = 1.0
+    assert train(config)["train/loss"] < 0.1
+
+
+def test_a_finished_run_says_so(tmp_path, capsys):
+    first = train(small_run(tmp_path / "run"))
+    capsys.readouterr()
+    assert train(small_run(tmp_path / "run")) == first
+    out = capsys.readouterr().out
+    assert "is finished after 10 steps" in out and re.fullmatch(LAST_LINE, out.rstrip().splitlines()[-1])
+
+
+def test_a_changed_config_is_refused_with_the_difference(tmp_path):
+    train(small_run(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"another config: .*optimizer\.lr was 0\.01 and is 0\.02"):
+        train(small_run(tmp_path / "run", optimizer=AdamWConfig(lr=2e-2)))
+    with pytest.raises(ValueError, match=r"resume=null.*resume=auto"):
+        train(small_run(tmp_path / "run", resume=None))
+
+
+def test_another_place_is_no_change(tmp_path):
+    train(small_run(tmp_path / "run", budget_steps=10))
+    (tmp_path / "run" / "summary.json").unlink()
+    moved = small_run(tmp_path / "run", micro_batch_size=4)
+    assert train(moved)["steps"] == 10
+
+
+def test_a_path_continues_under_another_budget(tmp_path):
+    train(small_run(tmp_path / "short"))
+    last = tmp_path / "short" / "checkpoints" / "last.ckpt"
+    summary = train(small_run(tmp_path / "long", budget_steps=15, resume=str(last)))
+    rows = read_metrics(tmp_path / "long" / "metrics.csv")
+    assert summary["steps"] == 15 and [row["step"] for row in rows] == list(range(1, 16))
+    with pytest.raises(ValueError, match=r"another model or batch: model\.d_model was 32 and is 64"):
+        bigger = DecoderConfig(n_layer=2, n_head=2, d_model=64, context_length=16)
+        train(small_run(tmp_path / "big", model=bigger, resume=str(last)))
+    with pytest.raises(ValueError, match="at step 10 and the budget is 5"):
+        train(small_run(tmp_path / "less", budget_steps=5, resume=str(last)))
+
+
+def test_a_run_goes_back_to_a_checkpoint_of_its_own(tmp_path):
+    settings = CallbacksConfig(checkpoint=CheckpointConfig(every_steps=5, keep_last=9), sample=None, plot=False)
+    straight = train(small_run(tmp_path / "run", callbacks=settings))
+    expected = read_metrics(tmp_path / "run" / "metrics.csv")
+    middle = tmp_path / "run" / "checkpoints" / "step_00000005.ckpt"
+    again = train(small_run(tmp_path / "run", callbacks=settings, resume=str(middle)))
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [row["train/loss"] for row in rows] == [row["train/loss"] for row in expected]
+    assert again["val/loss"] == straight["val/loss"]
+    other = small_run(tmp_path / "other", callbacks=settings, resume=str(middle))
+    train(other)
+    with pytest.raises(ValueError, match=r"has gone on from resume=.*leave resume out"):
+        train(other)
+
+
+def test_a_tokenizer_with_fewer_words_than_the_model(tmp_path):
+    config = small_run(tmp_path / "run")
+    config.model.vocab_size = 50_000
+    train(config)
+    assert (tmp_path / "run" / "samples.txt").read_text().count("--- step") == 2
+
+
+def test_changed_text_is_refused(tmp_path):
+    train(small_run(tmp_path / "run"))
+    (tmp_path / "run" / "summary.json").unlink()
+    text = tmp_path / "text.txt"
+    text.write_text(text.read_text().upper())
+    with pytest.raises(ValueError, match="the corpus has changed since"):
+        train(small_run(tmp_path / "run"))
+
+
+def test_it_refuses_to_train_through_nan(tmp_path):
+    config = small_run(tmp_path / "run", optimizer=AdamWConfig(lr=1e30, grad_clip=None))
+    config.callbacks.checkpoint.every_steps = 1
+    with pytest.raises(Failure, match=r"step \d+ has loss (nan|inf).*Lower optimizer\.lr"):
+        train(config)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    failed = rows[-1]["train/loss"], rows[-1]["train/grad_norm"]
+    assert not all(map(math.isfinite, failed)), "the step that failed is on the record"
+    path, _ = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    if path is not None:
+        assert all(t.isfinite().all() for t in checkpoint.load(path)["model"].values()), "what is saved is sound"
+
+
+def test_text_shorter_than_a_window_is_refused(tmp_path):
+    (tmp_path / "text.txt").write_text("short")
+    with pytest.raises(ValueError, match=r"tokens and one window needs 17.*data\.context_length"):
+        train(small_run(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_devices_than_there_are(tmp_path):
+    trainer = TrainerConfig(devices=4)
+    if torch.cuda.is_available():
+        trainer.devices = torch.cuda.device_count() + 1
+    with pytest.raises(ValueError, match=r"trainer\.devices=\d+ asks for \d+ devices and this machine has"):
+        train(small_run(tmp_path / "run", trainer=trainer))
+
+
+def test_without_a_validation_split(tmp_path, capsys):
+    config = small_run(tmp_path / "run")
+    config.data = TextConfig(path=config.data.path, val_fraction=0.0)
+    assert "val/loss" not in train(config)
+    assert re.fullmatch(r"train/loss \d+\.\d{4} run \S+", capsys.readouterr().out.rstrip().splitlines()[-1])
+
+
+def test_a_test_split_is_scored_once_at_the_end(tmp_path):
+    config = small_run(tmp_path / "run")
+    config.data = TextConfig(path=config.data.path, test_fraction=0.1)
+    summary = train(config)
+    assert 0 < summary["test/loss"] < 6 and summary["test/loss"] != summary["val/loss"]
+
+
+def test_a_part_of_the_split_has_another_name(tmp_path):
+    config = small_run(tmp_path / "run")
+    config.trainer.limit_val_batches = 1
+    summary = train(config)
+    assert "val_part/loss" in summary and "val/loss" not in summary
+
+
+def test_the_training_split_in_eval_mode(tmp_path):
+    summary = train(small_run(tmp_path / "run", eval_train=True))
+    assert summary["train_eval/loss"] == pytest.approx(summary["train/loss"], rel=0.1)
+    assert "train_eval/loss" in read_metrics(tmp_path / "run" / "metrics.csv")[-1]
+
+
+def test_callbacks_can_be_turned_off(tmp_path):
+    off = CallbacksConfig(checkpoint=None, sample=None, plot=False)
+    train(small_run(tmp_path / "run", callbacks=off))
+    assert not (tmp_path / "run" / "checkpoints").exists() and not (tmp_path / "run" / "samples.txt").exists()
+
+
+def test_as_many_checkpoints_as_asked_for_are_kept(tmp_path):
+    settings = CallbacksConfig(checkpoint=CheckpointConfig(every_steps=2, keep_last=3), sample=None, plot=False)
+    train(small_run(tmp_path / "run", callbacks=settings))
+    steps = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("step_*"))
+    assert steps == ["step_00000006.ckpt", "step_00000008.ckpt", "step_00000010.ckpt"]
+
+
+def test_other_peoples_callbacks_find_their_metrics(tmp_path):
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    config = small_run(tmp_path / "run", budget_steps=100, optimizer=AdamWConfig(lr=1e-9))
+    summary = train(config, callbacks=[EarlyStopping("val/loss", patience=2, min_delta=0.1)])
+    assert summary["steps"] == 15 and not summary["finished"]
+
+
+def test_samples_are_text_of_the_corpus_alphabet(tmp_path):
+    config = small_run(tmp_path / "run")
+    config.callbacks.sample = SampleConfig(prompt="the ", n_tokens=12)
+    train(config)
+    assert (tmp_path / "run" / "samples.txt").read_text().count("--- step") == 2
+    assert "the " in (tmp_path / "run" / "samples.txt").read_text()
+
+
+def test_a_run_killed_after_its_last_save_scores_the_trained_model(tmp_path):
+    config = small_run(tmp_path / "run")
+    config.data = TextConfig(path=config.data.path, test_fraction=0.1)
+    first = train(config)
+    (tmp_path / "run" / "summary.json").unlink()
+    again = train(config)
+    assert again["test/loss"] == first["test/loss"] and again["val/loss"] == first["val/loss"]
+
+
+def test_checkpoints_that_cannot_be_read_are_kept_and_end_the_run(tmp_path):
+    train(small_run(tmp_path / "run"))
+    (tmp_path / "run" / "summary.json").unlink()
+    metrics = (tmp_path / "run" / "metrics.csv").read_bytes()
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"none of the checkpoints in .* can be read"):
+        train(small_run(tmp_path / "run"))
+    assert len(list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))) == 3
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == metrics
+
+
+def test_every_step_has_one_row_without_evaluations_and_when_ended_early(tmp_path):
+    config = small_run(tmp_path / "none")
+    config.trainer.limit_val_batches = 0
+    train(config)
+    assert [row["step"] for row in read_metrics(tmp_path / "none" / "metrics.csv")] == list(range(1, 11))
+    config = small_run(tmp_path / "early", budget_steps=1_000_000)
+    config.trainer.max_time = "00:00:00:01"
+    config.trainer.val_check_interval = 1_000_000
+    for _ in range(2):  # the limit is one on each start
+        train(config)
+    rows = read_metrics(tmp_path / "early" / "metrics.csv")
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    evaluated = [row["step"] for row in rows if "val/loss" in row]
+    assert len(evaluated) == 2 and evaluated[1] > evaluated[0] + 20
+
+
+def test_what_is_refused_leaves_a_finished_run_as_it_was(tmp_path, monkeypatch):
+    settings = CallbacksConfig(checkpoint=CheckpointConfig(every_steps=5, keep_last=9), sample=None, plot=False)
+    train(small_run(tmp_path / "run", callbacks=settings))
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != "lock"}
+    middle = tmp_path / "run" / "checkpoints" / "step_00000005.ckpt"
+    with pytest.raises(ValueError, match="another model or batch"):
+        train(small_run(tmp_path / "run", callbacks=settings, resume=str(middle), batch_tokens=256))
+
+    def refuse(*_):
+        raise ValueError("refused by Lightning")
+
+    monkeypatch.setattr("gptlab.training.loop._trainer", refuse)
+    with pytest.raises(ValueError, match="refused by Lightning"):
+        train(small_run(tmp_path / "run", callbacks=settings, resume=str(middle)))
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != "lock"} == before
+
+
+def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path):
+    config = small_run(tmp_path / "run", budget_steps=12, optimizer=AdamWConfig(lr=1e-2))
+    config.callbacks.checkpoint = CheckpointConfig(every_steps=12)
+    config.trainer.val_check_interval = 3
+    train(config)
+    losses = {r["step"]: r["val/loss"] for r in read_metrics(tmp_path / "run" / "metrics.csv") if "val/loss" in r}
+    best = checkpoint.load(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert best["step"] == min(losses, key=losses.get) and best["best"]["val/loss"] == min(losses.values())
+
+
+def test_gradients_are_measured_and_clipped_without_the_loss_scale(tmp_path, monkeypatch):
+    """16-mixed on a CPU stands in for a GPU: the scale of 65,536 must show in neither the norm nor the update."""
+    import lightning
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    train(small_run(tmp_path / "whole"))
+
+    class Scaled(lightning.Trainer):
+        def __init__(self, **words):
+            scaler = torch.amp.GradScaler("cpu")
+            words["precision"] = None
+            super().__init__(plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)], **words)
+
+    monkeypatch.setattr(lightning, "Trainer", Scaled)
+    train(small_run(tmp_path / "half"))
+    whole, half = (read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "half"))
+    for a, b in zip(whole, half, strict=True):
+        assert b["train/grad_norm"] == pytest.approx(a["train/grad_norm"], rel=0.05)
+        assert b["train/loss"] == pytest.approx(a["train/loss"], rel=0.01)
+
+
+def test_loggers_get_the_rows(tmp_path):
+    from gptlab.training.config import LoggersConfig, TensorboardConfig, WandbConfig
+
+    config = small_run(tmp_path / "run", logger=LoggersConfig(wandb=WandbConfig(), tensorboard=TensorboardConfig()))
+    train(config)
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    first = (tmp_path / "run" / "wandb_id").read_text()
+    (tmp_path / "run" / "summary.json").unlink()
+    train(config)
+    assert (tmp_path / "run" / "wandb_id").read_text() == first
