@@ -1,4 +1,4 @@
-"""Carrying out a strategy: Lightning's strategy object, the device mesh, and sharding, recomputing and compiling blocks."""
+"""Carry out a strategy: the device mesh, and blocks that are sharded, recomputed and compiled."""
 
 from datetime import timedelta
 from functools import partial
@@ -133,5 +133,5 @@ def synchronize_gradients(wrapped: nn.Module, model: nn.Module, now: bool) -> No
     if isinstance(wrapped, DistributedDataParallel):
         wrapped.require_backward_grad_sync = now
     elif isinstance(model, FSDPModule):
-        # Each pass is reduce-scattered at once, since a whole gradient might not fit; replicas are summed with the last.
+        # Each pass is reduce-scattered, since a whole gradient might not fit; replicas are summed with the last pass.
         model.set_requires_all_reduce(now)

@@ -18,8 +18,8 @@ class LanguageModel(nn.Module, ABC):
     """A network that turns tokens into hidden states, and a head that turns these into logits.
 
     A subclass sets `blocks` in its constructor, or defines it as a property: all blocks in the order in which they run.
-    They are the units of activation checkpointing, compilation and sharding, so nearly all parameters should be in them.
-    It defines `hidden_states` and `head`, which is enough to train and to generate; the other methods are defaults.
+    They are the units of activation checkpointing, compilation and sharding, so most parameters should be in them. It
+    defines `hidden_states` and `head`, which is enough to train and to generate; the other methods have defaults.
 
     Its `config.capabilities` promise more: `encoder_decoder` that `hidden_states` takes `source` and `source_mask` and
     that there is `encode`; `mlm_head`, `pooler` and `nsp_head` that there are `mlm_transform`, `pooled` and
@@ -38,8 +38,8 @@ class LanguageModel(nn.Module, ABC):
         """What the head reads: tokens (B, T) -> (B, T, D).
 
         attention_mask (B, T) is True on real tokens and False on padding, which is at the end (None: no padding). The
-        result at padding is arbitrary. If `new_cache` returns a cache, there is an argument `cache` too: the tokens then
-        continue what the cache holds and are added to it.
+        result at padding is arbitrary. If `new_cache` returns a cache, there is an argument `cache` too: the tokens
+        then continue what the cache holds and are added to it.
         """
 
     @property
@@ -85,8 +85,8 @@ class LanguageModel(nn.Module, ABC):
     def output_modules(self) -> Sequence[nn.Module]:
         """What reads the last block's output, except a head tied to the embedding; trained by finetune=last_layers."""
         raise UserError(
-            f"finetune=last_layers needs to know what follows the last block, and a model of model.type={self.config.type} "
-            "does not define output_modules; use finetune=full or lora"
+            f"finetune=last_layers needs to know what follows the last block, and the model of "
+            f"model.type={self.config.type} does not define output_modules; use finetune=full or lora"
         )
 
     def linear_layers(self, block: nn.Module) -> Mapping[str, nn.Linear]:

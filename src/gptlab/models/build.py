@@ -43,8 +43,8 @@ def initial_values(
 ) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
     """Yield name, parameter and initial value (unsharded, float32, on the CPU), one parameter at a time.
 
-    A value is a function of seed, name and shape only, so that any sharding starts from the same model. `wanted` selects
-    by name.
+    A value is a function of seed, name and shape only, so that any sharding starts from the same model. `wanted`
+    selects by name.
     """
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):

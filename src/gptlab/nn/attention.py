@@ -20,8 +20,8 @@ FUSED_ELEMENTS = 2**20
 class Attention(nn.Module):
     """Attention whose H query heads share G key and value heads (arXiv:1706.03762; grouped: arXiv:2305.13245).
 
-    With `qk_norm_eps` queries and keys are RMS-normalized without a gain (as in arXiv:2302.05442). Scores are multiplied
-    by `scale` (None: K^-0.5).
+    With `qk_norm_eps` queries and keys are RMS-normalized without a gain (as in arXiv:2302.05442). Scores are
+    multiplied by `scale` (None: K^-0.5).
 
     q, k and v are computed as one product where all three are plain linear layers. A hook, a parametrization or an
     adapter on any of them makes all three run as modules, from the next forward pass on.
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         """Lay the weights of q, k and v out as one matrix, for decoding one token at a time.
 
         The three parameters become views of it, with their names and values, so nothing is stored twice. To be called
-        where the weights stay on their device and in their dtype. It has no effect where q, k and v must run as modules.
+        where the weights stay on their device and in their dtype. No effect where q, k and v must run as modules.
         """
         parts = self.q, self.k, self.v
         if not _fusible(*parts):
@@ -84,8 +84,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Mix positions: x (B, T, D) -> (B, T, D).
 
-        `mask` broadcasts to (B, H, T, S): bool, True where a query may attend, or a float bias added to the scores. S is
-        T, and with a `cache` all positions so far. With a `source`, queries attend to it instead of x: hidden states
+        `mask` broadcasts to (B, H, T, S): bool, True where a query may attend, or a float bias added to the scores. S
+        is T, and with a `cache` all positions so far. With a `source`, queries attend to it instead of x: hidden states
         (B, S, D), or the keys and values that `keys_values` made of them.
         """
         if source is None:

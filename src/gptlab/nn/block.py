@@ -19,7 +19,7 @@ class Block(nn.Module):
 
 
 class CrossBlock(Block):
-    """Pre-norm, with cross-attention to another sequence between the two sublayers (arXiv:1706.03762, section 3.1; T5)."""
+    """Pre-norm, with cross-attention between the two sublayers (arXiv:1706.03762, section 3.1; T5)."""
 
     def __init__(self, *, norm_cross: nn.Module, cross: nn.Module, **parts):
         super().__init__(**parts)

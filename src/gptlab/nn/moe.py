@@ -6,7 +6,6 @@ logged. So a step's loss depends neither on the micro-batch size nor on the numb
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -80,7 +79,7 @@ class MoE(nn.Module):
         self.shard = ExpertShard(range(n_expert), _same, _same)
 
     def splits(self) -> dict[str, Split]:
-        """How its layers are sharded over a tensor-parallel group: whole experts to each rank, the shared by channel."""
+        """How its layers are sharded over a tensor-parallel group: by expert, and the shared ones by channel."""
         splits = {f"experts.{name}": Split.stack for name, _ in self.experts.named_children()}
         if self.shared is not None:
             splits |= {f"shared.{name}": split for name, split in self.shared.splits().items()}
@@ -306,11 +305,12 @@ def _counts(ends: Tensor) -> Tensor:
 def auxiliary(routings: Sequence[Routing], *, balance_coef: float | None, z_coef: float | None) -> Auxiliary:
     """The load-balancing loss and the router's z-loss, their means over layers weighted by the arguments.
 
-    Balance is taken per sequence (DeepSeek-V3, arXiv:2412.19437, equations 17 to 20; Switch, arXiv:2101.03961, equations
-    4 to 6, with a sequence as the batch): E sum_i f_i P_i, where f_i is expert i's share of the sequence's choices before
-    any is dropped and P_i the mean of its probability. It is 1 where all have the same share. The z-loss is that of
-    ST-MoE (arXiv:2202.08906, equation 5). `dropped_token_fraction` is the share of a sequence's choices that were beyond
-    capacity, and `max_expert_load` the largest share of a sequence's choices that fell on one expert of any layer.
+    Balance is taken per sequence (DeepSeek-V3, arXiv:2412.19437, equations 17 to 20; Switch, arXiv:2101.03961,
+    equations 4 to 6, with a sequence as the batch): E sum_i f_i P_i, where f_i is expert i's fraction of the sequence's
+    choices before any is dropped and P_i the mean of its probability. It is 1 where all have the same fraction. The
+    z-loss is that of ST-MoE (arXiv:2202.08906, equation 5). `dropped_token_fraction` is the fraction of a sequence's
+    choices that were beyond capacity, and `max_expert_load` the largest fraction of a sequence's choices in a layer
+    that fell on one expert, over all layers.
     """
     logits = torch.stack([routing.logits for routing in routings])  # (L, B, T, E)
     n_chosen = torch.stack([routing.n_chosen for routing in routings]).float()  # (L, B, E)

@@ -82,8 +82,8 @@ class Objective(ABC):
     def collate(self, examples, sample_ids: np.ndarray) -> Batch:
         """A batch of what `gather` returned.
 
-        `sample_ids` (B) are unique within a run and negative in an evaluation. Whatever is drawn at random is a function
-        of them and the seed.
+        `sample_ids` (B) are unique within a run and negative in an evaluation. Whatever is drawn at random is a
+        function of them and the seed.
         """
 
     @abstractmethod

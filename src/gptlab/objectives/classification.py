@@ -44,8 +44,8 @@ class Classification(Objective):
         if pooled:
             if tokenizer.cls is None or tokenizer.sep is None:
                 raise UserError(
-                    f"objective=classification with a pooler reads the <cls> token, and tokenizer={tokenizer.type} has no "
-                    "<cls> and <sep>; use tokenizer=wordpiece, or add tokenizer.special_tokens=[<cls>,<sep>]"
+                    f"objective=classification reads the <cls> token of this model, and tokenizer={tokenizer.type} has "
+                    "no <cls> and <sep>; use tokenizer=wordpiece, or add tokenizer.special_tokens=[<cls>,<sep>]"
                 )
             self.ends = tokenizer.cls, tokenizer.sep
             self.unused_parameters = ("mlm.", "nsp.")

@@ -33,8 +33,8 @@ class MaskedLM(Objective):
         missing = [token for token, token_id in roles.items() if token_id is None]
         if missing:
             raise UserError(
-                f"objective=masked_lm needs special tokens, and tokenizer={tokenizer.type} has no {', '.join(missing)}; "
-                f"use tokenizer=wordpiece, or add tokenizer.special_tokens=[{','.join(missing)}]"
+                f"objective=masked_lm needs special tokens, and tokenizer={tokenizer.type} has no "
+                f"{', '.join(missing)}; use tokenizer=wordpiece, or add tokenizer.special_tokens=[{','.join(missing)}]"
             )
         least = (N_SPECIAL if config.next_sentence else 2) + 2
         if context_length < least:

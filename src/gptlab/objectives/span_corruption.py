@@ -1,4 +1,4 @@
-"""Span corruption: spans of a text are replaced by sentinels and predicted in turn (T5, arXiv:1910.10683, section 3.1.4)."""
+"""Span corruption: spans replaced by sentinels are predicted in turn (T5, arXiv:1910.10683, section 3.1.4)."""
 
 import numpy as np
 import torch

@@ -30,8 +30,8 @@ def prepare_finetuning(model: LanguageModel, config: FinetuneConfig) -> None:
             blocks = list(model.output_blocks)
             if config.n_layer > len(blocks):
                 raise UserError(
-                    f"finetune.n_layer={config.n_layer} is more than the {len(blocks)} blocks of this model that lead to "
-                    "its head; use that many or fewer"
+                    f"finetune.n_layer={config.n_layer} is more than the {len(blocks)} blocks before this model's "
+                    "head; use that many or fewer"
                 )
             for module in (*blocks[-config.n_layer :], *model.output_modules):
                 trained += module.parameters()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.models.base import LanguageModel
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.models.transformer import Transformer
 from gptlab.nn.attention import KV, Attention
 from gptlab.nn.block import Block, CrossBlock
@@ -111,8 +111,8 @@ class EncoderDecoder(Transformer):
         return LanguageModel.tensor_parallel_plan(self, block)  # all heads share the biases of relative positions
 
     def init_parameter(self, name: str, value: Tensor, module: nn.Module, generator: torch.Generator) -> None:
-        """T5's own initial values (mesh-tensorflow, as transformers has them): the token embedding and an untied head of
-        unit size, matrices that keep the variance, and queries that compensate for scores without a scale."""
+        """T5's own (mesh-tensorflow, as in transformers): the token embedding and an untied head of unit size, matrices
+        that keep the variance, and queries that compensate for scores without a scale."""
         c = self.config
         if name in ("tok_emb.weight", "lm_head.weight"):
             std = 1.0
