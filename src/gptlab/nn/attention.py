@@ -50,6 +50,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(n_head * d_head, d_model, bias=bias)
         self._small = self.q.weight.numel() <= FUSED_ELEMENTS
         self._joined: tuple[Tensor, Tensor | None] | None = None
+        self._joined_addresses: list[int] = []  # of the parameters while they are its views
 
     @torch.no_grad()
     def join(self) -> None:
@@ -70,7 +71,7 @@ class Attention(nn.Module):
         if bias is not None:
             for part, view in zip(parts, bias.split(sizes), strict=True):
                 part.bias.data = view
-        self._joined = weight, bias
+        self._joined, self._joined_addresses = (weight, bias), self._addresses()
 
     def forward(
         self,
@@ -127,7 +128,7 @@ class Attention(nn.Module):
         joined = self._joined is not None and not torch.is_grad_enabled()
         if not (joined or self._small) or not _fusible(*parts):
             qkv = torch.cat([part(x) for part in parts], -1)
-        elif joined and self._views_joined(*parts):
+        elif joined and self._addresses() == self._joined_addresses:  # nobody has replaced or moved them
             qkv = F.linear(x, *self._joined)
         else:
             bias = None if self.q.bias is None else torch.cat([part.bias for part in parts])
@@ -142,19 +143,10 @@ class Attention(nn.Module):
             qk = rotate(qk, rotation)
         return *qk.split((self.n_head, self.n_kv_head), 2), v
 
-    def _views_joined(self, *parts: nn.Linear) -> bool:
-        """Whether the parameters are still the views that `join` made, and not replaced or moved since."""
-        weight, bias = self._joined
-        own = [(weight, [part.weight for part in parts])]
-        if bias is not None:
-            own.append((bias, [part.bias for part in parts]))
-        for whole, views in own:
-            start, step = whole.data_ptr(), whole.stride(0) * whole.element_size()
-            for view in views:
-                if view.data_ptr() != start or view.dtype != whole.dtype:
-                    return False
-                start += len(view) * step
-        return True
+    def _addresses(self) -> list[int]:
+        layers = self.q, self.k, self.v
+        parameters = [layer.weight for layer in layers] + [layer.bias for layer in layers if layer.bias is not None]
+        return [parameter.data_ptr() for parameter in parameters]
 
 
 def _fusible(*layers: nn.Module) -> bool:
