@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -78,7 +79,7 @@ class MoE(nn.Module):
         """Mix channels: x (B, T, D) -> (B, T, D), and the routing of the B T tokens."""
         tokens = x.flatten(0, -2)  # (N, D)
         # In float32 whatever the rest computes in: a choice is all or nothing (arXiv:2101.03961, section 2.4).
-        with torch.autocast(x.device.type, enabled=False):
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             logits = F.linear(tokens.float(), self.router.weight.float())  # (N, E)
         if self.softmax is RouterSoftmax.before:
             weights, chosen = logits.softmax(-1).topk(self.n_active)  # (N, k)
@@ -97,6 +98,11 @@ class MoE(nn.Module):
         if self.shared is not None:
             mixed = mixed + self.shared(x)
         return self.division.leave(mixed), Routing(logits, n_chosen, n_dropped)
+
+    def inactive_parameters(self) -> int:
+        """Parameters that an average token does not meet: those of experts that it is not routed to."""
+        n_parameters = sum(parameter.numel() for parameter in self.experts.parameters())
+        return n_parameters * (self.n_expert - self.n_active) // self.n_expert
 
     def _dropless(self, tokens: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """What the experts held here answer to all M = N k choices, (M, D), and how many each of all experts got."""
@@ -153,7 +159,9 @@ class GroupedLinear(nn.Module):
         weight, bias = self.weight, self.bias
         if self.divided:
             weight, bias = weight.to_local(), None if bias is None else bias.to_local()
-        if torch.is_autocast_enabled(x.device.type):
+        if x.is_meta and ends is not None:  # who gets which row is a value, and one expert with all is as much work
+            return F.linear(x, weight[0], None if bias is None else bias[0])
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         if ends is None:
