@@ -110,9 +110,8 @@ def training_pass(
         if capabilities & WITH_LM_HEAD:
             meter.scale, meter.kept = scored_fraction, {}
             if Capability.mlm_head in capabilities:
-                hidden = getattr(model, "mlm_transform", getattr(model, "transformed", None))(
-                    hidden
-                )  # MERGE: the first
+                # MERGE: `model.mlm_transform(hidden)` alone.
+                hidden = getattr(model, "mlm_transform", getattr(model, "transformed", None))(hidden)
                 meter.keep(hidden)
                 transformed = Counter({kind: scored_fraction * n for kind, n in sizes(meter.kept).items()})
             head = model.head
@@ -144,6 +143,13 @@ def _sequence_heads(model: nn.Module, capabilities: frozenset[Capability], hidde
     return results
 
 
+def estimated_flops_per_token(model: nn.Module) -> float:
+    """6 N, for a model that `training_pass` cannot count; N leaves out embeddings, and takes in a tied head."""
+    counts = parameter_counts(model)
+    n = counts["active"] - counts.get("embedding", 0) - counts.get("position", 0)
+    return 6.0 * (n + (0 if counts.get("head") else model.head.weight.numel()))
+
+
 def memory_bytes(
     model: nn.Module,
     counted: TrainingPass | None,
@@ -153,10 +159,10 @@ def memory_bytes(
     strategy: StrategyConfig,
     layout: Layout,
 ) -> dict[str, int]:
-    """Peak memory of training per device, by part: float32 gradients under mixed precision, and sharded as `layout` says.
+    """Peak memory of training, in bytes per device, by part and in `total`.
 
-    `counted` is a pass over a device's micro-batch; without one `activations` and `logits` are left out. Activations are
-    those of fused attention and norms: a device without such kernels keeps more.
+    `counted` is a pass over a device's micro-batch; without it `activations` and `logits` are left out. Activations
+    are those of fused attention and norms; a device without such kernels keeps more.
     """
     weight, copy, activation, _ = PRECISIONS[precision]
     tensor, blocks = layout.tensor, list(getattr(model, "blocks", ()))
