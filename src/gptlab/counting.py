@@ -189,7 +189,8 @@ class _FusedKernels(TorchFunctionMode):
 
     def _attention(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **_) -> Tensor:
         meter, n_scores = self.meter, query.shape[:-1].numel() * key.shape[-2]
-        result = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        *batch, n_head, n_query, _ = query.shape
+        result = query.new_empty((*batch, n_query, n_head, value.shape[-1])).transpose(-3, -2)  # as kernels lay it out
         read = [query, key, value, *([] if attn_mask is None else [attn_mask])]
         meter.multiplied(2 * n_scores * (query.shape[-1] + value.shape[-1]), result)
 
