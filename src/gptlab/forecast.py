@@ -78,8 +78,8 @@ class Plan:
             epochs = self.n_steps * sequences_per_step / self.n_examples
         per_parameter = self.total_tokens / self.parameters["total"]
         return (
-            f"{_plural(self.n_steps, 'step')}, {self.total_tokens:,} tokens: {epochs:.2f} epochs, "
-            f"{per_parameter:.1f} tokens per parameter"
+            f"{_plural(self.n_steps, 'step')}, {self.total_tokens:,} tokens: {epochs:,.2f} epochs, "
+            f"{per_parameter:,.1f} tokens per parameter"
         )
 
     def _batch(self, sequences_per_step: int, context_length: int) -> str:
@@ -168,8 +168,8 @@ def _plural(count: int, one: str) -> str:
 
 
 def _bytes(size: int) -> str:
-    for unit, name in ((2**40, "TiB"), (2**30, "GiB")):
-        if size >= unit / 10:
+    for least, unit, name in ((2**40, 2**40, "TiB"), (2**30 / 10, 2**30, "GiB")):
+        if size >= least:
             return f"{size / unit:,.2f} {name}"
     return f"{size / 2**20:.1f} MiB"
 
