@@ -12,6 +12,7 @@ import gptlab.nn.moe as moe
 from gptlab import costs
 from gptlab.distributed.config import Layout, Recompute, Sharding, StrategyConfig
 from gptlab.distributed.parallelize import parallelize
+from gptlab.models.base import LanguageModel
 from gptlab.models.build import build_model, shape_model
 from gptlab.models.config import Capability, Feedforward, ModelConfig
 from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position
@@ -54,7 +55,7 @@ def count(parameters):
 def shaped(config, finetune=None, vocab_size=40):
     model = shape_model(config, vocab_size)
     if finetune is not None:
-        prepare_finetuning(model, finetune, config)
+        prepare_finetuning(model, finetune)
     return model
 
 
@@ -216,7 +217,7 @@ def test_a_target_length_is_for_an_encoder_decoder():
 def test_flops_with_frozen_weights_are_those_that_autograd_runs(config, finetune, monkeypatch):
     monkeypatch.setattr(moe, "runs_grouped", lambda x, weight: False)  # torch's counter knows the loop's products
     model = build_model(config, 40, seed=0)
-    prepare_finetuning(model, finetune, config)
+    prepare_finetuning(model, finetune)
     for name, parameter in model.named_parameters():
         if "lora_up" in name:
             nn.init.ones_(parameter)
@@ -225,8 +226,9 @@ def test_flops_with_frozen_weights_are_those_that_autograd_runs(config, finetune
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         if Capability.nsp_head in config.capabilities:
             hidden = model.hidden_states(tokens)
-            transform = getattr(model, "mlm_transform", getattr(model, "transformed", None))  # MERGE: the first
-            loss = model.head.logits(transform(hidden)).sum() + model.next_sentence(model.pooled(hidden)).sum()
+            loss = (
+                model.head.logits(model.mlm_transform(hidden)).sum() + model.next_sentence(model.pooled(hidden)).sum()
+            )
         else:
             loss = model(tokens, **source).sum()
         loss.backward()
@@ -271,16 +273,16 @@ def test_six_n_leaves_out_inactive_experts():
     assert costs.training_pass(model, 16).flops_per_token_6n == 6 * n
 
 
-class Recurrent(nn.Module):
+class Recurrent(LanguageModel):
     """A causal model that is no transformer, as a plugin may bring one."""
 
     def __init__(self):
-        super().__init__()
-        self.config = ModelConfig(d_model=8, context_length=16)
+        super().__init__(ModelConfig(d_model=8, context_length=16))
+        self.blocks = nn.ModuleList()
         self.tok_emb = nn.Embedding(40, 8)
         self.rnn = nn.GRU(8, 8, batch_first=True)
 
-    def hidden_states(self, tokens):
+    def hidden_states(self, tokens, *, attention_mask=None):
         return self.rnn(self.tok_emb(tokens))[0]
 
     @property
@@ -325,8 +327,7 @@ def test_activations_of_an_encoder(heads):
         hidden = model.hidden_states(torch.zeros((8, 16), dtype=torch.int64))
         if heads is Heads.none:
             return hidden
-        transform = getattr(model, "mlm_transform", getattr(model, "transformed", None))  # MERGE: the first
-        return torch.cat([hidden[:, :4], transform(hidden[:, :4])], 1)
+        return torch.cat([hidden[:, :4], model.mlm_transform(hidden[:, :4])], 1)
 
     assert activations(config, scored_fraction=4 / 16) == pytest.approx(kept_bytes(model, forward), rel=0.05)
 
@@ -345,7 +346,7 @@ def test_activations_of_an_encoder_decoder(feedforward):
 def test_frozen_blocks_keep_nothing():
     config, finetune = DecoderConfig(**SMALL), FinetuneConfig(type=Finetuning.last_layers, n_layer=1)
     model = build_model(config, 40, seed=0)
-    prepare_finetuning(model, finetune, config)
+    prepare_finetuning(model, finetune)
     measured = kept_bytes(model, lambda: model.hidden_states(torch.zeros((8, 16), dtype=torch.int64)))
     assert activations(config, finetune=finetune) == pytest.approx(measured, rel=0.05)
 

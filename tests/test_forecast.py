@@ -11,6 +11,7 @@ from torch import nn
 from gptlab.data.prepare import prepare
 from gptlab.distributed.devices import Devices
 from gptlab.forecast import PETAFLOPS_DAY, _bytes, _flops, make_plan
+from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import ModelConfig
 from gptlab.models.decoder.config import DecoderConfig
@@ -41,7 +42,7 @@ def planned(tmp_path):
         vocab_size = data.tokenizer.vocab_size
         if model is None:
             model = shape_model(config.model, vocab_size, config.n_class)
-            prepare_finetuning(model, config.finetune, config.model)
+            prepare_finetuning(model, config.finetune)
         plan = make_plan(config, data, devices, vocab_size, built, model)
         return plan, plan.text(config, Path("runs/mine"), 0)
 
@@ -86,15 +87,15 @@ def test_active_parameters_are_shown_where_there_are_experts(planned):
     assert " active" not in planned()[1]
 
 
-class ReadsValues(nn.Module):
+class ReadsValues(LanguageModel):
     """A plugin's model that cannot be counted: what it does depends on its input."""
 
     def __init__(self):
-        super().__init__()
-        self.config = ModelConfig(d_model=8, context_length=16)
+        super().__init__(ModelConfig(d_model=8, context_length=16))
+        self.blocks = nn.ModuleList()
         self.tok_emb = nn.Embedding(VOCABULARY, 8)
 
-    def hidden_states(self, tokens):
+    def hidden_states(self, tokens, *, attention_mask=None):
         return self.tok_emb(tokens) * tokens.max().item()
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gptlab.counting import ACTIVATION, BOTH, RAW_BYTES, RESIDUAL, Meter, backward, inactive_parameters, merge, sizes
 from gptlab.distributed.config import SHARDED, Layout, Recompute, Sharding, StrategyConfig
+from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability
 from gptlab.nn.loss import CHUNK_ELEMENTS_GPU
 from gptlab.training.config import OptimizerConfig
@@ -27,15 +28,14 @@ PRECISIONS = {
 WITH_LM_HEAD = {Capability.causal, Capability.encoder_decoder, Capability.mlm_head}
 
 
-def parameter_counts(model: nn.Module) -> dict[str, int]:
+def parameter_counts(model: LanguageModel) -> dict[str, int]:
     """Count parameters by part, and `total`, `active` and `trained` ones; a tied head counts as embedding.
 
     `active` leaves out the experts that a token is not routed to, `trained` the frozen parameters.
     """
-    part_of = getattr(model, "part_of", _part_of)
     parts, trained = Counter(), 0
     for name, parameter in model.named_parameters():
-        parts[part_of(name)] += parameter.numel()
+        parts[model.part_of(name)] += parameter.numel()
         trained += parameter.numel() * parameter.requires_grad
     total = parts.total()
     return {**parts, "total": total, "active": total - inactive_parameters(model), "trained": trained}
@@ -79,7 +79,7 @@ class TrainingPass:
 
 
 def training_pass(
-    model: nn.Module,
+    model: LanguageModel,
     context_length: int,
     *,
     micro_batch_size: int = 1,
@@ -110,8 +110,7 @@ def training_pass(
         if capabilities & WITH_LM_HEAD:
             meter.scale, meter.kept = scored_fraction, {}
             if Capability.mlm_head in capabilities:
-                # MERGE: `model.mlm_transform(hidden)` alone.
-                hidden = getattr(model, "mlm_transform", getattr(model, "transformed", None))(hidden)
+                hidden = model.mlm_transform(hidden)
                 meter.keep(hidden)
                 transformed = Counter({kind: scored_fraction * n for kind, n in sizes(meter.kept).items()})
             head = model.head
@@ -132,18 +131,18 @@ def training_pass(
     )
 
 
-def _sequence_heads(model: nn.Module, capabilities: frozenset[Capability], hidden: Tensor) -> list[Tensor]:
+def _sequence_heads(model: LanguageModel, capabilities: frozenset[Capability], hidden: Tensor) -> list[Tensor]:
     """The results of heads that read a sequence as a whole."""
     state = model.pooled(hidden) if Capability.pooler in capabilities else hidden[:, -1]  # (B, D)
     results = [state]
     if Capability.nsp_head in capabilities:
         results.append(model.next_sentence(state))
-    if hasattr(model, "class_head"):
+    if model.class_head is not None:
         results.append(model.class_head(state))
     return results
 
 
-def estimated_flops_per_token(model: nn.Module) -> float:
+def estimated_flops_per_token(model: LanguageModel) -> float:
     """6 N, for a model that `training_pass` cannot count; N leaves out embeddings, and takes in a tied head."""
     counts = parameter_counts(model)
     n = counts["active"] - counts.get("embedding", 0) - counts.get("position", 0)
@@ -151,7 +150,7 @@ def estimated_flops_per_token(model: nn.Module) -> float:
 
 
 def memory_bytes(
-    model: nn.Module,
+    model: LanguageModel,
     counted: TrainingPass | None,
     *,
     optimizer: OptimizerConfig,
@@ -165,7 +164,7 @@ def memory_bytes(
     are those of fused attention and norms; a device without such kernels keeps more.
     """
     weight, copy, activation, _ = PRECISIONS[precision]
-    tensor, blocks = layout.tensor, list(getattr(model, "blocks", ()))
+    tensor, blocks = layout.tensor, list(model.blocks)
     hidden = {p for block in blocks for name, p in block.named_parameters() if is_matrix(name, p)}
 
     def held(parameter: nn.Parameter) -> int:
@@ -210,10 +209,3 @@ def _bytes(kept: Counter, precision: str) -> int:
     both = activation if activation == residual else activation + residual
     sizes = {ACTIVATION: activation, RESIDUAL: residual, BOTH: both, RAW_BYTES: 1}
     return round(sum(sizes[kind] * n for kind, n in kept.items()))
-
-
-def _part_of(name: str) -> str:  # MERGE: delete, `LanguageModel.part_of` says it
-    rules = (("lora_", "adapter"), ("class_head", "classes"), ("tok_emb", "embedding"), ("pos_emb", "position"))
-    rules += (("seg_emb", "position"), ("position.table", "position"), ("pooler", "pooler"), ("mlm", "head"))
-    rules += (("nsp", "head"), ("lm_head", "head"), ("norm", "norm"), ("attn", "attention"), ("cross", "attention"))
-    return next((part for piece, part in rules if piece in name), "feedforward")

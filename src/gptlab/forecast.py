@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from gptlab import costs
 from gptlab.config import RunConfig
 from gptlab.distributed.config import Layout
+from gptlab.models.base import LanguageModel
 
 if TYPE_CHECKING:
     from gptlab.data.prepare import PreparedData
@@ -108,7 +107,7 @@ def make_plan(
     devices: "Devices",
     vocab_size: int,
     objective: "Objective",
-    model: nn.Module,
+    model: LanguageModel,
 ) -> Plan:
     """Work out the plan of a run; `model` is the one that will be trained, on the meta device."""
     parameters = costs.parameter_counts(model)

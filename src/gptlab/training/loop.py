@@ -75,7 +75,7 @@ def train(
         seed=config.seed,
     )
     shape = shape_model(config.model, vocab_size, config.n_class)
-    prepare_finetuning(shape, config.finetune, config.model)
+    prepare_finetuning(shape, config.finetune)
     plan = make_plan(config, data, devices, vocab_size, objective, shape)
     datamodule = ExamplesDataModule(config, data, objective, layout=plan.layout, n_steps=plan.n_steps)
     sampler = None

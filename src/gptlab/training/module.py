@@ -7,11 +7,11 @@ import torch
 
 from gptlab.config import RunConfig
 from gptlab.distributed.config import Layout, Sharding
-from gptlab.distributed.parallelize import build_mesh, divides_model, parallelize, synchronize_gradients
+from gptlab.distributed.parallelize import build_mesh, parallelize, synchronize_gradients
 from gptlab.distributed.sharded_tensors import clip, fill, global_norm
 from gptlab.distributed.zero1 import OptimizerShards
 from gptlab.models.build import initial_values, shape_model
-from gptlab.objectives.base import Batch, Objective, logged_means, total
+from gptlab.objectives.base import Batch, Objective, logged_means, total, training_counts, training_terms
 from gptlab.runs.initial_weights import load_initial
 from gptlab.training.config import is_whole
 from gptlab.training.finetune import prepare_finetuning
@@ -55,12 +55,12 @@ class LanguageModule(lightning.LightningModule):
         config = self.config
         # First the shapes alone, so that no device has to hold what will be divided.
         model = shape_model(config.model, self.vocab_size, config.n_class)
-        prepare_finetuning(model, config.finetune, config.model)
+        prepare_finetuning(model, config.finetune)
         for name, parameter in model.named_parameters():
             if name.startswith(self.objective.unused_parameters):
                 parameter.requires_grad_(False)
         mesh, device = None, torch.device("cpu")
-        if divides_model(config.strategy):
+        if config.strategy.shards_model:
             device = self.trainer.strategy.root_device
             mesh = build_mesh(self.layout, device.type)
         parallelize(model, config.strategy, mesh, precision=self.trainer.precision)
@@ -70,7 +70,7 @@ class LanguageModule(lightning.LightningModule):
         elif config.model.init_from is not None:
             load_initial(model, config.model, self.vocab_size, seed=config.seed)
         else:
-            for _, parameter, value in initial_values(model, config.model, config.seed):
+            for _, parameter, value in initial_values(model, config.seed):
                 fill(parameter, value)
         self.model = model
 
@@ -91,7 +91,7 @@ class LanguageModule(lightning.LightningModule):
         for i, micro_batch in enumerate(micro_batches):
             if world_size > 1:
                 synchronize_gradients(self.trainer.strategy.model, self.model, i == len(micro_batches) - 1)
-            found = self.objective.loss(self.model, micro_batch)
+            found = training_terms(self.objective, self.model, micro_batch)
             self.manual_backward(total(found, scales))
             for name, value in logged_means(found, scales).items():
                 terms[name] = terms[name] + value if name in terms else value
@@ -115,7 +115,7 @@ class LanguageModule(lightning.LightningModule):
 
     def _scales(self, batch: Batch) -> dict[str, float | torch.Tensor]:
         """What a sum over each kind of target is multiplied by."""
-        counts = self.objective.counts(batch)
+        counts = training_counts(self.objective, batch)
         if self.trainer.world_size > 1:
             values = [torch.as_tensor(count, device=self.device) for count in counts.values()]
             counts = dict(zip(counts, self._sum(torch.stack(values)), strict=True))

@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, Timer
 
 from gptlab.config import RunConfig, to_plain
-from gptlab.distributed.parallelize import divides_model
 from gptlab.distributed.signals import Failure, Stopped, requeue
 from gptlab.runs import checkpoint
 from gptlab.runs.folder import RunFolder
@@ -164,7 +163,7 @@ class Checkpoints(Callback):
             **self.identity,
         }
         optimizer, path, parts = trainer.optimizers[0], self.folder.checkpoints / f"step_{step:08d}", None
-        if divides_model(self.config.strategy):
+        if self.config.strategy.shards_model:
             parts = checkpoint.local_shards(module.model, optimizer)
         else:
             path = path.with_name(f"{path.name}.ckpt")
