@@ -143,10 +143,11 @@ def _sequence_heads(model: LanguageModel, capabilities: frozenset[Capability], h
 
 
 def estimated_flops_per_token(model: LanguageModel) -> float:
-    """6 N, for a model that `training_pass` cannot count; N leaves out embeddings, and takes in a tied head."""
-    counts = parameter_counts(model)
-    n = counts["active"] - counts.get("embedding", 0) - counts.get("position", 0)
-    return 6.0 * (n + (0 if counts.get("head") else model.head.weight.numel()))
+    """6 N, for a model that `training_pass` cannot count: N are active parameters, without lookup tables."""
+    n = sum(parameter.numel() for parameter in model.parameters()) - inactive_parameters(model)
+    head = model.head.weight if model.config.capabilities & WITH_LM_HEAD else None
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    return 6.0 * (n - sum(table.numel() for table in tables if table is not head))
 
 
 def memory_bytes(
