@@ -6,6 +6,7 @@ logged. So a step's loss depends neither on the micro-batch size nor on the numb
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -105,7 +106,7 @@ class MoE(nn.Module):
         """
         tokens = x.flatten(0, 1)  # (N, D), N = B T
         # In float32 whatever the rest computes in: a choice is all or nothing (arXiv:2101.03961, section 2.4).
-        with torch.autocast(x.device.type, enabled=False):
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             logits = F.linear(tokens.float(), self.router.weight.float())  # (N, E)
         if self.softmax is RouterSoftmax.before:
             weights, topk_experts = logits.softmax(-1).topk(self.n_active)  # (N, k)
@@ -125,6 +126,11 @@ class MoE(nn.Module):
             mixed = mixed + self.shared(x)
         routing = Routing(logits.view(*x.shape[:2], -1), choices.n_chosen, n_dropped, attention_mask)
         return self.shard.all_reduce(mixed), routing
+
+    def inactive_parameters(self) -> int:
+        """Parameters that an average token does not meet: those of experts that it is not routed to."""
+        n_parameters = sum(parameter.numel() for parameter in self.experts.parameters())
+        return n_parameters * (self.n_expert - self.n_active) // self.n_expert
 
     def _sort(self, topk_experts: Tensor, batch_size: int, mask: Tensor | None) -> "_Choices":
         """Order the choices by expert, then by sequence, then by position, padding last within each expert."""
@@ -215,7 +221,9 @@ class GroupedLinear(nn.Module):
         weight, bias = self.weight, self.bias
         if self.sharded:
             weight, bias = weight.to_local(), None if bias is None else bias.to_local()
-        if torch.is_autocast_enabled(x.device.type):
+        if x.is_meta and ends is not None:  # routing is a matter of values; one expert for all is as much work
+            return F.linear(x, weight[0], None if bias is None else bias[0])
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         if ends is None:

@@ -24,6 +24,8 @@ from gptlab.distributed.launch import end_together, first_rank, watch
 from gptlab.distributed.parallelize import build_strategy
 from gptlab.distributed.signals import Failure, Stopped
 from gptlab.errors import UserError
+from gptlab.forecast import Plan, make_plan
+from gptlab.models.build import shape_model
 from gptlab.objectives.base import Objective
 from gptlab.runs import checkpoint
 from gptlab.runs.folder import RunFolder, cut_metrics, read_metrics, write_text
@@ -35,9 +37,9 @@ from gptlab.training.callbacks.recorder import Recorder
 from gptlab.training.callbacks.sampler import Sampler
 from gptlab.training.config import FinetuneConfig, SpikeAction, is_whole
 from gptlab.training.datamodule import ExamplesDataModule
+from gptlab.training.finetune import prepare_finetuning
 from gptlab.training.loggers import build_loggers
 from gptlab.training.module import LanguageModule
-from gptlab.training.plan import Plan, make_plan
 from gptlab.training.plot import plot_loss
 from gptlab.training.spikes import ROLLED_BACK, Rollback, Spike, last_rollback
 
@@ -72,7 +74,9 @@ def train(
         context_length=config.context_length,
         seed=config.seed,
     )
-    plan = make_plan(config, data, devices, vocab_size, objective)
+    shape = shape_model(config.model, vocab_size, config.n_class)
+    prepare_finetuning(shape, config.finetune)
+    plan = make_plan(config, data, devices, vocab_size, objective, shape)
     datamodule = ExamplesDataModule(config, data, objective, layout=plan.layout, n_steps=plan.n_steps)
     sampler = None
     if config.callbacks.sample is not None:

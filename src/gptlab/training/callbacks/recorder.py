@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor
 from gptlab.config import RunConfig
 from gptlab.distributed.devices import memory_gib
 from gptlab.distributed.signals import SIGNALS, Failure, Stopped
+from gptlab.forecast import Plan
 from gptlab.runs.folder import MetricsFile, RunFolder
 from gptlab.training.config import SpikeAction
-from gptlab.training.plan import Plan
 from gptlab.training.spikes import Spike, SpikeDetector, describe
 
 METER_SECONDS = 0.5  # over which tokens per second are measured
