@@ -122,7 +122,8 @@ if __name__ == "__main__":
     loop.prepare = startup_clock.timed(loop.prepare)
     if world_size > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-                       "LOCAL_WORLD_SIZE": str(world_size), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "startup"}
+                       "LOCAL_WORLD_SIZE": str(world_size), "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1",
+                       "TORCHELASTIC_RUN_ID": "startup"}
     config = composed(overrides)
     barrier.with_name(f"{barrier.name}.{rank}").touch()
     while not barrier.exists():
