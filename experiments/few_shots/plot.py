@@ -54,7 +54,7 @@ def read(path: Path) -> dict[int, float]:
     """The fraction of exact answers by the number of examples."""
     (result,) = json.loads(path.read_text())["results"]
     names = [(name.split("/"), value) for name, value in result["numbers"].items()]
-    return {int(parts[0].removeprefix("shots=")): value for parts, value in names if parts[-1] == "exact_match"}
+    return {int(parts[0].removeprefix("num_fewshot=")): value for parts, value in names if parts[-1] == "exact_match"}
 
 
 def read_forms(results: list[Path]) -> dict[int, float]:
@@ -64,7 +64,7 @@ def read_forms(results: list[Path]) -> dict[int, float]:
         for row in json.loads(path.read_text())["results"][0]["rows"]:
             for answer in row["answers"]:
                 same = form(answer["text"].strip()) == form(row["reference"])
-                right.setdefault(answer["shots"], []).append(same)
+                right.setdefault(answer["num_fewshot"], []).append(same)
     return {n: sum(found) / len(found) for n, found in right.items()}
 
 

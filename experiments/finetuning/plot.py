@@ -1,4 +1,4 @@
-"""Draws accuracy.png beside this file: validation accuracy against steps, one line per setting, the mean over its seeds.
+"""Draws accuracy.png beside this file: validation accuracy against steps, the mean over seeds of each setting.
 
 python experiments/finetuning/plot.py LABEL=RUN,RUN LABEL=RUN,RUN ...
 """
