@@ -16,8 +16,8 @@ from gptlab.values import coerce
 
 HELP = """gptlab amend run=PATH key=value ...
 
-Records overrides of a run's config, which the run applies at its next optimizer step, or when it is resumed. Every later
-resume applies them at the same step.
+Records overrides of a run's config. The run applies them at its next optimizer step, or when it is resumed; every
+later resume applies them at the same step.
 
     run        the run folder
     plugins    modules that register components of your own, as [MODULE]

@@ -4,6 +4,7 @@ import math
 import sys
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds, shown
@@ -13,11 +14,11 @@ NUM_DRAFT_TOKENS = 4
 MAX_NEW_TOKENS = 100
 
 # Bounds of the settings that `sampling.Sampling` has too.
-TEMPERATURE = {"ge": 0, "hint": "use 0 for greedy decoding, 1 for the model's own distribution"}
-TOP_K = {"ge": 1, "hint": "use null for the whole vocabulary"}
-TOP_P = {"gt": 0, "le": 1, "hint": "use 1, or null, for the whole vocabulary"}
-MIN_P = {"ge": 0, "le": 1, "hint": "use 0, or null, for the whole vocabulary"}
-REPETITION_PENALTY = {"gt": 0, "hint": "use 1 for none, more for less repetition"}
+TEMPERATURE: dict[str, Any] = {"ge": 0, "hint": "use 0 for greedy decoding, 1 for the model's own distribution"}
+TOP_K: dict[str, Any] = {"ge": 1, "hint": "use null for the whole vocabulary"}
+TOP_P: dict[str, Any] = {"gt": 0, "le": 1, "hint": "use 1, or null, for the whole vocabulary"}
+MIN_P: dict[str, Any] = {"ge": 0, "le": 1, "hint": "use 0, or null, for the whole vocabulary"}
+REPETITION_PENALTY: dict[str, Any] = {"gt": 0, "hint": "use 1 for none, more for less repetition"}
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 SETTINGS = (*SAMPLING, "num_beams", "length_penalty")  # how a text is decoded, whatever its length and number

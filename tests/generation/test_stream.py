@@ -3,7 +3,7 @@ import random
 import pytest
 
 from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
-from gptlab.generation.text import TextStream
+from gptlab.generation.stream import TextStream
 
 TEXT = "Grüße an alle — 你好, 世界! 🙂🙃 “quoted” naïve\n\tÆther\u0301"
 
