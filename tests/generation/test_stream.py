@@ -69,5 +69,5 @@ def test_end_of_text():
 def test_stops_that_cannot_be():
     with pytest.raises(ValueError, match="stop has an empty text"):
         TextStream(ByteTokenizer(), [65], stop=[""])
-    with pytest.raises(ValueError, match=r"stop='x' can never be written: character 'x'"):
+    with pytest.raises(ValueError, match=r"stop='x' can never be generated: character 'x'"):
         TextStream(CharTokenizer("abc"), [0], stop=["x"])

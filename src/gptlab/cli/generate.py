@@ -209,7 +209,7 @@ def _draft_model(config: GenerateConfig, tokenizer: "Tokenizer", target: "nn.Mod
 
     name = f"draft_model={config.draft_model}"
     model, own, _ = load_model(config.draft_model, "draft_model")
-    check_draft(target, model, name)
+    check_draft(target, model, tokenizer.vocab_size, name)
     if not tokenizer.agrees_with(own):
         raise UserError(f"{name} has another tokenizer than run={config.run}; use one trained with the same")
     return model

@@ -17,6 +17,14 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     return type(module) is nn.Linear and not any(hooks)
 
 
+def call_changed_projections(model: nn.Module) -> None:
+    """Let attention call q, k and v as modules where one of them is more than a plain linear layer."""
+    for module in model.modules():
+        if isinstance(module, Attention) and not all(map(is_plain_linear, (module.q, module.k, module.v))):
+            module.joint_projection = False
+            module._joined = None
+
+
 @torch.no_grad()
 def lay_out(model: nn.Module) -> None:
     """Change how `model`'s matrices lie in memory, in place: not their names, shapes or values, and nothing twice.

@@ -13,12 +13,20 @@ from gptlab.generation.prompt import WRITES
 from gptlab.generation.sampling import Sampling
 
 
-def check_draft(target: nn.Module, draft: nn.Module, what: str = "draft_model") -> None:
-    """Refuse a draft model that has not the target's capability; `what` names it in the error."""
+@torch.no_grad()
+def check_draft(target: nn.Module, draft: nn.Module, vocab_size: int, what: str = "draft_model") -> None:
+    """Refuse a draft model with another capability than the target's, or without part of its vocabulary, of which the
+    first `vocab_size` tokens count; `what` names it in the error."""
     kinds = [WRITES & model.config.capabilities for model in (target, draft)]
     if kinds[0] != kinds[1]:
         names = [" and ".join(sorted(capability.value for capability in kind)) or "none" for kind in kinds]
         raise UserError(f"{what} is a {names[1]} model and the model a {names[0]} one; use two of the same capability")
+    sizes = [DecodingState(model, [[0]], vocab_size=vocab_size).logits.shape[-1] for model in (target, draft)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"{what} has a vocabulary of {sizes[1]:,} and the model one of {sizes[0]:,}; use two trained with the same "
+            "tokenizer"
+        )
 
 
 @torch.no_grad()
@@ -42,12 +50,6 @@ def speculate(
     """
     options = {"n_more": max_new_tokens + num_draft_tokens, "vocab_size": vocab_size}
     state, proposer = DecodingState(target, [prompt], **options), DecodingState(draft, [prompt], **options)
-    sizes = [own.logits.shape[-1] for own in (state, proposer)]
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"the draft model has a vocabulary of {sizes[1]:,} and the model one of {sizes[0]:,}; use two trained with "
-            "the same tokenizer"
-        )
 
     def probabilities(logits: Tensor, seen: list[int]) -> Tensor:
         return sampling.probabilities(logits[None], [seen])[0]

@@ -138,7 +138,7 @@ def generate_encoded(
         if config.num_beams is not None:
             decoder.search(jobs, config.num_beams)
         elif draft_model is not None:
-            check_draft(model, draft_model)
+            check_draft(model, draft_model, tokenizer.vocab_size)
             decoder.speculate(jobs, draft_model)
         else:
             decoder.sample(jobs)
