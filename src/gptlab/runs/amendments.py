@@ -5,10 +5,8 @@ import fcntl
 import json
 import os
 import time
-import types
 import typing
 from dataclasses import dataclass, fields
-from enum import Enum
 from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +14,7 @@ from typing import Any, NoReturn
 from gptlab.config import RunConfig
 from gptlab.errors import UserError
 from gptlab.runs.folder import RunFolder, write_text
+from gptlab.values import coerce
 
 FILE = "amendments.jsonl"
 TAKEN, REFUSED = "amended", "amendment refused"  # on the record
@@ -55,7 +54,7 @@ def amended(config: RunConfig, words: dict[str, Any], *, n_steps: int | None = N
             refuse(word, allowed)
         *path, name = word.split(".")
         part = reduce(getattr, path, changed)
-        setattr(part, name, _typed(word, value, typing.get_type_hints(type(part))[name]))
+        setattr(part, name, coerce(word, value, typing.get_type_hints(type(part))[name]))
     for part in (changed.optimizer, changed.schedule, changed.callbacks):
         part.check()
     if n_steps is not None:
@@ -66,19 +65,6 @@ def amended(config: RunConfig, words: dict[str, Any], *, n_steps: int | None = N
 def refuse(word: str, allowed: list[str]) -> NoReturn:
     """Say that a word may not change, and which may."""
     raise UserError(f"{word} may not change in mid-flight; these may: {', '.join(allowed)}")
-
-
-def _typed(word: str, value: Any, hint: Any) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for kind in kinds:
-        if issubclass(kind, Enum) and value in [member.value for member in kind]:
-            return kind(value)
-        if kind is float and type(value) is int:
-            return float(value)
-        if type(value) is kind:
-            return value
-    names = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
-    raise UserError(f"{word}={value} is no {names}")
 
 
 def read(folder: Path) -> tuple[list[Amendment], list[str]]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gptlab.config import RunConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer
-from gptlab.generation.decode import generate
+from gptlab.generation.decode import generate_tokens
 from gptlab.objectives.base import Examples, Objective, PreviewContext
 from gptlab.runs.folder import RunFolder
 
@@ -37,7 +37,7 @@ class Sampler(Callback):
 
         def write(tokens: list[int]) -> list[int]:
             prompt = torch.tensor([tokens[-self.config.context_length :]], device=module.device)
-            return generate(
+            return generate_tokens(
                 module.model,
                 prompt,
                 settings.max_new_tokens,
