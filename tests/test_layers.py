@@ -110,7 +110,9 @@ def test_imports_go_downwards(path):
             continue
         other, of_config = parts[1], "config" in parts[1:-1] or parts[-1] == "config"
         if is_config(name):
-            assert of_config or LAYERS.get(other) == 0, f"{name} is read before any heavy import, and imports {imported}"
+            assert of_config or LAYERS.get(other) == 0, (
+                f"{name} is read before any heavy import, and imports {imported}"
+            )
         elif not of_config and other != package and other in LAYERS:
             lower = LAYERS[other] < LAYERS[package]
             assert lower or (package, other) in SIDEWAYS, f"{name} (layer {LAYERS[package]}) imports {imported}"

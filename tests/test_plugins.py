@@ -106,7 +106,9 @@ def test_the_commands_of_the_page_work(lab):
 
 
 def test_trials_in_processes_of_their_own_have_the_plugin_too(lab):
-    gptlab(lab, f"train {RUN} -m seed=1,2 trainer.accelerator=cpu trainer.devices=2 budget_steps=2 callbacks.sample=null")
+    gptlab(
+        lab, f"train {RUN} -m seed=1,2 trainer.accelerator=cpu trainer.devices=2 budget_steps=2 callbacks.sample=null"
+    )
     assert len(list(lab.glob("runs/sweep-*/seed=*/summary.json"))) == 2
 
 

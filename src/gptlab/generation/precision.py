@@ -6,7 +6,7 @@ from torch import nn
 from gptlab.errors import UserError
 from gptlab.generation.config import Precision
 from gptlab.generation.int8 import Int8Model
-from gptlab.generation.layout import call_changed_projections, lay_out
+from gptlab.generation.layout import lay_out
 
 
 def prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
@@ -17,7 +17,6 @@ def prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.
     if precision is Precision.int8:
         return Int8Model(model.to(device)).eval()
     model = model.to(device, torch.bfloat16 if precision is Precision.bfloat16 else torch.float32)
-    call_changed_projections(model)
     if precision is Precision.float32 and device.type == "cpu":
         lay_out(model)
     return model.eval()
