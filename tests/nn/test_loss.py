@@ -117,9 +117,7 @@ def test_never_holds_all_logits():
 def test_targets_outside_the_vocabulary(wrong):
     hidden, weight, _, targets = example(bias=False)
     targets[2, 5] = wrong
-    with pytest.raises(
-        ValueError, match=rf"target {wrong} is outside the vocabulary of {VOCAB_SIZE} entries; use 0 to"
-    ):
+    with pytest.raises(ValueError, match=rf"target {wrong} is outside the vocabulary of {VOCAB_SIZE}"):
         linear_cross_entropy(hidden, LMHead(weight), targets)
 
 
