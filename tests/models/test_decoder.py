@@ -143,7 +143,7 @@ def test_logit_softcap():
     logits = plain(tokens())
     assert logits.abs().max() > 4
     assert torch.allclose(capped(tokens()), 2 * torch.tanh(logits / 2), rtol=1e-5, atol=1e-6)
-    losses = [linear_cross_entropy(m.hidden_states(tokens()), m.output, tokens(seed=1)) for m in (plain, capped)]
+    losses = [linear_cross_entropy(m.hidden_states(tokens()), m.head, tokens(seed=1)) for m in (plain, capped)]
     expected = F.cross_entropy(capped(tokens()).flatten(0, 1), tokens(seed=1).flatten(), reduction="sum")
     assert losses[0] != losses[1] and torch.allclose(losses[1], expected)
 

@@ -116,5 +116,5 @@ def test_too_few_sentinels_and_too_short_a_context_are_refused():
         objective_of(128, ByteConfig(n_sentinel_tokens=2).build(lambda: iter(())))
     with pytest.raises(UserError, match="has no sentinels"):
         objective_of(128, ByteConfig().build(lambda: iter(())))
-    with pytest.raises(UserError, match="context_length=2 .*use 3 or more"):
+    with pytest.raises(UserError, match=r"context_length=2 .*use 3 or more"):
         objective_of(2)

@@ -68,7 +68,7 @@ def assert_equal_models(config, theirs, names):
     ours = build_model(config, VOCAB_SIZE, seed=0).eval()
     parameters = dict(theirs.named_parameters())
     assert {theirs_name for theirs_name, _ in names.values()} == set(parameters)
-    state = {name: ours_from(parameters[foreign].detach(), how) for name, (foreign, how) in names.items()}
+    state = {name: ours_from(parameters[external].detach(), how) for name, (external, how) in names.items()}
     ours.load_state_dict(state, strict=True)
 
     windows = torch.randint(VOCAB_SIZE, (3, POSITIONS + 1), generator=torch.Generator().manual_seed(1))
@@ -86,8 +86,8 @@ def assert_equal_models(config, theirs, names):
     (-log_p.sum()).backward()
     largest_key_bias = max(p.grad.abs().max() for p in ours.parameters())
     for name, parameter in ours.named_parameters():
-        foreign, how = names[name]
-        wanted = ours_from(parameters[foreign].grad, how)
+        external, how = names[name]
+        wanted = ours_from(parameters[external].grad, how)
         if name.endswith("attn.k.bias"):  # zero but for rounding: it moves all scores of a query alike
             assert (parameter.grad - wanted).abs().max() <= 1e-6 * largest_key_bias, name
         else:
