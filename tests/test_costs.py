@@ -410,6 +410,20 @@ def test_memory_by_part():
     assert tensor["weights"] == 4 * (n - hidden // 2)
 
 
+@pytest.mark.parametrize("optimizer", [AdamWConfig(), MuonConfig()], ids=lambda optimizer: optimizer.type)
+def test_optimizer_state_is_that_of_the_built_optimizer(optimizer):
+    config = DecoderConfig(**SMALL, n_expert=4)
+    model = build_model(config, 40, seed=0)
+    built = optimizer.build(model.named_parameters(), device=torch.device("cpu"))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    built.step()
+    state = count(
+        value for state in built.state.values() for value in state.values() if torch.is_tensor(value) and value.ndim
+    )
+    assert memory(shape_model(config, 40), optimizer=optimizer)["optimizer"] == 4 * state
+
+
 def test_every_expert_is_held():
     model = shape_model(DecoderConfig(**SMALL, n_expert=4, n_shared_expert=1, bias=False), 40)
     assert memory(model)["weights"] == 4 * count(model.parameters())

@@ -99,7 +99,8 @@ def training_pass(
         raise ValueError(f"target_length={target_length} is for an encoder-decoder; leave it out")
     source = torch.zeros((micro_batch_size, context_length), dtype=torch.int64, device="meta")
     tokens = source.new_zeros((micro_batch_size, target_length or context_length))
-    meter, n_logits, transformed = Meter(model), 0.0, Counter()
+    meter, transformed = Meter(model, model.blocks), Counter()
+    n_logits, vocab_size = 0.0, 0
     with meter.running():
         hidden = model.hidden_states(tokens, **({"source": source} if reads_source else {}))  # (B, T, D)
         meter.keep(hidden)
@@ -113,8 +114,8 @@ def training_pass(
                 hidden = model.mlm_transform(hidden)
                 meter.keep(hidden)
                 transformed = Counter({kind: scored_fraction * n for kind, n in sizes(meter.kept).items()})
-            head = model.head
-            n_logits = scored_fraction * tokens.numel() * len(head.weight)
+            head, vocab_size = model.head, len(model.head.weight)
+            n_logits = scored_fraction * tokens.numel() * vocab_size
             meter.parameter_tokens += scored_fraction * tokens.numel() * head.weight.numel()
             backward(head.logits(hidden))  # of logits nothing is kept: the loss computes them in chunks
     outside = sizes({**meter.inputs, **kept}) + transformed
@@ -123,7 +124,7 @@ def training_pass(
         flops_per_token=meter.flops / source.numel(),
         parameters_per_token=meter.parameter_tokens / source.numel(),
         n_logits=n_logits,
-        vocab_size=len(head.weight) if capabilities & WITH_LM_HEAD else 0,
+        vocab_size=vocab_size,
         kept=sizes(kept) + meter.inside + transformed,
         kept_outside_blocks=outside,
         kept_by_blocks=tuple(found.kept for found in meter.kinds.values()),

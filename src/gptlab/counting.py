@@ -40,15 +40,16 @@ class BlockCount(NamedTuple):
 
 
 class Meter(TorchDispatchMode):
-    """Counts FLOPs and kept tensors of what a model does within `running`; a multiply-add is two FLOPs.
+    """Counts FLOPs, forward and backward, and the tensors kept for the backward pass, of a model on the meta device.
 
-    Of blocks that are alike one is run. Attention, norms and dropout count as the fused kernels that a GPU has for
-    them: they keep what they read, attention also what it returns, and dropout a mask of bytes alone.
+    A multiply-add is two FLOPs. Of `blocks` that are alike, by their modules and by what they read, one is run and the
+    others are counted like it. Attention, norms and dropout count as the fused kernels that a GPU has for them: they
+    keep their inputs, attention its output too, and dropout a mask of one byte per element alone.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, blocks: Iterable[nn.Module] = ()):
         super().__init__()
-        self.model = model
+        self.model, self.blocks = model, list(blocks)
         self.scale = 1.0  # what follows counts so many times
         self.flops = 0.0
         self.parameter_tokens = 0.0  # active parameters, each times the tokens that meet it; no embeddings
@@ -81,7 +82,7 @@ class Meter(TorchDispatchMode):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count what the model does in here."""
-        blocks = list(getattr(self.model, "blocks", ()))
+        blocks = self.blocks
         in_blocks = {module for block in blocks for module in block.modules()}
         hooks = [
             module.register_forward_hook(self._meet)
@@ -121,7 +122,7 @@ class Meter(TorchDispatchMode):
         self.flops += found.flops
         self.products += found.products
         self.inside += found.inside
-        self.parameter_tokens += (_n(block.parameters()) - inactive_parameters(block)) * _n_positions(args)
+        self.parameter_tokens += (_n(block.parameters()) - inactive_parameters(block)) * _n_positions(leaves)
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 _add(self.inputs, leaf, RESIDUAL)
@@ -267,7 +268,8 @@ def sizes(kept: Kept) -> Counter:
 
 def inactive_parameters(module: nn.Module) -> int:
     """Parameters that an average token does not meet: a module such as `nn.moe.MoE` says how many it has."""
-    return sum(part.inactive_parameters() for part in module.modules() if hasattr(part, "inactive_parameters"))
+    counts = (getattr(part, "inactive_parameters", None) for part in module.modules())
+    return sum(count() for count in counts if count is not None)
 
 
 def _add(kept: Kept, tensor: Tensor, kind: str) -> None:

@@ -115,7 +115,7 @@ def make_plan(
     if config.budget_steps is not None:
         n_steps = config.budget_steps
     else:
-        tokens = config.budget_tokens or round(config.tokens_per_parameter * parameters["total"])
+        tokens = config.budget_tokens or round((config.tokens_per_parameter or 0) * parameters["total"])
         n_steps = max(1, tokens // step_tokens)
     layout = config.strategy.layout(devices.world_size, config.trainer.num_nodes)
     share = config.sequences_per_step // layout.data
