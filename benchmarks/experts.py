@@ -2,7 +2,8 @@
 
     python benchmarks/experts.py [--rounds 15] [--output experts.json]
 
-Three contenders multiply the same tokens, sorted by expert, with the same stacked weights, as MoE layers of 16 experts do:
+Three contenders multiply the same tokens, sorted by expert, with the same stacked weights, as an MoE layer of 16
+experts does:
 
     grouped    torch's grouped matrix product, which gptlab uses where it runs
     loop       split and unbind, one product per expert, concatenated: what gptlab uses elsewhere

@@ -132,7 +132,7 @@ def moment_of(draw: random.Random, rank: str) -> str:
 
 
 def torture(folder: Path, n_steps: int, n_kills: int, *, sharded: bool, seed: int) -> bool:
-    """Kill one run `n_kills` times, print what happened, and return whether its metrics equal the uninterrupted run's."""
+    """Kill one run `n_kills` times and print what happened; returns whether it equals the uninterrupted run."""
     title = "fsdp on two processes" if sharded else "one process"
     overrides = overrides_of(folder / "text.txt", n_steps, sharded)
     run = folder / ("killed-fsdp" if sharded else "killed")
@@ -178,7 +178,7 @@ def _events(run: Path) -> list[dict]:
 def _compare(run: Path, straight: Path) -> bool:
     same = recorded(run) == recorded(straight)
     print(
-        f"rows of metrics.csv: {len(recorded(run))}; {'bit-identical' if same else 'NOT EQUAL'} to the uninterrupted run"
+        f"{len(recorded(run))} rows of metrics.csv, {'bit-identical' if same else 'NOT EQUAL'} to the uninterrupted run"
     )
     return same
 

@@ -83,9 +83,7 @@ class Contenders:
     def optimizer(self, model):
         import torch
 
-        from gptlab.training.optimizers import build_optimizer
-
-        return build_optimizer(model.named_parameters(), self.config.optimizer, device=torch.device("cpu"))
+        return self.config.optimizer.build(model.named_parameters(), device=torch.device("cpu"))
 
     def bare(self) -> float:
         import torch

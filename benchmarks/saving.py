@@ -20,7 +20,6 @@ from gptlab.models.decoder.config import DecoderConfig
 from gptlab.runs import checkpoint
 from gptlab.runs.writer import CheckpointWriter, Save
 from gptlab.training.config import AdamWConfig
-from gptlab.training.optimizers import build_optimizer
 
 SHAPES = {"gpt124m": (12, 12, 768, 1024, 50_257), "gpt30m": (6, 6, 384, 256, 50_257)}
 
@@ -35,7 +34,7 @@ def main() -> None:
     n_layer, n_head, d_model, context_length, vocab_size = SHAPES[given.model]
     config = DecoderConfig(n_layer=n_layer, n_head=n_head, d_model=d_model, context_length=context_length)
     model = build_model(config, vocab_size, seed=1)
-    optimizer = build_optimizer(model.named_parameters(), AdamWConfig(), device=torch.device("cpu"))
+    optimizer = AdamWConfig().build(model.named_parameters(), device=torch.device("cpu"))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
