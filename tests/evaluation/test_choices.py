@@ -3,7 +3,7 @@ import torch
 
 from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer
 from gptlab.evaluation.choices import choose
-from gptlab.evaluation.prompts import Prompts, Example
+from gptlab.evaluation.prompts import Example, Prompts
 from gptlab.models.build import build_model
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 

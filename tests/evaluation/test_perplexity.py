@@ -8,7 +8,7 @@ from small_runs import write_run
 from gptlab.cli import convert
 from gptlab.data.examples.windows import SlidingWindows
 from gptlab.data.sources.config import TextConfig
-from gptlab.data.sources.corpus import open_corpus
+from gptlab.data.sources.corpus import open_text
 from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, FileTokenizer
 from gptlab.evaluation.perplexity import EncodedText, encode, perplexity
 from gptlab.generation.scoring import strided_nats, token_nats
@@ -75,7 +75,7 @@ def test_a_shorter_context_than_the_models(small, ids):
 def test_documents_are_divided_as_training_divides_them(tmp_path):
     (tmp_path / "a.txt").write_text("naïve")
     (tmp_path / "b.txt").write_text("two")
-    corpus = open_corpus(TextConfig(path=str(tmp_path)))
+    corpus = open_text(TextConfig(path=str(tmp_path)))
     text = encode(corpus, ByteTokenizer())
     assert text.tokens.tolist() == [*"naïve".encode(), 256, *b"two"] and text.n_bytes == 9
     assert encode(corpus, CharTokenizer("aenotvwï")).tokens.tolist() == [2, 0, 7, 5, 1, 4, 6, 3]  # no end of text

@@ -17,7 +17,7 @@ from gptlab.interop.tokenizer_files import byte_pair_tokenizer
 from gptlab.models.decoder.config import DecoderConfig
 
 FILES = ("hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001")
-# The words of hparams.json, and what transformers calls them.
+# The keys of hparams.json, and those of transformers.
 HPARAMS = {
     "n_vocab": "vocab_size",
     "n_ctx": "n_positions",
@@ -57,8 +57,8 @@ def is_openai_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in FILES[:2])
 
 
-def _places(config: DecoderConfig) -> dict[str, Any]:
-    return {ours: replace(place, name=_renamed(place.name)) for ours, place in GPT2.places(config).items()}
+def _locations(config: DecoderConfig) -> dict[str, Any]:
+    return {ours: replace(location, name=_renamed(location.name)) for ours, location in GPT2.locations(config).items()}
 
 
 def _renamed(name: str) -> str:
@@ -71,23 +71,23 @@ def _renamed(name: str) -> str:
 
 
 # The same model; what hparams.json leaves out is what OpenAI's code holds fixed, and so do transformers' defaults.
-ARCHITECTURE = replace(GPT2, prefix="model/", places=_places, buffers=())
+ARCHITECTURE = replace(GPT2, prefix="model/", locations=_locations, buffers=())
 
 
 def _options(file: Path) -> dict[str, int]:
-    """The content of hparams.json in the words of transformers."""
-    said = read_json(file)
-    for word in sorted(said.keys() ^ HPARAMS.keys()):
-        state = "not said" if word in HPARAMS else "not known"
-        raise UserError(f"{file}: {word} is {state}; OpenAI's files say {', '.join(HPARAMS)}")
-    for word, value in said.items():
+    """The content of hparams.json with the keys of transformers."""
+    given = read_json(file)
+    for key in sorted(given.keys() ^ HPARAMS.keys()):
+        state = "missing" if key in HPARAMS else "unknown"
+        raise UserError(f"{file}: {key} is {state}; OpenAI's files have {', '.join(HPARAMS)}")
+    for key, value in given.items():
         if type(value) is not int or value < 1:
-            raise UserError(f"{file}: {word}={value} must be a whole number of at least 1")
-    return {HPARAMS[word]: value for word, value in said.items()}
+            raise UserError(f"{file}: {key}={value} must be a whole number of at least 1")
+    return {HPARAMS[key]: value for key, value in given.items()}
 
 
 class _Checkpoint(Weights):
-    """One tensor at a time: TensorFlow reads it from the file and holds its checksum against it."""
+    """One tensor at a time: TensorFlow reads it from the file and verifies its checksum."""
 
     def __init__(self, prefix: Path):
         self._prefix = prefix
@@ -121,7 +121,7 @@ def _open_weights(path: Path) -> Iterator[Weights]:
 
 
 def _tensorflow():
-    # It would tell everybody on standard error how it was compiled, and with oneDNN keep the memory of what was read.
+    # It would print on standard error how it was compiled, and with oneDNN keep the memory of what was read.
     for name, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
         os.environ.setdefault(name, value)
     try:
