@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from interop.foreign import CASES, Case, gpt2, said
+from interop.external import CASES, Case, gpt2, run_convert
 from small_runs import of_objective, small_run
 
 from gptlab import composition
@@ -59,7 +59,7 @@ def ran(folder: Path, **words) -> Path:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_trained_run_is_the_same_in_transformers(name, tmp_path):
     run = ran(tmp_path / "run", model=MODELS[name])
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     ours = load_tokenizer(run / "tokenizer.json")
@@ -102,7 +102,7 @@ def test_a_class_head_is_left_out_and_said_to_be(architecture, tmp_path, capsys)
     words |= {"model": architecture(**SHAPE), "objective": ClassificationConfig()}
     run = ran(tmp_path / "run", **words, tokenizer=ByteConfig(special_tokens=["<cls>", "<sep>"]))
     capsys.readouterr()
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     kind, name = transformers.GPT2LMHeadModel, "GPT2LMHeadModel"
     if architecture is EncoderConfig:
         kind, name = transformers.BertForPreTraining, "BertForPreTraining"
@@ -114,7 +114,9 @@ def test_a_class_head_is_left_out_and_said_to_be(architecture, tmp_path, capsys)
 
 def test_a_named_checkpoint_is_taken(tmp_path):
     run = ran(tmp_path / "run")
-    assert said(f"from={run / 'checkpoints' / 'last.ckpt'}", f"to={tmp_path / 'out'}", "format=transformers") == 0
+    assert (
+        run_convert(f"from={run / 'checkpoints' / 'last.ckpt'}", f"to={tmp_path / 'out'}", "format=transformers") == 0
+    )
     state = checkpoint.load(run / "checkpoints" / "last.ckpt")["model"]
     for name, value in TransformersFolder(tmp_path / "out").tensors():
         assert torch.equal(value, state[name])
@@ -123,9 +125,9 @@ def test_a_named_checkpoint_is_taken(tmp_path):
 @pytest.mark.parametrize("name", ["gpt1", "gpt2 untied", "llama tied, grouped", "mistral window", "qwen2"])
 def test_into_gptlab_and_out_again(name, tmp_path, capsys):
     theirs = CASES[name].save(tmp_path / "theirs")
-    assert said(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
+    assert run_convert(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
     assert "the checkpoint gets no tokenizer" in capsys.readouterr().out
-    assert said(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}") == 0
+    assert run_convert(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}") == 0
     assert (theirs / "model.safetensors").stat().st_size == pytest.approx(
         (tmp_path / "back" / "model.safetensors").stat().st_size, rel=0.01
     )
@@ -138,11 +140,13 @@ def test_into_gptlab_and_out_again(name, tmp_path, capsys):
 def test_the_tokenizer_goes_with_the_model(tmp_path):
     run = ran(tmp_path / "run")
     assert (
-        said(f"from={run}", f"to={tmp_path / 'out'}") == said(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 0
+        run_convert(f"from={run}", f"to={tmp_path / 'out'}")
+        == run_convert(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}")
+        == 0
     )
     ours, again = load_tokenizer(run / "tokenizer.json"), load_tokenizer(tmp_path / "in" / "tokenizer.json")
     assert again.eot == ours.eot and again.encode("naïve").tolist() == ours.encode("naïve").tolist()
-    assert said(f"from={tmp_path / 'in'}", f"to={tmp_path / 'again'}") == 0
+    assert run_convert(f"from={tmp_path / 'in'}", f"to={tmp_path / 'again'}") == 0
     third = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
     assert third("naïve")["input_ids"] == ours.encode("naïve").tolist() and third.eos_token_id == ours.eot
 
@@ -150,16 +154,16 @@ def test_the_tokenizer_goes_with_the_model(tmp_path):
 def test_nothing_is_overwritten_unless_told(tmp_path, capsys):
     theirs = CASES["gpt2"].save(tmp_path / "theirs")
     target = tmp_path / "ours"
-    assert said(f"from={theirs}", f"to={target}") == 0
+    assert run_convert(f"from={theirs}", f"to={target}") == 0
     kept = (target / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    assert said(f"from={theirs}", f"to={target}") == 2
+    assert run_convert(f"from={theirs}", f"to={target}") == 2
     assert "is not empty; name another folder, or add overwrite=true to replace it" in capsys.readouterr().err
     assert (target / "checkpoints" / "last.ckpt").stat().st_mtime_ns == kept
-    assert said(f"from={theirs}", f"to={target}", "overwrite=true") == 0
+    assert run_convert(f"from={theirs}", f"to={target}", "overwrite=true") == 0
     assert (target / "checkpoints" / "last.ckpt").stat().st_mtime_ns != kept
     for _ in range(2):
-        assert said(f"from={target}", f"to={tmp_path / 'back'}", "overwrite=true") == 0
-    assert said(f"from={theirs}", f"to={theirs}", "overwrite=true") == 2
+        assert run_convert(f"from={target}", f"to={tmp_path / 'back'}", "overwrite=true") == 0
+    assert run_convert(f"from={theirs}", f"to={theirs}", "overwrite=true") == 2
     assert "holds from=" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ours", "theirs"]
 
@@ -176,7 +180,7 @@ def test_only_what_was_converted_is_replaced(tmp_path, capsys):
     (tmp_path / "settings" / "config.yaml").write_text("a: 1")
     run = ran(tmp_path / "run")
     exported = tmp_path / "exported"
-    assert said(f"from={run}", f"to={exported}") == 0
+    assert run_convert(f"from={run}", f"to={exported}") == 0
     (exported / "figure.png").write_text("mine")
     for folder, what in (
         (stranger, "lacks README.md"),
@@ -187,7 +191,7 @@ def test_only_what_was_converted_is_replaced(tmp_path, capsys):
         (exported, "holds figure.png"),
     ):
         before = sorted(folder.rglob("*"))
-        assert said(f"from={theirs}", f"to={folder}", "overwrite=true") == 2
+        assert run_convert(f"from={theirs}", f"to={folder}", "overwrite=true") == 2
         error = capsys.readouterr().err
         assert f"to={folder} {what}" in error and "overwrite=true replaces nothing else" in error, error
         assert sorted(folder.rglob("*")) == before
@@ -197,10 +201,10 @@ def test_links_are_followed_and_files_are_not_folders(tmp_path, capsys):
     theirs = CASES["gpt2"].save(tmp_path / "theirs")
     (tmp_path / "link").symlink_to("behind")
     for words in ([], ["overwrite=true"]):
-        assert said(f"from={theirs}", f"to={tmp_path / 'link'}", *words) == 0
+        assert run_convert(f"from={theirs}", f"to={tmp_path / 'link'}", *words) == 0
         assert (tmp_path / "link").is_symlink() and (tmp_path / "behind" / "config.yaml").is_file()
-    assert said(f"from={theirs}", f"to={tmp_path / 'link'}") == 2
-    assert said(f"from={theirs}", f"to={theirs / 'config.json' / 'x' / 'y'}") == 2
+    assert run_convert(f"from={theirs}", f"to={tmp_path / 'link'}") == 2
+    assert run_convert(f"from={theirs}", f"to={theirs / 'config.json' / 'x' / 'y'}") == 2
     assert "is within a file; name a folder" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["behind", "link", "theirs"]
 
@@ -213,7 +217,7 @@ def test_what_was_interrupted_is_cleared(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / f".back.{gone.pid}.old").mkdir()  # killed between two renames
     (tmp_path / f".back.{gone.pid}.old" / "diary.txt").write_text("mine")
-    assert said(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
+    assert run_convert(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
     left = {f".back.{gone.pid}.old", f".other.{gone.pid}.tmp", f".ours.{os.getppid()}.tmp", ".ours.notes.tmp"}
     assert {path.name for path in tmp_path.iterdir()} == left | {"ours", "theirs"}
     with convert._appearing(tmp_path / "elsewhere"):
@@ -241,13 +245,13 @@ def test_a_signal_leaves_nothing_behind(number, tmp_path):
 def test_a_failure_leaves_nothing_behind(tmp_path, capsys):
     words = {"qk_norm": True, "attention_pattern": AttentionPattern.alternating, "attention_window": 4}
     run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, **words))
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 2
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 2
     error = capsys.readouterr().err
     assert (
         "the nearest, gpt2, has no model.attention_pattern=alternating, model.attention_window=4, model.qk_norm"
         in error
     )
-    assert said(f"from={run}", f"to={tmp_path / 'out' / 'of' / 'reach'}") == 2
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out' / 'of' / 'reach'}") == 2
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
@@ -277,7 +281,7 @@ def test_wrong_words_are_answered(words, message, tmp_path, monkeypatch, capsys)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("text")
     CASES["gpt2"].save(tmp_path / "theirs")
-    assert said(*words) == 2
+    assert run_convert(*words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
@@ -305,7 +309,7 @@ def loss_before_training(config) -> float:
 
 def test_training_starts_from_foreign_weights(tmp_path):
     path = BYTES.save(tmp_path / "theirs")
-    assert said(f"from={path}", f"to={tmp_path / 'ours'}") == 0
+    assert run_convert(f"from={path}", f"to={tmp_path / 'ours'}") == 0
     losses = [
         loss_before_training(
             small_run(tmp_path / name, model=DecoderConfig(**OURS, init_from=str(tmp_path / source)), budget_steps=2)
@@ -368,7 +372,7 @@ def test_weights_of_another_model_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         train(small_run(tmp_path / "run", model=DecoderConfig(**words, init_from=str(path))))
     if "n_layer" in options:
-        assert said(f"from={path}", f"to={tmp_path / 'ours'}") == 0
+        assert run_convert(f"from={path}", f"to={tmp_path / 'ours'}") == 0
         with pytest.raises(ValueError, match=message):
             train(small_run(tmp_path / "run2", model=DecoderConfig(**words, init_from=str(tmp_path / "ours"))))
     assert not (tmp_path / "run").exists() and not (tmp_path / "run2").exists()
@@ -393,7 +397,7 @@ def test_weights_that_are_not_there_leave_no_run_behind(name, message, tmp_path,
 
 def test_config_yaml_of_an_import_says_where_it_came_from(tmp_path):
     path = CASES["gpt2"].save(tmp_path / "theirs")
-    assert said(f"from={path}", f"to={tmp_path / 'ours'}") == 0
+    assert run_convert(f"from={path}", f"to={tmp_path / 'ours'}") == 0
     assert yaml.safe_load((tmp_path / "ours" / "config.yaml").read_text())["model_tag"] == "gpt2"
 
 
@@ -406,10 +410,10 @@ def test_a_wrong_word_does_not_wait_for_torch():
 def test_a_tokenizer_of_another_run_is_refused(tmp_path, capsys):
     run = ran(tmp_path / "run")
     CharTokenizer("abc").save(run / "tokenizer.json")
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 2
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 2
     assert "tokenizer.json is not the tokenizer that" in capsys.readouterr().err
     (run / "tokenizer.json").unlink()
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     assert "the folder gets no tokenizer" in capsys.readouterr().out
     assert not (tmp_path / "out" / "tokenizer.json").exists()
 
@@ -424,7 +428,7 @@ def test_a_checkpoint_beside_its_tokenizer(tmp_path, capsys):
     for name in ("metrics.csv", "summary.json"):
         shutil.copy(run / name, tmp_path)
         shutil.copy(run / name, alone)
-    assert said(f"from={alone / 'mine.ckpt'}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={alone / 'mine.ckpt'}", f"to={tmp_path / 'out'}") == 0
     assert (tmp_path / "out" / "tokenizer.json").is_file() and "gets no tokenizer" not in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
     assert "# mine" in card and "val/loss" not in card and "text.txt" not in card.split("## Config")[0]
@@ -432,12 +436,12 @@ def test_a_checkpoint_beside_its_tokenizer(tmp_path, capsys):
 
 def test_a_tokenizer_with_more_words_than_rows_is_refused(tmp_path, capsys):
     run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, vocab_size=260))
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     content = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
     content["added_tokens"] += [content["added_tokens"][0] | {"id": 257 + i, "content": f"<{i}>"} for i in range(9)]
     (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(content))
     capsys.readouterr()
-    assert said(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 2
+    assert run_convert(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 2
     assert "tokenizer.json has 266 words and the model 260 rows" in capsys.readouterr().err
     assert generate.main([f"run={tmp_path / 'out'}", "prompt=a"]) == 2
     assert "tokenizer.json has 266 words and the model 260 rows" in capsys.readouterr().err
@@ -450,7 +454,7 @@ def test_rows_without_a_word_are_not_drawn_from_an_export(tmp_path):
     drawn = torch.randn(state["model"]["tok_emb.weight"].shape, generator=torch.Generator().manual_seed(0))
     state["model"] = {**state["model"], "tok_emb.weight": drawn * torch.linspace(0.1, 3, 300)[:, None]}
     checkpoint.save(state, path)
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     prompt = torch.tensor([list(b"the of")])
     written = theirs.generate(prompt, max_new_tokens=10, do_sample=False, pad_token_id=256)[0, 6:].tolist()
@@ -464,8 +468,8 @@ def test_rows_without_a_word_are_not_drawn_from_an_export(tmp_path):
 def test_weights_of_another_tokenizer_are_refused(tmp_path):
     """Same number of rows, other words; the same words under another name are fine."""
     run = ran(tmp_path / "run")
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
-    assert said(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 0
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 0
     file = TokenizerFileConfig(path=str(tmp_path / "out" / "tokenizer.json"))
     shuffled = json.loads(Path(file.path).read_text())
     words = shuffled["model"]["vocab"]

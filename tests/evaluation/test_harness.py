@@ -20,7 +20,7 @@ pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "gptlab[evalua
 import datasets
 import tokenizers
 import transformers
-from interop.foreign import T5S
+from interop.external import T5S
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM

@@ -204,7 +204,7 @@ def shapes(config: ModelConfig, vocab_size: int) -> dict[str, torch.Size]:
 def in_blocks(
     n_blocks: int, theirs: str, locations: Mapping[str, TensorLocation], ours: str = "blocks.{}."
 ) -> Iterator[tuple[str, TensorLocation]]:
-    """The locations in every block, from those in one; `theirs` and `ours`, with the block's index in {}, are prefixes."""
+    """The locations in every block, from those in one; `theirs` and `ours` are prefixes with its index in {}."""
     for i in range(n_blocks):
         for name, location in locations.items():
             yield ours.format(i) + name, replace(location, name=theirs.format(i) + location.name)

@@ -57,7 +57,7 @@ class ExternalFolder(ABC):
         return {}
 
     def tokenizer(self) -> Tokenizer | None:
-        """Its tokenizer, None where it has none that can be read; UserError where its vocabulary exceeds the model's."""
+        """Its tokenizer, None where none can be read; UserError where its vocabulary is larger than the model's."""
         tokenizer = self._tokenizer()
         if tokenizer is not None:
             check_vocab_size(tokenizer, self.vocab_size, self.tokenizer_file)

@@ -76,7 +76,8 @@ def _rotation(theirs: Mapping[str, Any]) -> dict[str, Any]:
         kind = options.get("rope_type", options.get("type", "default"))
         if kind != "default":
             raise UserError(
-                f"{key} of type {shown(kind)} changes the rotary frequencies and is not supported; only the default type is"
+                f"{key} of type {shown(kind)} changes the rotary frequencies and is not supported; only the default "
+                "type is"
             )
     if given.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"partial_rotary_factor={given['partial_rotary_factor']} is not supported")
@@ -88,7 +89,7 @@ def _all_dense(theirs: Mapping[str, Any]) -> dict[str, Any]:
     kinds = typed("layer_types", theirs.get("layer_types"), list, type(None)) or []
     others = sorted({shown(kind) for kind in kinds} - {"full_attention"})
     if others:
-        raise UserError(f"layer_types with {', '.join(others)} are what no option of gptlab expresses")
+        raise UserError(f"layer_types with {', '.join(others)} are not supported")
     return _rotation(theirs)
 
 

@@ -28,7 +28,7 @@ HPARAMS = {
 
 
 class OpenAIFolder(ExternalFolder):
-    """The folder that download_model.py of openai/gpt-2 fetches; TensorFlow is imported when one is opened."""
+    """The folder that download_model.py of openai/gpt-2 downloads; TensorFlow is imported when one is opened."""
 
     config_file = "hparams.json"
 
@@ -37,8 +37,8 @@ class OpenAIFolder(ExternalFolder):
         lacking = [name for name in FILES if not (path / name).is_file()]
         if lacking:
             raise UserError(
-                f"{path} is no checkpoint of GPT-2 as OpenAI released it: it lacks {', '.join(lacking)}; "
-                "name the folder that download_model.py of openai/gpt-2 fetches"
+                f"{path} is not a checkpoint of GPT-2 as OpenAI released it: it lacks {', '.join(lacking)}; "
+                "name the folder that download_model.py of openai/gpt-2 downloads"
             )
         super().__init__(path, ARCHITECTURE, _options(path / self.config_file), _open_weights(path))
 
@@ -53,7 +53,7 @@ class OpenAIFolder(ExternalFolder):
 
 
 def is_openai_folder(path: Path) -> bool:
-    """Whether a file in the folder says that it holds OpenAI's GPT-2."""
+    """Whether the folder has a file of OpenAI's GPT-2."""
     return any((path / name).is_file() for name in FILES[:2])
 
 
@@ -70,7 +70,7 @@ def _renamed(name: str) -> str:
     return "/".join([*path, layer, gain if kind == "weight" else "b"])
 
 
-# The same model; what hparams.json leaves out is what OpenAI's code holds fixed, and so do transformers' defaults.
+# The same model; what hparams.json leaves out is fixed in OpenAI's code, and equals transformers' defaults.
 ARCHITECTURE = replace(GPT2, prefix="model/", locations=_locations, buffers=())
 
 
@@ -104,7 +104,7 @@ class _Checkpoint(Weights):
             values = self._reader.get_tensor(name)
         except Exception as error:
             raise UserError(
-                f"{name} cannot be read from {self._prefix}, which is damaged ({_first_line(error)}); fetch it again"
+                f"{name} cannot be read from {self._prefix}, which is damaged ({_first_line(error)}); download it again"
             ) from error
         if values.dtype.kind != "f":
             raise UserError(f"{name} in {self._prefix} holds {values.dtype}, and weights are floating-point numbers")

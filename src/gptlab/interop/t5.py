@@ -51,7 +51,7 @@ def _locations(config: EncoderDecoderConfig) -> dict[str, TensorLocation]:
 
 
 def _seen(theirs: Mapping[str, Any], names: Collection[str], read: Callable[[str], Tensor]) -> dict[str, Any]:
-    """Whether the head is tied, which transformers infers from the tensors; config.json determines whether it is scaled."""
+    """Whether the head is tied, which transformers infers from the tensors; config.json tells whether it is scaled."""
     tied = HEAD not in names or (EMBEDDING in names and torch.equal(read(HEAD), read(EMBEDDING)))
     given = theirs.get("scale_decoder_outputs")
     scaled = theirs.get("tie_word_embeddings") is not False if given is None else given

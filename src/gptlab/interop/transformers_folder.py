@@ -62,7 +62,8 @@ class TransformersFolder(ExternalFolder):
         kind = options.get("model_type")
         if not isinstance(kind, str) or kind not in ARCHITECTURES:
             raise UserError(
-                f"{path / 'config.json'}: model_type={shown(kind)} is not supported; supported: {', '.join(ARCHITECTURES)}"
+                f"{path / 'config.json'}: model_type={shown(kind)} is not supported; supported: "
+                + ", ".join(ARCHITECTURES)
             )
         super().__init__(path, ARCHITECTURES[kind], options, _open_weights(path))
 
