@@ -1,4 +1,4 @@
-"""`gptlab convert` and `model.init_from`, from the words to what lies on the disk."""
+"""`gptlab convert` and `model.init_from`, from the arguments to the files on disk."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -16,23 +17,23 @@ from interop.external import CASES, Case, gpt2, run_convert
 from small_runs import of_objective, small_run
 
 from gptlab import composition
-from gptlab.cli import convert, generate, main
+from gptlab.cli import generate, main
+from gptlab.data.examples.windows import SlidingWindows
+from gptlab.data.order import window_index
 from gptlab.data.prepare import prepare
 from gptlab.data.tokenizers.config import ByteConfig, TokenizerFileConfig
-from gptlab.data.tokenizers.tokenizer import CharTokenizer, build_tokenizer, load_tokenizer
-from gptlab.distributed.config import Layout
+from gptlab.data.tokenizers.tokenizer import CharTokenizer, load_tokenizer
 from gptlab.generation import decode
 from gptlab.interop.transformers_folder import TransformersFolder
 from gptlab.models.build import build_model
 from gptlab.models.config import Feedforward, model_from_plain
 from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position
 from gptlab.models.encoder.config import EncoderConfig
-from gptlab.objectives.build import build_objective
 from gptlab.objectives.config import ClassificationConfig
 from gptlab.runs import checkpoint
+from gptlab.runs import convert as library
 from gptlab.runs.initial_weights import open_initial
 from gptlab.runs.load import load_model
-from gptlab.training.datamodule import ExamplesDataModule, TrainBatches
 from gptlab.training.loop import train
 
 SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16}
@@ -51,8 +52,8 @@ MODELS = {
 }
 
 
-def ran(folder: Path, **words) -> Path:
-    train(small_run(folder, **words))
+def ran(folder: Path, **options) -> Path:
+    train(small_run(folder, **options))
     return folder
 
 
@@ -97,10 +98,10 @@ def test_a_trained_run_is_the_same_in_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", [DecoderConfig, EncoderConfig])
-def test_a_class_head_is_left_out_and_said_to_be(architecture, tmp_path, capsys):
-    words = of_objective("classification", tmp_path)
-    words |= {"model": architecture(**SHAPE), "objective": ClassificationConfig()}
-    run = ran(tmp_path / "run", **words, tokenizer=ByteConfig(special_tokens=["<cls>", "<sep>"]))
+def test_a_class_head_is_left_out_and_reported(architecture, tmp_path, capsys):
+    options = of_objective("classification", tmp_path)
+    options |= {"model": architecture(**SHAPE), "objective": ClassificationConfig()}
+    run = ran(tmp_path / "run", **options, tokenizer=ByteConfig(special_tokens=["<cls>", "<sep>"]))
     capsys.readouterr()
     assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     kind, name = transformers.GPT2LMHeadModel, "GPT2LMHeadModel"
@@ -133,7 +134,7 @@ def test_into_gptlab_and_out_again(name, tmp_path, capsys):
     )
     before, after = TransformersFolder(theirs), TransformersFolder(tmp_path / "back")
     assert all(torch.equal(after.read(key), value) for key, value in before.tensors())
-    config = composition.load(tmp_path / "ours" / "config.yaml")
+    config = composition.load_config(tmp_path / "ours" / "config.yaml")
     assert config.model.vocab_size == 61 and config.model.n_layer == before.config.n_layer
 
 
@@ -151,7 +152,7 @@ def test_the_tokenizer_goes_with_the_model(tmp_path):
     assert third("naïve")["input_ids"] == ours.encode("naïve").tolist() and third.eos_token_id == ours.eot
 
 
-def test_nothing_is_overwritten_unless_told(tmp_path, capsys):
+def test_nothing_is_overwritten_unless_asked(tmp_path, capsys):
     theirs = CASES["gpt2"].save(tmp_path / "theirs")
     target = tmp_path / "ours"
     assert run_convert(f"from={theirs}", f"to={target}") == 0
@@ -200,8 +201,8 @@ def test_only_what_was_converted_is_replaced(tmp_path, capsys):
 def test_links_are_followed_and_files_are_not_folders(tmp_path, capsys):
     theirs = CASES["gpt2"].save(tmp_path / "theirs")
     (tmp_path / "link").symlink_to("behind")
-    for words in ([], ["overwrite=true"]):
-        assert run_convert(f"from={theirs}", f"to={tmp_path / 'link'}", *words) == 0
+    for options in ([], ["overwrite=true"]):
+        assert run_convert(f"from={theirs}", f"to={tmp_path / 'link'}", *options) == 0
         assert (tmp_path / "link").is_symlink() and (tmp_path / "behind" / "config.yaml").is_file()
     assert run_convert(f"from={theirs}", f"to={tmp_path / 'link'}") == 2
     assert run_convert(f"from={theirs}", f"to={theirs / 'config.json' / 'x' / 'y'}") == 2
@@ -220,9 +221,9 @@ def test_what_was_interrupted_is_cleared(tmp_path):
     assert run_convert(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
     left = {f".back.{gone.pid}.old", f".other.{gone.pid}.tmp", f".ours.{os.getppid()}.tmp", ".ours.notes.tmp"}
     assert {path.name for path in tmp_path.iterdir()} == left | {"ours", "theirs"}
-    with convert._appearing(tmp_path / "elsewhere"):
+    with library.appearing(tmp_path / "elsewhere"):
         pass
-    convert._clear_interrupted(tmp_path / "back")
+    library.clear_interrupted(tmp_path / "back")
     assert (tmp_path / "back" / "diary.txt").read_text() == "mine"
 
 
@@ -230,21 +231,21 @@ def test_what_was_interrupted_is_cleared(tmp_path):
 def test_a_signal_leaves_nothing_behind(number, tmp_path):
     program = (
         "import os, sys, time; from pathlib import Path\n"
-        "from gptlab import compose; from gptlab.cli import convert\n"
+        "from gptlab.cli.guard import guard; from gptlab.runs import convert\n"
         "def write():\n"
-        "    with convert._appearing(Path(sys.argv[1])) as folder:\n"
+        "    with convert.appearing(Path(sys.argv[1])) as folder:\n"
         "        (folder / 'half').write_text('half')\n"
         "        try: os.kill(os.getpid(), int(sys.argv[2])); time.sleep(60)\n"
         "        finally: raise RuntimeError('cut short')\n"
-        "sys.exit(composition.guard(write))"
+        "sys.exit(guard(write))"
     )
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "out", str(int(number))], timeout=60)
     assert done.returncode == 128 + number and not list(tmp_path.iterdir())
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, capsys):
-    words = {"qk_norm": True, "attention_pattern": AttentionPattern.alternating, "attention_window": 4}
-    run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, **words))
+    options = {"qk_norm": True, "attention_pattern": AttentionPattern.alternating, "attention_window": 4}
+    run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, **options))
     assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 2
     error = capsys.readouterr().err
     assert (
@@ -256,10 +257,10 @@ def test_a_failure_leaves_nothing_behind(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "arguments, message",
     [
-        (["form=x"], "form is not a word of gptlab convert; did you mean format?"),
-        (["color=red"], "color is not a word of gptlab convert; known: from, to, format, overwrite"),
+        (["form=x"], "unknown option form of gptlab convert; did you mean format?"),
+        (["color=red"], "unknown option color of gptlab convert; known: from, to, format, overwrite"),
         (["from"], "from needs a value; write from=..."),
         (["from=here"], "gptlab convert needs to=PATH"),
         (["to=here"], "gptlab convert needs from=PATH"),
@@ -276,22 +277,25 @@ def test_a_failure_leaves_nothing_behind(tmp_path, capsys):
         (["from=text.txt", "to=b"], "text.txt is damaged or no checkpoint"),
     ],
 )
-def test_wrong_words_are_answered(words, message, tmp_path, monkeypatch, capsys):
+def test_wrong_options_are_answered(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("text")
     CASES["gpt2"].save(tmp_path / "theirs")
-    assert run_convert(*words) == 2
+    assert run_convert(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
 
 def test_verbs(monkeypatch, capsys):
-    for words, code in ((["gptlab"], 0), (["gptlab", "--help"], 0), (["gptlab", "convert"], 0)):
-        monkeypatch.setattr("sys.argv", words)
+    for argv, code in ((["gptlab"], 0), (["gptlab", "--help"], 0), (["gptlab", "convert"], 0)):
+        monkeypatch.setattr("sys.argv", argv)
         assert main.main() == code
         assert "gptlab convert" in capsys.readouterr().out
-    for verb, hint in (("convrt", "did you mean convert?"), ("dance", "known: amend, convert, evaluate, generate")):
+    for verb, hint in (
+        ("convrt", "did you mean convert?"),
+        ("dance", "known: train, amend, convert, evaluate, generate"),
+    ):
         monkeypatch.setattr("sys.argv", ["gptlab", verb])
         assert main.main() == 2
         assert capsys.readouterr().err == f"error: {verb} is not a verb of gptlab; {hint}\n"
@@ -307,7 +311,7 @@ def loss_before_training(config) -> float:
     return float((Path(config.run_dir) / "metrics.csv").read_text().splitlines()[1].split(",")[2])
 
 
-def test_training_starts_from_foreign_weights(tmp_path):
+def test_training_starts_from_external_weights(tmp_path):
     path = BYTES.save(tmp_path / "theirs")
     assert run_convert(f"from={path}", f"to={tmp_path / 'ours'}") == 0
     losses = [
@@ -321,11 +325,10 @@ def test_training_starts_from_foreign_weights(tmp_path):
     model = BYTES.model()
     config = small_run(tmp_path / "a", model=DecoderConfig(**OURS, init_from=str(path)), budget_steps=2)
     data = prepare(config.data, config.tokenizer, progress=False)
-    objective = build_objective(config, data.tokenizer)
-    windows = ExamplesDataModule(config, data, objective, layout=Layout(), n_steps=2).train_examples
-    batch = TrainBatches(windows, objective, seed=config.seed, shuffle=True, per_step=8, rank=0, world_size=1)[0]
+    sequences = SlidingWindows(data.train.tokens, 16, 16)
+    first = torch.as_tensor(sequences.gather(window_index(config.seed, np.arange(8), len(sequences))))
     with torch.no_grad():
-        log_p = model(batch["tokens"]).logits.log_softmax(-1).gather(-1, batch["targets"][..., None])
+        log_p = model(first[:, :-1]).logits.log_softmax(-1).gather(-1, first[:, 1:, None])
     assert float(-log_p.mean()) == pytest.approx(losses[0], abs=1e-4)
 
 
@@ -349,7 +352,7 @@ def test_a_resumed_run_does_not_start_again(tmp_path):
 
 def test_the_start_belongs_to_the_identity(tmp_path):
     plain, started = (small_run(tmp_path / "r", model=DecoderConfig(**SHAPE, init_from=x)) for x in (None, "gpt2"))
-    assert plain.identity() != started.identity()
+    assert plain.run_id() != started.run_id()
 
 
 @pytest.mark.parametrize(
@@ -368,13 +371,13 @@ def test_the_start_belongs_to_the_identity(tmp_path):
 )
 def test_weights_of_another_model_are_refused(options, message, tmp_path):
     path = BYTES.save(tmp_path / "theirs")
-    words = OURS | options
+    given = OURS | options
     with pytest.raises(ValueError, match=message):
-        train(small_run(tmp_path / "run", model=DecoderConfig(**words, init_from=str(path))))
+        train(small_run(tmp_path / "run", model=DecoderConfig(**given, init_from=str(path))))
     if "n_layer" in options:
         assert run_convert(f"from={path}", f"to={tmp_path / 'ours'}") == 0
         with pytest.raises(ValueError, match=message):
-            train(small_run(tmp_path / "run2", model=DecoderConfig(**words, init_from=str(tmp_path / "ours"))))
+            train(small_run(tmp_path / "run2", model=DecoderConfig(**given, init_from=str(tmp_path / "ours"))))
     assert not (tmp_path / "run").exists() and not (tmp_path / "run2").exists()
 
 
@@ -401,7 +404,7 @@ def test_config_yaml_of_an_import_says_where_it_came_from(tmp_path):
     assert yaml.safe_load((tmp_path / "ours" / "config.yaml").read_text())["model_tag"] == "gpt2"
 
 
-def test_a_wrong_word_does_not_wait_for_torch():
+def test_a_wrong_option_does_not_wait_for_torch():
     code = "import sys; from gptlab.cli import convert; print(convert.main(['form=x']), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "2 False\n", done.stderr
@@ -434,7 +437,7 @@ def test_a_checkpoint_beside_its_tokenizer(tmp_path, capsys):
     assert "# mine" in card and "val/loss" not in card and "text.txt" not in card.split("## Config")[0]
 
 
-def test_a_tokenizer_with_more_words_than_rows_is_refused(tmp_path, capsys):
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, capsys):
     run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, vocab_size=260))
     assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     content = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
@@ -442,12 +445,12 @@ def test_a_tokenizer_with_more_words_than_rows_is_refused(tmp_path, capsys):
     (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(content))
     capsys.readouterr()
     assert run_convert(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 2
-    assert "tokenizer.json has 266 words and the model 260 rows" in capsys.readouterr().err
+    assert "tokenizer.json has a vocabulary of 266 and the model one of 260" in capsys.readouterr().err
     assert generate.main([f"run={tmp_path / 'out'}", "prompt=a"]) == 2
-    assert "tokenizer.json has 266 words and the model 260 rows" in capsys.readouterr().err
+    assert "tokenizer.json has a vocabulary of 266 and the model one of 260" in capsys.readouterr().err
 
 
-def test_rows_without_a_word_are_not_drawn_from_an_export(tmp_path):
+def test_embeddings_beyond_the_tokenizer_are_not_drawn_from_an_export(tmp_path):
     run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, vocab_size=300, init_std=0.4))
     path = run / "checkpoints" / "best.ckpt"
     state = checkpoint.load(path)
@@ -459,22 +462,22 @@ def test_rows_without_a_word_are_not_drawn_from_an_export(tmp_path):
     prompt = torch.tensor([list(b"the of")])
     written = theirs.generate(prompt, max_new_tokens=10, do_sample=False, pad_token_id=256)[0, 6:].tolist()
     trained = load_model(str(run))
-    expected = decode.generate(trained.model, prompt, 10, temperature=0.0, vocab_size=257)[0, 6:].tolist()
-    unbounded = decode.generate(trained.model, prompt, 10, temperature=0.0)[0, 6:].tolist()
+    expected = decode.generate_tokens(trained.model, prompt, 10, temperature=0.0, vocab_size=257)[0, 6:].tolist()
+    unbounded = decode.generate_tokens(trained.model, prompt, 10, temperature=0.0)[0, 6:].tolist()
     assert written == expected[: len(written)] and max(unbounded) > 256
-    assert theirs.config.vocab_size == 300  # a loss is over all rows
+    assert theirs.config.vocab_size == 300  # a loss is over the whole vocabulary
 
 
 def test_weights_of_another_tokenizer_are_refused(tmp_path):
-    """Same number of rows, other words; the same words under another name are fine."""
+    """Same size, other vocabulary; the same vocabulary under another name is fine."""
     run = ran(tmp_path / "run")
     assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     assert run_convert(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 0
     file = TokenizerFileConfig(path=str(tmp_path / "out" / "tokenizer.json"))
     shuffled = json.loads(Path(file.path).read_text())
-    words = shuffled["model"]["vocab"]
-    a, b = list(words)[97:99]
-    words[a], words[b] = words[b], words[a]
+    vocab = shuffled["model"]["vocab"]
+    a, b = list(vocab)[97:99]
+    vocab[a], vocab[b] = vocab[b], vocab[a]
     (tmp_path / "shuffled.json").write_text(json.dumps(shuffled))
     other = TokenizerFileConfig(path=str(tmp_path / "shuffled.json"))
     for source, hint in (
@@ -484,7 +487,7 @@ def test_weights_of_another_tokenizer_are_refused(tmp_path):
     ):
         model = DecoderConfig(**SHAPE, init_from=str(source))
         for tokenizer in (ByteConfig(), file):
-            open_initial(model, 257, build_tokenizer(tokenizer, lambda: iter(())))
+            open_initial(model, 257, tokenizer.build(lambda: iter(())))
         with pytest.raises(ValueError) as refusal:
             train(small_run(tmp_path / "new", model=model, tokenizer=other))
         assert str(refusal.value).endswith(f"init_from={source} was trained with another tokenizer; add {hint}")
