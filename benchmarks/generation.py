@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/generation.py [--rounds 5] [--tokens 32] [--litgpt-python PATH] [--run PATH]
 
-GPT-2's 124M parameters with random weights, batch 1, greedy, float32 unless said otherwise. All take turns within one
+GPT-2's 124M parameters with random weights, batch 1, greedy, float32 unless given otherwise. All take turns within one
 run. `floor` and `stream` read a matrix as large as the weights once a token, with a matrix-vector product. The floor's
 rows are 1024 long, about as long as those of the model's own matrices (768 to 3072): what the same reading costs
 without a model. The stream's are 16,384 long, the most that this memory gives, and the stricter bound. A rate is one
@@ -40,7 +40,7 @@ from gptlab.models.build import shape_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.runs.load import load_model
 
-WORDS, CONTEXT = 50_257, 1024
+VOCAB_SIZE, CONTEXT = 50_257, 1024
 PROMPTS = (16, 512)
 VALIDATION_TOKENS = 32_768
 
@@ -50,7 +50,7 @@ torch.set_num_threads({threads})
 import json
 from litgpt.generate.base import generate_fn
 from litgpt.model import GPT, Config
-config = Config(name="gpt2", block_size={context}, vocab_size={words}, padded_vocab_size={words}, n_layer=12, n_head=12,
+config = Config(name="gpt2", block_size={context}, vocab_size={vocab_size}, padded_vocab_size={vocab_size}, n_layer=12, n_head=12,
                 n_embd=768, rotary_percentage=1.0, parallel_residual=False, bias=True, lm_head_bias=False,
                 norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP")
 torch.manual_seed(0)
@@ -61,7 +61,7 @@ with torch.no_grad():
 print("ready", sum(p.numel() for p in model.parameters()), flush=True)
 for line in sys.stdin:
     n_prompt, n_tokens = map(int, line.split())
-    prompt = torch.randint({words}, (n_prompt,), generator=torch.Generator().manual_seed(0))
+    prompt = torch.randint({vocab_size}, (n_prompt,), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         model.clear_kv_cache()
         model.max_seq_length = n_prompt + n_tokens
@@ -79,7 +79,7 @@ Contender = Callable[[int, int], list[float]]
 
 
 def prompt_of(n_tokens: int) -> list[int]:
-    return torch.randint(WORDS, (n_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+    return torch.randint(VOCAB_SIZE, (n_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
 def between(times: list[float]) -> list[float]:
@@ -87,7 +87,7 @@ def between(times: list[float]) -> list[float]:
 
 
 class Clock:
-    """A streamer of transformers that notes when it is given the prompt and each token."""
+    """A streamer of transformers that records when it gets the prompt and each token."""
 
     def __init__(self):
         self.times = []
@@ -101,7 +101,7 @@ class Clock:
 
 def gptlab(precision: Precision) -> Contender:
     config = DecoderConfig(n_layer=12, n_head=12, d_model=768, context_length=CONTEXT)
-    model = shape_model(config, WORDS).to_empty(device="cpu")
+    model = shape_model(config, VOCAB_SIZE).to_empty(device="cpu")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.02)
@@ -111,8 +111,8 @@ def gptlab(precision: Precision) -> Contender:
         prompt = prompt_of(n_prompt)
         times = [time.perf_counter()]
         with torch.no_grad():
-            reader = DecodingState(model, [prompt], n_more=n_tokens)
-            for _ in decode(reader, n_tokens, Sampling(temperature=0.0)):
+            state = DecodingState(model, [prompt], n_more=n_tokens)
+            for _ in decode(state, n_tokens, Sampling(temperature=0.0)):
                 times.append(time.perf_counter())
         return between(times)
 
@@ -138,7 +138,7 @@ def transformers() -> Contender:
 
 def litgpt(python: str, threads: int) -> Contender:
     worker = subprocess.Popen(
-        [python, "-c", LITGPT.format(threads=threads, context=CONTEXT, words=WORDS)],
+        [python, "-c", LITGPT.format(threads=threads, context=CONTEXT, vocab_size=VOCAB_SIZE)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -215,7 +215,7 @@ def perplexity(run: str, text: Path | None) -> None:
 def held_out(run: str) -> list[int]:
     """The first tokens of a run's validation split, as training prepared them."""
     file = Path(run) / "config.yaml"
-    config = composition.load(file) if file.is_file() else None
+    config = composition.load_config(file) if file.is_file() else None
     if config is None or not Path(run, "metrics.csv").is_file():
         raise ValueError(f"--run {run} is no folder that a run left, so nothing is held out; add --text FILE")
     split = prepare_data(config.data, config.tokenizer, progress=False).val
@@ -241,7 +241,7 @@ def main() -> None:
             sys.exit(f"error: {error}")
     if given.text:
         parser.error("--text is scored by a model; add --run PATH")
-    n_weights = 124_439_808 - CONTEXT * 768  # of the table of positions a token reads one row
+    n_weights = 124_439_808 - CONTEXT * 768  # of the position embeddings a token reads one
     contenders = {
         "floor": reading(n_weights, 1024),
         "stream": reading(n_weights, 16_384),

@@ -1,4 +1,4 @@
-"""`gptlab convert` and `model.init_from`, from the words to what lies on the disk."""
+"""`gptlab convert` and `model.init_from`, from the arguments to the files on disk."""
 
 import json
 import os
@@ -8,31 +8,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 import yaml
-from interop.foreign import CASES, Case, gpt2, said
+from interop.external import CASES, Case, gpt2, run_convert
 from small_runs import of_objective, small_run
 
 from gptlab import composition
-from gptlab.cli import convert, generate, main
+from gptlab.cli import generate, main
+from gptlab.data.examples.windows import SlidingWindows
+from gptlab.data.order import window_index
 from gptlab.data.prepare import prepare
 from gptlab.data.tokenizers.config import ByteConfig, TokenizerFileConfig
-from gptlab.data.tokenizers.tokenizer import CharTokenizer, build_tokenizer, load_tokenizer
-from gptlab.distributed.config import Layout
+from gptlab.data.tokenizers.tokenizer import CharTokenizer, load_tokenizer
 from gptlab.generation import decode
 from gptlab.interop.transformers_folder import TransformersFolder
 from gptlab.models.build import build_model
 from gptlab.models.config import Feedforward, model_from_plain
 from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position
 from gptlab.models.encoder.config import EncoderConfig
-from gptlab.objectives.build import build_objective
 from gptlab.objectives.config import ClassificationConfig
 from gptlab.runs import checkpoint
+from gptlab.runs import convert as library
 from gptlab.runs.initial_weights import open_initial
 from gptlab.runs.load import load_model
-from gptlab.training.datamodule import ExamplesDataModule, TrainBatches
 from gptlab.training.loop import train
 
 SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16}
@@ -51,15 +52,15 @@ MODELS = {
 }
 
 
-def ran(folder: Path, **words) -> Path:
-    train(small_run(folder, **words))
+def ran(folder: Path, **options) -> Path:
+    train(small_run(folder, **options))
     return folder
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_trained_run_is_the_same_in_transformers(name, tmp_path):
     run = ran(tmp_path / "run", model=MODELS[name])
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     ours = load_tokenizer(run / "tokenizer.json")
@@ -97,12 +98,12 @@ def test_a_trained_run_is_the_same_in_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", [DecoderConfig, EncoderConfig])
-def test_a_class_head_is_left_out_and_said_to_be(architecture, tmp_path, capsys):
-    words = of_objective("classification", tmp_path)
-    words |= {"model": architecture(**SHAPE), "objective": ClassificationConfig()}
-    run = ran(tmp_path / "run", **words, tokenizer=ByteConfig(special_tokens=["<cls>", "<sep>"]))
+def test_a_class_head_is_left_out_and_reported(architecture, tmp_path, capsys):
+    options = of_objective("classification", tmp_path)
+    options |= {"model": architecture(**SHAPE), "objective": ClassificationConfig()}
+    run = ran(tmp_path / "run", **options, tokenizer=ByteConfig(special_tokens=["<cls>", "<sep>"]))
     capsys.readouterr()
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     kind, name = transformers.GPT2LMHeadModel, "GPT2LMHeadModel"
     if architecture is EncoderConfig:
         kind, name = transformers.BertForPreTraining, "BertForPreTraining"
@@ -114,7 +115,9 @@ def test_a_class_head_is_left_out_and_said_to_be(architecture, tmp_path, capsys)
 
 def test_a_named_checkpoint_is_taken(tmp_path):
     run = ran(tmp_path / "run")
-    assert said(f"from={run / 'checkpoints' / 'last.ckpt'}", f"to={tmp_path / 'out'}", "format=transformers") == 0
+    assert (
+        run_convert(f"from={run / 'checkpoints' / 'last.ckpt'}", f"to={tmp_path / 'out'}", "format=transformers") == 0
+    )
     state = checkpoint.load(run / "checkpoints" / "last.ckpt")["model"]
     for name, value in TransformersFolder(tmp_path / "out").tensors():
         assert torch.equal(value, state[name])
@@ -123,43 +126,45 @@ def test_a_named_checkpoint_is_taken(tmp_path):
 @pytest.mark.parametrize("name", ["gpt1", "gpt2 untied", "llama tied, grouped", "mistral window", "qwen2"])
 def test_into_gptlab_and_out_again(name, tmp_path, capsys):
     theirs = CASES[name].save(tmp_path / "theirs")
-    assert said(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
+    assert run_convert(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
     assert "the checkpoint gets no tokenizer" in capsys.readouterr().out
-    assert said(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}") == 0
+    assert run_convert(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}") == 0
     assert (theirs / "model.safetensors").stat().st_size == pytest.approx(
         (tmp_path / "back" / "model.safetensors").stat().st_size, rel=0.01
     )
     before, after = TransformersFolder(theirs), TransformersFolder(tmp_path / "back")
     assert all(torch.equal(after.read(key), value) for key, value in before.tensors())
-    config = composition.load(tmp_path / "ours" / "config.yaml")
+    config = composition.load_config(tmp_path / "ours" / "config.yaml")
     assert config.model.vocab_size == 61 and config.model.n_layer == before.config.n_layer
 
 
 def test_the_tokenizer_goes_with_the_model(tmp_path):
     run = ran(tmp_path / "run")
     assert (
-        said(f"from={run}", f"to={tmp_path / 'out'}") == said(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 0
+        run_convert(f"from={run}", f"to={tmp_path / 'out'}")
+        == run_convert(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}")
+        == 0
     )
     ours, again = load_tokenizer(run / "tokenizer.json"), load_tokenizer(tmp_path / "in" / "tokenizer.json")
     assert again.eot == ours.eot and again.encode("naïve").tolist() == ours.encode("naïve").tolist()
-    assert said(f"from={tmp_path / 'in'}", f"to={tmp_path / 'again'}") == 0
+    assert run_convert(f"from={tmp_path / 'in'}", f"to={tmp_path / 'again'}") == 0
     third = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
     assert third("naïve")["input_ids"] == ours.encode("naïve").tolist() and third.eos_token_id == ours.eot
 
 
-def test_nothing_is_overwritten_unless_told(tmp_path, capsys):
+def test_nothing_is_overwritten_unless_asked(tmp_path, capsys):
     theirs = CASES["gpt2"].save(tmp_path / "theirs")
     target = tmp_path / "ours"
-    assert said(f"from={theirs}", f"to={target}") == 0
+    assert run_convert(f"from={theirs}", f"to={target}") == 0
     kept = (target / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    assert said(f"from={theirs}", f"to={target}") == 2
+    assert run_convert(f"from={theirs}", f"to={target}") == 2
     assert "is not empty; name another folder, or add overwrite=true to replace it" in capsys.readouterr().err
     assert (target / "checkpoints" / "last.ckpt").stat().st_mtime_ns == kept
-    assert said(f"from={theirs}", f"to={target}", "overwrite=true") == 0
+    assert run_convert(f"from={theirs}", f"to={target}", "overwrite=true") == 0
     assert (target / "checkpoints" / "last.ckpt").stat().st_mtime_ns != kept
     for _ in range(2):
-        assert said(f"from={target}", f"to={tmp_path / 'back'}", "overwrite=true") == 0
-    assert said(f"from={theirs}", f"to={theirs}", "overwrite=true") == 2
+        assert run_convert(f"from={target}", f"to={tmp_path / 'back'}", "overwrite=true") == 0
+    assert run_convert(f"from={theirs}", f"to={theirs}", "overwrite=true") == 2
     assert "holds from=" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ours", "theirs"]
 
@@ -176,7 +181,7 @@ def test_only_what_was_converted_is_replaced(tmp_path, capsys):
     (tmp_path / "settings" / "config.yaml").write_text("a: 1")
     run = ran(tmp_path / "run")
     exported = tmp_path / "exported"
-    assert said(f"from={run}", f"to={exported}") == 0
+    assert run_convert(f"from={run}", f"to={exported}") == 0
     (exported / "figure.png").write_text("mine")
     for folder, what in (
         (stranger, "lacks README.md"),
@@ -187,7 +192,7 @@ def test_only_what_was_converted_is_replaced(tmp_path, capsys):
         (exported, "holds figure.png"),
     ):
         before = sorted(folder.rglob("*"))
-        assert said(f"from={theirs}", f"to={folder}", "overwrite=true") == 2
+        assert run_convert(f"from={theirs}", f"to={folder}", "overwrite=true") == 2
         error = capsys.readouterr().err
         assert f"to={folder} {what}" in error and "overwrite=true replaces nothing else" in error, error
         assert sorted(folder.rglob("*")) == before
@@ -196,11 +201,11 @@ def test_only_what_was_converted_is_replaced(tmp_path, capsys):
 def test_links_are_followed_and_files_are_not_folders(tmp_path, capsys):
     theirs = CASES["gpt2"].save(tmp_path / "theirs")
     (tmp_path / "link").symlink_to("behind")
-    for words in ([], ["overwrite=true"]):
-        assert said(f"from={theirs}", f"to={tmp_path / 'link'}", *words) == 0
+    for options in ([], ["overwrite=true"]):
+        assert run_convert(f"from={theirs}", f"to={tmp_path / 'link'}", *options) == 0
         assert (tmp_path / "link").is_symlink() and (tmp_path / "behind" / "config.yaml").is_file()
-    assert said(f"from={theirs}", f"to={tmp_path / 'link'}") == 2
-    assert said(f"from={theirs}", f"to={theirs / 'config.json' / 'x' / 'y'}") == 2
+    assert run_convert(f"from={theirs}", f"to={tmp_path / 'link'}") == 2
+    assert run_convert(f"from={theirs}", f"to={theirs / 'config.json' / 'x' / 'y'}") == 2
     assert "is within a file; name a folder" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["behind", "link", "theirs"]
 
@@ -213,12 +218,12 @@ def test_what_was_interrupted_is_cleared(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / f".back.{gone.pid}.old").mkdir()  # killed between two renames
     (tmp_path / f".back.{gone.pid}.old" / "diary.txt").write_text("mine")
-    assert said(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
+    assert run_convert(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
     left = {f".back.{gone.pid}.old", f".other.{gone.pid}.tmp", f".ours.{os.getppid()}.tmp", ".ours.notes.tmp"}
     assert {path.name for path in tmp_path.iterdir()} == left | {"ours", "theirs"}
-    with convert._appearing(tmp_path / "elsewhere"):
+    with library.appearing(tmp_path / "elsewhere"):
         pass
-    convert._clear_interrupted(tmp_path / "back")
+    library.clear_interrupted(tmp_path / "back")
     assert (tmp_path / "back" / "diary.txt").read_text() == "mine"
 
 
@@ -226,36 +231,36 @@ def test_what_was_interrupted_is_cleared(tmp_path):
 def test_a_signal_leaves_nothing_behind(number, tmp_path):
     program = (
         "import os, sys, time; from pathlib import Path\n"
-        "from gptlab import compose; from gptlab.cli import convert\n"
+        "from gptlab.cli.guard import guard; from gptlab.runs import convert\n"
         "def write():\n"
-        "    with convert._appearing(Path(sys.argv[1])) as folder:\n"
+        "    with convert.appearing(Path(sys.argv[1])) as folder:\n"
         "        (folder / 'half').write_text('half')\n"
         "        try: os.kill(os.getpid(), int(sys.argv[2])); time.sleep(60)\n"
         "        finally: raise RuntimeError('cut short')\n"
-        "sys.exit(composition.guard(write))"
+        "sys.exit(guard(write))"
     )
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "out", str(int(number))], timeout=60)
     assert done.returncode == 128 + number and not list(tmp_path.iterdir())
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, capsys):
-    words = {"qk_norm": True, "attention_pattern": AttentionPattern.alternating, "attention_window": 4}
-    run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, **words))
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 2
+    options = {"qk_norm": True, "attention_pattern": AttentionPattern.alternating, "attention_window": 4}
+    run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, **options))
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 2
     error = capsys.readouterr().err
     assert (
         "the nearest, gpt2, has no model.attention_pattern=alternating, model.attention_window=4, model.qk_norm"
         in error
     )
-    assert said(f"from={run}", f"to={tmp_path / 'out' / 'of' / 'reach'}") == 2
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out' / 'of' / 'reach'}") == 2
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "arguments, message",
     [
-        (["form=x"], "form is not a word of gptlab convert; did you mean format?"),
-        (["color=red"], "color is not a word of gptlab convert; known: from, to, format, overwrite"),
+        (["form=x"], "unknown option form of gptlab convert; did you mean format?"),
+        (["color=red"], "unknown option color of gptlab convert; known: from, to, format, overwrite"),
         (["from"], "from needs a value; write from=..."),
         (["from=here"], "gptlab convert needs to=PATH"),
         (["to=here"], "gptlab convert needs from=PATH"),
@@ -272,22 +277,25 @@ def test_a_failure_leaves_nothing_behind(tmp_path, capsys):
         (["from=text.txt", "to=b"], "text.txt is damaged or no checkpoint"),
     ],
 )
-def test_wrong_words_are_answered(words, message, tmp_path, monkeypatch, capsys):
+def test_wrong_options_are_answered(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("text")
     CASES["gpt2"].save(tmp_path / "theirs")
-    assert said(*words) == 2
+    assert run_convert(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
 
 def test_verbs(monkeypatch, capsys):
-    for words, code in ((["gptlab"], 0), (["gptlab", "--help"], 0), (["gptlab", "convert"], 0)):
-        monkeypatch.setattr("sys.argv", words)
+    for argv, code in ((["gptlab"], 0), (["gptlab", "--help"], 0), (["gptlab", "convert"], 0)):
+        monkeypatch.setattr("sys.argv", argv)
         assert main.main() == code
         assert "gptlab convert" in capsys.readouterr().out
-    for verb, hint in (("convrt", "did you mean convert?"), ("dance", "known: amend, convert, evaluate, generate")):
+    for verb, hint in (
+        ("convrt", "did you mean convert?"),
+        ("dance", "known: train, amend, convert, evaluate, generate"),
+    ):
         monkeypatch.setattr("sys.argv", ["gptlab", verb])
         assert main.main() == 2
         assert capsys.readouterr().err == f"error: {verb} is not a verb of gptlab; {hint}\n"
@@ -303,9 +311,9 @@ def loss_before_training(config) -> float:
     return float((Path(config.run_dir) / "metrics.csv").read_text().splitlines()[1].split(",")[2])
 
 
-def test_training_starts_from_foreign_weights(tmp_path):
+def test_training_starts_from_external_weights(tmp_path):
     path = BYTES.save(tmp_path / "theirs")
-    assert said(f"from={path}", f"to={tmp_path / 'ours'}") == 0
+    assert run_convert(f"from={path}", f"to={tmp_path / 'ours'}") == 0
     losses = [
         loss_before_training(
             small_run(tmp_path / name, model=DecoderConfig(**OURS, init_from=str(tmp_path / source)), budget_steps=2)
@@ -317,11 +325,10 @@ def test_training_starts_from_foreign_weights(tmp_path):
     model = BYTES.model()
     config = small_run(tmp_path / "a", model=DecoderConfig(**OURS, init_from=str(path)), budget_steps=2)
     data = prepare(config.data, config.tokenizer, progress=False)
-    objective = build_objective(config, data.tokenizer)
-    windows = ExamplesDataModule(config, data, objective, layout=Layout(), n_steps=2).train_examples
-    batch = TrainBatches(windows, objective, seed=config.seed, shuffle=True, per_step=8, rank=0, world_size=1)[0]
+    sequences = SlidingWindows(data.train.tokens, 16, 16)
+    first = torch.as_tensor(sequences.gather(window_index(config.seed, np.arange(8), len(sequences))))
     with torch.no_grad():
-        log_p = model(batch["tokens"]).logits.log_softmax(-1).gather(-1, batch["targets"][..., None])
+        log_p = model(first[:, :-1]).logits.log_softmax(-1).gather(-1, first[:, 1:, None])
     assert float(-log_p.mean()) == pytest.approx(losses[0], abs=1e-4)
 
 
@@ -345,7 +352,7 @@ def test_a_resumed_run_does_not_start_again(tmp_path):
 
 def test_the_start_belongs_to_the_identity(tmp_path):
     plain, started = (small_run(tmp_path / "r", model=DecoderConfig(**SHAPE, init_from=x)) for x in (None, "gpt2"))
-    assert plain.identity() != started.identity()
+    assert plain.run_id() != started.run_id()
 
 
 @pytest.mark.parametrize(
@@ -364,13 +371,13 @@ def test_the_start_belongs_to_the_identity(tmp_path):
 )
 def test_weights_of_another_model_are_refused(options, message, tmp_path):
     path = BYTES.save(tmp_path / "theirs")
-    words = OURS | options
+    given = OURS | options
     with pytest.raises(ValueError, match=message):
-        train(small_run(tmp_path / "run", model=DecoderConfig(**words, init_from=str(path))))
+        train(small_run(tmp_path / "run", model=DecoderConfig(**given, init_from=str(path))))
     if "n_layer" in options:
-        assert said(f"from={path}", f"to={tmp_path / 'ours'}") == 0
+        assert run_convert(f"from={path}", f"to={tmp_path / 'ours'}") == 0
         with pytest.raises(ValueError, match=message):
-            train(small_run(tmp_path / "run2", model=DecoderConfig(**words, init_from=str(tmp_path / "ours"))))
+            train(small_run(tmp_path / "run2", model=DecoderConfig(**given, init_from=str(tmp_path / "ours"))))
     assert not (tmp_path / "run").exists() and not (tmp_path / "run2").exists()
 
 
@@ -393,11 +400,11 @@ def test_weights_that_are_not_there_leave_no_run_behind(name, message, tmp_path,
 
 def test_config_yaml_of_an_import_says_where_it_came_from(tmp_path):
     path = CASES["gpt2"].save(tmp_path / "theirs")
-    assert said(f"from={path}", f"to={tmp_path / 'ours'}") == 0
+    assert run_convert(f"from={path}", f"to={tmp_path / 'ours'}") == 0
     assert yaml.safe_load((tmp_path / "ours" / "config.yaml").read_text())["model_tag"] == "gpt2"
 
 
-def test_a_wrong_word_does_not_wait_for_torch():
+def test_a_wrong_option_does_not_wait_for_torch():
     code = "import sys; from gptlab.cli import convert; print(convert.main(['form=x']), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "2 False\n", done.stderr
@@ -406,10 +413,10 @@ def test_a_wrong_word_does_not_wait_for_torch():
 def test_a_tokenizer_of_another_run_is_refused(tmp_path, capsys):
     run = ran(tmp_path / "run")
     CharTokenizer("abc").save(run / "tokenizer.json")
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 2
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 2
     assert "tokenizer.json is not the tokenizer that" in capsys.readouterr().err
     (run / "tokenizer.json").unlink()
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     assert "the folder gets no tokenizer" in capsys.readouterr().out
     assert not (tmp_path / "out" / "tokenizer.json").exists()
 
@@ -424,53 +431,53 @@ def test_a_checkpoint_beside_its_tokenizer(tmp_path, capsys):
     for name in ("metrics.csv", "summary.json"):
         shutil.copy(run / name, tmp_path)
         shutil.copy(run / name, alone)
-    assert said(f"from={alone / 'mine.ckpt'}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={alone / 'mine.ckpt'}", f"to={tmp_path / 'out'}") == 0
     assert (tmp_path / "out" / "tokenizer.json").is_file() and "gets no tokenizer" not in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
     assert "# mine" in card and "val/loss" not in card and "text.txt" not in card.split("## Config")[0]
 
 
-def test_a_tokenizer_with_more_words_than_rows_is_refused(tmp_path, capsys):
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, capsys):
     run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, vocab_size=260))
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     content = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
     content["added_tokens"] += [content["added_tokens"][0] | {"id": 257 + i, "content": f"<{i}>"} for i in range(9)]
     (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(content))
     capsys.readouterr()
-    assert said(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 2
-    assert "tokenizer.json has 266 words and the model 260 rows" in capsys.readouterr().err
+    assert run_convert(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 2
+    assert "tokenizer.json has a vocabulary of 266 and the model one of 260" in capsys.readouterr().err
     assert generate.main([f"run={tmp_path / 'out'}", "prompt=a"]) == 2
-    assert "tokenizer.json has 266 words and the model 260 rows" in capsys.readouterr().err
+    assert "tokenizer.json has a vocabulary of 266 and the model one of 260" in capsys.readouterr().err
 
 
-def test_rows_without_a_word_are_not_drawn_from_an_export(tmp_path):
+def test_embeddings_beyond_the_tokenizer_are_not_drawn_from_an_export(tmp_path):
     run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, vocab_size=300, init_std=0.4))
     path = run / "checkpoints" / "best.ckpt"
     state = checkpoint.load(path)
     drawn = torch.randn(state["model"]["tok_emb.weight"].shape, generator=torch.Generator().manual_seed(0))
     state["model"] = {**state["model"], "tok_emb.weight": drawn * torch.linspace(0.1, 3, 300)[:, None]}
     checkpoint.save(state, path)
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     prompt = torch.tensor([list(b"the of")])
     written = theirs.generate(prompt, max_new_tokens=10, do_sample=False, pad_token_id=256)[0, 6:].tolist()
     trained = load_model(str(run))
-    expected = decode.generate(trained.model, prompt, 10, temperature=0.0, vocab_size=257)[0, 6:].tolist()
-    unbounded = decode.generate(trained.model, prompt, 10, temperature=0.0)[0, 6:].tolist()
+    expected = decode.generate_tokens(trained.model, prompt, 10, temperature=0.0, vocab_size=257)[0, 6:].tolist()
+    unbounded = decode.generate_tokens(trained.model, prompt, 10, temperature=0.0)[0, 6:].tolist()
     assert written == expected[: len(written)] and max(unbounded) > 256
-    assert theirs.config.vocab_size == 300  # a loss is over all rows
+    assert theirs.config.vocab_size == 300  # a loss is over the whole vocabulary
 
 
 def test_weights_of_another_tokenizer_are_refused(tmp_path):
-    """Same number of rows, other words; the same words under another name are fine."""
+    """Same size, other vocabulary; the same vocabulary under another name is fine."""
     run = ran(tmp_path / "run")
-    assert said(f"from={run}", f"to={tmp_path / 'out'}") == 0
-    assert said(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 0
+    assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
+    assert run_convert(f"from={tmp_path / 'out'}", f"to={tmp_path / 'in'}") == 0
     file = TokenizerFileConfig(path=str(tmp_path / "out" / "tokenizer.json"))
     shuffled = json.loads(Path(file.path).read_text())
-    words = shuffled["model"]["vocab"]
-    a, b = list(words)[97:99]
-    words[a], words[b] = words[b], words[a]
+    vocab = shuffled["model"]["vocab"]
+    a, b = list(vocab)[97:99]
+    vocab[a], vocab[b] = vocab[b], vocab[a]
     (tmp_path / "shuffled.json").write_text(json.dumps(shuffled))
     other = TokenizerFileConfig(path=str(tmp_path / "shuffled.json"))
     for source, hint in (
@@ -480,7 +487,7 @@ def test_weights_of_another_tokenizer_are_refused(tmp_path):
     ):
         model = DecoderConfig(**SHAPE, init_from=str(source))
         for tokenizer in (ByteConfig(), file):
-            open_initial(model, 257, build_tokenizer(tokenizer, lambda: iter(())))
+            open_initial(model, 257, tokenizer.build(lambda: iter(())))
         with pytest.raises(ValueError) as refusal:
             train(small_run(tmp_path / "new", model=model, tokenizer=other))
         assert str(refusal.value).endswith(f"init_from={source} was trained with another tokenizer; add {hint}")

@@ -15,13 +15,12 @@ from small_runs import of_objective, small_run, write_run
 from small_runs import train as run_train
 
 from gptlab.cli import convert
-from gptlab.cli.evaluate import HELP, N_SHOWN, main
+from gptlab.cli.evaluate import HELP, main
 from gptlab.config import RunConfig, to_plain
 from gptlab.data.tokenizers.config import ByteConfig
 from gptlab.data.tokenizers.tokenizer import ByteTokenizer
-from gptlab.evaluation.config import EvaluateConfig
-from gptlab.evaluation.responses import N_TOKENS
-from gptlab.generation.config import SEED
+from gptlab.evaluation.config import N_SHOWN, EvaluateConfig
+from gptlab.generation.config import MAX_NEW_TOKENS, SEED
 from gptlab.generation.scoring import token_nats
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
@@ -37,7 +36,7 @@ ASK = ("prompt=is {n} even?", "answer={a}")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of ten steps and what it said of itself."""
+    """A run of ten steps and its summary."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     trainer = TrainerConfig(accelerator="cpu", devices=1, val_check_interval=5, enable_progress_bar=False)
     config = small_run(folder, trainer=trainer)
@@ -62,8 +61,8 @@ def table(tmp_path):
 
 @pytest.fixture
 def say(capsys):
-    def say(*words, expect=0):
-        code = main([str(word) for word in words])
+    def say(*options, expect=0):
+        code = main([str(option) for option in options])
         out, err = capsys.readouterr()
         assert code == expect, err
         return out if expect == 0 else err
@@ -112,7 +111,7 @@ def test_checkpoints_of_one_run_are_compared(trained, say):
     assert len({path.name[:8] for path in (folder / "evaluations").iterdir()}) == 2
 
 
-def test_a_text_of_ones_own(run, say, tmp_path):
+def test_a_given_text(run, say, tmp_path):
     (tmp_path / "text.txt").write_text("a text of ones own")
     out = say(f"run={run}", f"corpus={tmp_path / 'text.txt'}", "output=json", f"to={tmp_path / 'out.json'}")
     (result,) = json.loads(out)["results"]
@@ -123,7 +122,7 @@ def test_a_text_of_ones_own(run, say, tmp_path):
     assert result["numbers"]["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / 18, rel=1e-6)
 
 
-def test_another_programs_folder_is_evaluated_and_left_alone(run, say, tmp_path):
+def test_an_external_folder_is_evaluated_and_left_alone(run, say, tmp_path):
     (tmp_path / "text.txt").write_text("a text of ones own")
     assert convert.main([f"from={run}", f"to={tmp_path / 'out'}"]) == 0
     there = sorted((tmp_path / "out").iterdir())
@@ -136,37 +135,39 @@ def test_another_programs_folder_is_evaluated_and_left_alone(run, say, tmp_path)
 
 
 def test_choices(run, say, table):
-    words = (f"run={run}", f"data={table()}", *ASK, "shots=[0,1]")
+    words = (f"run={run}", f"data={table()}", *ASK, "num_fewshot=[0,1]")
     out = say(*words, "choices=[yes,no]")
-    assert re.fullmatch(r"shots=0/accuracy \S+ shots=0/accuracy_per_byte \S+ shots=1/accuracy .* run \S+", last(out))
-    assert out.splitlines()[0].split() == ["shots", "accuracy", "accuracy_per_byte"]
-    words = (f"run={run}", f"data={table()}", r"prompt=even\n{n} \\n", "answer={a}", "shots=[0,1]")
+    assert re.fullmatch(
+        r"num_fewshot=0/accuracy \S+ num_fewshot=0/accuracy_per_byte \S+ num_fewshot=1/accuracy .* run \S+", last(out)
+    )
+    assert out.splitlines()[0].split() == ["num_fewshot", "accuracy", "accuracy_per_byte"]
+    words = (f"run={run}", f"data={table()}", r"prompt=even\n{n} \\n", "answer={a}", "num_fewshot=[0,1]")
     (result,) = json.loads(say(*words, "choices=c", "output=json"))["results"]
-    assert result["rows"][1]["prompt"] == "even\n1 \\n"
-    assert [row["choices"] for row in result["rows"]] == [["yes", "no", "perhaps"]] * 6
+    assert result["samples"][1]["prompt"] == "even\n1 \\n"
+    assert [row["choices"] for row in result["samples"]] == [["yes", "no", "perhaps"]] * 6
 
 
 def test_answers_side_by_side(run, say, table):
-    settings = 'settings=["temperature=0", "temperature=0.7 top_p=0.9", "beams=2"]'
-    words = (f"run={run}", f"data={table()}", *ASK, "shots=[0,1]", settings, "n_tokens=5", "n_rows=4")
+    settings = 'settings=["temperature=0", "temperature=0.7 top_p=0.9", "num_beams=2"]'
+    words = (f"run={run}", f"data={table()}", *ASK, "num_fewshot=[0,1]", settings, "max_new_tokens=5", "limit=4")
     out = say(*words, "n_shown=2", r"separator=\n--\n")
     blocks = out.split("\n--- ")
     assert len(blocks) == 2 and blocks[0].startswith("--- row 1 of ")
-    names = ["temperature=0", "temperature=0.7,top_p=0.9", "beams=2"]
-    labels = [f"{n}, {name}" for n in ("0 shots", "1 shot") for name in names]
+    names = ["temperature=0", "temperature=0.7,top_p=0.9", "num_beams=2"]
+    labels = [f"{n}-shot, {name}" for n in (0, 1) for name in names]
     for name in ("prompt", "reference", *labels):
         assert re.search(rf"^{re.escape(name)}  ", blocks[0], re.MULTILINE)
     assert blocks[0].splitlines()[1].endswith("is 0 even?")
-    assert [line.split()[:2] for line in out.splitlines() if line[:2] in ("0 ", "1 ") and " shot" not in line] == [
+    assert [line.split()[:2] for line in out.splitlines() if line[:2] in ("0 ", "1 ")] == [
         [str(n), name] for n in (0, 1) for name in names
     ]
     (result,) = json.loads(say(*words, "output=json"))["results"]
-    assert len(result["rows"]) == 4 and len(result["numbers"]) == 2 * 3 * 4
+    assert len(result["samples"]) == 4 and len(result["numbers"]) == 2 * 3 * 4
     assert result == json.loads(say(*words, "output=json"))["results"][0] | {"seconds": result["seconds"]}
 
 
 def test_examples_of_another_table(run, say, table):
-    words = (f"run={run}", f"data={table(1)}", *ASK, "shots=2", "n_tokens=2", "seed=1")
+    words = (f"run={run}", f"data={table(1)}", *ASK, "num_fewshot=2", "max_new_tokens=2", "seed=1")
     assert "needs 2 examples before row 1" in say(*words, expect=2)
     say(*words, f"examples={table(3, 'more.jsonl')}")
 
@@ -194,50 +195,54 @@ def test_architectures(say, table, tmp_path):
     t5 = write_model(tmp_path / "t5", EncoderDecoderConfig(n_layer=1, n_head=2, d_model=8))
     words = (f"data={table()}", *ASK)
     error = say(f"run={encoder}", *words, expect=2)
-    assert "is an encoder, which neither predicts nor writes a text; name a decoder, or an encoder-decoder" in error
-    assert "architecture=encoder_decoder, which answers a text and does not predict one" in say(f"run={t5}", expect=2)
-    out = say(f"run={t5}", *words, "choices=[yes,no]", "shots=[0,3]")
-    assert "shots=3/accuracy" in last(out)
+    assert "is a model of type encoder, which generates no text" in error
+    assert "of type encoder_decoder, which does not predict the next token of a text" in say(f"run={t5}", expect=2)
+    out = say(f"run={t5}", *words, "choices=[yes,no]", "num_fewshot=[0,3]")
+    assert "num_fewshot=3/accuracy" in last(out)
     error = say(f"run={t5}", *words, "choices=[yes,no]", "delimiter=:", expect=2)
-    assert "delimiter= stands before the answers of shots alone, since run=" in error
-    assert "rougeL" in last(say(f"run={t5}", *words, "shots=[0,1]", "n_tokens=3", "settings=[beams=2]"))
+    assert "delimiter= has no effect on run=" in error
+    assert "rougeL" in last(say(f"run={t5}", *words, "num_fewshot=[0,1]", "max_new_tokens=3", "settings=[num_beams=2]"))
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "options, message",
     [
-        ("shot=1", "shot is not a word of gptlab evaluate; did you mean shots?"),
+        ("num_fewshots=1", "unknown option num_fewshots of gptlab evaluate; did you mean num_fewshot?"),
+        ("shots=1", "unknown option shots of gptlab evaluate; did you mean num_fewshot?"),
         ("stride=few", "stride=few must be a whole number"),
-        ("stride=0", "stride=0 is below 1"),
+        ("stride=0", "stride=0 must be at least 1"),
         ("stride=65 corpus=rows.jsonl", "stride=65 is more than the context of 64"),
-        ("shots=[0,-1] data=table.jsonl prompt={n} answer={a}", "shots=-1 is below 0"),
-        ("shots=[0,0] data=table.jsonl prompt={n} answer={a}", "shots=0 is named twice"),
-        ("shots=[0 data=table.jsonl", "shots=[0 is not a list of values; write shots=[one,two]"),
+        ("num_fewshot=[0,-1] data=table.jsonl prompt={n} answer={a}", "num_fewshot=-1 must be at least 0"),
+        ("num_fewshot=[0,0] data=table.jsonl prompt={n} answer={a}", "num_fewshot=0 is given twice"),
+        ("num_fewshot=[0 data=table.jsonl", "num_fewshot=[0 is not a list of values; write num_fewshot=[one,two]"),
         ("data=table.jsonl", "data= needs prompt="),
         ("data=table.jsonl prompt={n}", "data= needs answer="),
         ("data=table.jsonl prompt={m} answer={a}", "prompt names the field {m}, which row 1 of rows.jsonl lacks"),
-        ("data=table.jsonl prompt=m answer={a}", "prompt='m' names no column, so that all rows have the same"),
+        ("data=table.jsonl prompt=m answer={a}", "prompt='m' names no column, so that it is the same for all rows"),
         ("data=table.jsonl prompt={n answer={a}", "has a single '{'"),
         ("data=none.jsonl prompt={n} answer={a}", "none.jsonl does not exist; give a table"),
         ("data=empty.jsonl prompt={n} answer={a}", "empty.jsonl is empty"),
-        ("data=table.jsonl prompt={n} answer={a} shots=6", "shots=6 needs 6 examples before row 1 of rows.jsonl"),
         (
-            "data=table.jsonl prompt={n} answer={a} n_tokens=80",
-            "the context of 64 holds; leave the row out, shorten prompt=, or lower n_tokens=",
+            "data=table.jsonl prompt={n} answer={a} num_fewshot=6",
+            "num_fewshot=6 needs 6 examples before row 1 of rows.jsonl",
+        ),
+        (
+            "data=table.jsonl prompt={n} answer={a} max_new_tokens=80",
+            "the context of 64 holds; leave the row out, shorten prompt=, or lower max_new_tokens=",
         ),
         ("data=table.jsonl prompt={n} answer={a} choices=[yes]", "choices= has fewer than two choices"),
         ("data=table.jsonl prompt={n} answer={a} choices=d", "choices=d is not a column of row 1 of rows.jsonl"),
-        ("data=table.jsonl prompt={n} answer={a} examples=rows.jsonl", "examples= is where shots come from"),
-        ("data=table.jsonl prompt={n} answer={a} settings=[heat=1]", "heat is not a word of settings="),
+        ("data=table.jsonl prompt={n} answer={a} examples=rows.jsonl", "examples= is for few-shot examples"),
+        ("data=table.jsonl prompt={n} answer={a} settings=[heat=1]", "unknown option heat of settings="),
         ("data=table.jsonl prompt={n} answer={a} settings=[top_p=2]", "top_p=2.0 is outside (0, 1]"),
         ("data=table.jsonl prompt={n} answer={a} settings=[top_k=5,top_k=5.0]", "top_k=5.0 must be a whole number"),
         ("data=table.jsonl prompt={n} answer={a} settings=[top_p=.5,top_p=0.5]", "settings= has top_p=0.5 twice"),
         ("data=table.jsonl prompt={n} answer={a} settings=[temperature='0]", "temperature='0 must be a number"),
-        ("data=table.jsonl prompt={n} answer={a} choices=[yes,yes]", "choices=yes is named twice"),
-        ('data=table.jsonl prompt={n} answer={a} choices=[yes,no,""]', "choices= has '', and a choice is a text"),
+        ("data=table.jsonl prompt={n} answer={a} choices=[yes,yes]", "choices=yes is given twice"),
+        ('data=table.jsonl prompt={n} answer={a} choices=[yes,no,""]', "choices= has '', and a choice is text"),
         ("data=table.jsonl prompt={n} answer={a} separator=", "separator= is empty, and an answer ends at it"),
         ("data=table.jsonl prompt={n} answer={a} stop=", "stop= has an empty text"),
-        ("data=table.jsonl prompt={n} answer={a} settings=[]", "settings=[] names nothing"),
+        ("data=table.jsonl prompt={n} answer={a} settings=[]", "settings=[] is empty"),
         ("data=table.jsonl prompt={n} answer={a} choices=c stop=[x]", "stop= has no effect on choices"),
         (
             "data=table.jsonl prompt={n} answer={a} corpus=rows.jsonl",
@@ -246,20 +251,20 @@ def test_architectures(say, table, tmp_path):
         ("prompt={n}", "prompt= has no effect on perplexity; use it with data=FILE"),
         ("corpus=none.txt", "corpus=none.txt does not exist; give a file, a folder or a glob"),
         ("corpus=one.txt", "there is no token to predict; give a longer text"),
-        ("", "run=run does not say what it was trained on; name a text with corpus=FILE"),
-        ("run=run", "run=run is named twice"),
+        ("", "run=run has no record of what it was trained on; name a text with corpus=FILE"),
+        ("run=run", "run=run is given twice"),
         ("run=./none corpus=rows.jsonl", "run=./none does not exist"),
-        ("corpus=rows.jsonl to=none/out.json", "to=none/out.json is no file in a folder that exists"),
-        ("corpus=rows.jsonl device=meta", "device=meta holds no numbers"),
+        ("corpus=rows.jsonl to=none/out.json", "to=none/out.json is not a file in a folder that exists"),
+        ("corpus=rows.jsonl device=meta", "device=meta holds no values"),
         ("corpus=rows.jsonl output=xml", "output=xml is unknown; known: text, json"),
     ],
 )
-def test_wrong_words_are_answered(words, message, run, table, say, tmp_path, monkeypatch):
+def test_wrong_options_are_answered(options, message, run, table, say, tmp_path, monkeypatch):
     table()
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "one.txt").write_text("x")
     monkeypatch.chdir(tmp_path)
-    assert message in say("run=run", *words.split(), expect=2)
+    assert message in say("run=run", *options.split(), expect=2)
     assert not (run / "evaluations").exists()
 
 
@@ -278,15 +283,21 @@ def test_changed_data_is_no_longer_the_validation(trained, say, tmp_path):
     assert "was trained on other data than" in say(f"run={folder}", expect=2)
 
 
-def test_help_names_every_word_and_default():
+def test_help_has_every_option_and_default():
     sections = re.split(r"\n    (?=\w)", HELP.split("\n\n", 1)[1].replace("\n    run", "    run", 1))
-    said = {}
+    shown = {}
     for section in sections:
         names = re.split(r"\s{2,}", section.strip())[0].split()
-        said |= dict.fromkeys(names, re.search(r"\(([^()]*)\)", section))
-    assert {f.name for f in fields(EvaluateConfig)} <= said.keys()
-    for name, value in (("seed", SEED), ("n_tokens", N_TOKENS), ("n_shown", N_SHOWN), ("shots", 0), ("precision", 32)):
-        assert said[name][1] == str(value), name
+        shown |= dict.fromkeys(names, re.search(r"\(([^()]*)\)", section))
+    assert {f.name for f in fields(EvaluateConfig)} <= shown.keys()
+    for name, value in (
+        ("seed", SEED),
+        ("max_new_tokens", MAX_NEW_TOKENS),
+        ("n_shown", N_SHOWN),
+        ("num_fewshot", 0),
+        ("precision", 32),
+    ):
+        assert shown[name][1] == str(value), name
 
 
 def test_as_a_process_json_is_alone_on_standard_output(run, table, tmp_path):
@@ -340,7 +351,7 @@ def test_the_documentations_commands(words, documented, say, monkeypatch):
     assert re.fullmatch(r"(\S+ \d+\.\d+ )+run runs/NAME", line)
 
 
-def test_the_documentations_example_of_shots(tmp_path, say, monkeypatch):
+def test_the_documentations_example_of_few_shot_prompts(tmp_path, say, monkeypatch):
     monkeypatch.chdir(tmp_path)
     example, from_python = fences("python")
     exec(example, {})
@@ -355,7 +366,7 @@ def test_the_documentations_example_of_shots(tmp_path, say, monkeypatch):
     ]
     done = run_train([*words, *tiny], tmp_path)
     assert done.returncode == 0, done.stderr
-    out = say(*ask[2:], "n_rows=5")
+    out = say(*ask[2:], "limit=5")
     assert re.findall(r"^(\d) +temperature=0 ", out, re.MULTILINE) == ["0", "1", "5"]
     (tmp_path / "runs" / "NAME").symlink_to(tmp_path / "runs" / "rules")
     (tmp_path / "FILE").write_text("abcd > ABCD\n" * 5)
@@ -365,10 +376,13 @@ def test_the_documentations_example_of_shots(tmp_path, say, monkeypatch):
 @pytest.mark.parametrize(
     "objective, message",
     [
-        ("masked_lm", "is an encoder, which neither predicts nor writes a text"),
-        ("span_corruption", "answers a text and does not predict one"),
-        ("classification", "trained with objective=classification, whose validation is no text to predict"),
-        ("instruction", "trained with objective=instruction, whose validation is no text to predict"),
+        ("masked_lm", "is a model of type encoder, which generates no text"),
+        ("span_corruption", "does not predict the next token of a text"),
+        (
+            "classification",
+            "trained with objective=classification, whose validation split is not plain text to predict",
+        ),
+        ("instruction", "trained with objective=instruction, whose validation split is not plain text to predict"),
     ],
 )
 def test_runs_of_other_objectives(objective, message, say, table, tmp_path):
@@ -377,5 +391,5 @@ def test_runs_of_other_objectives(objective, message, say, table, tmp_path):
     train(small_run(run, **of_objective(objective, run.parent)))
     assert message in say(f"run={run}", expect=2)
     if objective in ("span_corruption", "instruction"):
-        words = (f"data={table()}", *ASK, "n_tokens=2", "shots=0", "n_rows=2")
+        words = (f"data={table()}", *ASK, "max_new_tokens=2", "num_fewshot=0", "limit=2")
         assert "rougeL" in last(say(f"run={run}", *words))

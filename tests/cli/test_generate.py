@@ -17,8 +17,8 @@ from torch import nn
 from gptlab.cli.generate import HELP, main
 from gptlab.data.tokenizers.tokenizer import ByteTokenizer, CharTokenizer
 from gptlab.generation.beam import beam_search
-from gptlab.generation.config import N_DRAFT, SEED, GenerateConfig, Precision
-from gptlab.generation.decode import generate
+from gptlab.generation.config import NUM_DRAFT_TOKENS, SEED, GenerateConfig, Precision
+from gptlab.generation.decode import generate_tokens
 from gptlab.generation.precision import prepare
 from gptlab.generation.sampling import Sampling
 from gptlab.interop.tokenizer_files import tokenizer_files
@@ -36,8 +36,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def say(run, capsys):
-    def say(*words, expect=0, where=run):
-        code = main([f"run={where}", *words])
+    def say(*options, expect=0, where=run):
+        code = main([f"run={where}", *options])
         out, err = capsys.readouterr()
         assert code == expect, err
         return out, err
@@ -47,58 +47,62 @@ def say(run, capsys):
 
 @pytest.fixture
 def answers(say):
-    def answers(*words, **options):
-        out, _ = say(*words, "output=json", **options)
+    def answers(*options, **how):
+        out, _ = say(*options, "output=json", **how)
         return json.loads(out)["results"]
 
     return answers
 
 
-def test_writes_what_the_model_writes(run, say, answers):
+def test_prints_what_the_model_generates(run, say, answers):
     model, tokenizer, _ = load_model(str(run), "run")
-    expected = generate(model, torch.tensor([list(b"hello ")]), 60, temperature=0.0, vocab_size=257)[0, 6:].tolist()
+    expected = generate_tokens(model, torch.tensor([list(b"hello ")]), 60, temperature=0.0, vocab_size=257)[
+        0, 6:
+    ].tolist()
     cut = expected.index(256) + 1 if 256 in expected else 60
-    (found,) = answers("prompt=hello ", "temperature=0", "n_tokens=60")
+    (found,) = answers("prompt=hello ", "temperature=0", "max_new_tokens=60")
     assert found["tokens"] == expected[:cut]
     text = tokenizer.decode([token for token in found["tokens"] if token != 256])
     assert found["text"] == text and found["prompt"] == "hello "
-    out, err = say("prompt=hello ", "temperature=0", "n_tokens=60")
+    out, err = say("prompt=hello ", "temperature=0", "max_new_tokens=60")
     assert out == f"hello {text}\n"
     assert err.endswith(" tokens/s\n") and f"{cut} tokens in " in err
-    assert answers("prompt=hello ", "temperature=0", "n_tokens=60", where=run / "checkpoints" / "best.ckpt") == [found]
+    assert answers("prompt=hello ", "temperature=0", "max_new_tokens=60", where=run / "checkpoints" / "best.ckpt") == [
+        found
+    ]
 
 
-def test_prompts_from_words_files_and_standard_input(answers, tmp_path, monkeypatch):
-    words = ("temperature=0", "n_tokens=9")
-    one, two = answers("prompt=a = b", "prompt=longer than that\n", *words)
+def test_prompts_from_options_files_and_standard_input(answers, tmp_path, monkeypatch):
+    options = ("temperature=0", "max_new_tokens=9")
+    one, two = answers("prompt=a = b", "prompt=longer than that\n", *options)
     assert [one["prompt"], two["prompt"]] == ["a = b", "longer than that\n"]
-    assert answers("prompt=a = b", *words) == [one]
+    assert answers("prompt=a = b", *options) == [one]
     (tmp_path / "prompt.txt").write_text("longer than that\n\n")
-    assert answers(f"prompt_file={tmp_path / 'prompt.txt'}", *words) == [two]
+    assert answers(f"prompt_file={tmp_path / 'prompt.txt'}", *options) == [two]
     (tmp_path / "prompts.jsonl").write_text('"a = b"\n\n{"prompt": "longer than that\\n"}\n')
-    assert answers(f"prompt_file={tmp_path / 'prompts.jsonl'}", *words) == [one, two]
+    assert answers(f"prompt_file={tmp_path / 'prompts.jsonl'}", *options) == [one, two]
     monkeypatch.setattr(sys, "stdin", io.StringIO("a = b\n"))
-    assert answers(*words) == [one]
+    assert answers(*options) == [one]
 
 
 def test_samples_and_seeds(answers, say):
-    words = ("prompt=x", "prompt=yy", "n_samples=3", "n_tokens=12")
-    found = answers(*words, "seed=1")
+    options = ("prompt=x", "prompt=yy", "num_return_sequences=3", "max_new_tokens=12")
+    found = answers(*options, "seed=1")
     assert [row["prompt"] for row in found] == ["x"] * 3 + ["yy"] * 3
     assert len({tuple(row["tokens"]) for row in found}) == 6
-    assert answers(*words, "seed=1") == found != answers(*words, "seed=2")
-    out, _ = say(*words, "seed=1")
+    assert answers(*options, "seed=1") == found != answers(*options, "seed=2")
+    out, _ = say(*options, "seed=1")
     blocks = dict(block.split(" ---\n")[0].split("\n", 1) for block in ("\n" + out).split("\n--- ")[1:])
-    assert set(blocks) == {f"prompt {p}, sample {s}" for p in (1, 2) for s in (1, 2, 3)}
+    assert set(blocks) == {f"prompt {p}, sequence {s}" for p in (1, 2) for s in (1, 2, 3)}
 
 
 def test_ends_at_stop_strings_and_end_of_text(answers):
-    words = ("prompt=q", "temperature=1", "n_tokens=200", "n_samples=6")
-    whole = answers(*words)
+    options = ("prompt=q", "temperature=1", "max_new_tokens=200", "num_return_sequences=6")
+    whole = answers(*options)
     for row in whole:
         assert row["finished"] == ("end_of_text" if row["tokens"][-1] == 256 else "length")
     stop = next(row["text"][9:12] for row in whole if len(row["text"]) > 30 and row["text"][9:12].isprintable())
-    for row, full in zip(answers(*words, f"stop={stop}", "stop=never there"), whole, strict=True):
+    for row, full in zip(answers(*options, f"stop={stop}", "stop=never there"), whole, strict=True):
         assert row["text"] == full["text"].split(stop)[0]
         if stop in full["text"]:
             assert row["finished"] == "stop" and len(row["tokens"]) <= len(full["tokens"])
@@ -107,66 +111,77 @@ def test_ends_at_stop_strings_and_end_of_text(answers):
 def test_beams(run, answers):
     model, *_ = load_model(str(run), "run")
     expected = beam_search(
-        model, list(b"ab"), 10, n_beams=4, n_best=2, length_penalty=0.5, vocab_size=257, ends=lambda t: t[-1] == 256
+        model,
+        list(b"ab"),
+        10,
+        num_beams=4,
+        num_return_sequences=2,
+        length_penalty=0.5,
+        vocab_size=257,
+        ends=lambda t: t[-1] == 256,
     )
-    found = answers("prompt=ab", "beams=4", "n_samples=2", "length_penalty=0.5", "n_tokens=10")
+    found = answers("prompt=ab", "num_beams=4", "num_return_sequences=2", "length_penalty=0.5", "max_new_tokens=10")
     assert [row["tokens"] for row in found] == [beam.tokens for beam in expected]
     assert [row["score"] for row in found] == pytest.approx([beam.score for beam in expected], abs=1e-4)
 
 
 def test_more_answers_than_a_search_can_find(say):
-    _, err = say("prompt=a", "beams=300", "n_samples=300", "n_tokens=1", expect=2)
-    assert "n_samples=300 is more than the 257 answers that the search found; use n_samples=257" in err
-    say("prompt=a", "beams=300", "n_samples=257", "n_tokens=1")
+    _, err = say("prompt=a", "num_beams=300", "num_return_sequences=300", "max_new_tokens=1", expect=2)
+    assert (
+        "num_return_sequences=300 is more than the 257 sequences that the search found; use num_return_sequences=257"
+        in err
+    )
+    say("prompt=a", "num_beams=300", "num_return_sequences=257", "max_new_tokens=1")
 
 
-def test_help_says_the_defaults():
+def test_help_has_the_defaults():
     config, sampling = GenerateConfig(), Sampling()
     nulls = {
         "temperature": sampling.temperature,
         "repetition_penalty": sampling.repetition_penalty,
         "length_penalty": 1,
         "seed": SEED,
-        "n_draft": N_DRAFT,
+        "num_draft_tokens": NUM_DRAFT_TOKENS,
     }
     sections = re.split(r"\n    (?=\w)", HELP)[1:]
-    said = {}
+    shown = {}
     for section in sections:
-        words = section.split("  ")[0].split()
-        assert set(words) <= {f.name for f in fields(config)}, words
+        keys = section.strip().split("  ")[0].split("\n")[0].split()
+        assert set(keys) <= {f.name for f in fields(config)} | {"plugins"}, keys
         default = re.search(r"\(([^()]*)\)(?:; [^()]*)?$", section.strip())
-        said |= dict.fromkeys(words, default and default[1])
-    assert said.keys() == {f.name for f in fields(config)}
-    for name, text in said.items():
+        shown |= dict.fromkeys(keys, default and default[1])
+    assert shown.keys() == {f.name for f in fields(config)} | {"plugins"}
+    del shown["plugins"]
+    for name, text in shown.items():
         value = getattr(config, name)
         value = nulls.get(name) if value is None else value
-        if text is None or name in ("run", "device", "draft"):
-            assert value in (None, []), f"{name} does not say {value}"
+        if text is None or name in ("run", "device", "draft_model"):
+            assert value in (None, []), f"the help does not have {name}={value}"
         else:
             assert text == (value.value if isinstance(value, Enum) else f"{value:g}")
 
 
 def test_log_probabilities(answers, say):
-    words = ("prompt=ab", "logprobs=5", "n_tokens=4", "temperature=0")
-    (found,) = answers(*words)
+    options = ("prompt=ab", "logprobs=5", "max_new_tokens=4", "temperature=0")
+    (found,) = answers(*options)
     for step, token in zip(found["logprobs"], found["tokens"], strict=True):
         assert step["token"] == token == step["top"][0]["token"] and len(step["top"]) == 5
         assert step["log_p"] == step["top"][0]["log_p"] < 0
-    out, _ = say(*words)
+    out, _ = say(*options)
     assert len(out.splitlines()) == 4 and f"{found['logprobs'][0]['log_p']:.4f}" in out
 
 
 def test_a_draft_model_changes_nothing_but_time(answers, tmp_path):
     draft = write_run(tmp_path / "draft", n_layer=1, seed=5)
-    words = ("prompt=ab", "prompt=c", "temperature=0", "n_tokens=40")
-    plain = answers(*words)
-    assert answers(*words, f"draft={draft}", "n_draft=3") == plain
-    assert len(answers("prompt=ab", "n_samples=2", f"draft={draft}")) == 2
+    options = ("prompt=ab", "prompt=c", "temperature=0", "max_new_tokens=40")
+    plain = answers(*options)
+    assert answers(*options, f"draft_model={draft}", "num_draft_tokens=3") == plain
+    assert len(answers("prompt=ab", "num_return_sequences=2", f"draft_model={draft}")) == 2
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_precisions(run, answers, precision):
-    assert len(answers("prompt=ab", f"precision={precision}", "n_tokens=30", "n_samples=2")) == 2
+    assert len(answers("prompt=ab", f"precision={precision}", "max_new_tokens=30", "num_return_sequences=2")) == 2
     kind = Precision(precision)
     model = prepare(load_model(str(run), "run")[0], kind, torch.device("cpu"))
     if kind is Precision.int8:
@@ -179,9 +194,9 @@ def test_precisions(run, answers, precision):
     assert (found - expected).abs().mean() < 0.05 * expected.abs().mean()
 
 
-def test_a_model_with_more_rows_than_words(answers, tmp_path):
+def test_a_model_with_a_larger_vocabulary_than_its_tokenizer(answers, tmp_path):
     folder = write_run(tmp_path / "run", tokenizer=CharTokenizer("abc"), rows=16)
-    (found,) = answers("prompt=ab", "temperature=9", "n_tokens=100", where=folder)
+    (found,) = answers("prompt=ab", "temperature=9", "max_new_tokens=100", where=folder)
     assert set(found["tokens"]) == {0, 1, 2} and len(found["text"]) == 100
 
 
@@ -198,22 +213,24 @@ def test_a_transformers_folder(answers, say, gpt2_pair, tmp_path):
     bytes_alone.save(str(tmp_path / "tokenizer.json"))
     prompt = bytes_alone.encode("some text").ids
     expected = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt) :]
-    (found,) = answers("prompt=some text", "temperature=0", "n_tokens=20", where=tmp_path)
+    (found,) = answers("prompt=some text", "temperature=0", "max_new_tokens=20", where=tmp_path)
     assert found["tokens"] == expected.tolist()
 
 
-def test_wrong_words_and_values(say, tmp_path):
-    for word, message in (
-        ("temprature=1", "temprature is not a word of gptlab generate; did you mean temperature?"),
-        ("n_tokens=many", "n_tokens=many must be a whole number"),
+def test_wrong_options_and_values(say, tmp_path):
+    for option, message in (
+        ("temprature=1", "unknown option temprature of gptlab generate; did you mean temperature?"),
+        ("beams=2", "unknown option beams of gptlab generate; did you mean num_beams?"),
+        ("n_tokens=2", "unknown option n_tokens of gptlab generate; did you mean max_new_tokens?"),
+        ("max_new_tokens=many", "max_new_tokens=many must be a whole number"),
         ("top_p=high", "top_p=high must be a number"),
         ("n_tokens", "n_tokens needs a value"),
-        ("n_tokens=0", "n_tokens=0 is below 1"),
-        ("n_samples=0", "n_samples=0 is below 1"),
-        ("seed=1 seed=2", "seed= is said twice"),
-        ("temperature=-1", "temperature=-1.0 is below 0"),
+        ("max_new_tokens=0", "max_new_tokens=0 must be at least 1"),
+        ("num_return_sequences=0", "num_return_sequences=0 must be at least 1"),
+        ("seed=1 seed=2", "seed= is given twice"),
+        ("temperature=-1", "temperature=-1.0 must be at least 0"),
         ("top_p=0", "top_p=0.0 is outside (0, 1]"),
-        ("top_k=0", "top_k=0 is below 1"),
+        ("top_k=0", "top_k=0 must be at least 1"),
         ("precision=fp8", "precision=fp8 is unknown; known: 32, bf16, int8"),
         ("output=xml", "output=xml is unknown; known: text, json"),
         ("device=tpu9", "device=tpu9 cannot be used"),
@@ -222,21 +239,21 @@ def test_wrong_words_and_values(say, tmp_path):
         ("prompt=a prompt=", "prompt 2 of 2 is empty"),
         ("prompt=a prompt=" + "x" * 30, "prompt 2 of 2 has 30 tokens and the model's context holds 24"),
         ("prompt=" + "x" * 30, "the prompt has 30 tokens and the model's context holds 24; leave out at least 6"),
-        ("beams=2 temperature=1", "temperature= has no effect on beam search"),
-        ("beams=2 seed=1", "seed= has no effect on beam search"),
-        ("temperature=0 top_k=4", "top_k= has no effect at temperature=0"),
-        ("temperature=0 min_p=0.1", "min_p= has no effect at temperature=0"),
-        ("beams=2 length_penalty=nan", "length_penalty=nan is too large"),
-        ("beams=2 length_penalty=-1e5", "length_penalty=-100000.0 is too large for answers of 100 tokens"),
-        (f"seed={2**64}", f"seed={2**64} does not fit 64 bits"),
-        ("device=meta", "device=meta holds no numbers; use cpu"),
-        ("beams=2 n_samples=3", "n_samples=3 is more than beams=2 can give"),
-        ("length_penalty=1", "length_penalty= is a word of beam search"),
-        ("n_draft=1", "n_draft= says how far a draft model goes ahead"),
+        ("num_beams=2 temperature=1", "temperature= has no effect on beam search"),
+        ("num_beams=2 seed=1", "seed= has no effect on beam search"),
+        ("temperature=0 top_k=4", "top_k=4 has no effect at temperature=0"),
+        ("temperature=0 min_p=0.1", "min_p=0.1 has no effect at temperature=0"),
+        ("num_beams=2 length_penalty=nan", "length_penalty=nan is too large"),
+        ("num_beams=2 length_penalty=-1e5", "length_penalty=-100000.0 is too large for sequences of 100 tokens"),
+        (f"seed={2**64}", f"seed={2**64} is outside"),
+        ("device=meta", "device=meta holds no values; use cpu"),
+        ("num_beams=2 num_return_sequences=3", "num_return_sequences=3 is more than num_beams=2 can give"),
+        ("length_penalty=1", "length_penalty= is an option of beam search"),
+        ("num_draft_tokens=1", "num_draft_tokens= is an option of speculative decoding"),
         (f"prompt_file={tmp_path}/none", "prompt= and prompt_file= are both given"),
     ):
-        prompt = () if word.startswith("prompt=") else ("prompt=a",)
-        out, err = say(*prompt, *word.split(" "), expect=2)
+        prompt = () if option.startswith("prompt=") else ("prompt=a",)
+        out, err = say(*prompt, *option.split(" "), expect=2)
         assert out == "" and err.startswith(f"error: {message}"), err
 
 
@@ -259,10 +276,10 @@ def test_prompt_files_that_cannot_be_read(say, tmp_path):
 def test_prompt_files_of_other_programs(answers, tmp_path):
     """A mark of the byte order is no text, and a separator within a JSON string ends no line."""
     (tmp_path / "prompts.jsonl").write_bytes(b'\xef\xbb\xbf"a\xe2\x80\xa8b"\r\n{"prompt": "c"}\r\n')
-    found = answers(f"prompt_file={tmp_path / 'prompts.jsonl'}", "n_tokens=1")
+    found = answers(f"prompt_file={tmp_path / 'prompts.jsonl'}", "max_new_tokens=1")
     assert [row["prompt"] for row in found] == ["a\u2028b", "c"]
     (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfabc\n")
-    (found,) = answers(f"prompt_file={tmp_path / 'prompt.txt'}", "n_tokens=1")
+    (found,) = answers(f"prompt_file={tmp_path / 'prompt.txt'}", "max_new_tokens=1")
     assert found["prompt"] == "abc"
 
 
@@ -283,11 +300,11 @@ def test_models_that_cannot_be_read(run, say, tmp_path):
     ):
         _, err = say("prompt=a", expect=2, where=where)
         assert err.startswith("error: ") and message in err, err
-    _, err = say("prompt=a", f"draft={other}", expect=2)
+    _, err = say("prompt=a", f"draft_model={other}", expect=2)
     assert "has another tokenizer than run=" in err
 
 
-def test_without_words_it_explains_itself(capsys):
+def test_without_arguments_it_explains_itself(capsys):
     assert main([]) == 0
     assert "run=PATH" in capsys.readouterr().out
     assert main(["prompt=a"]) == 2
@@ -300,9 +317,9 @@ def test_as_a_process(run):
         "import sys; from gptlab.cli.generate import main; code = main(sys.argv[1:]);"
         "assert not {'lightning', 'transformers'} & set(sys.modules); sys.exit(code)"
     )
-    words = [f"run={run}", "output=json", "n_tokens=5", "temperature=0"]
+    options = [f"run={run}", "output=json", "max_new_tokens=5", "temperature=0"]
     done = subprocess.run(
-        [sys.executable, "-c", program, *words],
+        [sys.executable, "-c", program, *options],
         input="from a pipe\n",
         capture_output=True,
         text=True,
@@ -317,11 +334,11 @@ def test_a_terminal_that_knows_few_characters(run):
     """What it cannot show is replaced; JSON spells it in ASCII."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
 
-    def written(*words):
+    def written(*options):
         program = "import sys; from gptlab.cli.generate import main; sys.exit(main(sys.argv[1:]))"
-        words = [f"run={run}", "prompt=na\u00efve", "n_tokens=2", *words]
+        options = [f"run={run}", "prompt=na\u00efve", "max_new_tokens=2", *options]
         done = subprocess.run(
-            [sys.executable, "-c", program, *words], capture_output=True, env=environment, timeout=120
+            [sys.executable, "-c", program, *options], capture_output=True, env=environment, timeout=120
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.decode("ascii")
@@ -332,9 +349,9 @@ def test_a_terminal_that_knows_few_characters(run):
 
 
 def test_a_tokenizer_of_the_library_beside_a_checkpoint(run, answers, tmp_path):
-    """The words of a run are the same words in the file that transformers reads."""
-    expected = answers("prompt=ab", "n_tokens=9")
+    """The tokens of a run are the same in the file that transformers reads."""
+    expected = answers("prompt=ab", "max_new_tokens=9")
     state = checkpoint.load(run / "checkpoints" / "best.ckpt") | {"tokenizer": ""}
     checkpoint.save(state, tmp_path / "mine.ckpt")
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_files(ByteTokenizer(), 24)["tokenizer.json"]))
-    assert answers("prompt=ab", "n_tokens=9", where=tmp_path / "mine.ckpt") == expected
+    assert answers("prompt=ab", "max_new_tokens=9", where=tmp_path / "mine.ckpt") == expected

@@ -1,13 +1,16 @@
-"""Words of commands, read by their types."""
+"""Options of commands, parsed by their types."""
 
 from enum import Enum
 
 import pytest
 
-from gptlab.cli.options import read
+from gptlab import plugins
+from gptlab.cli import amend, convert, evaluate, generate
+from gptlab.cli.options import load_plugins, read
+from gptlab.errors import UserError
 
 
-class Colour(Enum):
+class Color(Enum):
     red = "r"
     blue = "b"
 
@@ -16,62 +19,85 @@ HINTS = {
     "name": str,
     "n": int | None,
     "share": float,
-    "color": Colour,
+    "color": Color,
     "sure": bool,
     "stop": list[str],
-    "shots": tuple[int, ...] | None,
+    "num_fewshot": tuple[int, ...] | None,
     "choices": str | tuple[str, ...] | None,
 }
 
 
 @pytest.mark.parametrize(
-    "words, expected",
+    "arguments, expected",
     [
         ("", {}),
-        ("name=a=b n=3 share=1e-3 color=b sure=true", {"name": "a=b", "n": 3, "share": 1e-3, "color": Colour.blue}),
+        (
+            "name=a=b n=3 share=1e-3 color=b sure=true",
+            {"name": "a=b", "n": 3, "share": 1e-3, "color": Color.blue, "sure": True},
+        ),
         ("n=null name=null", {"n": None, "name": "null"}),
         ("stop=a stop=[b]", {"stop": ["a", "[b]"]}),
-        ("shots=[0,1,5]", {"shots": (0, 1, 5)}),
-        ("shots=5", {"shots": (5,)}),
-        ("shots=[]", {"shots": ()}),
-        ("shots=null", {"shots": None}),
+        ("num_fewshot=[0,1,5]", {"num_fewshot": (0, 1, 5)}),
+        ("num_fewshot=5", {"num_fewshot": (5,)}),
+        ("num_fewshot=[]", {"num_fewshot": ()}),
+        ("num_fewshot=null", {"num_fewshot": None}),
         ("choices=column", {"choices": "column"}),
-        ("choices=[yes,no,3]", {"choices": ("yes", "no", "3")}),  # no YAML truth
+        ("choices=[yes,no,3]", {"choices": ("yes", "no", "3")}),  # not YAML's booleans
         ("choices=[\"a,b\",'c']", {"choices": ("a,b", "c")}),
     ],
 )
-def test_values(words, expected):
-    if "sure" in words:
-        expected = expected | {"sure": True}
-    assert read(words.split(), HINTS, "gptlab test") == expected
+def test_values(arguments, expected):
+    assert read(arguments.split(), HINTS, "gptlab test") == expected
 
 
 @pytest.mark.parametrize(
-    "word, message",
+    "argument, message",
     [
-        ("nmae=a", "nmae is not a word of gptlab test; did you mean name?"),
+        ("nmae=a", "unknown option nmae of gptlab test; did you mean name?"),
+        ("n_samples=3", "unknown option n_samples of gptlab test; did you mean n?"),
         ("name", "name needs a value; write name="),
-        ("n=a", "n=a must be a whole number"),
-        ("n=1.0", "n=1.0 must be a whole number"),
-        ("share=a", "share=a must be a number"),
-        ("color=green", "color=green is unknown; known: r, b"),
-        ("sure=yes", "sure=yes must be true or false"),
-        ("shots=[0,a]", "shots=a must be a whole number"),
-        ("shots=[0", "shots=[0 is not a list of values"),
+        ("num_fewshot=[0,a]", "num_fewshot=a must be a whole number"),
+        ("num_fewshot=[0", "num_fewshot=[0 is not a list of values"),
         ("choices=[[a],b]", "choices=[[a],b] is not a list of values"),
     ],
 )
-def test_refusals(word, message):
-    with pytest.raises(ValueError) as told:
-        read([word], HINTS, "gptlab test")
-    assert message in str(told.value)
+def test_refusals(argument, message):
+    with pytest.raises(UserError) as refused:
+        read([argument], HINTS, "gptlab test", {"n_samples": "n"})
+    assert message in str(refused.value)
 
 
-def test_said_twice():
-    with pytest.raises(ValueError, match="n= is said twice"):
+def test_an_option_is_given_once():
+    with pytest.raises(UserError, match="n= is given twice"):
         read(["n=1", "n=2"], HINTS, "gptlab test")
 
 
 def test_tags_of_yaml_make_nothing_but_text():
     values = read(["choices=[!!python/name:os.system x, !!int 3]"], HINTS, "gptlab test")["choices"]
     assert values == ("x", "3")
+
+
+@pytest.mark.parametrize("command", [generate, evaluate, convert], ids=lambda command: command.__name__)
+def test_names_of_other_programs_lead_to_ours(command, capsys):
+    assert command.main(["zzz=1"]) == 2
+    known = capsys.readouterr().err.partition("known: ")[2].strip().split(", ")
+    for theirs, ours in command.FOREIGN.items():
+        assert ours in known and theirs not in known
+        assert command.main([f"{theirs}=1"]) == 2
+        assert capsys.readouterr().err.endswith(f"; did you mean {ours}?\n")
+
+
+@pytest.mark.parametrize("command", [generate, evaluate, convert, amend], ids=lambda command: command.__name__)
+def test_every_command_loads_plugins(command, tmp_path, monkeypatch, capsys):
+    name = f"plugin_of_{command.__name__.rpartition('.')[2]}"
+    (tmp_path / f"{name}.py").write_text("import pathlib; pathlib.Path('imported').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plugins, "_loaded", [])
+    monkeypatch.setattr(plugins, "_named", set())
+    assert command.main([f"plugins=[{name}]"]) == 2  # something else is missing
+    assert (tmp_path / "imported").is_file()
+    assert "plugins" not in capsys.readouterr().err
+    assert command.main(["plugins=no_such_module"]) == 2
+    assert "plugins=no_such_module: there is no module of that name" in capsys.readouterr().err
+    assert load_plugins([f"plugins={name}", "n=1"]) == ["n=1"]

@@ -20,7 +20,7 @@ pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "gptlab[evalua
 import datasets
 import tokenizers
 import transformers
-from interop.foreign import T5S
+from interop.external import T5S
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -86,7 +86,7 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def tasks(folder, run):
-    """A task of each kind; what is to be written is what the model writes for every other row."""
+    """A task of each kind; the reference is what the model generates for every other row."""
     model, tokenizer, ends = load_model(str(run))
     harness = Harness(model, tokenizer, ends)
     words = "cat dog bird house mat morning".split()
@@ -112,10 +112,10 @@ def theirs(folder, run):
     return HFLM(pretrained=str(folder / "exported"), device="cpu", dtype="float32", batch_size=3, max_length=CONTEXT)
 
 
-def by_theirs(model, tasks, shots):
+def by_theirs(model, tasks, n_fewshot):
     manager = TaskManager(include_defaults=False)
     found = evaluator.simple_evaluate(
-        model, tasks=list(tasks), num_fewshot=shots, bootstrap_iters=0, fewshot_random_seed=1, task_manager=manager
+        model, tasks=list(tasks), num_fewshot=n_fewshot, bootstrap_iters=0, fewshot_random_seed=1, task_manager=manager
     )
     return {
         f"{task}/{key.split(',')[0]}": value
@@ -125,24 +125,26 @@ def by_theirs(model, tasks, shots):
     }, found
 
 
-@pytest.mark.parametrize("shots", [None, 1, 2])
-def test_numbers_are_those_of_the_exported_model(run, tasks, theirs, shots):
-    chosen = tasks if shots is None else tasks[:1]
-    expected, found = by_theirs(theirs, chosen, shots)
-    ours = evaluate_tasks(Harness(*load_model(str(run)), seed=1), chosen, shots=None if shots is None else [shots])
-    prefix = "" if shots is None else f"shots={shots}/"
+@pytest.mark.parametrize("n_fewshot", [None, 1, 2])
+def test_numbers_are_those_of_the_exported_model(run, tasks, theirs, n_fewshot):
+    chosen = tasks if n_fewshot is None else tasks[:1]
+    expected, found = by_theirs(theirs, chosen, n_fewshot)
+    ours = evaluate_tasks(
+        Harness(*load_model(str(run)), seed=1), chosen, num_fewshot=None if n_fewshot is None else [n_fewshot]
+    )
+    prefix = "" if n_fewshot is None else f"num_fewshot={n_fewshot}/"
     assert ours["numbers"] == pytest.approx({f"{prefix}{name}": value for name, value in expected.items()}, rel=1e-5)
-    assert len(expected) == (2 if shots else 6)
-    for row, task in ((row, row["task"]) for row in ours["rows"]):
-        (sample,) = [sample for sample in found["samples"][task] if sample["doc_id"] == row["row"]]
+    assert len(expected) == (2 if n_fewshot else 6)
+    for own, task in ((own, own["task"]) for own in ours["samples"]):
+        (sample,) = [sample for sample in found["samples"][task] if sample["doc_id"] == own["doc_id"]]
         if task == "local_write":
-            assert row["answer"] == sample["filtered_resps"]
+            assert own["answer"] == sample["filtered_resps"]
         elif task == "local_choices":
-            assert [v for v, _ in row["answer"]] == pytest.approx([v for v, _ in sample["filtered_resps"]], abs=1e-4)
-            assert [best for _, best in row["answer"]] == [best for _, best in sample["filtered_resps"]]
-    if shots == 2:
-        assert ours["n_cut"] > 0  # and the numbers are the same nevertheless
-    if shots is None:
+            assert [v for v, _ in own["answer"]] == pytest.approx([v for v, _ in sample["filtered_resps"]], abs=1e-4)
+            assert [best for _, best in own["answer"]] == [best for _, best in sample["filtered_resps"]]
+    if n_fewshot == 2:
+        assert ours["n_truncated"] > 0  # and the numbers are the same nevertheless
+    if n_fewshot is None:
         assert expected["local_write/exact_match"] == 0.5 and 0 < expected["local_choices/acc"] < 1
 
 
@@ -150,46 +152,50 @@ def test_tasks_that_cannot_be_had(run, tasks, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="tasks=hellaswagg is neither a task of lm-eval nor a file; did you mean hell"):
         load_tasks(["hellaswagg"])
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"the task hellaswag cannot be loaded .*there is no network for it") as told:
+    with pytest.raises(
+        ValueError, match=r"the task hellaswag cannot be loaded .*there is no network for it"
+    ) as refused:
         load_tasks(["hellaswag"])
-    assert "HF_HOME" in str(told.value) and "data_files of your own" in str(told.value)
+    assert "HF_HOME" in str(refused.value) and "data_files of your own" in str(refused.value)
     broken = tmp_path / "broken.yaml"
     broken.write_text(CHOICES.replace("FOLDER/choices.jsonl", str(tmp_path / "none.jsonl")))
     with pytest.raises(ValueError, match=r"broken.yaml cannot be loaded \(FileNotFoundError"):
         load_tasks([str(broken)])
     fixed = tmp_path / "fixed.yaml"
     fixed.write_text(Path(tasks[0]).read_text() + "num_fewshot: 0\n")
-    with pytest.raises(ValueError, match="local_choices is fixed at 0 examples; leave out shots=2"):
-        evaluate_tasks(Harness(*load_model(str(run))), [str(fixed)], shots=[0, 2])
+    with pytest.raises(ValueError, match="local_choices is fixed at 0 examples; leave out num_fewshot=2"):
+        evaluate_tasks(Harness(*load_model(str(run))), [str(fixed)], num_fewshot=[0, 2])
     broken.write_text("task: [one,\ntwo")
     with pytest.raises(ValueError, match=r"broken.yaml cannot be loaded .*line 1, column 7"):
         load_tasks([str(broken)])
 
 
-def test_more_shots_than_a_task_has(run, tasks, monkeypatch):
-    """12 rows, of which the row itself is no example."""
+def test_more_examples_than_a_task_has(run, tasks, monkeypatch):
+    """12 rows, none of which is its own example."""
     monkeypatch.setattr(Harness, "_loglikelihood_tokens", lambda *_, **__: pytest.fail("worked"))
-    with pytest.raises(ValueError, match="shots=12 needs 12 examples and the task local_choices has 11; use fewer"):
-        evaluate_tasks(Harness(*load_model(str(run))), tasks[:1], shots=[0, 12])
+    with pytest.raises(
+        ValueError, match="num_fewshot=12 needs 12 examples and the task local_choices has 11; use fewer"
+    ):
+        evaluate_tasks(Harness(*load_model(str(run))), tasks[:1], num_fewshot=[0, 12])
 
 
-def test_as_many_shots_as_a_task_has(run, tasks, tmp_path):
+def test_as_many_examples_as_a_task_has(run, tasks, tmp_path):
     rows = [{"question": f"is {i} even?", "choices": ["yes", "no"], "label": i % 2} for i in range(3)]
     (tmp_path / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "task.yaml").write_text(CHOICES.replace("FOLDER", str(tmp_path)))
-    found = evaluate_tasks(Harness(*load_model(str(run))), [str(tmp_path / "task.yaml")], shots=[2])
-    assert set(found["numbers"]) == {"shots=2/local_choices/acc", "shots=2/local_choices/acc_norm"}
+    found = evaluate_tasks(Harness(*load_model(str(run))), [str(tmp_path / "task.yaml")], num_fewshot=[2])
+    assert set(found["numbers"]) == {"num_fewshot=2/local_choices/acc", "num_fewshot=2/local_choices/acc_norm"}
 
 
-def test_what_a_task_asks_for_and_a_model_has_not(run, small_characters):
+def test_what_a_task_needs_and_a_model_lacks(run, small_characters):
     harness = Harness(*load_model(str(run)))
     with pytest.raises(ValueError, match="asks for up to 48 tokens and the model's context holds 48; set max_gen_toks"):
         harness.generate_until([asked("the cat", until=["."], max_gen_toks=48)])
-    with pytest.raises(ValueError, match=r"asks to write with typical_p=0\.5, which gptlab does not know"):
+    with pytest.raises(ValueError, match=r"have typical_p=0\.5, which gptlab does not support"):
         harness.generate_until([asked("the cat", until=["."], max_gen_toks=4, typical_p=0.5)])
     with pytest.raises(ValueError, match="has an answer of 60 tokens and the model's context holds 48"):
         harness._loglikelihood_tokens([(None, [1], [2] * 60)])
-    with pytest.raises(ValueError, match="the tokenizer has no word for that"):
+    with pytest.raises(ValueError, match="the tokenizer has no token to start from"):
         _ = Harness(*small_characters).prefix_token_id
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import transformers
-from interop.foreign import T5S, WORDS
+from interop.external import T5S, VOCAB_SIZE
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from gptlab.cli.generate import main
@@ -138,7 +138,7 @@ def test_precisions(pair, precision):
 
 
 def test_a_draft_model_changes_nothing_at_temperature_zero(ours):
-    draft = build_model(ours.config, WORDS, seed=5).eval()
+    draft = build_model(ours.config, VOCAB_SIZE, seed=5).eval()
     greedy = Sampling(temperature=0.0)
     expected = drawn(DecodingState(ours, PROMPTS[:1], n_more=20), 20, greedy)[0]
     assert [one.token for one in speculate(ours, draft, PROMPTS[0], 20, greedy)] == expected
@@ -180,7 +180,7 @@ def test_the_command(folder, capsys):
     prompt = "aa bc gh ea"
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     assert ids[0, -1] == 1
-    never = list(range(len(tokenizer), WORDS))
+    never = list(range(len(tokenizer), VOCAB_SIZE))
     for beams in (1, 3):
         options = [f"num_beams={beams}"] if beams > 1 else ["temperature=0"]
         assert main([f"run={folder}", f"prompt={prompt}", "max_new_tokens=12", "output=json", *options]) == 0
@@ -195,7 +195,7 @@ def test_the_command(folder, capsys):
 
 
 def test_what_cannot_write_is_refused(folder, tmp_path, capsys):
-    from interop.foreign import BERTS, CASES
+    from interop.external import BERTS, CASES
 
     for name, case in (("bert", BERTS["bert"]), ("gpt2", CASES["gpt2"])):
         case.save(tmp_path / name)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from interop.foreign import BERTS, T5S, WORDS, bert, said, t5
+from interop.external import BERTS, T5S, VOCAB_SIZE, bert, run_convert, t5
 from safetensors.torch import load_file, save_file
 
 from gptlab.data.tokenizers.tokenizer import ByteTokenizer
@@ -37,15 +37,15 @@ def opened(path, case):
 def test_in_and_out_by_the_command(name, tmp_path):
     case = CASES[name]
     theirs = case.save(tmp_path / "theirs")
-    assert said(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
-    assert said(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}") == 0
+    assert run_convert(f"from={theirs}", f"to={tmp_path / 'ours'}") == 0
+    assert run_convert(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}") == 0
     first, second = TransformersFolder(theirs), TransformersFolder(tmp_path / "back")
     assert second.architecture is first.architecture
-    assert differences(second.config, first.config) == [] and second.vocab_size == first.vocab_size == WORDS
+    assert differences(second.config, first.config) == [] and second.vocab_size == first.vocab_size == VOCAB_SIZE
     for option in ("context_length", "dropout"):
         assert getattr(second.config, option) == getattr(first.config, option)
     ours, again = dict(first.tensors()), dict(second.tensors())
-    assert ours.keys() == again.keys() == build_model(first.config, WORDS, seed=0).state_dict().keys()
+    assert ours.keys() == again.keys() == build_model(first.config, VOCAB_SIZE, seed=0).state_dict().keys()
     assert all(torch.equal(again[own], value) for own, value in ours.items())
 
     before, after = case.model(), opened(tmp_path / "back", case)
@@ -97,7 +97,7 @@ def test_names_of_older_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, untied, tied, scaled",
+    "options, untied, tied, scaled",
     [
         ({}, False, True, True),
         ({"tie_word_embeddings": True}, False, True, True),
@@ -108,11 +108,11 @@ def test_names_of_older_files(tmp_path):
     ],
     ids=str,
 )
-def test_whether_a_t5_is_tied_and_scaled(words, untied, tied, scaled, tmp_path):
+def test_whether_a_t5_is_tied_and_scaled(options, untied, tied, scaled, tmp_path):
     path = T5S["t5 1.1" if untied else "t5 gated"].save(tmp_path / "theirs")
     content = json.loads((path / "config.json").read_text())
     del content["tie_word_embeddings"], content["scale_decoder_outputs"]
-    (path / "config.json").write_text(json.dumps(content | words))
+    (path / "config.json").write_text(json.dumps(content | options))
     config = TransformersFolder(path).config
     assert (config.tie_embeddings, config.scales_decoder_outputs) == (tied, scaled)
     theirs = opened(path, T5S["t5"])
@@ -120,36 +120,36 @@ def test_whether_a_t5_is_tied_and_scaled(words, untied, tied, scaled, tmp_path):
 
 
 def test_the_token_that_begins():
-    for words, start in (
+    for options, start in (
         ({"decoder_start_token_id": 7}, 7),
         ({"decoder_start_token_id": None, "pad_token_id": 3}, 3),
         ({"decoder_start_token_id": None, "pad_token_id": None}, 0),
     ):
-        assert T5.read_config(t5(**words))[0].decoder_start_token_id == start
+        assert T5.read_config(t5(**options))[0].decoder_start_token_id == start
     assert T5.write_config(EncoderDecoderConfig(decoder_start_token_id=5), 9)["decoder_start_token_id"] == 5
 
 
 @pytest.mark.parametrize(
-    "kind, words, message",
+    "kind, options, message",
     [
-        ("bert", bert(hidden_act="gelu_new"), "hidden_act=gelu_new is what no option of gptlab expresses"),
+        ("bert", bert(hidden_act="gelu_new"), "hidden_act=gelu_new is not supported"),
         ("bert", bert(position_embedding_type="relative_key"), "position_embedding_type=relative_key"),
         ("bert", bert(is_decoder=True), "is_decoder=true"),
         ("bert", bert(add_cross_attention=True), "add_cross_attention=true"),
         ("bert", bert(tie_word_embeddings=False), "tie_word_embeddings=false"),
         ("bert", bert(architectures=["BertForQuestionAnswering"]), "is none of BertForPreTraining, BertForMaskedLM"),
         ("bert", bert(num_attention_heads=2), "model.d_model=21 is not divisible by model.n_head=2"),
-        ("t5", t5(feed_forward_proj="gated-tanh"), "feed_forward_proj=gated-tanh is what no option of gptlab"),
+        ("t5", t5(feed_forward_proj="gated-tanh"), "feed_forward_proj=gated-tanh is not supported"),
         ("t5", t5(relative_attention_num_buckets=5), "model.relative_attention_num_buckets=5 must be even"),
         ("t5", t5(d_kv="a"), "d_kv=a must be a whole number or null"),
-        ("t5", t5(is_encoder_decoder=False), "is_encoder_decoder=false is what no option"),
+        ("t5", t5(is_encoder_decoder=False), "is_encoder_decoder=false is not supported"),
         ("t5", t5(decoder_start_token_id="a"), "decoder_start_token_id=a must be a whole number"),
     ],
     ids=str,
 )
-def test_what_no_option_expresses_is_refused(kind, words, message):
+def test_unsupported_options_are_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
-        ARCHITECTURES[kind].read_config(words)
+        ARCHITECTURES[kind].read_config(options)
 
 
 @pytest.mark.parametrize(
@@ -161,16 +161,16 @@ def test_what_no_option_expresses_is_refused(kind, words, message):
     ],
     ids=str,
 )
-def test_what_transformers_has_not_is_refused(config, message):
-    with pytest.raises(ValueError, match=f"no architecture of transformers .* {message}"):
+def test_models_that_transformers_lacks_are_refused(config, message):
+    with pytest.raises(ValueError, match=f"no supported architecture of transformers .* {message}"):
         architecture_for(config)
 
 
-def test_another_architecture_is_told_by_its_name():
-    assert differences(EncoderConfig(), DecoderConfig()) == ["a model with model.architecture=encoder"]
+def test_another_architecture_is_named():
+    assert differences(EncoderConfig(), DecoderConfig()) == ["a model with model.type=encoder"]
 
 
-def test_a_t5_of_ones_own_writes_there_as_here(tmp_path):
+def test_an_exported_t5_generates_the_same_in_transformers(tmp_path):
     config = EncoderDecoderConfig(n_layer=2, n_head=3, d_head=5, d_model=24, decoder_start_token_id=7, vocab_size=260)
     model = build_model(config, 260, seed=0).eval()
     tokenizer = ByteTokenizer()
@@ -180,8 +180,8 @@ def test_a_t5_of_ones_own_writes_there_as_here(tmp_path):
     assert ids.tolist() == [tokenizer.encode("It was").tolist()]
     expected = theirs.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)[0].tolist()
     assert expected[0] == 7
-    reader = DecodingState(model, ids.tolist(), n_more=20, vocab_size=tokenizer.vocab_size)
-    draws = [one.token for (one,) in decode(reader, 20, Sampling(temperature=0.0))]
+    state = DecodingState(model, ids.tolist(), n_more=20, vocab_size=tokenizer.vocab_size)
+    draws = [one.token for (one,) in decode(state, 20, Sampling(temperature=0.0))]
     assert draws[: len(expected) - 1] == expected[1:]
     again = TransformersFolder(tmp_path)
     assert again.config.decoder_start_token_id == 7 and again.tokenizer().agrees_with(tokenizer)
@@ -190,6 +190,6 @@ def test_a_t5_of_ones_own_writes_there_as_here(tmp_path):
 def test_positions_of_a_t5_have_no_end(tmp_path):
     path = T5S["t5"].save(tmp_path / "t5")
     config = TransformersFolder(path).config
-    open_initial(replace(config, context_length=4096, init_from=str(path)), WORDS)
-    with pytest.raises(ValueError, match=r"add a model with model\.architecture=encoder_decoder"):
-        open_initial(EncoderConfig(init_from=str(path)), WORDS)
+    open_initial(replace(config, context_length=4096, init_from=str(path)), VOCAB_SIZE)
+    with pytest.raises(ValueError, match=r"add a model with model\.type=encoder_decoder"):
+        open_initial(EncoderConfig(init_from=str(path)), VOCAB_SIZE)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from interop.foreign import BERTS, POSITIONS, T5S, WORDS
+from interop.external import BERTS, POSITIONS, T5S, VOCAB_SIZE
 from interop.test_parity import assert_near
 
 from gptlab.interop.transformers_folder import TransformersFolder
@@ -31,12 +31,12 @@ def pair(case, tmp_path):
 
 def assert_same_gradients(folder, theirs, ours):
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    places = folder.architecture.places(folder.config)
+    locations = folder.architecture.locations(folder.config)
     bare = not any(name.startswith(folder.architecture.prefix) for name in gradients)
     compared = set()
     largest = max(p.grad.abs().max() for p in ours.parameters())
     for own, parameter in ours.named_parameters():
-        name = places[own].name.removeprefix(folder.architecture.prefix if bare else "")
+        name = locations[own].name.removeprefix(folder.architecture.prefix if bare else "")
         compared.add(name)
         if own.endswith("attn.k.bias"):  # moves all scores of a query alike: rounding alone
             assert (parameter.grad - gradients[name]).abs().max() <= 1e-6 * largest, own
@@ -47,8 +47,8 @@ def assert_same_gradients(folder, theirs, ours):
 
 def bert_batch(n_segment):
     mask = filled(LENGTHS)
-    tokens = (1 + drawn(1, WORDS - 1, 3, 13)) * mask  # transformers never trains what the word 0 is looked up as
-    targets = drawn(2, WORDS, 3, 13).masked_fill((drawn(3, 3, 3, 13) > 0) | ~mask, -100)
+    tokens = (1 + drawn(1, VOCAB_SIZE - 1, 3, 13)) * mask  # transformers never trains what the word 0 is looked up as
+    targets = drawn(2, VOCAB_SIZE, 3, 13).masked_fill((drawn(3, 3, 3, 13) > 0) | ~mask, -100)
     return tokens, drawn(4, n_segment, 3, 13), mask, targets, drawn(5, 2, 3)
 
 
@@ -88,7 +88,7 @@ def test_bert(name, tmp_path):
 
 def test_bert_without_segments_and_mask(tmp_path):
     _, theirs, ours = pair(BERTS["bert"], tmp_path)
-    tokens = drawn(1, WORDS, 2, POSITIONS)
+    tokens = drawn(1, VOCAB_SIZE, 2, POSITIONS)
     assert_near(ours(tokens), theirs(tokens).prediction_logits, "logits")
 
 
@@ -96,7 +96,7 @@ def test_bert_without_segments_and_mask(tmp_path):
 @pytest.mark.parametrize("name", T5S)
 def test_t5(name, padded, tmp_path):
     folder, theirs, ours = pair(T5S[name], tmp_path)
-    source, targets = drawn(1, WORDS, 3, 29), drawn(2, WORDS, 3, 17)
+    source, targets = drawn(1, VOCAB_SIZE, 3, 29), drawn(2, VOCAB_SIZE, 3, 17)
     mask = filled((29, 5, 1)) if padded else None
     reference = theirs(source, attention_mask=None if mask is None else mask.long(), labels=targets)
     tokens = theirs._shift_right(targets)
@@ -112,7 +112,7 @@ def test_t5(name, padded, tmp_path):
 
 def test_encoding_first_changes_nothing(tmp_path):
     _, _, ours = pair(T5S["t5 1.1"], tmp_path)
-    source, tokens, mask = drawn(1, WORDS, 3, 13), drawn(2, WORDS, 3, 6), filled(LENGTHS)
+    source, tokens, mask = drawn(1, VOCAB_SIZE, 3, 13), drawn(2, VOCAB_SIZE, 3, 6), filled(LENGTHS)
     memory = ours.encode(source, mask)
     assert_near(ours(tokens, source=memory), ours(tokens, source=source, source_mask=mask), "logits")
     again = memory.select([2, 2, 0])

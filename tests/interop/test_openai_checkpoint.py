@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from interop.foreign import Case, gpt2, memory_taken, said, write_older_tokenizer
+from interop.external import Case, gpt2, memory_taken, run_convert, write_older_tokenizer
 from small_runs import small_run
 
 from gptlab.cli import generate
@@ -60,10 +60,10 @@ def write_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def write_hparams(folder: Path, **other) -> None:
-    words = GPT2.words
-    said = {"n_vocab": words["vocab_size"], "n_ctx": words["n_positions"]}
-    said |= {name: words[name] for name in ("n_embd", "n_head", "n_layer")}
-    (folder / "hparams.json").write_text(json.dumps({k: v for k, v in (said | other).items() if v is not None}))
+    options = GPT2.options
+    hparams = {"n_vocab": options["vocab_size"], "n_ctx": options["n_positions"]}
+    hparams |= {name: options[name] for name in ("n_embd", "n_head", "n_layer")}
+    (folder / "hparams.json").write_text(json.dumps({k: v for k, v in (hparams | other).items() if v is not None}))
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def folder(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("words", [(), ("format=openai",), ("format=gptlab",)], ids=str)
-def test_it_computes_what_transformers_computes(words, folder, tmp_path, capsys):
-    assert said(f"from={folder}", f"to={tmp_path / 'ours'}", *words) == 0
+@pytest.mark.parametrize("options", [(), ("format=openai",), ("format=gptlab",)], ids=str)
+def test_it_computes_what_transformers_computes(options, folder, tmp_path, capsys):
+    assert run_convert(f"from={folder}", f"to={tmp_path / 'ours'}", *options) == 0
     assert capsys.readouterr().out.endswith("as gptlab\n")
     state = checkpoint.load(tmp_path / "ours" / "checkpoints" / "last.ckpt")
     ours = build_model(model_from_plain(state["config"]["model"]), TOKENIZER.vocab_size, seed=0).eval()
@@ -93,20 +93,20 @@ def test_it_computes_what_transformers_computes(words, folder, tmp_path, capsys)
 
 
 def test_every_number_and_every_word_arrives(folder, tmp_path):
-    assert said(f"from={folder}", f"to={tmp_path / 'ours'}", "format=openai") == 0
-    assert said(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'theirs'}") == 0
+    assert run_convert(f"from={folder}", f"to={tmp_path / 'ours'}", "format=openai") == 0
+    assert run_convert(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'theirs'}") == 0
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
     tensors, arrived = released(GPT2.model()), released(again)
     assert tensors.keys() == arrived.keys()
     for name, value in tensors.items():
         assert torch.equal(arrived[name], value), name
-    words, merges = json.loads((folder / "encoder.json").read_text()), (folder / "vocab.bpe").read_text().splitlines()
-    original = transformers.GPT2Tokenizer(vocab=words, merges=[tuple(line.split()) for line in merges[1:]])
+    vocab, merges = json.loads((folder / "encoder.json").read_text()), (folder / "vocab.bpe").read_text().splitlines()
+    original = transformers.GPT2Tokenizer(vocab=vocab, merges=[tuple(line.split()) for line in merges[1:]])
     ours, theirs = (
         load_tokenizer(tmp_path / "ours/tokenizer.json"),
         transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs"),
     )
-    assert ours.eot == theirs.eos_token_id == words["<|endoftext|>"]
+    assert ours.eot == theirs.eos_token_id == vocab["<|endoftext|>"]
     for text in (TEXT, "  the\n\n naïve 東京 times'll ", "wisdom"):
         assert ours.encode(text).tolist() == theirs(text)["input_ids"] == original(text)["input_ids"]
 
@@ -114,8 +114,8 @@ def test_every_number_and_every_word_arrives(folder, tmp_path):
 def test_it_can_be_trained_on_and_written_with(folder, tmp_path, capsys):
     shape = {"n_layer": 3, "n_head": 3, "d_model": 24, "context_length": 16, "vocab_size": TOKENIZER.vocab_size}
     model = DecoderConfig(**shape, init_from=str(folder))
-    words = tokenizer_files(TOKENIZER, 16)["tokenizer.json"]
-    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
+    content = tokenizer_files(TOKENIZER, 16)["tokenizer.json"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     tokenizer = TokenizerFileConfig(path=str(tmp_path / "tokenizer.json"))
     train(small_run(tmp_path / "run", model=model, tokenizer=tokenizer, budget_steps=2))
     with pytest.raises(ValueError, match="124M was trained with another tokenizer; add tokenizer=gpt2"):
@@ -127,7 +127,7 @@ def test_it_can_be_trained_on_and_written_with(folder, tmp_path, capsys):
 
 def test_without_a_tokenizer_it_says_so(folder, tmp_path, capsys):
     (folder / "vocab.bpe").unlink()
-    assert said(f"from={folder}", f"to={tmp_path / 'ours'}") == 0
+    assert run_convert(f"from={folder}", f"to={tmp_path / 'ours'}") == 0
     assert "124M has no tokenizer that can be read: the checkpoint gets no tokenizer" in capsys.readouterr().out
     assert not (tmp_path / "ours" / "tokenizer.json").exists()
 
@@ -156,9 +156,9 @@ DAMAGES = {
         "it lacks model.ckpt.index, model.ckpt.data-00000-of-00001;",
     ),
     "no JSON": (lambda folder: (folder / "hparams.json").write_text("{"), "hparams.json cannot be read"),
-    "unsaid": (
+    "key missing": (
         lambda folder: write_hparams(folder, n_ctx=None),
-        "hparams.json: n_ctx is not said; OpenAI's files say n_vocab, n_ctx, n_embd, n_head, n_layer",
+        "hparams.json: n_ctx is missing; OpenAI's files have n_vocab, n_ctx, n_embd, n_head, n_layer",
     ),
     "unknown": (lambda folder: write_hparams(folder, res_dropout=0.1), "hparams.json: res_dropout is not known;"),
     "no number": (
@@ -199,7 +199,7 @@ DAMAGES = {
         lambda folder: damage(
             folder / "model.ckpt.data-00000-of-00001", lambda content: content.__delitem__(slice(99, None))
         ),
-        "model.ckpt, which is damaged (Read less bytes than requested); fetch it again",
+        "model.ckpt, which is damaged (Read less bytes than requested); download it again",
     ),
     "one bit": (
         lambda folder: damage(
@@ -214,34 +214,34 @@ DAMAGES = {
 def test_what_is_no_model_is_refused(name, folder, tmp_path, capsys):
     spoil, message = DAMAGES[name]
     spoil(folder)
-    assert said(f"from={folder}", f"to={tmp_path / 'ours'}", "format=openai") == 2
+    assert run_convert(f"from={folder}", f"to={tmp_path / 'ours'}", "format=openai") == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["124M"]
 
 
 def test_contradictions_are_refused(folder, tmp_path, capsys):
     target = tmp_path / "out"
-    assert said(f"from={folder}", f"to={target}", "format=transformers") == 2
+    assert run_convert(f"from={folder}", f"to={target}", "format=transformers") == 2
     error = capsys.readouterr().err
     assert f"type gptlab convert from={folder} to=runs/gpt2 and gptlab convert from=runs/gpt2 to={target}" in error
     theirs = GPT2.save(tmp_path / "theirs")
-    assert said(f"from={theirs}", f"to={target}", "format=openai") == 2
+    assert run_convert(f"from={theirs}", f"to={target}", "format=openai") == 2
     assert "it lacks hparams.json, model.ckpt.index, model.ckpt.data-00000-of-00001;" in capsys.readouterr().err
-    assert said(f"from={tmp_path / 'none'}", f"to={target}", "format=openai") == 2
-    assert "none is no checkpoint of GPT-2" in capsys.readouterr().err
+    assert run_convert(f"from={tmp_path / 'none'}", f"to={target}", "format=openai") == 2
+    assert "none is not a checkpoint of GPT-2" in capsys.readouterr().err
 
 
 def test_without_tensorflow_it_says_what_to_install(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    assert said(f"from={folder}", f"to={tmp_path / 'ours'}") == 2
+    assert run_convert(f"from={folder}", f"to={tmp_path / 'ours'}") == 2
     assert 'type pip install "gptlab[openai]"' in capsys.readouterr().err
 
 
 def test_tensorflow_comes_only_when_it_is_needed_and_says_nothing(folder, tmp_path):
     code = "import sys; from gptlab.cli.convert import main; main(sys.argv[1:]); print('tensorflow' in sys.modules)"
     for source, needed in ((GPT2.save(tmp_path / "theirs"), False), (folder, True)):
-        words = [f"from={source}", f"to={tmp_path / f'ours {needed}'}"]
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        arguments = [f"from={source}", f"to={tmp_path / f'ours {needed}'}"]
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == str(needed) and not done.stderr
 
 

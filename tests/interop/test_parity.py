@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interop.foreign import CASES, WORDS, as_saved, at_place
+import torch.nn.functional as F
+from interop.external import CASES, VOCAB_SIZE, as_saved, at_location
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from gptlab.config import RunConfig
 from gptlab.interop.transformers_folder import TransformersFolder
 from gptlab.models.build import build_model
-from gptlab.objectives.causal_lm import CausalLM
 
 
 def assert_near(a, b, name):
@@ -18,8 +17,12 @@ def assert_near(a, b, name):
     assert (a - b).abs().max() <= 1e-4 * b.abs().max(), name
 
 
+def cross_entropy(logits, targets):
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
 def windows(length=13, batch=3):
-    return torch.randint(WORDS, (batch, length), generator=torch.Generator().manual_seed(1))
+    return torch.randint(VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -30,10 +33,10 @@ def test_logits_loss_and_gradients(name, tmp_path):
     ours = build_model(folder.config, folder.vocab_size, seed=0).eval()
     ours.load_state_dict(dict(folder.tensors()))
 
-    batch = CausalLM(RunConfig()).collate(windows())
+    batch = {"tokens": windows()[:, :-1], "targets": windows()[:, 1:]}
     reference = theirs(batch["tokens"]).logits
     assert_near(ours(batch["tokens"]), reference, "logits")
-    loss = CausalLM(RunConfig()).mean_loss(ours.eval(), batch)
+    loss = cross_entropy(ours.eval()(batch["tokens"]), batch["targets"])
     assert_near(loss, theirs(windows(), labels=windows()).loss, "loss")
 
     log_p = reference.log_softmax(-1).gather(-1, batch["targets"][..., None])
@@ -41,14 +44,14 @@ def test_logits_loss_and_gradients(name, tmp_path):
     loss.backward()
     gradients = as_saved({name: parameter.grad for name, parameter in theirs.named_parameters()})
     largest_key_bias = max(p.grad.abs().max() for p in ours.parameters())
-    places = folder.architecture.places(folder.config)
+    locations = folder.architecture.locations(folder.config)
     for own, parameter in ours.named_parameters():
-        wanted = at_place(places[own], gradients)
+        wanted = at_location(locations[own], gradients)
         if own.endswith("attn.k.bias") and ours.rotary is None:  # moves all scores of a query alike: rounding alone
             assert (parameter.grad - wanted).abs().max() <= 1e-6 * largest_key_bias, own
         else:
             assert_near(parameter.grad, wanted, own)
-    assert {name for place in places.values() for name in place.names} == set(gradients)
+    assert {name for location in locations.values() for name in location.names} == set(gradients)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("mixtral")])
@@ -62,12 +65,12 @@ def test_the_balance_loss_and_its_gradients(name, tmp_path):
     ours = build_model(config, folder.vocab_size, seed=0)
     ours.load_state_dict(dict(folder.tensors()))
 
-    batch = CausalLM(RunConfig()).collate(windows())
+    batch = {"tokens": windows()[:, :-1], "targets": windows()[:, 1:]}
     labels = dict.fromkeys(("labels", "shift_labels"), batch["targets"].contiguous())
-    told = theirs(batch["tokens"], output_router_logits=True, **labels)
-    layers = [load_balancing_loss_func((g,), config.n_expert, n_active) for g in told.router_logits]
-    loss = theirs.loss_function(told.logits, vocab_size=WORDS, **labels) + coefficient * sum(layers) / len(layers)
-    result = CausalLM(RunConfig()).mean_loss(ours, batch)
+    found = theirs(batch["tokens"], output_router_logits=True, **labels)
+    layers = [load_balancing_loss_func((g,), config.n_expert, n_active) for g in found.router_logits]
+    loss = theirs.loss_function(found.logits, vocab_size=VOCAB_SIZE, **labels) + coefficient * sum(layers) / len(layers)
+    result = cross_entropy(ours(batch["tokens"]), batch["targets"]) + ours.auxiliary.loss
     assert_near(result, loss, "loss")
     if config.n_layer == 1:
         theirs.router_aux_loss_coef = coefficient
@@ -75,6 +78,6 @@ def test_the_balance_loss_and_its_gradients(name, tmp_path):
     loss.backward()
     result.backward()
     gradients = as_saved({name: parameter.grad for name, parameter in theirs.named_parameters()})
-    places = folder.architecture.places(folder.config)
+    locations = folder.architecture.locations(folder.config)
     for own, parameter in ours.named_parameters():
-        assert_near(parameter.grad, at_place(places[own], gradients), own)
+        assert_near(parameter.grad, at_location(locations[own], gradients), own)

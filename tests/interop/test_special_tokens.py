@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import transformers
-from interop.foreign import Case, llama
+from interop.external import Case, llama
 from small_runs import small_run
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
@@ -13,8 +13,10 @@ from gptlab.cli import convert, generate
 from gptlab.data.tokenizers.config import TokenizerFileConfig
 from gptlab.data.tokenizers.tokenizer import load_tokenizer
 from gptlab.generation.scoring import score
+from gptlab.interop.special_tokens import chat_template
 from gptlab.interop.transformers_folder import TransformersFolder
 from gptlab.models.decoder.config import DecoderConfig
+from gptlab.runs import checkpoint
 from gptlab.runs.load import load_model
 from gptlab.training.loop import train
 
@@ -24,7 +26,7 @@ ENDS = [2, 40]
 
 @pytest.fixture
 def folder(tmp_path):
-    """As the released Llama 2 is: <s> before each text, bytes as words for what has none, no room for other words."""
+    """As the released Llama 2 is: <s> before each text, bytes as fallback tokens, and no embeddings to spare."""
     words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *map(chr, range(33, 127))]
     library = Tokenizer(
         models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
@@ -46,27 +48,27 @@ def folder(tmp_path):
     return tmp_path / "theirs"
 
 
-def continued(folder, n_tokens=20) -> list[int]:
-    """What transformers writes after the prompt, at every step the most likely word."""
+def continued(folder, max_new_tokens=20) -> list[int]:
+    """What transformers generates after the prompt, greedily."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     prompt = transformers.AutoTokenizer.from_pretrained(folder)(PROMPT, return_tensors="pt")
     tokens = prompt["input_ids"]
     written = model.generate(
-        tokens, attention_mask=prompt["attention_mask"], do_sample=False, max_new_tokens=n_tokens, pad_token_id=0
+        tokens, attention_mask=prompt["attention_mask"], do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=0
     )
     return written[0, tokens.shape[1] :].tolist()
 
 
-def written(capsys, where, *words) -> dict:
-    given = [f"run={where}", f"prompt={PROMPT}", "temperature=0", "n_tokens=20", "output=json", *words]
+def written(capsys, where, *options) -> dict:
+    given = [f"run={where}", f"prompt={PROMPT}", "temperature=0", "max_new_tokens=20", "output=json", *options]
     assert generate.main(given) == 0
     return json.loads(capsys.readouterr().out)["results"][0]
 
 
-def said(folder) -> dict:
+def special_tokens_of(folder) -> dict:
     names = {"config.json": "token_id", "generation_config.json": "token_id", "tokenizer_config.json": "_token"}
     return {
-        name: {word: value for word, value in json.loads((folder / name).read_text()).items() if word.endswith(end)}
+        name: {key: value for key, value in json.loads((folder / name).read_text()).items() if key.endswith(end)}
         for name, end in names.items()
     }
 
@@ -82,11 +84,33 @@ def test_in_and_out_again_generates_the_same(folder, tmp_path, capsys):
     first, again = (transformers.AutoTokenizer.from_pretrained(path) for path in (folder, tmp_path / "back"))
     assert first.special_tokens_map == again.special_tokens_map and len(first.special_tokens_map) == 3
     assert first(PROMPT)["input_ids"] == again(PROMPT)["input_ids"]
-    assert said(folder) == said(tmp_path / "back")
-    assert said(folder)["generation_config.json"]["eos_token_id"] == ENDS
+    assert special_tokens_of(folder) == special_tokens_of(tmp_path / "back")
+    assert special_tokens_of(folder)["generation_config.json"]["eos_token_id"] == ENDS
 
 
-def test_each_end_word_ends_a_text(folder, tmp_path, capsys):
+TEMPLATE = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_the_chat_template_goes_in_and_out_again(folder, tmp_path, inline):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    if inline:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    else:
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
+    assert convert.main([f"from={folder}", f"to={tmp_path / 'ours'}"]) == 0
+    assert convert.main([f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}"]) == 0
+    state = checkpoint.load(tmp_path / "ours" / "checkpoints" / "last.ckpt")
+    assert chat_template(state["special_tokens"]) == TEMPLATE
+    chat = [{"role": "user", "content": "It was"}]
+    texts = [
+        transformers.AutoTokenizer.from_pretrained(path).apply_chat_template(chat, tokenize=False)
+        for path in (folder, tmp_path / "back")
+    ]
+    assert texts[0] == texts[1] == "[user] It was\n"
+
+
+def test_each_end_token_ends_a_text(folder, tmp_path, capsys):
     file = folder / "generation_config.json"
     plain = continued(folder)
     end = next(token for token in plain[4:] if token not in plain[:4])
@@ -101,13 +125,13 @@ def test_each_end_word_ends_a_text(folder, tmp_path, capsys):
 
 
 def test_ids_stay_without_a_tokenizer_and_one_can_be_given_later(folder, tmp_path, capsys):
-    expected, ids = continued(folder), said(folder)
+    expected, ids = continued(folder), special_tokens_of(folder)
     tokenizer = (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
     assert convert.main([f"from={folder}", f"to={tmp_path / 'ours'}"]) == 0
     assert convert.main([f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}"]) == 0
     for name in ("config.json", "generation_config.json"):
         content = json.loads((tmp_path / "back" / name).read_text())
-        assert {word: content[word] for word in ids[name]} == ids[name]
+        assert {key: content[key] for key in ids[name]} == ids[name]
     assert generate.main([f"run={tmp_path / 'ours'}", "prompt=a"]) == 2
     assert "put the tokenizer.json there" in capsys.readouterr().err
     tokenizer.rename(tmp_path / "ours" / "tokenizer.json")
@@ -126,7 +150,7 @@ def test_the_beginning_is_scored_from(folder):
 
 
 def test_a_model_that_never_read_the_beginning_is_not_given_it(folder, tmp_path, capsys):
-    """Training with this tokenizer puts the end-of-text word before a text; so does what is exported."""
+    """Training with this tokenizer puts the end-of-text token before a text; so does what is exported."""
     (tmp_path / "text.txt").write_text("It was the best of times, it was the worst of times. " * 200)
     shape = DecoderConfig(n_layer=1, n_head=2, d_model=16, context_length=32)
     tokenizer = TokenizerFileConfig(path=str(folder / "tokenizer.json"))
@@ -146,15 +170,16 @@ def test_a_model_that_never_read_the_beginning_is_not_given_it(folder, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "file, word, value, message",
+    "file, key, value, message",
     [
-        ("tokenizer_config.json", "eos_token", {"x": 1}, r"tokenizer_config\.json: eos_token={.* must be a word"),
+        ("tokenizer_config.json", "eos_token", {"x": 1}, r"tokenizer_config\.json: eos_token={.* must be a token"),
         ("generation_config.json", "eos_token_id", [2, "x"], r"generation_config\.json: eos_token_id=.* whole number"),
+        ("tokenizer_config.json", "chat_template", 3, r"chat_template=3 must be a Jinja template"),
         ("config.json", "bos_token_id", 1.5, r"config\.json: bos_token_id=1\.5 must be a whole number"),
     ],
 )
-def test_what_is_no_word_is_named(folder, file, word, value, message):
-    content = json.loads((folder / file).read_text()) | {word: value}
+def test_wrong_values_are_named(folder, file, key, value, message):
+    content = json.loads((folder / file).read_text()) | {key: value}
     (folder / file).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         TransformersFolder(folder).special_tokens  # noqa: B018

@@ -5,10 +5,10 @@ import random
 
 import pytest
 import transformers
-from interop.foreign import Case, gpt2, write_older_tokenizer
+from interop.external import Case, gpt2, write_older_tokenizer
 
 from gptlab.data.tokenizers.config import BPEConfig, ByteConfig, CharConfig, WordPieceConfig
-from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, FileTokenizer, build_tokenizer
+from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, FileTokenizer
 from gptlab.interop.tokenizer_files import tokenizer_files
 from gptlab.interop.transformers_folder import TransformersFolder
 
@@ -74,14 +74,14 @@ def test_characters(tmp_path):
 
 @pytest.mark.parametrize("kind", ["byte", "char", "bpe", "wordpiece"])
 def test_special_words_are_special_there(kind, tmp_path):
-    words = {"special_tokens": ["<mask>", "<pad>", "<|user|>"], "n_sentinel_tokens": 2}
+    options = {"special_tokens": ["<mask>", "<pad>", "<|user|>"], "n_sentinel_tokens": 2}
     config = {
-        "byte": ByteConfig(**words),
-        "char": CharConfig(**words),
-        "bpe": BPEConfig(vocab_size=300, **words),
+        "byte": ByteConfig(**options),
+        "char": CharConfig(**options),
+        "bpe": BPEConfig(vocab_size=300, **options),
         "wordpiece": WordPieceConfig(vocab_size=100, n_sentinel_tokens=2),
     }[kind]
-    ours = build_tokenizer(config, lambda: iter([TEXT * 20]))
+    ours = config.build(lambda: iter([TEXT * 20]))
     theirs = opened(ours, tmp_path)
     assert len(theirs) == ours.vocab_size
     assert (theirs.mask_token_id, theirs.pad_token_id) == (ours.mask, ours.pad) and ours.mask is not None
@@ -97,7 +97,7 @@ def test_special_words_are_special_there(kind, tmp_path):
 
 
 def test_word_pieces_begin_and_end_as_berts(tmp_path):
-    ours = build_tokenizer(WordPieceConfig(vocab_size=100), lambda: iter([TEXT * 20]))
+    ours = WordPieceConfig(vocab_size=100).build(lambda: iter([TEXT * 20]))
     theirs = opened(ours, tmp_path)
     assert theirs("the best")["input_ids"] == [*ours.beginning, *ours.encode("the best"), ours.eot]
     assert theirs("the", "best", return_token_type_ids=True)["token_type_ids"] == [0, 0, 0, 1, 1]

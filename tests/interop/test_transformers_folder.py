@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from interop.foreign import CASES, EXPERTS, WORDS, Case, gpt2, llama, memory_taken
+from interop.external import CASES, EXPERTS, VOCAB_SIZE, Case, gpt2, llama, memory_taken
 from safetensors.torch import load_file, save_file
 
 from gptlab.config import to_plain
@@ -39,7 +39,7 @@ def test_in_out_and_in_again_is_bit_identical(name, tmp_path):
     for option in ("context_length", "dropout_attention", "dropout_embedding", "dropout_residual", "init_std"):
         assert getattr(second.config, option) == getattr(first.config, option)
     ours = dict(first.tensors())
-    assert ours.keys() == build_model(first.config, WORDS, seed=0).state_dict().keys()
+    assert ours.keys() == build_model(first.config, VOCAB_SIZE, seed=0).state_dict().keys()
     for own, value in second.tensors():
         assert torch.equal(value, ours[own]), own
     theirs = load_file(tmp_path / "theirs" / "model.safetensors")
@@ -52,7 +52,7 @@ def test_the_auto_classes_open_what_is_written(name, tmp_path):
     case = CASES[name]
     first = TransformersFolder(case.save(tmp_path / "theirs"))
     reference, model = case.model(), opened(exported(first, tmp_path / "ours"))
-    tokens = torch.randint(WORDS, (2, 9), generator=torch.Generator().manual_seed(3))
+    tokens = torch.randint(VOCAB_SIZE, (2, 9), generator=torch.Generator().manual_seed(3))
     assert torch.equal(model(tokens).logits, reference(tokens).logits)
 
 
@@ -153,7 +153,7 @@ def damage_shape(path, state):
 
 
 def damage_head(path, state):
-    state["lm_head.weight"] = torch.zeros(WORDS, 21)
+    state["lm_head.weight"] = torch.zeros(VOCAB_SIZE, 21)
 
 
 def damage_pickle(path, state):
@@ -161,7 +161,7 @@ def damage_pickle(path, state):
     (path / "pytorch_model.bin").write_bytes(pickle.dumps({"transformer.wte.weight": Evil()}))
 
 
-def damage_unsaid(path, state):
+def damage_missing_key(path, state):
     content = json.loads((path / "config.json").read_text())
     del content["n_embd"]
     (path / "config.json").write_text(json.dumps(content))
@@ -172,14 +172,14 @@ def damage_unsaid(path, state):
     [
         (
             damage_nothing,
-            r"is no transformers model: it has no config\.json; name the folder that save_pretrained wrote",
+            r"is not a transformers model: it has no config\.json; name the folder that save_pretrained wrote",
         ),
         (
             damage_kind,
-            r"config\.json: model_type=bloom is not known here; known: openai-gpt, gpt2, llama, .*, mixtral, bert, t5$",
+            r"config\.json: model_type=bloom is not supported; supported: openai-gpt, gpt2, .*, bert, t5$",
         ),
         (damage_json, r"config\.json cannot be read"),
-        (damage_unsaid, r"config\.json: n_embd is not said, which a gpt2 model needs"),
+        (damage_missing_key, r"config\.json: n_embd is missing, which a gpt2 model needs"),
         (damage_weights, r"has a config\.json and no weights; it needs one of model\.safetensors, "),
         (damage_bytes, r"model\.safetensors is damaged or not safetensors"),
         (damage_missing, r"m lacks 1 tensor of a gpt2 model: transformer\.h\.0\.ln_1\.bias$"),
@@ -187,13 +187,13 @@ def damage_unsaid(path, state):
         (damage_extra, r"m has 1 tensor that a gpt2 model does not: transformer\.h\.9\.ln_1\.bias$"),
         (
             damage_shape,
-            r"m: transformer\.h\.1\.attn\.c_attn\.weight is \(21, 21\) there, and config\.json asks for \(21, 63\)$",
+            r"h\.1\.attn\.c_attn\.weight has the shape \(21, 21\), and config\.json implies \(21, 63\)$",
         ),
-        (damage_head, r"lm_head\.weight differs from transformer\.wte\.weight, and config\.json says tie_word_embed"),
+        (damage_head, r"lm_head\.weight differs from transformer\.wte\.weight, and config\.json has tie_word_embed"),
         (damage_pickle, r"pytorch_model\.bin is refused: it holds more than tensors"),
     ],
 )
-def test_what_is_no_model_is_refused(damage, message, tmp_path, monkeypatch):
+def test_folders_without_a_model_are_refused(damage, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = CASES["gpt2"].save(tmp_path / "m")
     before = load_file(path / "model.safetensors")
@@ -225,13 +225,13 @@ def test_what_is_no_model_is_refused(damage, message, tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_what_our_options_cannot_express_is_named(case, message, tmp_path):
+def test_unsupported_options_are_named(case, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         TransformersFolder(case.save(tmp_path / "m"))
 
 
 @pytest.mark.parametrize(
-    "name, word, value, message",
+    "name, key, value, message",
     [
         ("gpt2", "vocab_size", "61", "vocab_size=61 must be a whole number"),
         ("gpt2", "vocab_size", None, "vocab_size=null must be a whole number"),
@@ -242,17 +242,17 @@ def test_what_our_options_cannot_express_is_named(case, message, tmp_path):
         ("gpt2", "n_layer", True, "n_layer=true must be a whole number"),
         ("gpt2", "tie_word_embeddings", 1, "tie_word_embeddings=1 must be true or false"),
         ("gpt2", "layer_norm_epsilon", [1], r"layer_norm_epsilon=\[1\] must be a number"),
-        ("gpt2", "model_type", ["gpt2"], r"model_type=\[.*gpt2.*\] is not known here; known: openai-gpt"),
+        ("gpt2", "model_type", ["gpt2"], r"model_type=\[.*gpt2.*\] is not supported; supported: openai-gpt"),
         ("llama", "rope_parameters", "x", "rope_parameters=x must be an object or null"),
         ("llama", "rope_parameters", {"rope_theta": None}, "rope_theta=null must be a number"),
         ("mistral", "sliding_window", "a", "sliding_window=a must be a whole number or null"),
         ("qwen2", "layer_types", "full_attention", "layer_types=full_attention must be a list or null"),
-        ("qwen2", "layer_types", [1, "full_attention"], "layer_types with 1 are what no option"),
+        ("qwen2", "layer_types", [1, "full_attention"], "layer_types with 1 are not supported"),
     ],
 )
-def test_values_of_the_wrong_kind_are_named(name, word, value, message, tmp_path):
+def test_values_of_the_wrong_kind_are_named(name, key, value, message, tmp_path):
     path = CASES[name].save(tmp_path / "m")
-    content = json.loads((path / "config.json").read_text()) | {word: value}
+    content = json.loads((path / "config.json").read_text()) | {key: value}
     (path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"config\.json: " + message):
         TransformersFolder(path)
@@ -266,11 +266,11 @@ def test_null_is_false(tmp_path):
     assert config.tie_embeddings is False and config.bias is False
 
 
-@pytest.mark.parametrize("places", [[], None, {"a": 1}, "x"], ids=str)
-def test_an_index_that_is_none_is_named(places, tmp_path):
+@pytest.mark.parametrize("index", [[], None, {"a": 1}, "x"], ids=str)
+def test_a_wrong_index_is_named(index, tmp_path):
     path = CASES["gpt2"].save(tmp_path / "m")
     (path / "model.safetensors").unlink()
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     with pytest.raises(ValueError, match=r"index\.json: weight_map.* must be "):
         TransformersFolder(path)
 
@@ -280,12 +280,12 @@ def test_a_damaged_pickle_is_not_called_code(content, tmp_path):
     path = CASES["gpt2"].save(tmp_path / "m")
     (path / "model.safetensors").unlink()
     (path / "pytorch_model.bin").write_bytes(content)
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin is damaged or .*; fetch it again"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is damaged or .*; download it again"):
         TransformersFolder(path)
 
 
 @pytest.mark.parametrize("pickled", [False, True])
-def test_whole_numbers_are_no_weights(pickled, tmp_path):
+def test_integers_are_not_weights(pickled, tmp_path):
     path = CASES["gpt2"].save(tmp_path / "m")
     state = load_file(path / "model.safetensors")
     state["transformer.h.0.ln_1.weight"] = state["transformer.h.0.ln_1.weight"].to(torch.int8)
@@ -294,7 +294,7 @@ def test_whole_numbers_are_no_weights(pickled, tmp_path):
         torch.save(state, path / "pytorch_model.bin")
     else:
         save_file(state, path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"holds 1 tensor as whole numbers: transformer\.h\.0\.ln_1\.weight;"):
+    with pytest.raises(ValueError, match=r"holds 1 tensor as integers: transformer\.h\.0\.ln_1\.weight;"):
         TransformersFolder(path)
 
 
@@ -329,7 +329,7 @@ LLAMA = {
         (LLAMA | {"attention_pattern": AttentionPattern.sliding_window, "attention_window": 4}, "mistral"),
         (LLAMA | {"qkv_bias": True}, "qwen2"),
         (LLAMA | {"n_expert": 4}, "mixtral"),
-        (LLAMA | {"attention_scale": 0.5}, "llama"),  # said, and no other than the usual one: two heads of 4
+        (LLAMA | {"attention_scale": 0.5}, "llama"),  # given, and equal to the default: two heads of 4
     ],
     ids=str,
 )
@@ -368,20 +368,20 @@ def test_the_architecture_that_holds_a_model(options, kind):
     ids=str,
 )
 def test_a_model_that_transformers_does_not_know_is_refused(options, message):
-    with pytest.raises(ValueError, match=f"no architecture of transformers .* {message}"):
+    with pytest.raises(ValueError, match=f"no supported architecture of transformers .* {message}"):
         architecture_for(DecoderConfig(**options))
 
 
-def test_paths_are_not_asked_of_the_hub():
+def test_paths_are_not_looked_up_on_the_hub():
     for name in ("./model", "runs/small", "/nowhere/model", "a/b/c", "last.ckpt", "~/model"):
         assert from_hub(name) is None
-    with pytest.raises(ValueError, match="gptlab-tests/none is neither a path here nor a model to be had from the hub"):
+    with pytest.raises(ValueError, match="gptlab-tests/none is neither a path nor a model available from the hub"):
         from_hub("gptlab-tests/none")  # the tests are offline
 
 
 @pytest.mark.parametrize("pickled", [False, True])
-def test_only_one_copy_of_the_weights_is_asked_of_the_hub(pickled, tmp_path, monkeypatch):
-    """As the released Llamas lie there: for other programs too, in folders and under other names."""
+def test_only_one_copy_of_the_weights_is_downloaded(pickled, tmp_path, monkeypatch):
+    """As the released Llamas: for other libraries too, in folders and under other names."""
     names = ["config.json", "tokenizer.json", "tokenizer.model", "original/params.json", "original/consolidated.00.pth"]
     names += ["consolidated.safetensors", "onnx/model.safetensors", "model.onnx"]
     names += ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "training_args.bin"]
@@ -404,10 +404,10 @@ def test_only_one_copy_of_the_weights_is_asked_of_the_hub(pickled, tmp_path, mon
 def test_plain_options_become_typed_again():
     config = DecoderConfig(**LLAMA, attention_pattern=AttentionPattern.sliding_window, attention_window=4)
     assert model_from_plain(to_plain(config)) == config
-    with pytest.raises(ValueError, match=r"model\.wings is an option that this version"):
+    with pytest.raises(ValueError, match=r"model\.wings is unknown to this version"):
         model_from_plain(to_plain(config) | {"wings": 2})
-    with pytest.raises(ValueError, match=r"model\.architecture=bird is unknown; known: decoder"):
-        model_from_plain({"architecture": "bird"})
+    with pytest.raises(ValueError, match=r"model\.type=bird is unknown; known: decoder"):
+        model_from_plain({"type": "bird"})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

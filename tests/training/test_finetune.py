@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from interop.foreign import said
+from interop.external import run_convert
 from small_runs import of_objective, small_run, write_rows
 
 from gptlab.data.sources.config import TableConfig
@@ -192,7 +192,7 @@ def test_a_merged_model_computes_what_was_trained(runs, tmp_path, capsys):
     merged = load_model(str(runs / "lora")).model
     assert not any("lora" in name for name in merged.state_dict())
     assert near(merged(ids), expected)
-    assert said(f"from={runs / 'lora'}", f"to={tmp_path / 'theirs'}") == 0
+    assert run_convert(f"from={runs / 'lora'}", f"to={tmp_path / 'theirs'}") == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
     assert near(theirs(ids).logits, expected)
     assert (

@@ -16,7 +16,7 @@ import torch
 
 from gptlab.data.examples.template import Template
 from gptlab.data.sources.config import TextConfig
-from gptlab.data.sources.corpus import Corpus, open_corpus
+from gptlab.data.sources.corpus import Corpus, open_text
 from gptlab.errors import UserError
 from gptlab.evaluation.config import EvaluateConfig, Kind
 from gptlab.evaluation.perplexity import encode, perplexity
@@ -125,7 +125,7 @@ def _evaluate(
 
 def _corpus(paths: list[str]) -> Corpus:
     try:
-        return open_corpus(TextConfig(paths=paths))
+        return open_text(TextConfig(paths=paths))
     except UserError as error:
         raise UserError(str(error).replace("data.path=", "corpus=")) from None  # the option that was typed
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from gptlab.errors import UserError
-from gptlab.interop.architecture import Architecture, Place, in_blocks, shown
+from gptlab.interop.architecture import Architecture, TensorLocation, in_blocks, shown
 from gptlab.models.config import Feedforward
 from gptlab.models.encoder.config import EncoderConfig, Heads
 
@@ -26,33 +26,35 @@ MODULES = {
     "norm2": "output.LayerNorm",
 }
 POOLER = {"pooler": "bert.pooler.dense"}
-WORDS = {"mlm.dense": "cls.predictions.transform.dense", "mlm.norm": "cls.predictions.transform.LayerNorm"}
-SENTENCES = {"nsp": "cls.seq_relationship"}
+MLM = {"mlm.dense": "cls.predictions.transform.dense", "mlm.norm": "cls.predictions.transform.LayerNorm"}
+NSP = {"nsp": "cls.seq_relationship"}
 BIAS = "cls.predictions.bias"
 
 
-def _both(modules: Mapping[str, str]) -> dict[str, Place]:
+def _both(modules: Mapping[str, str]) -> dict[str, TensorLocation]:
     kinds = ("weight", "bias")
-    return {f"{ours}.{kind}": Place(f"{theirs}.{kind}") for ours, theirs in modules.items() for kind in kinds}
+    return {f"{ours}.{kind}": TensorLocation(f"{theirs}.{kind}") for ours, theirs in modules.items() for kind in kinds}
 
 
-def _places(config: EncoderConfig) -> dict[str, Place]:
-    tables = {"tok_emb": "word_embeddings", "pos_emb": "position_embeddings", "seg_emb": "token_type_embeddings"}
-    places = {f"{ours}.weight": Place(f"bert.embeddings.{theirs}.weight") for ours, theirs in tables.items()}
-    places |= _both({"emb_norm": "bert.embeddings.LayerNorm"})
-    places |= in_blocks(config.n_layer, "bert.encoder.layer.{}.", _both(MODULES))
+def _locations(config: EncoderConfig) -> dict[str, TensorLocation]:
+    embeddings = {"tok_emb": "word_embeddings", "pos_emb": "position_embeddings", "seg_emb": "token_type_embeddings"}
+    locations = {
+        f"{ours}.weight": TensorLocation(f"bert.embeddings.{theirs}.weight") for ours, theirs in embeddings.items()
+    }
+    locations |= _both({"emb_norm": "bert.embeddings.LayerNorm"})
+    locations |= in_blocks(config.n_layer, "bert.encoder.layer.{}.", _both(MODULES))
     if config.heads is not Heads.masked_lm:
-        places |= _both(POOLER)
+        locations |= _both(POOLER)
     if config.heads is not Heads.none:
-        places |= _both(WORDS) | {"mlm.bias": Place(BIAS)}
+        locations |= _both(MLM) | {"mlm.bias": TensorLocation(BIAS)}
     if config.heads is Heads.pretraining:
-        places |= _both(SENTENCES)
-    return places
+        locations |= _both(NSP)
+    return locations
 
 
 def _seen(theirs: Mapping[str, Any], names: Collection[str], read: Callable[[str], Tensor]) -> dict[str, Any]:
     """The class whose tensors these are: config.json names the one that was saved last, which may have fewer."""
-    if any(name.startswith(SENTENCES["nsp"]) for name in names):
+    if any(name.startswith(NSP["nsp"]) for name in names):
         return {"architectures": [CLASSES[Heads.pretraining]]}
     return {"architectures": [CLASSES[Heads.masked_lm if BIAS in names else Heads.none]]}
 
@@ -70,7 +72,7 @@ BERT = Architecture(
     class_name=CLASSES[Heads.pretraining],
     config=EncoderConfig,
     task="fill-mask",
-    words={
+    keys={
         "context_length": "max_position_embeddings",
         "n_layer": "num_hidden_layers",
         "n_head": "num_attention_heads",
@@ -98,7 +100,7 @@ BERT = Architecture(
         "tie_word_embeddings": (True,),
     },
     prefix="bert.",
-    places=_places,
+    locations=_locations,
     buffers=(".position_ids", ".token_type_ids"),
     read=_read,
     write=lambda config: {"architectures": [CLASSES[config.heads]]},

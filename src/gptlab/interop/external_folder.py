@@ -1,4 +1,4 @@
-"""A folder with a model of another program, its weights under our names."""
+"""A model folder of another library, with its weights under our names."""
 
 import json
 from abc import ABC, abstractmethod
@@ -28,10 +28,10 @@ class Weights(ABC):
 class ExternalFolder(ABC):
     """The weights of a folder under our names; opening it checks names and shapes and reads no weights.
 
-    ValueError where our options cannot express the model, and where tensors are missing, too many or of another shape.
+    UserError where our config cannot express the model, and where tensors are missing, unknown or of another shape.
     """
 
-    config_file: str  # in which the folder says what model it holds
+    config_file: str  # which determines the model
 
     def __init__(
         self, path: Path, architecture: Architecture, options: Mapping[str, Any], files: Iterable[Weights]
@@ -43,24 +43,24 @@ class ExternalFolder(ABC):
             self.config, self.vocab_size = architecture.read_config({**options, **seen})
         except (ValueError, TypeError) as error:
             raise UserError(f"{path / self.config_file}: {error}") from error
-        self._places = architecture.places(self.config)
+        self._locations = architecture.locations(self.config)
         self._check()
 
     @property
     @abstractmethod
     def tokenizer_file(self) -> Path | None:
-        """The file with the words of its tokenizer, None where it has none that can be read."""
+        """The file with the vocabulary of its tokenizer, None where it has none that can be read."""
 
     @property
     def special_tokens(self) -> Mapping[str, Mapping[str, Any]]:
-        """What its files say of the words that begin and end texts, by file."""
+        """The special tokens that its files name, by file."""
         return {}
 
     def tokenizer(self) -> Tokenizer | None:
-        """Its tokenizer, None where it has none that can be read; ValueError where the model lacks some words."""
+        """Its tokenizer, None where none can be read; UserError where its vocabulary is larger than the model's."""
         tokenizer = self._tokenizer()
         if tokenizer is not None:
-            check_words(tokenizer, self.vocab_size, self.tokenizer_file)
+            check_vocab_size(tokenizer, self.vocab_size, self.tokenizer_file)
         return tokenizer
 
     @abstractmethod
@@ -68,21 +68,23 @@ class ExternalFolder(ABC):
 
     def read(self, name: str) -> Tensor:
         """One of our tensors, in the type of the file."""
-        place = self._places[name]
-        parts = [place.take(self._home[theirs].read(theirs)) for theirs in place.names]
-        return parts[0] if place.stacked is None else torch.stack(parts)
+        location = self._locations[name]
+        parts = [location.take(self._home[theirs].read(theirs)) for theirs in location.names]
+        return parts[0] if location.stacked is None else torch.stack(parts)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All of our tensors by name, one at a time."""
-        for name in self._places:
+        for name in self._locations:
             yield name, self.read(name)
 
     def _check(self) -> None:
-        """Hold the files' names and shapes against those that the config asks for."""
+        """Compare the files' names and shapes with those that the config implies."""
         kind = self.architecture.model_type
         ours = shapes(self.config, self.vocab_size)
         needed = {
-            theirs: tuple(place.shape(ours[name])) for name, place in self._places.items() for theirs in place.names
+            theirs: tuple(location.shape(ours[name]))
+            for name, location in self._locations.items()
+            for theirs in location.names
         }
         missing = sorted(needed.keys() - self._home.keys())
         if missing:
@@ -93,26 +95,25 @@ class ExternalFolder(ABC):
         for name, shape in needed.items():
             there = tuple(self._home[name].shapes[name])
             if there != shape:
-                raise UserError(f"{self.path}: {name} is {there} there, and {self.config_file} asks for {shape}")
+                raise UserError(f"{self.path}: {name} has the shape {there}, and {self.config_file} implies {shape}")
         whole = sorted(name for name in needed if name in self._home[name].integers)
         if whole:
             raise UserError(
-                f"{self.path} holds {_counted(whole)} as whole numbers: {_some(whole)}; "
-                "gptlab reads weights that are floating-point numbers"
+                f"{self.path} holds {_counted(whole)} as integers: {_some(whole)}; gptlab reads floating-point weights"
             )
 
 
-def check_words(tokenizer: Tokenizer, n_rows: int, path: Path) -> None:
-    """Refuse the tokenizer of a file where the model of so many rows lacks some of its words."""
-    if tokenizer.vocab_size > n_rows:
+def check_vocab_size(tokenizer: Tokenizer, vocab_size: int, path: Path) -> None:
+    """Refuse the tokenizer of a file where the model has fewer embeddings than it has tokens."""
+    if tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{path} has {tokenizer.vocab_size:,} words and the model {n_rows:,} rows; "
+            f"{path} has a vocabulary of {tokenizer.vocab_size:,} and the model one of {vocab_size:,}; "
             "put the tokenizer.json there that the model was trained with"
         )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; ValueError where it holds none."""
+    """The JSON object of a file; UserError where it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

@@ -1,10 +1,10 @@
 """GPT-2 and GPT-1 as transformers keeps them: matrices (in, out), queries, keys and values in one."""
 
-from gptlab.interop.architecture import Architecture, Place, in_blocks
+from gptlab.interop.architecture import Architecture, TensorLocation, in_blocks
 from gptlab.models.config import Feedforward
 from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position
 
-WORDS = {
+KEYS = {
     "context_length": "n_positions",
     "n_layer": "n_layer",
     "n_head": "n_head",
@@ -35,30 +35,32 @@ DEFAULTS = {
 }
 
 
-def _places(config: DecoderConfig, tokens: str, positions: str, final_norm: str | None) -> dict[str, Place]:
+def _locations(config: DecoderConfig, tokens: str, positions: str, final_norm: str | None) -> dict[str, TensorLocation]:
     block = {}
     for kind in ("weight", "bias"):
         matrix = kind == "weight"
         for part, name in enumerate("qkv"):
-            block[f"attn.{name}.{kind}"] = Place(f"attn.c_attn.{kind}", matrix, part, 3)
+            block[f"attn.{name}.{kind}"] = TensorLocation(f"attn.c_attn.{kind}", matrix, part, 3)
         for ours, theirs in (("attn.out", "attn.c_proj"), ("ffn.up", "mlp.c_fc"), ("ffn.down", "mlp.c_proj")):
-            block[f"{ours}.{kind}"] = Place(f"{theirs}.{kind}", matrix)
+            block[f"{ours}.{kind}"] = TensorLocation(f"{theirs}.{kind}", matrix)
         for ours, theirs in (("norm1", "ln_1"), ("norm2", "ln_2")):
-            block[f"{ours}.{kind}"] = Place(f"{theirs}.{kind}")
-    places = {"tok_emb.weight": Place(f"transformer.{tokens}.weight")}
-    places["pos_emb.weight"] = Place(f"transformer.{positions}.weight")
-    places |= in_blocks(config.n_layer, "transformer.h.{}.", block)
+            block[f"{ours}.{kind}"] = TensorLocation(f"{theirs}.{kind}")
+    locations = {"tok_emb.weight": TensorLocation(f"transformer.{tokens}.weight")}
+    locations["pos_emb.weight"] = TensorLocation(f"transformer.{positions}.weight")
+    locations |= in_blocks(config.n_layer, "transformer.h.{}.", block)
     if final_norm is not None:
-        places |= {f"final_norm.{kind}": Place(f"transformer.{final_norm}.{kind}") for kind in ("weight", "bias")}
+        locations |= {
+            f"final_norm.{kind}": TensorLocation(f"transformer.{final_norm}.{kind}") for kind in ("weight", "bias")
+        }
     if not config.tie_embeddings:
-        places["lm_head.weight"] = Place("lm_head.weight")
-    return places
+        locations["lm_head.weight"] = TensorLocation("lm_head.weight")
+    return locations
 
 
 GPT2 = Architecture(
     model_type="gpt2",
     class_name="GPT2LMHeadModel",
-    words=WORDS | {"d_ff": "n_inner"},
+    keys=KEYS | {"d_ff": "n_inner"},
     always=ALWAYS | {"norm_placement": NormPlacement.pre},
     defaults=DEFAULTS | {"n_inner": None},
     demands={
@@ -68,18 +70,18 @@ GPT2 = Architecture(
         "add_cross_attention": (False,),
     },
     prefix="transformer.",
-    places=lambda config: _places(config, "wte", "wpe", "ln_f"),
+    locations=lambda config: _locations(config, "wte", "wpe", "ln_f"),
     buffers=(".attn.bias", ".attn.masked_bias"),
 )
 
 GPT1 = Architecture(
     model_type="openai-gpt",
     class_name="OpenAIGPTLMHeadModel",
-    words=WORDS,
+    keys=KEYS,
     always=ALWAYS | {"norm_placement": NormPlacement.post},
     defaults=DEFAULTS,
     demands={"afn": ("gelu", "gelu_new")},  # its "gelu" is the tanh form
     prefix="transformer.",
-    places=lambda config: _places(config, "tokens_embed", "positions_embed", None),
+    locations=lambda config: _locations(config, "tokens_embed", "positions_embed", None),
     buffers=(".attn.bias", ".position_ids"),
 )

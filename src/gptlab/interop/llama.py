@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptlab.errors import UserError
-from gptlab.interop.architecture import Architecture, Place, in_blocks, shown, typed
+from gptlab.interop.architecture import Architecture, TensorLocation, in_blocks, shown, typed
 from gptlab.models.config import Feedforward
 from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position, RouterSoftmax
 
-WORDS = {
+KEYS = {
     "context_length": "max_position_embeddings",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
@@ -50,37 +50,37 @@ EXPERT = {"gate": "w1", "up": "w3", "down": "w2"}
 NORMS = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
 
 
-def _places(config: DecoderConfig) -> dict[str, Place]:
+def _locations(config: DecoderConfig) -> dict[str, TensorLocation]:
     matrices = ATTENTION | (FEEDFORWARD if config.n_expert is None else {"ffn.router": "block_sparse_moe.gate"})
-    block = {f"{ours}.weight": Place(f"{theirs}.weight") for ours, theirs in (matrices | NORMS).items()}
+    block = {f"{ours}.weight": TensorLocation(f"{theirs}.weight") for ours, theirs in (matrices | NORMS).items()}
     for ours, theirs in EXPERT.items() if config.n_expert is not None else ():
         name = f"block_sparse_moe.experts.{{}}.{theirs}.weight"
-        block[f"ffn.experts.{ours}.weight"] = Place(name, stacked=config.n_expert)
+        block[f"ffn.experts.{ours}.weight"] = TensorLocation(name, stacked=config.n_expert)
     for ours, theirs in matrices.items():
         if config.attention_biased if ours in ("attn.q", "attn.k", "attn.v") else config.bias:
-            block[f"{ours}.bias"] = Place(f"{theirs}.bias")
-    places = {"tok_emb.weight": Place("model.embed_tokens.weight")}
-    places |= in_blocks(config.n_layer, "model.layers.{}.", block)
-    places["final_norm.weight"] = Place("model.norm.weight")
+            block[f"{ours}.bias"] = TensorLocation(f"{theirs}.bias")
+    locations = {"tok_emb.weight": TensorLocation("model.embed_tokens.weight")}
+    locations |= in_blocks(config.n_layer, "model.layers.{}.", block)
+    locations["final_norm.weight"] = TensorLocation("model.norm.weight")
     if not config.tie_embeddings:
-        places["lm_head.weight"] = Place("lm_head.weight")
-    return places
+        locations["lm_head.weight"] = TensorLocation("lm_head.weight")
+    return locations
 
 
 def _rotation(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """The base of the rotary frequencies, in the words of transformers 5 or of those before."""
+    """The base of the rotary frequencies, by the keys of transformers 5 or of earlier versions."""
     given, scaling = (
-        typed(word, theirs.get(word), dict, type(None)) or {} for word in ("rope_parameters", "rope_scaling")
+        typed(key, theirs.get(key), dict, type(None)) or {} for key in ("rope_parameters", "rope_scaling")
     )
-    for said, word in ((given, "rope_parameters"), (scaling, "rope_scaling")):
-        kind = said.get("rope_type", said.get("type", "default"))
+    for options, key in ((given, "rope_parameters"), (scaling, "rope_scaling")):
+        kind = options.get("rope_type", options.get("type", "default"))
         if kind != "default":
             raise UserError(
-                f"{word} of type {shown(kind)} changes the rotary frequencies, which no option of gptlab expresses; "
-                "only the default type is"
+                f"{key} of type {shown(kind)} changes the rotary frequencies and is not supported; only the default "
+                "type is"
             )
     if given.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"partial_rotary_factor={given['partial_rotary_factor']} is what no option of gptlab expresses")
+        raise UserError(f"partial_rotary_factor={given['partial_rotary_factor']} is not supported")
     theta = given.get("rope_theta", theirs.get("rope_theta", 10_000.0))
     return {"rope_theta": float(typed("rope_theta", theta, float))}
 
@@ -89,7 +89,7 @@ def _all_dense(theirs: Mapping[str, Any]) -> dict[str, Any]:
     kinds = typed("layer_types", theirs.get("layer_types"), list, type(None)) or []
     others = sorted({shown(kind) for kind in kinds} - {"full_attention"})
     if others:
-        raise UserError(f"layer_types with {', '.join(others)} are what no option of gptlab expresses")
+        raise UserError(f"layer_types with {', '.join(others)} are not supported")
     return _rotation(theirs)
 
 
@@ -109,12 +109,12 @@ def _write_rotation(config: DecoderConfig) -> dict[str, Any]:
 LLAMA = Architecture(
     model_type="llama",
     class_name="LlamaForCausalLM",
-    words=WORDS | {"bias": ("attention_bias", "mlp_bias")},
+    keys=KEYS | {"bias": ("attention_bias", "mlp_bias")},
     always=ALWAYS | DENSE,
     defaults=DEFAULTS | {"attention_bias": False, "mlp_bias": False},
     demands={"hidden_act": ("silu",)},
     prefix="model.",
-    places=_places,
+    locations=_locations,
     buffers=(".rotary_emb.inv_freq",),
     read=_rotation,
     write=_write_rotation,
@@ -123,12 +123,12 @@ LLAMA = Architecture(
 MISTRAL = Architecture(
     model_type="mistral",
     class_name="MistralForCausalLM",
-    words=WORDS,
+    keys=KEYS,
     always=ALWAYS | {"bias": False},
     defaults=DEFAULTS | {"sliding_window": 4096},
     demands={"hidden_act": ("silu",)},
     prefix="model.",
-    places=_places,
+    locations=_locations,
     buffers=(".rotary_emb.inv_freq",),
     read=_windowed,
     write=lambda config: _write_rotation(config) | {"sliding_window": config.attention_window},
@@ -137,12 +137,12 @@ MISTRAL = Architecture(
 QWEN2 = Architecture(
     model_type="qwen2",
     class_name="Qwen2ForCausalLM",
-    words=WORDS,
+    keys=KEYS,
     always=ALWAYS | DENSE | {"bias": False, "qkv_bias": True},
     defaults=DEFAULTS,
     demands={"hidden_act": ("silu",), "use_sliding_window": (False,)},
     prefix="model.",
-    places=_places,
+    locations=_locations,
     buffers=(".rotary_emb.inv_freq",),
     read=_all_dense,
     write=_write_rotation,
@@ -151,14 +151,14 @@ QWEN2 = Architecture(
 MIXTRAL = Architecture(
     model_type="mixtral",
     class_name="MixtralForCausalLM",
-    words=WORDS | {"n_expert": "num_local_experts", "n_expert_per_token": "num_experts_per_tok"},
+    keys=KEYS | {"n_expert": "num_local_experts", "n_expert_per_token": "num_experts_per_tok"},
     always=ALWAYS | {"bias": False, "n_shared_expert": None, "router_softmax": RouterSoftmax.after},
     defaults=DEFAULTS
     | {"rms_norm_eps": 1e-5, "num_key_value_heads": 8, "rope_theta": 1e6, "sliding_window": None}
     | {"num_local_experts": 8, "num_experts_per_tok": 2},
     demands={"hidden_act": ("silu",), "router_jitter_noise": (0.0,)},
     prefix="model.",
-    places=_places,
+    locations=_locations,
     buffers=(".rotary_emb.inv_freq",),
     read=_windowed,
     write=lambda config: _write_rotation(config) | {"sliding_window": config.attention_window},

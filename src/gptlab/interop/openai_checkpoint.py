@@ -17,7 +17,7 @@ from gptlab.interop.tokenizer_files import byte_pair_tokenizer
 from gptlab.models.decoder.config import DecoderConfig
 
 FILES = ("hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001")
-# The words of hparams.json, and what transformers calls them.
+# The keys of hparams.json, and those of transformers.
 HPARAMS = {
     "n_vocab": "vocab_size",
     "n_ctx": "n_positions",
@@ -28,7 +28,7 @@ HPARAMS = {
 
 
 class OpenAIFolder(ExternalFolder):
-    """The folder that download_model.py of openai/gpt-2 fetches; TensorFlow is imported when one is opened."""
+    """The folder that download_model.py of openai/gpt-2 downloads; TensorFlow is imported when one is opened."""
 
     config_file = "hparams.json"
 
@@ -37,8 +37,8 @@ class OpenAIFolder(ExternalFolder):
         lacking = [name for name in FILES if not (path / name).is_file()]
         if lacking:
             raise UserError(
-                f"{path} is no checkpoint of GPT-2 as OpenAI released it: it lacks {', '.join(lacking)}; "
-                "name the folder that download_model.py of openai/gpt-2 fetches"
+                f"{path} is not a checkpoint of GPT-2 as OpenAI released it: it lacks {', '.join(lacking)}; "
+                "name the folder that download_model.py of openai/gpt-2 downloads"
             )
         super().__init__(path, ARCHITECTURE, _options(path / self.config_file), _open_weights(path))
 
@@ -53,12 +53,12 @@ class OpenAIFolder(ExternalFolder):
 
 
 def is_openai_folder(path: Path) -> bool:
-    """Whether a file in the folder says that it holds OpenAI's GPT-2."""
+    """Whether the folder has a file of OpenAI's GPT-2."""
     return any((path / name).is_file() for name in FILES[:2])
 
 
-def _places(config: DecoderConfig) -> dict[str, Any]:
-    return {ours: replace(place, name=_renamed(place.name)) for ours, place in GPT2.places(config).items()}
+def _locations(config: DecoderConfig) -> dict[str, Any]:
+    return {ours: replace(location, name=_renamed(location.name)) for ours, location in GPT2.locations(config).items()}
 
 
 def _renamed(name: str) -> str:
@@ -70,24 +70,24 @@ def _renamed(name: str) -> str:
     return "/".join([*path, layer, gain if kind == "weight" else "b"])
 
 
-# The same model; what hparams.json leaves out is what OpenAI's code holds fixed, and so do transformers' defaults.
-ARCHITECTURE = replace(GPT2, prefix="model/", places=_places, buffers=())
+# The same model; what hparams.json leaves out is fixed in OpenAI's code, and equals transformers' defaults.
+ARCHITECTURE = replace(GPT2, prefix="model/", locations=_locations, buffers=())
 
 
 def _options(file: Path) -> dict[str, int]:
-    """The content of hparams.json in the words of transformers."""
-    said = read_json(file)
-    for word in sorted(said.keys() ^ HPARAMS.keys()):
-        state = "not said" if word in HPARAMS else "not known"
-        raise UserError(f"{file}: {word} is {state}; OpenAI's files say {', '.join(HPARAMS)}")
-    for word, value in said.items():
+    """The content of hparams.json with the keys of transformers."""
+    given = read_json(file)
+    for key in sorted(given.keys() ^ HPARAMS.keys()):
+        state = "missing" if key in HPARAMS else "unknown"
+        raise UserError(f"{file}: {key} is {state}; OpenAI's files have {', '.join(HPARAMS)}")
+    for key, value in given.items():
         if type(value) is not int or value < 1:
-            raise UserError(f"{file}: {word}={value} must be a whole number of at least 1")
-    return {HPARAMS[word]: value for word, value in said.items()}
+            raise UserError(f"{file}: {key}={value} must be a whole number of at least 1")
+    return {HPARAMS[key]: value for key, value in given.items()}
 
 
 class _Checkpoint(Weights):
-    """One tensor at a time: TensorFlow reads it from the file and holds its checksum against it."""
+    """One tensor at a time: TensorFlow reads it from the file and verifies its checksum."""
 
     def __init__(self, prefix: Path):
         self._prefix = prefix
@@ -104,7 +104,7 @@ class _Checkpoint(Weights):
             values = self._reader.get_tensor(name)
         except Exception as error:
             raise UserError(
-                f"{name} cannot be read from {self._prefix}, which is damaged ({_first_line(error)}); fetch it again"
+                f"{name} cannot be read from {self._prefix}, which is damaged ({_first_line(error)}); download it again"
             ) from error
         if values.dtype.kind != "f":
             raise UserError(f"{name} in {self._prefix} holds {values.dtype}, and weights are floating-point numbers")
@@ -121,7 +121,7 @@ def _open_weights(path: Path) -> Iterator[Weights]:
 
 
 def _tensorflow():
-    # It would tell everybody on standard error how it was compiled, and with oneDNN keep the memory of what was read.
+    # It would print on standard error how it was compiled, and with oneDNN keep the memory of what was read.
     for name, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
         os.environ.setdefault(name, value)
     try:

@@ -1,4 +1,4 @@
-"""The words that begin, end and fill up texts, as the files of transformers say them."""
+"""Special tokens and the chat template that the files of transformers name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,24 +9,34 @@ from gptlab.interop.architecture import shown
 from gptlab.interop.external_folder import read_json
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-WORDS = ("bos_token", "eos_token", "pad_token", "unk_token")
-FILES = {"config.json": IDS, "generation_config.json": IDS, "tokenizer_config.json": WORDS}
+TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+CHAT_TEMPLATE = "chat_template"  # Jinja, or a list of named ones
+CHAT_TEMPLATE_FILE = "chat_template.jinja"  # where newer versions of transformers keep it
+FILES = {
+    "config.json": IDS,
+    "generation_config.json": IDS,
+    "tokenizer_config.json": (*TOKENS, CHAT_TEMPLATE),
+}
 
-SpecialWords = Mapping[str, Mapping[str, Any]]  # of each file what it says
+SpecialTokens = Mapping[str, Mapping[str, Any]]  # by file
 
 
-def read_special_words(folder: Path) -> SpecialWords:
-    """What each of the folder's files says; ValueError where that is neither a word nor ids."""
-    said = {}
-    for name, words in FILES.items():
+def read_special_tokens(folder: Path) -> SpecialTokens:
+    """The special tokens that each of the folder's files names, and the chat template among those of
+    tokenizer_config.json; UserError where a value is neither a token nor ids."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, keys in FILES.items():
         if (folder / name).is_file():
             content = read_json(folder / name)
-            said[name] = {word: _checked(folder / name, word, content[word]) for word in words if word in content}
-    return said
+            found[name] = {key: _checked(folder / name, key, content[key]) for key in keys if key in content}
+    if (folder / CHAT_TEMPLATE_FILE).is_file():
+        template = (folder / CHAT_TEMPLATE_FILE).read_text(encoding="utf-8")
+        found.setdefault("tokenizer_config.json", {})[CHAT_TEMPLATE] = template
+    return found
 
 
-def end_ids(special: SpecialWords) -> frozenset[int]:
-    """The ids that end a text; none where nothing is said of them."""
+def end_ids(special: SpecialTokens) -> frozenset[int]:
+    """The ids that end a text; none where no file names them."""
     for name in ("generation_config.json", "config.json"):
         ids = special.get(name, {}).get("eos_token_id")
         if ids is not None:
@@ -34,16 +44,25 @@ def end_ids(special: SpecialWords) -> frozenset[int]:
     return frozenset()
 
 
-def end_of_text(special: SpecialWords) -> str | None:
-    """How the tokenizer's end-of-text word is spelled, None where that is not said."""
+def end_of_text(special: SpecialTokens) -> str | None:
+    """The tokenizer's end-of-text token, None where no file names it."""
     return special.get("tokenizer_config.json", {}).get("eos_token")
 
 
-def _checked(path: Path, word: str, value: Any) -> Any:
-    if word in WORDS and isinstance(value, dict) and isinstance(value.get("content"), str):
-        return value["content"]  # with how it is told apart from other text, which tokenizer.json says too
-    several = value if word == "eos_token_id" and isinstance(value, list) else [value]
-    kind, name = (str, "a word") if word in WORDS else (int, "a whole number")
+def chat_template(special: SpecialTokens) -> Any:
+    """The chat template as transformers has it, None where there is none."""
+    return special.get("tokenizer_config.json", {}).get(CHAT_TEMPLATE)
+
+
+def _checked(path: Path, key: str, value: Any) -> Any:
+    if key == CHAT_TEMPLATE:
+        if value is None or isinstance(value, str | list):
+            return value
+        raise UserError(f"{path}: {key}={shown(value)} must be a Jinja template or a list of them")
+    if key in TOKENS and isinstance(value, dict) and isinstance(value.get("content"), str):
+        return value["content"]  # the other entries are those of the AddedToken, which tokenizer.json has too
+    several = value if key == "eos_token_id" and isinstance(value, list) else [value]
+    kind, name = (str, "a token") if key in TOKENS else (int, "a whole number")
     if value is None or all(type(one) is kind for one in several):
         return value
-    raise UserError(f"{path}: {word}={shown(value)} must be {name}")
+    raise UserError(f"{path}: {key}={shown(value)} must be {name}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gptlab.errors import UserError
-from gptlab.interop.architecture import Architecture, Place, in_blocks, shown, typed
+from gptlab.interop.architecture import Architecture, TensorLocation, in_blocks, shown, typed
 from gptlab.models.config import Feedforward
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
@@ -24,7 +24,7 @@ FEEDFORWARDS = {
 }
 
 
-def _block(config: EncoderDecoderConfig, *, cross: bool) -> dict[str, Place]:
+def _block(config: EncoderDecoderConfig, *, cross: bool) -> dict[str, TensorLocation]:
     last = 2 if cross else 1
     names = {f"attn.{ours}": f"layer.0.SelfAttention.{theirs}" for ours, theirs in ATTENTION.items()}
     names |= {"norm1": "layer.0.layer_norm", "norm2": f"layer.{last}.layer_norm"}
@@ -34,39 +34,35 @@ def _block(config: EncoderDecoderConfig, *, cross: bool) -> dict[str, Place]:
     matrices = {"gate": "wi_0", "up": "wi_1"} if config.feedforward.gated else {"up": "wi"}
     for ours, theirs in {**matrices, "down": "wo"}.items():
         names[f"ffn.{ours}"] = f"layer.{last}.DenseReluDense.{theirs}"
-    return {f"{ours}.weight": Place(f"{theirs}.weight") for ours, theirs in names.items()}
+    return {f"{ours}.weight": TensorLocation(f"{theirs}.weight") for ours, theirs in names.items()}
 
 
-def _places(config: EncoderDecoderConfig) -> dict[str, Place]:
-    places = {"tok_emb.weight": Place(EMBEDDING)}
+def _locations(config: EncoderDecoderConfig) -> dict[str, TensorLocation]:
+    locations = {"tok_emb.weight": TensorLocation(EMBEDDING)}
     for stack, n_blocks in (("encoder", config.n_layer), ("decoder", config.decoder_layers)):
         bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        places[f"{stack}.position.table.weight"] = Place(bias)
+        locations[f"{stack}.position.table.weight"] = TensorLocation(bias)
         block = _block(config, cross=stack == "decoder")
-        places |= in_blocks(n_blocks, f"{stack}.block.{{}}.", block, f"{stack}.blocks.{{}}.")
-        places[f"{stack}.final_norm.weight"] = Place(f"{stack}.final_layer_norm.weight")
+        locations |= in_blocks(n_blocks, f"{stack}.block.{{}}.", block, f"{stack}.blocks.{{}}.")
+        locations[f"{stack}.final_norm.weight"] = TensorLocation(f"{stack}.final_layer_norm.weight")
     if not config.tie_embeddings:
-        places["lm_head.weight"] = Place(HEAD)
-    return places
+        locations["lm_head.weight"] = TensorLocation(HEAD)
+    return locations
 
 
 def _seen(theirs: Mapping[str, Any], names: Collection[str], read: Callable[[str], Tensor]) -> dict[str, Any]:
-    """Whether the head is tied, as transformers goes by it: not by config.json, which says whether it is scaled."""
+    """Whether the head is tied, which transformers infers from the tensors; config.json tells whether it is scaled."""
     tied = HEAD not in names or (EMBEDDING in names and torch.equal(read(HEAD), read(EMBEDDING)))
-    said = theirs.get("scale_decoder_outputs")
-    scaled = theirs.get("tie_word_embeddings") is not False if said is None else said
+    given = theirs.get("scale_decoder_outputs")
+    scaled = theirs.get("tie_word_embeddings") is not False if given is None else given
     return {"tie_word_embeddings": tied, "scale_decoder_outputs": scaled}
 
 
 def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
     kind = theirs["feed_forward_proj"]
     if kind not in FEEDFORWARDS:
-        raise UserError(
-            f"feed_forward_proj={shown(kind)} is what no option of gptlab expresses; only {', '.join(FEEDFORWARDS)} are"
-        )
-    start = next(
-        (theirs[word] for word in ("decoder_start_token_id", "pad_token_id") if theirs.get(word) is not None), 0
-    )
+        raise UserError(f"feed_forward_proj={shown(kind)} is not supported; only {', '.join(FEEDFORWARDS)} are")
+    start = next((theirs[key] for key in ("decoder_start_token_id", "pad_token_id") if theirs.get(key) is not None), 0)
     return {"feedforward": FEEDFORWARDS[kind], "decoder_start_token_id": typed("decoder_start_token_id", start, int)}
 
 
@@ -84,7 +80,7 @@ T5 = Architecture(
     class_name="T5ForConditionalGeneration",
     config=EncoderDecoderConfig,
     task="text2text-generation",
-    words={
+    keys={
         "context_length": "n_positions",
         "n_layer": "num_layers",
         "n_decoder_layer": "num_decoder_layers",
@@ -115,7 +111,7 @@ T5 = Architecture(
     },
     demands={"is_encoder_decoder": (True,)},
     prefix="",
-    places=_places,
+    locations=_locations,
     buffers=(".EncDecAttention.relative_attention_bias.weight",),  # never used
     read=_read,
     write=_write,

@@ -1,4 +1,4 @@
-"""A model folder of the transformers library, read and written without importing it."""
+"""Model folders of the transformers library, read and written without importing it."""
 
 import json
 import math
@@ -18,17 +18,17 @@ from torch import Tensor
 
 from gptlab.data.tokenizers.tokenizer import FileTokenizer, Tokenizer
 from gptlab.errors import UserError
-from gptlab.interop.architecture import Architecture, Place, joined, shown, typed
+from gptlab.interop.architecture import Architecture, TensorLocation, joined, shown, typed
 from gptlab.interop.bert import BERT
 from gptlab.interop.external_folder import ExternalFolder, Weights, read_json
 from gptlab.interop.gpt2 import GPT1, GPT2
 from gptlab.interop.llama import LLAMA, MISTRAL, MIXTRAL, QWEN2
-from gptlab.interop.special_tokens import SpecialWords, end_of_text, read_special_words
+from gptlab.interop.special_tokens import SpecialTokens, end_of_text, read_special_tokens
 from gptlab.interop.t5 import T5
 from gptlab.interop.tokenizer_files import byte_pair_tokenizer, tokenizer_files
 from gptlab.models.config import ModelConfig
 
-# The first that can hold a model is the one it is written for.
+# The first that can hold a model is the one that it is written as.
 ARCHITECTURES = {a.model_type: a for a in (GPT1, GPT2, LLAMA, MISTRAL, QWEN2, MIXTRAL, BERT, T5)}
 
 WEIGHT_FILES = (
@@ -41,9 +41,9 @@ OLDER_TOKENIZER = ("vocab.json", "merges.txt")
 GPT2_TOKENIZERS = ("GPT2Tokenizer", "GPT2TokenizerFast")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer*", "merges.txt"]
-HUB_ELSEWHERE = ["*/*"]  # the same weights for other programs
+HUB_ELSEWHERE = ["*/*"]  # the same weights for other libraries
 HUB_PICKLES = ["pytorch_model*.bin"]  # where there are no safetensors
-# How safetensors calls the types of numbers.
+# The names of types in safetensors.
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 
@@ -56,13 +56,14 @@ class TransformersFolder(ExternalFolder):
         path = Path(path)
         if not is_transformers_folder(path):
             raise UserError(
-                f"{path} is no transformers model: it has no config.json; name the folder that save_pretrained wrote"
+                f"{path} is not a transformers model: it has no config.json; name the folder that save_pretrained wrote"
             )
         options = read_json(path / "config.json")
         kind = options.get("model_type")
         if not isinstance(kind, str) or kind not in ARCHITECTURES:
             raise UserError(
-                f"{path / 'config.json'}: model_type={shown(kind)} is not known here; known: {', '.join(ARCHITECTURES)}"
+                f"{path / 'config.json'}: model_type={shown(kind)} is not supported; supported: "
+                + ", ".join(ARCHITECTURES)
             )
         super().__init__(path, ARCHITECTURES[kind], options, _open_weights(path))
 
@@ -70,15 +71,15 @@ class TransformersFolder(ExternalFolder):
     def tokenizer_file(self) -> Path | None:
         if (self.path / "tokenizer.json").is_file():
             return self.path / "tokenizer.json"
-        # Others keep their words in files of these names too, and split text in another way.
+        # Others keep their vocabularies in files of these names too, and split text in another way.
         usual = GPT2_TOKENIZERS[0] if self.architecture is GPT2 else None
         known = self._tokenizer_settings().get("tokenizer_class", usual) in GPT2_TOKENIZERS
         older = known and all((self.path / name).is_file() for name in OLDER_TOKENIZER)
         return self.path / OLDER_TOKENIZER[0] if older else None
 
     @property
-    def special_tokens(self) -> SpecialWords:
-        return read_special_words(self.path)
+    def special_tokens(self) -> SpecialTokens:
+        return read_special_tokens(self.path)
 
     def _tokenizer(self) -> Tokenizer | None:
         path, settings = self.tokenizer_file, self._tokenizer_settings()
@@ -102,27 +103,28 @@ class TransformersFolder(ExternalFolder):
     def _check(self) -> None:
         prefix = self.architecture.prefix
         if not any(name.startswith(prefix) for name in self._home):  # saved without its head
-            self._places = {
-                name: replace(place, name=place.name.removeprefix(prefix)) for name, place in self._places.items()
+            self._locations = {
+                name: replace(location, name=location.name.removeprefix(prefix))
+                for name, location in self._locations.items()
             }
-        for ours, place in self._places.items():
+        for ours, location in self._locations.items():
             for now, before in self.architecture.older.items():
-                old = place.name.removesuffix(now) + before
-                if place.name.endswith(now) and place.name not in self._home and old in self._home:
-                    self._places[ours] = replace(place, name=old)
+                old = location.name.removesuffix(now) + before
+                if location.name.endswith(now) and location.name not in self._home and old in self._home:
+                    self._locations[ours] = replace(location, name=old)
         self._drop_copies()
         super()._check()
 
     def _drop_copies(self) -> None:
-        """Leave out tensors that the files hold twice, where that is no other than the first."""
-        known = {place.name for place in self._places.values()}
+        """Drop tensors that the files hold twice, where both are equal."""
+        known = {location.name for location in self._locations.values()}
         for copy, ours in self.architecture.copies.items():
-            if copy not in self._home or copy in known or self._places[ours].name not in self._home:
+            if copy not in self._home or copy in known or self._locations[ours].name not in self._home:
                 continue
-            name = self._places[ours].name
+            name = self._locations[ours].name
             if not torch.equal(self._home[copy].read(copy), self._home[name].read(name)):
                 raise UserError(
-                    f"{self.path}: {copy} differs from {name}, and config.json says tie_word_embeddings=true; "
+                    f"{self.path}: {copy} differs from {name}, and config.json has tie_word_embeddings=true; "
                     "set it to false there"
                 )
             del self._home[copy]
@@ -132,7 +134,7 @@ class _Safetensors(Weights):
     def __init__(self, path: Path):
         from safetensors import SafetensorError, safe_open
 
-        # Opened anew for each tensor: pages of a mapped file count as memory until it is closed.
+        # Opened again for each tensor: pages of a mapped file count as memory until it is closed.
         self._open = lambda: safe_open(path, framework="pt")
         try:
             with self._open() as file:
@@ -154,13 +156,13 @@ class _Pickled(Weights):
         with open(path, "rb") as file:
             head = file.read(2)
         if head != b"PK" and head[:1] != b"\x80":  # an archive, or a pickle
-            raise UserError(f"{path} is damaged or no file of PyTorch; fetch it again")
+            raise UserError(f"{path} is damaged or not a file of PyTorch; download it again")
         tensors = self._load()
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-            raise UserError(f"{path} holds no tensors by name; ask for the weights as safetensors")
+            raise UserError(f"{path} holds no named tensors; use the weights as safetensors")
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self.integers = frozenset(name for name, tensor in tensors.items() if not tensor.is_floating_point())
-        # An archive is mapped, and opened anew for each tensor; what PyTorch wrote before 1.6 cannot be.
+        # An archive is mapped, and opened again for each tensor; what PyTorch wrote before 1.6 cannot be.
         self._tensors = None if head == b"PK" else tensors
 
     def read(self, name: str) -> Tensor:
@@ -170,16 +172,16 @@ class _Pickled(Weights):
         mapped = zipfile.is_zipfile(self._path)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of how the file was pickled
+                warnings.simplefilter("ignore")  # about how the file was pickled
                 return torch.load(self._path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"{self._path} is refused: it holds more than tensors, and reading it would run code that came with "
-                "it; ask for the weights as safetensors"
+                "it; use the weights as safetensors"
             ) from error
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{self._path} is damaged or holds no weights ({reason}); fetch it again") from error
+            raise UserError(f"{self._path} is damaged or holds no weights ({reason}); download it again") from error
 
 
 def _open_weights(folder: Path) -> Iterator[Weights]:
@@ -189,8 +191,8 @@ def _open_weights(folder: Path) -> Iterator[Weights]:
     names = [found]
     if found.endswith(".index.json"):
         try:
-            places = typed("weight_map", read_json(folder / found).get("weight_map"), dict)
-            names = sorted({typed(f"weight_map.{name}", file, str) for name, file in places.items()})
+            locations = typed("weight_map", read_json(folder / found).get("weight_map"), dict)
+            names = sorted({typed(f"weight_map.{name}", file, str) for name, file in locations.items()})
         except ValueError as error:
             raise UserError(f"{folder / found}: {error}") from error
     for name in names:
@@ -202,14 +204,14 @@ def _open_weights(folder: Path) -> Iterator[Weights]:
 
 
 def is_transformers_folder(path: Path) -> bool:
-    """Whether the folder says that it holds a model of transformers."""
+    """Whether the folder holds a model of transformers, by its config.json."""
     return (path / "config.json").is_file()
 
 
 def from_hub(name: str) -> Path | None:
-    """Fetch a model of the Hugging Face hub; None where `name` is not spelled like one.
+    """Download a model from the Hugging Face hub; None where `name` cannot be the name of one.
 
-    Only files without code are asked for. ValueError where it is not to be had.
+    Only files without code are downloaded. UserError where it is not available.
     """
     if not HUB_NAME.fullmatch(name) or name.startswith((".", "runs/")) or name.endswith(".ckpt"):
         return None
@@ -220,21 +222,21 @@ def from_hub(name: str) -> Path | None:
         if not any(folder.glob("*.safetensors")):
             snapshot_download(name, allow_patterns=HUB_PICKLES, ignore_patterns=HUB_ELSEWHERE)
         return folder
-    except Exception as error:  # of the network, of the hub, of the cache: each library has its own
+    except Exception as error:  # network, hub and cache each raise their own
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"{name} is neither a path here nor a model to be had from the hub ({type(error).__name__}: {reason})"
+            f"{name} is neither a path nor a model available from the hub ({type(error).__name__}: {reason})"
         ) from error
 
 
 def architecture_for(config: ModelConfig) -> Architecture:
-    """The architecture of transformers that can hold a model; ValueError with the options that none can."""
+    """The architecture of transformers that can hold a model; UserError with the config keys that none supports."""
     fitting = [architecture for architecture in ARCHITECTURES.values() if architecture.config is type(config)]
     refusals = {architecture: architecture.refusals(config) for architecture in fitting}
     nearest = min(refusals, key=lambda architecture: len(refusals[architecture]))
     if refusals[nearest]:
         raise UserError(
-            f"no architecture of transformers known here holds this model; the nearest, {nearest.model_type}, "
+            f"no supported architecture of transformers can hold this model; the nearest, {nearest.model_type}, "
             f"has no {', '.join(refusals[nearest])}; "
             f"one trained with {' '.join(refusals[nearest].values())} can be written"
         )
@@ -248,22 +250,22 @@ def write_folder(
     tokenizer: Tokenizer | None,
     *,
     card: str,
-    special_tokens: SpecialWords = MappingProxyType({}),
+    special_tokens: SpecialTokens = MappingProxyType({}),
 ) -> None:
     """Write a model into the empty folder `path`, so that transformers' Auto classes open it.
 
-    `tensor` gives our tensors by name; one at a time is in memory. `card` is the README.md. `special_tokens` are
-    those of the folder that the model once came from; without, a text begins and ends as the tokenizer has it.
+    `tensor` returns our tensors by name; one at a time is in memory. `card` is the README.md. `special_tokens` are
+    those of the folder that the model was imported from; without them, a text begins and ends with the tokenizer's.
     """
     architecture = architecture_for(config)
     vocab_size = len(tensor("tok_emb.weight"))
-    special = special_tokens or _usual_words(tokenizer, vocab_size)
+    special = special_tokens or _default_special_tokens(tokenizer, vocab_size)
     dtype = {"dtype": str(tensor("tok_emb.weight").dtype).removeprefix("torch.")}
     theirs = architecture.write_config(config, vocab_size)
     _write_json(path / "config.json", theirs | dtype | special["config.json"])
     if architecture.task != "fill-mask":
         usual = {"_from_model_config": True, **special["config.json"]}
-        start = {word: theirs[word] for word in ("decoder_start_token_id",) if word in theirs}
+        start = {key: theirs[key] for key in ("decoder_start_token_id",) if key in theirs}
         _write_json(path / "generation_config.json", special.get("generation_config.json", usual) | start)
     if tokenizer is not None:
         files = tokenizer_files(tokenizer, config.context_length)
@@ -271,35 +273,35 @@ def write_folder(
         for name, value in files.items():
             _write_json(path / name, value)
     (path / "README.md").write_text(card, encoding="utf-8")
-    _write_safetensors(path / "model.safetensors", architecture.places(config), tensor)
+    _write_safetensors(path / "model.safetensors", architecture.locations(config), tensor)
 
 
-def _usual_words(tokenizer: Tokenizer | None, n_rows: int) -> SpecialWords:
-    """What config.json and generation_config.json say of a model whose words are those of its tokenizer."""
+def _default_special_tokens(tokenizer: Tokenizer | None, n_embeddings: int) -> SpecialTokens:
+    """The special tokens of config.json and generation_config.json for a model trained here."""
     first = last = None if tokenizer is None else tokenizer.eot
     if tokenizer is not None and len(tokenizer.beginning) == 1:
         (first,) = tokenizer.beginning
-    # What is not said is filled in by transformers with ids of its own, which stand for other words here.
+    # transformers fills in missing keys with ids of its own, which are other tokens here.
     ids = {"bos_token_id": first, "eos_token_id": last}
-    vocab_size = n_rows if tokenizer is None else tokenizer.vocab_size
-    if vocab_size == n_rows:
+    vocab_size = n_embeddings if tokenizer is None else tokenizer.vocab_size
+    if vocab_size == n_embeddings:
         return {"config.json": ids}
-    # Rows without a word are never drawn here either. They stay, since losses are over all rows.
-    return {"config.json": ids, "generation_config.json": ids | {"suppress_tokens": [*range(vocab_size, n_rows)]}}
+    # Embeddings beyond the tokenizer's vocabulary are never drawn here either. They stay, since losses include them.
+    return {"config.json": ids, "generation_config.json": ids | {"suppress_tokens": [*range(vocab_size, n_embeddings)]}}
 
 
-def _write_safetensors(path: Path, places: dict[str, Place], tensor: Callable[[str], Tensor]) -> None:
+def _write_safetensors(path: Path, locations: dict[str, TensorLocation], tensor: Callable[[str], Tensor]) -> None:
     """Tensor after tensor: the library's own writer wants all of them in memory."""
     theirs: dict[tuple[str, ...], list[str]] = {}
-    for ours, place in places.items():  # q, k and v come in order
-        theirs.setdefault(place.names, []).append(ours)
+    for ours, location in locations.items():  # q, k and v come in order
+        theirs.setdefault(location.names, []).append(ours)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for names, ours in theirs.items():
         first = tensor(ours[0])
         if first.dtype not in DTYPES:
             raise UserError(f"{ours[0]} is {first.dtype}, and weights are written as {', '.join(DTYPES.values())}")
-        shape = places[ours[0]].shape(first.shape)
+        shape = locations[ours[0]].shape(first.shape)
         for name in names:
             start, end = end, end + math.prod(shape) * first.element_size()
             header[name] = {"dtype": DTYPES[first.dtype], "shape": shape, "data_offsets": [start, end]}
@@ -308,7 +310,7 @@ def _write_safetensors(path: Path, places: dict[str, Place], tensor: Callable[[s
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for names, ours in theirs.items():
-            values = joined([places[own] for own in ours], [tensor(own) for own in ours])
+            values = joined([locations[own] for own in ours], [tensor(own) for own in ours])
             for name, value in zip(names, values, strict=True):
                 written = file.write(value.cpu().flatten().view(torch.uint8).numpy())
                 start, end = header[name]["data_offsets"]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from gptlab import plugins
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.distributed.sharded_tensors import fill
 from gptlab.errors import UserError
@@ -131,4 +132,6 @@ def open_weights(name: str, word: str) -> ExternalFolder | tuple[Path, dict[str,
 
 def _checked(path: Path) -> dict[str, Any]:
     checkpoint.verify(path)
-    return checkpoint.load(path)
+    state = checkpoint.load(path)
+    plugins.require(state["config"].get("plugins") or (), path)
+    return state

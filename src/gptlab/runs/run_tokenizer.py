@@ -5,7 +5,7 @@ from typing import Any
 
 from gptlab.data.tokenizers.tokenizer import FileTokenizer, Tokenizer, load_tokenizer
 from gptlab.errors import UserError
-from gptlab.interop.external_folder import check_words, read_json
+from gptlab.interop.external_folder import check_vocab_size, read_json
 from gptlab.interop.special_tokens import end_of_text
 
 
@@ -35,7 +35,7 @@ def tokenizer_of(path: Path, state: dict[str, Any]) -> Tokenizer | None:
     tokenizer = load_tokenizer(found) if ours else FileTokenizer.read(found, end_of_text(special))
     if state["tokenizer"] not in ("", tokenizer.fingerprint):
         raise UserError(f"{found} is not the tokenizer that {path} was trained with; restore that run's")
-    check_words(tokenizer, len(state["model"]["tok_emb.weight"]), found)
+    check_vocab_size(tokenizer, len(state["model"]["tok_emb.weight"]), found)
     # What training puts before a text is the end-of-text word: a model that began here knows no other beginning.
     began_here = not special and state["config"]["model"]["init_from"] is None
     return tokenizer.without_beginning() if began_here else tokenizer

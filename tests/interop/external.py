@@ -12,38 +12,38 @@ import transformers
 
 from gptlab.cli import convert
 from gptlab.data.tokenizers.tokenizer import Tokenizer
-from gptlab.interop.architecture import Place
+from gptlab.interop.architecture import TensorLocation
 from gptlab.interop.tokenizer_files import tokenizer_files
 
-WORDS, POSITIONS = 61, 24
+VOCAB_SIZE, POSITIONS = 61, 24
 # The grouped product, which transformers takes for experts, fails there at sizes that are no multiple of 16 bytes.
 EXPERTS = {"experts_implementation": "eager"}
 ROTARY = {"rope_type": "default", "rope_theta": 50.0}
 
 
-def gpt2(**words) -> dict[str, Any]:
-    sizes = {"vocab_size": WORDS, "n_positions": POSITIONS, "n_layer": 3, "n_head": 3, "n_embd": 21}
-    return {**sizes, "layer_norm_epsilon": 0.03, "bos_token_id": 0, "eos_token_id": 0, **words}
+def gpt2(**options) -> dict[str, Any]:
+    sizes = {"vocab_size": VOCAB_SIZE, "n_positions": POSITIONS, "n_layer": 3, "n_head": 3, "n_embd": 21}
+    return {**sizes, "layer_norm_epsilon": 0.03, "bos_token_id": 0, "eos_token_id": 0, **options}
 
 
-def llama(**words) -> dict[str, Any]:
-    sizes = {"vocab_size": WORDS, "max_position_embeddings": POSITIONS, "num_hidden_layers": 2, "hidden_size": 30}
+def llama(**options) -> dict[str, Any]:
+    sizes = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": POSITIONS, "num_hidden_layers": 2, "hidden_size": 30}
     heads = {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 6, "intermediate_size": 41}
     settings = {"rms_norm_eps": 0.02, "rope_parameters": ROTARY, "bos_token_id": 0, "eos_token_id": 0}
-    return {**sizes, **heads, **settings, "tie_word_embeddings": False, **words}
+    return {**sizes, **heads, **settings, "tie_word_embeddings": False, **options}
 
 
-def bert(**words) -> dict[str, Any]:
-    sizes = {"vocab_size": WORDS, "max_position_embeddings": POSITIONS, "num_hidden_layers": 3, "hidden_size": 21}
+def bert(**options) -> dict[str, Any]:
+    sizes = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": POSITIONS, "num_hidden_layers": 3, "hidden_size": 21}
     heads = {"num_attention_heads": 3, "intermediate_size": 33, "layer_norm_eps": 0.03}
-    return {**sizes, **heads, "hidden_dropout_prob": 0.2, **words}
+    return {**sizes, **heads, "hidden_dropout_prob": 0.2, **options}
 
 
-def t5(**words) -> dict[str, Any]:
-    sizes = {"vocab_size": WORDS, "d_model": 24, "d_kv": 5, "d_ff": 33, "num_layers": 2, "num_heads": 3}
+def t5(**options) -> dict[str, Any]:
+    sizes = {"vocab_size": VOCAB_SIZE, "d_model": 24, "d_kv": 5, "d_ff": 33, "num_layers": 2, "num_heads": 3}
     distances = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}
     starts = {"decoder_start_token_id": 0, "eos_token_id": 1}
-    return {**sizes, **distances, **starts, "layer_norm_epsilon": 0.02, "dropout_rate": 0.2, **words}
+    return {**sizes, **distances, **starts, "layer_norm_epsilon": 0.02, "dropout_rate": 0.2, **options}
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Case:
     """An architecture at one shape."""
 
     config: str
-    words: dict[str, Any]
+    options: dict[str, Any]
     kind: str = "AutoModelForCausalLM"
     untied: bool = False  # with a head of its own where the library's config cannot say so
 
     def model(self, seed: int = 0):
         """The reference, drawn so that no zero and no symmetry hides an error."""
-        config = getattr(transformers, self.config)(**self.words)
+        config = getattr(transformers, self.config)(**self.options)
         generator = torch.Generator().manual_seed(seed)
         kind = getattr(transformers, self.kind)
         model = kind.from_config(config, **EXPERTS) if self.kind.startswith("Auto") else kind(config)
@@ -113,7 +113,7 @@ BERTS = {
     "bert": Case("BertConfig", bert(), **BERT),
     "bert five heads": Case("BertConfig", bert(num_attention_heads=5, hidden_size=40, type_vocab_size=3), **BERT),
     "bert one layer": Case("BertConfig", bert(num_hidden_layers=1, num_attention_heads=1, hidden_size=9), **BERT),
-    "bert words alone": Case("BertConfig", bert(), "BertForMaskedLM"),
+    "bert mlm head alone": Case("BertConfig", bert(), "BertForMaskedLM"),
     "bert without heads": Case("BertConfig", bert(), "BertModel"),
 }
 T5 = {"kind": "T5ForConditionalGeneration"}
@@ -136,7 +136,7 @@ T5S = {
 
 
 def as_saved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors by the names of a model in memory, by those that transformers saves: there experts lie apart."""
+    """Tensors by the names of a model in memory, by those that transformers saves: there experts are separate."""
     saved = {}
     for name, value in tensors.items():
         block, found, last = name.partition(".mlp.experts.")
@@ -149,30 +149,29 @@ def as_saved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return saved
 
 
-def at_place(place: Place, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The tensor that stands at a place among theirs."""
-    parts = [place.take(tensors[name]) for name in place.names]
-    return parts[0] if place.stacked is None else torch.stack(parts)
+def at_location(location: TensorLocation, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Our tensor at a location among theirs."""
+    parts = [location.take(tensors[name]) for name in location.names]
+    return parts[0] if location.stacked is None else torch.stack(parts)
 
 
 def write_older_tokenizer(folder: Path, tokenizer: Tokenizer, vocabulary: str, merges: str) -> None:
-    """A byte-pair encoding as OpenAI published GPT-2's: the ids of the words, and a merge a line."""
+    """A byte-pair encoding as OpenAI published GPT-2's: the ids of the tokens, and a merge per line."""
     content = tokenizer_files(tokenizer, 128)["tokenizer.json"]
-    words = content["model"]["vocab"] | {word["content"]: word["id"] for word in content["added_tokens"]}
-    (folder / vocabulary).write_text(json.dumps(words))
+    vocab = content["model"]["vocab"] | {token["content"]: token["id"] for token in content["added_tokens"]}
+    (folder / vocabulary).write_text(json.dumps(vocab))
     lines = [" ".join(pair) for pair in content["model"]["merges"]]
     (folder / merges).write_text("\n".join(["#version: 0.2", *lines, ""]), encoding="utf-8")
 
 
-def said(*words: object) -> int:
-    """The exit code of `gptlab convert` with these words."""
-    return convert.main([str(word) for word in words])
+def run_convert(*arguments: object) -> int:
+    """The exit code of `gptlab convert` with these arguments."""
+    return convert.main([str(argument) for argument in arguments])
 
 
 MEASURE = """
 import sys, safetensors, tokenizers, numpy, torch
-from gptlab.cli import convert
-from gptlab.runs import initial_weights as initial
+from gptlab.runs import convert
 if sys.argv[3:]:
     from gptlab.interop import openai_checkpoint
     openai_checkpoint._tensorflow()
@@ -185,9 +184,9 @@ print(peak() - before)
 
 
 def memory_taken(source: Path, target: Path, *, tensorflow: bool = False) -> int:
-    """The bytes that a conversion takes at its peak, beside what the imports take."""
-    words = [sys.executable, "-c", MEASURE, str(source), str(target), *(["tensorflow"] if tensorflow else [])]
-    done = subprocess.run(words, capture_output=True, text=True)
+    """The peak memory of a conversion in bytes, without what the imports take."""
+    command = [sys.executable, "-c", MEASURE, str(source), str(target), *(["tensorflow"] if tensorflow else [])]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     return int(done.stdout.splitlines()[-1])

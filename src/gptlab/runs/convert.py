@@ -1,0 +1,297 @@
+"""Conversion of models: external weights in, and out to a folder for transformers."""
+
+import ctypes
+import glob
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from torch import Tensor
+
+from gptlab.config import RunConfig, to_plain
+from gptlab.data.tokenizers.config import TokenizerFileConfig
+from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.errors import UserError
+from gptlab.interop.config import Format
+from gptlab.interop.external_folder import ExternalFolder
+from gptlab.interop.openai_checkpoint import OpenAIFolder
+from gptlab.interop.special_tokens import SpecialTokens
+from gptlab.interop.transformers_folder import architecture_for, write_folder
+from gptlab.models.config import model_from_plain
+from gptlab.runs import checkpoint
+from gptlab.runs.folder import read_metrics
+from gptlab.runs.initial_weights import open_weights
+from gptlab.runs.run_tokenizer import run_of, tokenizer_file, tokenizer_of
+from gptlab.training.finetune import CLASS_HEAD, weights_of
+
+# The files that a conversion writes, for transformers and for gptlab: required, and optional.
+WRITTEN = (
+    (
+        {"config.json", "model.safetensors", "README.md"},
+        {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"},
+    ),
+    ({"config.yaml", "checkpoints", "checkpoints/last.ckpt"}, {"tokenizer.json", "checkpoints/SHA256SUMS"}),
+)
+
+
+class Converted(NamedTuple):
+    """The format that was written, and notes on what could not be converted."""
+
+    format: Format
+    notes: list[str]
+
+
+class _Job(NamedTuple):
+    write: Callable[[Path], None]  # fills an empty folder
+    notes: list[str]
+
+
+def convert(source: str, to: str, format: Format | None = None, *, overwrite: bool = False) -> Converted:
+    """Write the model at `source` into the folder `to`, for transformers or for gptlab.
+
+    `source` is a run folder, a checkpoint, an external folder or a hub name; `format` is what to write (None: the other
+    one than the source's), or `Format.openai` for how to read it. The folder appears whole or not at all. UserError
+    where it is not empty, unless `overwrite` is set and it holds nothing but the files of an earlier conversion.
+    """
+    _return_freed_memory()
+    target = Path(to).expanduser().resolve()  # behind a link the folder is replaced, not the link
+    _refuse_target(target, to, source, overwrite)
+    if format is Format.openai:  # how to read; detected where it is not given, too
+        opened, format = OpenAIFolder(Path(source).expanduser()), Format.gptlab
+    else:
+        opened = open_weights(source, "from")
+    if isinstance(opened, OpenAIFolder) and format is Format.transformers:
+        raise UserError(
+            f"from={source} is OpenAI's checkpoint, which is converted to gptlab first; type "
+            f"gptlab convert from={source} to=runs/gpt2 and gptlab convert from=runs/gpt2 to={to}"
+        )
+    same = (
+        f"from={source} has format={format.value if format else None} already; give another format, or copy the folder"
+    )
+    if isinstance(opened, ExternalFolder):
+        if format is Format.transformers:
+            raise UserError(same)
+        format, job = Format.gptlab, _for_gptlab(opened)
+    elif format is Format.gptlab:
+        if not opened[0].is_dir():
+            raise UserError(same)
+        job = _joined(*opened)
+    else:
+        format, job = Format.transformers, _for_transformers(*opened)
+    with appearing(target) as folder:
+        job.write(folder)
+    return Converted(format, job.notes)
+
+
+def _for_transformers(path: Path, state: dict[str, Any]) -> _Job:
+    """How to write a checkpoint for transformers; UserError where that cannot be done."""
+    notes: list[str] = []
+    config = model_from_plain(state["config"]["model"])
+    architecture = architecture_for(config)
+    tokenizer = tokenizer_of(path, state)
+    if tokenizer is None:
+        notes.append(f"there is no {run_of(path) / 'tokenizer.json'}: the folder gets no tokenizer")
+    weights = weights_of(state)
+    if any(name.startswith(CLASS_HEAD) for name in weights):
+        notes.append(f"the class head is left out: {architecture.class_name} of transformers has none")
+    write = partial(
+        write_folder,
+        config=config,
+        tensor=weights.__getitem__,
+        tokenizer=tokenizer,
+        card=_card(path, state, weights, architecture.task),
+        special_tokens=state.get("special_tokens", {}),
+    )
+    return _Job(write, notes)
+
+
+def _joined(path: Path, state: dict[str, Any]) -> _Job:
+    """How to write a sharded checkpoint as one file, from which a run can be resumed."""
+
+    def write(folder: Path) -> None:
+        (folder / "config.yaml").write_text(yaml.safe_dump(state["config"], sort_keys=False))
+        if (tokenizer := tokenizer_file(path)) is not None:
+            shutil.copyfile(tokenizer, folder / "tokenizer.json")
+        whole = {"model": dict(state["model"]), "optimizer": {k: dict(v) for k, v in state["optimizer"].items()}}
+        checkpoint.save(state | whole, folder / "checkpoints" / "last.ckpt")
+
+    return _Job(write, [])
+
+
+def _for_gptlab(external: ExternalFolder) -> _Job:
+    """How to write an external folder for gptlab; UserError where that cannot be done."""
+    tokenizer, special = external.tokenizer(), external.special_tokens
+    notes = []
+    if tokenizer is None:
+        notes.append(f"{external.path} has no tokenizer that can be read: the checkpoint gets no tokenizer")
+    return _Job(partial(_write_gptlab, external=external, tokenizer=tokenizer, special=special), notes)
+
+
+def _write_gptlab(
+    folder: Path, *, external: ExternalFolder, tokenizer: Tokenizer | None, special: SpecialTokens
+) -> None:
+    if tokenizer is not None:
+        tokenizer.save(folder / "tokenizer.json")
+    external.config.vocab_size = external.vocab_size
+    config = to_plain(
+        RunConfig(
+            model=external.config,
+            tokenizer=TokenizerFileConfig(path=None if tokenizer is None else str(external.tokenizer_file)),
+            model_tag=external.architecture.model_type,
+        )
+    )
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    state = {
+        "gptlab_format": checkpoint.FORMAT,
+        "step": 0,
+        "samples": 0,
+        "model": dict(external.tensors()),
+        "optimizer": {},
+        "precision": {},
+        "callbacks": {},
+        "random": torch.get_rng_state(),
+        "config": config,
+        "best": None,
+        "data": "",
+        "tokenizer": "" if tokenizer is None else tokenizer.fingerprint,
+        "special_tokens": special,
+    }
+    checkpoint.save(state, folder / "checkpoints" / "last.ckpt")
+
+
+def _return_freed_memory() -> None:
+    """Let the C library return each block that it frees to the system.
+
+    Tensors that are read and dropped lie between those that are kept; the gaps came to a quarter of the weights.
+    """
+    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 17)
+
+
+def _card(path: Path, state: dict[str, Any], weights: Mapping[str, Tensor], task: str) -> str:
+    """README.md of an exported model: its size, its metrics and its config."""
+
+    run = run_of(path)
+    own = run != path.resolve().parent  # the files beside a checkpoint that was copied elsewhere are other runs'
+    rows = [row for row in read_metrics(run / "metrics.csv") if own and row["step"] == state["step"]]
+    metrics = {name: value for row in rows for name, value in row.items() if name.startswith(("train/", "val/"))}
+    summary = json.loads((run / "summary.json").read_text()) if own and (run / "summary.json").is_file() else {}
+    n_parameters = sum(value.numel() for name, value in weights.items() if not name.startswith(CLASS_HEAD))
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {task}",
+        "---",
+        "",
+        f"# {run.name if own else path.stem}",
+        "",
+        f"A language model of {n_parameters:,} parameters, trained with gptlab for {state['step']:,} steps"
+        + (f" on {summary['corpus']}" if "corpus" in summary else "")
+        + ".",
+        "",
+    ]
+    if metrics:
+        lines += ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in metrics.items())]
+        lines += ["", "Losses are in nats per token, measured at this checkpoint's step.", ""]
+    lines += ["## Config", "", "```yaml", yaml.safe_dump(state["config"], sort_keys=False).rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def _refuse_target(target: Path, to: str, source: str, overwrite: bool) -> None:
+    above = next(folder for folder in (target, *target.parents) if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"to={to} is {'' if above == target else 'within '}a file; name a folder")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"to={to} is not empty; name another folder, or add overwrite=true to replace it")
+    if Path(source).expanduser().resolve().is_relative_to(target):
+        raise UserError(f"to={to} holds from={source}; name another folder")
+    present = {path.relative_to(target).as_posix() for path in target.rglob("*")}
+    kinds = [(sorted(required - present), sorted(present - required - optional)) for required, optional in WRITTEN]
+    if not any(missing == unknown == [] for missing, unknown in kinds):
+        missing, unknown = min(kinds, key=lambda kind: (len(kind[0]), len(kind[1])))
+        what = f"holds {unknown[0]}, which gptlab convert does not write" if unknown else f"lacks {missing[0]}"
+        raise UserError(
+            f"to={to} {what}: it was not written by an earlier conversion, and overwrite=true replaces nothing else; "
+            "name another folder"
+        )
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A temporary folder that is renamed to `target` when the block ends, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    clear_interrupted(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        with _ending_on_signals():
+            yield temporary
+        if target.is_dir():
+            replaced = temporary.with_suffix(".old")
+            os.replace(target, replaced)
+            os.replace(temporary, target)
+            shutil.rmtree(replaced)
+        else:
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_interrupted(target: Path) -> None:
+    """Remove what killed conversions to the same folder left, and restore a folder that one had moved away."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.*"):
+        process, kind = path.name.removeprefix(f".{target.name}.").split(".", 1)
+        if kind not in ("tmp", "old") or not process.isdecimal() or _is_running(int(process)):
+            continue
+        if kind == "old" and not target.exists():
+            os.replace(path, target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends no signal
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Turn a signal into an exception, so that the block can clean up."""
+    stopped: list[int] = []
+
+    def stop(number: int, frame) -> None:
+        stopped.append(number)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    except BaseException:
+        if stopped:  # a library that was interrupted while writing raises errors of its own
+            raise SystemExit(128 + stopped[0]) from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
