@@ -21,7 +21,7 @@ from gptlab.generation.config import SEED, GenerateConfig, OutputFormat
 
 if typing.TYPE_CHECKING:
     from gptlab.config import RunConfig
-    from gptlab.data.sources.corpus import Corpus
+    from gptlab.data.sources.source import Corpus
     from gptlab.evaluation.prompts import Prompts
     from gptlab.runs.load import Trained
 
@@ -246,7 +246,7 @@ def _prompts(config: EvaluateConfig) -> "Prompts":
     for template in (prompt, answer):
         if not template.fields:
             raise UserError(
-                f"{template.word}={template.text!r} names no column, so that all rows have the same; write a column as "
+                f"{template.key}={template.text!r} names no column, so that all rows have the same; write a column as "
                 "{name}"
             )
     rows = read_rows(config.data, prompt, answer, config.choices)

@@ -54,7 +54,7 @@ class Classification(Objective):
             self.unused_parameters = ("lm_head.",)
 
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> ExampleTable:
-        return data.rows[split].fit(self.context_length - self.n_added, self.data.overlong)
+        return data.examples[split].fit(self.context_length - self.n_added, self.data.overlong)
 
     def collate(self, rows: list[TokenizedExample], numbers: np.ndarray) -> Batch:
         """Tokens (B, T) of the longest row's length, how many of them are each row's (B), and labels (B)."""

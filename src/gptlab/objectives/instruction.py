@@ -32,7 +32,7 @@ class Instruction(Objective):
 
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> ExampleTable:
         # The last token is only a target.
-        return data.rows[split].fit(self.context_length + 1, self.data.overlong)
+        return data.examples[split].fit(self.context_length + 1, self.data.overlong)
 
     def collate(self, rows: list[TokenizedExample], numbers: np.ndarray) -> Batch:
         """Tokens and targets (B, T), those of prompts left out; and with an encoder what it reads (B, S)."""

@@ -94,7 +94,7 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
             "per_token_exact"
         ],
         # A batch of rows is as long as its longest one, so that no number of tokens says what it costs.
-        peak_flops=None if devices.peak_flops is None or data.rows else devices.peak_flops * devices.world_size,
+        peak_flops=None if devices.peak_flops is None or data.examples else devices.peak_flops * devices.world_size,
         memory=costs.memory_bytes(
             config.model,
             vocab_size,
@@ -109,7 +109,7 @@ def make_plan(config: RunConfig, data: PreparedData, devices: Devices, vocab_siz
         ),
         accumulation=share // micro,
         corpus=data.description,
-        n_rows=len(data.rows["train"]) if data.rows else None,
+        n_rows=len(data.examples["train"]) if data.examples else None,
         train_tokens=data.train.n_tokens,
         val_tokens=data.val.n_tokens if data.val is not None else 0,
         devices=devices.describe(),

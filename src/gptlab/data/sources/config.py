@@ -15,7 +15,7 @@ class StdlibConfig(DataConfig):
     split: Split = Split.document
 
     def build(self, *, progress=True):
-        from gptlab.data.sources.corpus import open_stdlib
+        from gptlab.data.sources.stdlib import open_stdlib
 
         return open_stdlib(self)
 
@@ -28,7 +28,7 @@ class TextConfig(DataConfig):
     extensions: list[str] = field(default_factory=lambda: [".txt", ".md", ".py", ".gz"])  # what to read in folders
 
     def build(self, *, progress=True):
-        from gptlab.data.sources.corpus import open_text
+        from gptlab.data.sources.text import open_text
 
         return open_text(self)
 
@@ -46,7 +46,7 @@ class DownloadConfig(DataConfig):
     sha256: str = ""
 
     def build(self, *, progress=True):
-        from gptlab.data.sources.corpus import open_download
+        from gptlab.data.sources.download import open_download
 
         return open_download(self, progress=progress)
 
@@ -65,7 +65,7 @@ class HuggingFaceConfig(DataConfig):
     split: Split = Split.document
 
     def build(self, *, progress=True):
-        from gptlab.data.sources.corpus import HubCorpus
+        from gptlab.data.sources.huggingface import HubCorpus
 
         return HubCorpus(self)
 
@@ -101,7 +101,7 @@ class TableConfig(DataConfig):
     split: Split = Split.document  # a record is a document
 
     def build(self, *, progress=True):
-        from gptlab.data.examples.records import open_table
+        from gptlab.data.sources.table import open_table
 
         return open_table(self)
 
@@ -177,7 +177,7 @@ class FunctionsConfig(TableConfig):
     prompt: str = "{code}"
 
     def build(self, *, progress=True):
-        from gptlab.data.examples.records import open_functions
+        from gptlab.data.sources.functions import open_functions
 
         return open_functions(self)
 
