@@ -205,10 +205,9 @@ def _open(name: str) -> Subject:
 
 def _corpus(paths: list[str]) -> "Corpus":
     from gptlab.data.sources.config import TextConfig
-    from gptlab.data.sources.corpus import open_corpus
 
     try:
-        return open_corpus(TextConfig(paths=paths))
+        return TextConfig(paths=paths).build()
     except ValueError as error:
         raise UserError(str(error).replace("data.path=", "corpus=")) from None  # the word that was typed
 

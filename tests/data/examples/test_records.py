@@ -12,8 +12,8 @@ from gptlab.data import prepare as prepare_module
 from gptlab.data.config import Overlong, Split
 from gptlab.data.prepare import prepare
 from gptlab.data.sources.config import TableConfig, TextConfig
+from gptlab.data.tokenizers.bpe import BPETokenizer
 from gptlab.data.tokenizers.config import BPEConfig, ByteConfig, CharConfig, TokenizerConfig, WordPieceConfig
-from gptlab.data.tokenizers.tokenizer import BPETokenizer
 
 EOT = 256
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
@@ -37,7 +37,7 @@ def run(config, tokenizer=None):
 
 
 def rows_of(data, part="train"):
-    table = data.rows[part]
+    table = data.examples[part]
     return table.gather(np.arange(len(table)))
 
 
@@ -55,15 +55,15 @@ def reviews(n):
 
 def test_a_label(table):
     rows = [{"text": "fine", "mood": "good"}, {"text": "no é", "mood": "bad"}, {"text": "x", "mood": "good"}]
-    data = run(table(rows, label="mood", classes=["bad", "good"], prompt="Review: {text}"))
+    data = run(table(rows, label_column="mood", class_names=["bad", "good"], prompt="Review: {text}"))
     found = rows_of(data)
     for row, (text, label) in zip(found, [("fine", 1), ("no é", 0), ("x", 1)], strict=True):
         assert row.tokens.tolist() == [*f"Review: {text}".encode(), EOT]
         assert row.tokens.dtype == np.int64 and row.scored.dtype == bool
         assert row.scored.all() and row.label == label
-    assert data.rows["train"].labels.tolist() == [1, 0, 1]
-    assert data.rows["train"].lengths.tolist() == [len(row.tokens) for row in found]
-    assert data.rows["train"].tail() is None
+    assert data.examples["train"].labels.tolist() == [1, 0, 1]
+    assert data.examples["train"].lengths.tolist() == [len(row.tokens) for row in found]
+    assert data.examples["train"].tail() is None
     # The token file is the rows one after the other.
     assert data.train.tokens.tolist() == [token for row in found for token in row.tokens]
     assert data.train.n_documents == 3 and data.train.n_bytes == len("Review: " * 3 + "fineno éx") + 1
@@ -72,8 +72,8 @@ def test_a_label(table):
 
 def test_labels_may_be_numbers(table):
     rows = [{"text": "a", "y": 0}, {"text": "b", "y": 1}, {"text": "c", "y": True}]
-    config = table(rows, label="y", classes=["0", "1", "True"])
-    assert run(config).rows["train"].labels.tolist() == [0, 1, 2]
+    config = table(rows, label_column="y", class_names=["0", "1", "True"])
+    assert run(config).examples["train"].labels.tolist() == [0, 1, 2]
 
 
 def test_a_response(table):
@@ -90,7 +90,7 @@ def test_prompt_and_response_are_encoded_apart(table):
     rows = [{"q": "the c", "a": "at on"}, *({"q": "the cat", "a": f"on the cat {n}"} for n in range(9))]
     data = run(table(rows, prompt="{q}", response="{a}"), BPEConfig(vocab_size=280))
     words = data.tokenizer
-    (row,) = data.rows["train"].gather(np.array([0]))
+    (row,) = data.examples["train"].gather(np.array([0]))
     asked, answer = words.encode("the c").tolist(), [*words.encode("at on").tolist(), words.eot]
     assert row.tokens.tolist() == asked + answer and row.scored.sum() == len(answer)
     assert words.encode("the cat on").tolist() != asked + answer[:-1]
@@ -134,10 +134,10 @@ def test_the_usual_conversation_is_readable(table):
 @pytest.mark.parametrize("tokenizer", [BPEConfig(vocab_size=300), CharConfig(), WordPieceConfig(vocab_size=60)])
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_every_tokenizer_on_any_number_of_processes(table, tokenizer, n_processes, monkeypatch):
-    monkeypatch.setattr(prepare_module, "_UNIT_CHARACTERS", 100)
+    monkeypatch.setattr(prepare_module, "_JOB_CHARACTERS", 100)
     monkeypatch.setattr(prepare_module, "_SMALL_CORPUS_BYTES", 0)
     rows = reviews(60)
-    config = table(rows, label="mood", classes=["good", "bad"], n_processes=n_processes)
+    config = table(rows, label_column="mood", class_names=["good", "bad"], n_processes=n_processes)
     data = run(config, tokenizer)
     words = data.tokenizer
     end = [] if words.eot is None else [words.eot]
@@ -147,8 +147,8 @@ def test_every_tokenizer_on_any_number_of_processes(table, tokenizer, n_processe
         assert found.scored.tolist() == [False] * len(words.beginning) + [True] * (
             len(found.tokens) - len(words.beginning)
         )
-    assert (words.eot is None) == (tokenizer.kind == "char") and bool(words.beginning) == (
-        tokenizer.kind == "wordpiece"
+    assert (words.eot is None) == (tokenizer.type == "char") and bool(words.beginning) == (
+        tokenizer.type == "wordpiece"
     )
 
 
@@ -175,13 +175,15 @@ def test_each_row_is_in_one_split_and_equal_rows_are_together(table):
 def test_equal_rows_are_together_where_a_split_takes_its_only_ones(table, val_fraction):
     rows = [{"q": q, "a": "y"} for q in ("one", "two", "three") for _ in range(7)]
     data = run(table(rows, prompt="{q}", response="{a}", val_fraction=val_fraction, test_fraction=0.0005))
-    train, val, test = ({bytes(row.tokens[:-1].astype(np.uint8)) for row in rows_of(data, part)} for part in data.rows)
+    train, val, test = (
+        {bytes(row.tokens[:-1].astype(np.uint8)) for row in rows_of(data, part)} for part in data.examples
+    )
     assert [len(train), len(val), len(test)] == [1, 1, 1] and len(train | val | test) == 3
 
 
 def test_a_vocabulary_is_learned_from_the_training_split(table):
     rows = reviews(50)
-    config = table(rows, label="mood", classes=["good", "bad"], val_fraction=0.3)
+    config = table(rows, label_column="mood", class_names=["good", "bad"], val_fraction=0.3)
     data = run(config, BPEConfig(vocab_size=290))
     texts = [data.tokenizer.decode(row.tokens[:-1]) for row in rows_of(data)]
     assert 0 < len(texts) < 50
@@ -223,7 +225,7 @@ def test_the_second_call_prepares_nothing_and_other_settings_are_other_data(tabl
 
 @pytest.mark.parametrize("name", ["train.labels.npy", "train.offsets.npy", "train.spans.npy", "rows.json"])
 def test_altered_rows_are_refused(table, name):
-    config = table(reviews(5), label="mood", classes=["good", "bad"])
+    config = table(reviews(5), label_column="mood", class_names=["good", "bad"])
     path = run(config).folder / name
     whole = path.read_bytes()
     for content in (whole[:-1], whole[:-8] + b"\1" + whole[-7:], b"", b"{}"):
@@ -238,7 +240,7 @@ def test_altered_rows_are_refused(table, name):
 
 
 def test_no_pickle_is_read(table):
-    config = table(reviews(5), label="mood", classes=["good", "bad"])
+    config = table(reviews(5), label_column="mood", class_names=["good", "bad"])
     path = run(config).folder / "train.labels.npy"
     np.save(path, np.array([{}] * 5, dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="Python objects in dtype"):
@@ -255,7 +257,7 @@ def long_rows(form):
 
 def test_rows_that_fit_are_left_alone(table):
     rows, words = long_rows("label")
-    whole = run(table(rows, **words)).rows["train"]
+    whole = run(table(rows, **words)).examples["train"]
     for way in Overlong:
         assert whole.fit(9, way) is whole
 
@@ -263,7 +265,7 @@ def test_rows_that_fit_are_left_alone(table):
 @pytest.mark.parametrize("form", ["label", "response"])
 def test_refuse_says_how_many_and_what_to_type(table, form):
     rows, words = long_rows(form)
-    whole = run(table(rows, **words)).rows["train"]
+    whole = run(table(rows, **words)).examples["train"]
     n, excess = {"label": (2, 4), "response": (2, 7)}[form]
     with pytest.raises(ValueError) as caught:
         whole.fit(5, Overlong.error)
@@ -276,7 +278,7 @@ def test_refuse_says_how_many_and_what_to_type(table, form):
 
 def test_drop_keeps_the_others(table):
     rows, words = long_rows("label")
-    whole = run(table(rows, **words)).rows["train"]
+    whole = run(table(rows, **words)).examples["train"]
     kept = whole.fit(6, Overlong.drop)
     assert [bytes(row.tokens[:-1].tolist()) for row in kept.gather(np.arange(len(kept)))] == [b"abc", b"abcde", b"a"]
     assert len(kept) == 3 and kept.lengths.tolist() == [4, 6, 2] and len(whole) == 4
@@ -289,20 +291,20 @@ def test_drop_keeps_the_others(table):
 
 def test_cut_takes_the_end_of_a_labeled_text_but_not_its_end_of_text(table):
     rows, words = long_rows("label")
-    whole = run(table(rows, **words)).rows["train"]
+    whole = run(table(rows, **words)).examples["train"]
     cut = whole.fit(5, Overlong.truncate)
     found = cut.gather(np.arange(4))
     assert [row.tokens.tolist() for row in found] == [[*text, EOT] for text in (b"abc", b"abcd", b"abcd", b"a")]
     assert all(len(row.scored) == len(row.tokens) for row in found) and cut.lengths.tolist() == [4, 5, 5, 2]
     with pytest.raises(ValueError, match="leaves no text in 1 tokens"):
         whole.fit(1, Overlong.truncate)
-    characters = run(table(rows, **words), CharConfig()).rows["train"]
+    characters = run(table(rows, **words), CharConfig()).examples["train"]
     assert characters.fit(2, Overlong.truncate).gather(np.array([1]))[0].tokens.tolist() == [0, 1]
 
 
 def test_cut_takes_the_beginning_of_a_prompt_and_keeps_the_response(table):
     rows, words = long_rows("response")
-    whole = run(table(rows, **words)).rows["train"]
+    whole = run(table(rows, **words)).examples["train"]
     found = whole.fit(6, Overlong.truncate).gather(np.arange(4))
     wanted = [(b"abc", b"x"), (b"gh", b"xyz"), (b"de", b"xyz"), (b"a", b"xy")]
     for row, (asked, answer) in zip(found, wanted, strict=True):
@@ -326,7 +328,7 @@ def test_cut_keeps_what_stands_before_every_text(table):
         text = words.encode("alpha beta gamma delta").tolist() + (
             words.encode("eta").tolist() if "response" in form else []
         )
-        (row,) = data.rows["train"].fit(6, Overlong.truncate).gather(np.array([0]))
+        (row,) = data.examples["train"].fit(6, Overlong.truncate).gather(np.array([0]))
         assert row.tokens.tolist() == [words.cls, *text[kept], words.sep]
         assert not row.scored[0] and row.scored[-1]
 
@@ -334,7 +336,7 @@ def test_cut_keeps_what_stands_before_every_text(table):
 def test_cut_keeps_the_last_answer_of_a_conversation(table):
     chat = {"user": "U{content}", "assistant": "A{content}"}
     turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)]
-    whole = run(table([{"m": turns}], messages="m", chat=chat)).rows["train"]
+    whole = run(table([{"m": turns}], messages="m", chat=chat)).examples["train"]
     assert whole.lengths.tolist() == [10]  # U a A b eot U c A d eot
     (row,) = whole.fit(7, Overlong.truncate).gather(np.array([0]))
     assert row.tokens.tolist() == [ord("b"), EOT, *b"UcAd", EOT]
@@ -343,7 +345,7 @@ def test_cut_keeps_the_last_answer_of_a_conversation(table):
 
 def test_pickled_by_name(table):
     rows = [{"text": "abcdefgh" * (1 + n % 3), "y": "p", "n": n} for n in range(3000)]
-    whole = run(table(rows, label="y", classes=["p", "q"])).rows["train"]
+    whole = run(table(rows, label_column="y", class_names=["p", "q"])).examples["train"]
     fitted = whole.fit(20, Overlong.drop).fit(12, Overlong.truncate)
     for one in (whole, fitted):
         content = pickle.dumps(one)
@@ -384,10 +386,10 @@ def test_a_row_that_cannot_be_an_example_is_named(table, tmp_path, rows, words, 
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["locks"]
 
 
-def test_only_classes_leaves_the_others_out(table):
+def test_drop_unknown_classes_leaves_the_others_out(table):
     rows = [GOOD, {"text": "x", "y": "r"}, {"text": "z", "y": "q"}]
-    data = run(table(rows, label="y", classes=["p", "q"], drop_unknown_classes=True))
-    assert data.rows["train"].labels.tolist() == [0, 1] and "2 rows" in data.description
+    data = run(table(rows, label_column="y", class_names=["p", "q"], drop_unknown_classes=True))
+    assert data.examples["train"].labels.tolist() == [0, 1] and "2 rows" in data.description
 
 
 @pytest.mark.parametrize(
@@ -422,7 +424,7 @@ def test_a_response_needs_an_end(table):
 def test_text_without_tokens_is_refused(table):
     rows = [GOOD] * 20 + [{"text": "\x07", "y": "p"}]
     with pytest.raises(ValueError, match=r"row 21 of .*: the tokenizer makes no token of '\\x07'"):
-        run(table(rows, label="y", classes=["p", "q"]), WordPieceConfig(vocab_size=60))
+        run(table(rows, label_column="y", class_names=["p", "q"]), WordPieceConfig(vocab_size=60))
 
 
 @pytest.mark.parametrize(
@@ -431,8 +433,8 @@ def test_text_without_tokens_is_refused(table):
         ({"path": None}, r"say which with data\.path=FILE, or with data\.dataset=NAME"),
         ({"label": None, "classes": []}, r"one of data\.label=COLUMN.*: none is set; set one"),
         ({"response": "{a}"}, r"data\.label=y and data\.response=\{a\}; leave one out"),
-        ({"classes": []}, r"data\.classes=\[\] must list the labels of the column y, at least two"),
-        ({"classes": ["p", "p"]}, r"data\.classes=.* each once"),
+        ({"classes": []}, r"data\.class_names=\[\] must list the labels of the column y, at least two"),
+        ({"classes": ["p", "p"]}, r"data\.class_names=.* each once"),
         ({"label": None, "response": "{a}"}, r"data\.classes is set, which examples with data\.response do not use"),
         ({"label": None, "classes": [], "response": "a", "drop_unknown_classes": True}, r"data\.drop_unknown_classes is set"),
         ({"chat": {"assistant": "{content}"}}, r"data\.chat is set, which examples with data\.label do not use"),
@@ -476,9 +478,9 @@ def test_rows_of_a_data_set(tmp_path, monkeypatch, ending):
 def test_text_sources_have_no_rows(tmp_path):
     (tmp_path / "a.txt").write_text("some text " * 20)
     data = run(TextConfig(path=str(tmp_path / "a.txt"), cache_dir=str(tmp_path / "cache")))
-    assert data.rows == {}
+    assert data.examples == {}
 
 
 def test_an_unknown_kind_is_refused_before_any_work(table):
     with pytest.raises(ValueError, match="unknown"):
-        run(table([GOOD], label="y", classes=["p", "q"]), TokenizerConfig(kind="words"))
+        run(table([GOOD], label_column="y", class_names=["p", "q"]), TokenizerConfig(kind="words"))

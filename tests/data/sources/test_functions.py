@@ -11,7 +11,6 @@ import pytest
 
 from gptlab.data.prepare import prepare
 from gptlab.data.sources.config import FunctionsConfig, StdlibConfig, TextConfig
-from gptlab.data.sources.corpus import open_corpus
 from gptlab.data.sources.functions import functions
 from gptlab.data.tokenizers.config import BPEConfig, ByteConfig
 
@@ -81,7 +80,7 @@ def folder(tmp_path):
 
 
 def test_which_functions_and_what_of_them(folder):
-    rows = list(functions(open_corpus(StdlibConfig(path=str(folder)))))
+    rows = list(functions(StdlibConfig(path=str(folder)).build()))
     assert [(row["module"], row["package"], row["name"]) for row in rows] == [
         ("escapes", "escapes", "kept"),
         ("package", "package", "kept"),
@@ -99,7 +98,7 @@ def test_which_functions_and_what_of_them(folder):
 
 def test_they_are_the_functions_that_python_makes():
     root = Path(inspect.getfile(importlib.import_module("json"))).parent
-    rows = list(functions(open_corpus(StdlibConfig(path=str(root)))))
+    rows = list(functions(StdlibConfig(path=str(root)).build()))
     assert {"loads", "dump", "dumps"} <= {row["name"] for row in rows}
     checked = 0
     for row in rows:
@@ -119,13 +118,13 @@ def test_they_are_the_functions_that_python_makes():
 
 def test_functions_as_examples(folder, tmp_path):
     words = {"path": str(folder), "cache_dir": str(tmp_path / "cache"), "val_fraction": 0.0}
-    config = FunctionsConfig(label="package", classes=["top", "package"], drop_unknown_classes=True, **words)
+    config = FunctionsConfig(label_column="package", class_names=["top", "package"], drop_unknown_classes=True, **words)
     data = prepare(config, BPEConfig(vocab_size=300), progress=False)
-    assert data.rows["train"].labels.tolist() == [1, 1, 1, 0, 0]
+    assert data.examples["train"].labels.tolist() == [1, 1, 1, 0, 0]
     assert "functions of the .py files of" in data.description and data.folder.name.startswith("functions-")
     config = FunctionsConfig(prompt="{code}\n# Summary:", response=" {summary}", **words)
     data = prepare(config, ByteConfig(), progress=False)
-    row = data.rows["train"].gather(np.array([1]))[0]
+    row = data.examples["train"].gather(np.array([1]))[0]
     assert data.tokenizer.decode(row.tokens[~row.scored]) == (
         "def kept(a, b=2):\n    total = a + b\n    return total\n# Summary:"
     )
@@ -143,7 +142,7 @@ def test_what_is_refused(folder, tmp_path):
         (FunctionsConfig(dataset="a/b", response="x"), r"takes no data\.dataset=a/b"),
         (FunctionsConfig(response="{comment}", **words), r"row 1 of functions of .* lacks; it has code, module, name"),
         (
-            FunctionsConfig(label="name", classes=["x", "y"], drop_unknown_classes=True, **words),
+            FunctionsConfig(label_column="name", class_names=["x", "y"], drop_unknown_classes=True, **words),
             "has no row with a label of",
         ),
     ):
@@ -158,4 +157,4 @@ def test_what_is_refused(folder, tmp_path):
 
 def test_no_code_is_run(tmp_path):
     (tmp_path / "a.py").write_text("raise SystemExit('was run')\n" + SOURCE)
-    assert list(functions(open_corpus(TextConfig(path=str(tmp_path / "a.py")))))
+    assert list(functions(TextConfig(path=str(tmp_path / "a.py")).build()))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gptlab.data.sources.corpus import HubTable
+from gptlab.data.sources.huggingface import HubDataset
 from gptlab.data.sources.table import read_table
 
 ROWS = [{"text": 'one, "two"\nthree', "n": 1}, {"text": "ünï\ttab", "n": None}, {"text": "", "n": 2.5}]
@@ -87,10 +87,10 @@ def test_rows_of_a_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
     datasets.disable_progress_bars()
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
-    table = HubTable(path=str(tmp_path / "saved"))
-    assert list(table.rows()) == ROWS
-    assert list(table.rows(column="n", limit=2)) == [{"n": 1}, {"n": None}]
+    table = HubDataset(path=str(tmp_path / "saved"))
+    assert list(table.records()) == ROWS
+    assert list(table.records(column="n", limit=2)) == [{"n": 1}, {"n": None}]
     with pytest.raises(ValueError, match=r"shots\.path=/no/such does not exist"):
-        HubTable(path="/no/such", word="shots")
+        HubDataset(path="/no/such", word="shots")
     with pytest.raises(ValueError, match=r"shots\.dataset is not set.* with shots\.path="):
-        HubTable(word="shots")
+        HubDataset(word="shots")

@@ -10,6 +10,9 @@ import tiktoken
 import tokenizers
 from tiktoken_ext import openai_public
 
+from gptlab.data.tokenizers.bpe import BPETokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.data.tokenizers.char import CharTokenizer
 from gptlab.data.tokenizers.config import (
     BPEConfig,
     ByteConfig,
@@ -19,16 +22,9 @@ from gptlab.data.tokenizers.config import (
     TokenizerFileConfig,
     WordPieceConfig,
 )
-from gptlab.data.tokenizers.tokenizer import (
-    BPETokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    FileTokenizer,
-    GPT2Tokenizer,
-    build_tokenizer,
-    from_portable,
-    load_tokenizer,
-)
+from gptlab.data.tokenizers.file import FileTokenizer
+from gptlab.data.tokenizers.gpt2 import GPT2Tokenizer
+from gptlab.data.tokenizers.tokenizer import from_portable, load_tokenizer
 
 HAS_GPT2 = bool(os.environ.get("TIKTOKEN_CACHE_DIR"))
 needs_gpt2 = pytest.mark.skipif(not HAS_GPT2, reason="TIKTOKEN_CACHE_DIR is not set: no GPT-2 vocabulary at hand")
@@ -214,7 +210,7 @@ def test_bpe_gives_the_ids_of_the_library_that_trained_it(monkeypatch):
 def test_the_split_is_that_of_gpt2(made):
     """The same ranks behind tiktoken's own spelling of GPT-2's pattern."""
     ours = made["bpe"]
-    ranks = {word: rank for rank, word in enumerate(ours._words)}
+    ranks = {word: rank for rank, word in enumerate(ours._vocabulary)}
     theirs = tiktoken.Encoding("x", pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
     for seed in range(40):
         for text in (awkward(seed, 800), random_code_points(seed, 800), PROSE):
@@ -268,7 +264,7 @@ def test_gpt2_out_of_reach_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(tiktoken, "get_encoding", offline)
     with pytest.raises(ValueError, match=r"TIKTOKEN_CACHE_DIR.*tokenizer=bpe or tokenizer=byte"):
-        build_tokenizer(GPT2Config(), lambda: iter(()))
+        GPT2Config().build(lambda: iter(()))
 
 
 def test_file(library, tmp_path):
@@ -278,10 +274,10 @@ def test_file(library, tmp_path):
     library.save(str(path))
     library.no_truncation()
     library.no_padding()
-    tokenizer = build_tokenizer(TokenizerFileConfig(path=str(path)), lambda: iter(()))
+    tokenizer = TokenizerFileConfig(path=str(path)).build(lambda: iter(()))
     assert (tokenizer.vocab_size, tokenizer.eot) == (library.get_vocab_size(), library.token_to_id("<|endoftext|>"))
     assert tokenizer.encode(PROSE).tolist() == library.encode(PROSE).ids
-    named = build_tokenizer(TokenizerFileConfig(path=str(path), eot="!"), lambda: iter(()))
+    named = TokenizerFileConfig(path=str(path), eot="!").build(lambda: iter(()))
     assert named.eot == library.token_to_id("!")
     assert named.fingerprint != tokenizer.fingerprint
 
@@ -297,11 +293,11 @@ def test_file(library, tmp_path):
     ids=lambda config: config.kind,
 )
 def test_the_tokenizer_of_a_run_is_read_again(config, tmp_path):
-    learned = build_tokenizer(config, lambda: iter([PROSE]))
+    learned = config.build(lambda: iter([PROSE]))
     learned.save(tmp_path / "tokenizer.json")
     again = TokenizerFileConfig(path=str(tmp_path / "tokenizer.json"), n_sentinel_tokens=config.n_sentinel_tokens)
     again.check()
-    read = build_tokenizer(again, lambda: pytest.fail("nothing is learned"))
+    read = again.build(lambda: pytest.fail("nothing is learned"))
     assert read.fingerprint == learned.fingerprint
     assert read.encode(PROSE).tolist() == learned.encode(PROSE).tolist()
     assert (read.sentinels, read.specials) == (learned.sentinels, learned.specials)
@@ -313,7 +309,7 @@ def test_the_tokenizer_of_a_run_is_refused_where_it_cannot_serve(tmp_path):
 
     def refused(match, **words):
         with pytest.raises(ValueError, match=rf"tokenizer\.path={path}.*{match}"):
-            build_tokenizer(TokenizerFileConfig(path=str(path), **words), lambda: iter(()))
+            TokenizerFileConfig(path=str(path), **words).build(lambda: iter(()))
 
     refused(r"takes no tokenizer\.eot=<s>; leave it out", eot="<s>")
     refused(r"has 1 of these words.*; set tokenizer\.n_sentinel_tokens=1, or", n_sentinel_tokens=2)
@@ -328,7 +324,7 @@ def test_the_tokenizer_of_a_run_is_refused_where_it_cannot_serve(tmp_path):
 
 def test_file_errors_name_the_setting(library, tmp_path):
     def build(**words):
-        return build_tokenizer(TokenizerFileConfig(**words), lambda: iter(()))
+        return TokenizerFileConfig(**words).build(lambda: iter(()))
 
     with pytest.raises(ValueError, match=r"tokenizer\.path is not set"):
         build()
@@ -350,11 +346,11 @@ def test_build_learns_from_the_texts_it_is_given():
     def texts():
         return iter([PROSE, "q"])
 
-    assert build_tokenizer(ByteConfig(), texts).kind == "byte"
-    assert "q" in build_tokenizer(CharConfig(), texts).characters
-    assert build_tokenizer(BPEConfig(vocab_size=300), texts).vocab_size == 300
+    assert ByteConfig().build(texts).type == "byte"
+    assert "q" in CharConfig().build(texts).characters
+    assert BPEConfig(vocab_size=300).build(texts).vocab_size == 300
     with pytest.raises(ValueError, match=r"tokenizer\.kind=words is unknown"):
-        build_tokenizer(TokenizerConfig(kind="words"), texts)
+        TokenizerConfig(kind="words").build(texts)
 
 
 def test_altered_files_are_refused(tmp_path):
@@ -406,7 +402,7 @@ def added(kind):
         "gpt2": GPT2Config(**words),
     }[kind]
     config.check()
-    return config, build_tokenizer(config, lambda: iter(TEXTS))
+    return config, config.build(lambda: iter(TEXTS))
 
 
 OWN = ["byte", "char", "bpe", pytest.param("gpt2", marks=needs_gpt2)]
@@ -502,7 +498,7 @@ def test_special_words_that_cannot_be_are_refused(config, why):
 )
 def test_a_special_word_of_the_vocabulary_is_refused(config, word):
     with pytest.raises(ValueError, match=rf"special_tokens holds {word}, which is a word of the vocabulary already"):
-        build_tokenizer(config, lambda: iter([PROSE]))
+        config.build(lambda: iter([PROSE]))
 
 
 @pytest.mark.parametrize(

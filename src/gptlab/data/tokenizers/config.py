@@ -60,11 +60,7 @@ class TokenizerConfig:
 
     def identity(self) -> dict[str, Any]:
         """JSON values that determine the ids of a given corpus; files count by their content."""
-        values = asdict(self)
-        for name in ("special_tokens", "n_sentinel_tokens"):
-            if not values[name]:  # vocabularies without them keep their folders in the cache
-                del values[name]
-        return values
+        return asdict(self)
 
 
 @register("tokenizer", "byte")

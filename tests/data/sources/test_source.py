@@ -11,11 +11,11 @@ import pytest
 
 from gptlab.data.config import DataConfig
 from gptlab.data.sources.config import DownloadConfig, HuggingFaceConfig, StdlibConfig, TextConfig
-from gptlab.data.sources.corpus import SpooledCorpus, open_corpus
+from gptlab.data.sources.source import SpooledCorpus
 
 
 def read(config):
-    return list(open_corpus(config, progress=False).documents())
+    return list(config.build(progress=False).documents())
 
 
 @pytest.fixture
@@ -71,20 +71,20 @@ def test_files_of_one_name_keep_names_of_their_own(tmp_path):
 def test_large_files_come_in_pieces_that_make_the_whole(tmp_path):
     text = "aé漢🙂" * 200_000
     (tmp_path / "big.txt").write_text(text, encoding="utf-8")
-    corpus = open_corpus(TextConfig(path=str(tmp_path / "big.txt")))
-    assert len(list(corpus.pieces())) > 4
+    corpus = TextConfig(path=str(tmp_path / "big.txt")).build()
+    assert len(list(corpus.chunks())) > 4
     assert list(corpus.documents()) == [("big.txt", text)]
 
 
 def test_the_fingerprint_is_that_of_names_and_content(folder, tmp_path):
     def fingerprint():
-        return open_corpus(TextConfig(path=str(folder))).fingerprint
+        return TextConfig(path=str(folder)).build().fingerprint
 
     first = fingerprint()
     os.utime(folder / "b.txt", (1, 1))
     (folder / "picture.png").unlink()
     folder.rename(tmp_path / "moved")
-    assert open_corpus(TextConfig(path=str(tmp_path / "moved"))).fingerprint == first
+    assert TextConfig(path=str(tmp_path / "moved")).build().fingerprint == first
     (tmp_path / "moved").rename(folder)
     (folder / "b.txt").write_text("b\ntext")
     second = fingerprint()
@@ -123,7 +123,7 @@ def test_missing_paths_say_what_to_give(tmp_path):
     with pytest.raises(ValueError, match=r"no file ending in \.gz \.md \.py \.txt; set data\.extensions"):
         read(TextConfig(path=str(tmp_path)))
     with pytest.raises(ValueError, match=r"data\.source=moon is unknown"):
-        open_corpus(DataConfig(source="moon"))
+        DataConfig(source="moon").build()
 
 
 def test_the_standard_library():
@@ -132,7 +132,7 @@ def test_the_standard_library():
     assert names == sorted(names) and len(names) > 400
     assert {"argparse.py", "json/decoder.py", "pydoc_data/topics.py"} <= set(names)
     assert not [name for name in names if {"test", "tests", "site-packages", "__pycache__"} & set(name.split("/"))]
-    corpora = [open_corpus(StdlibConfig()) for _ in range(2)]
+    corpora = [StdlibConfig().build() for _ in range(2)]
     assert corpora[0].fingerprint == corpora[1].fingerprint
 
 
@@ -235,10 +235,10 @@ def test_without_a_network_the_message_says_where_to_put_the_file(tmp_path, serv
 def test_a_local_copy_stands_for_the_download(tmp_path, server, download):
     copy = tmp_path / "copy.txt"
     copy.write_bytes(PUBLISHED)
-    corpus = open_corpus(download(path=str(copy)))
+    corpus = download(path=str(copy)).build()
     assert "local copy" in corpus.description and "other than" not in corpus.description
     copy.write_text("edited")
-    corpus = open_corpus(download(path=str(copy)))
+    corpus = download(path=str(copy)).build()
     assert list(corpus.documents()) == [("copy.txt", "edited")]
     assert "other than the published file" in corpus.description
     assert server[1] == []
@@ -303,7 +303,7 @@ def test_huggingface_errors_name_the_setting(rows):
 
 def test_huggingface_keys():
     def key(**words):
-        return open_corpus(HuggingFaceConfig(dataset="a/b", **words)).fingerprint
+        return HuggingFaceConfig(dataset="a/b", **words).build().fingerprint
 
     same = [key(), key(streaming=False)]
     other = [key(subset="x"), key(revision="x"), key(hub_split="x"), key(text_column="x"), key(max_documents=5)]
@@ -311,7 +311,7 @@ def test_huggingface_keys():
 
 
 def test_a_spool_gives_the_same_documents(folder, tmp_path):
-    corpus = open_corpus(TextConfig(path=str(folder)))
+    corpus = TextConfig(path=str(folder)).build()
     spooled = SpooledCorpus(corpus, tmp_path / "spool")
     for _ in range(2):
         assert [text for _, text in spooled.documents()] == [text for _, text in corpus.documents()]
