@@ -43,13 +43,13 @@ def prose(seed, vocab_size=400):
 def make(tmp_path):
     """Writes documents as files and gives their config."""
 
-    def make(*texts, **words):
+    def make(*texts, **settings):
         root = tmp_path / "texts"
         root.mkdir(exist_ok=True)
         for number, text in enumerate(texts):
             (root / f"{number:03d}.txt").write_bytes(text.encode())
         path = root / "000.txt" if len(texts) == 1 else root
-        return TextConfig(**{"path": str(path), "cache_dir": str(tmp_path / "cache"), "n_processes": 1, **words})
+        return TextConfig(**{"path": str(path), "cache_dir": str(tmp_path / "cache"), "n_processes": 1, **settings})
 
     return make
 
@@ -146,11 +146,11 @@ def test_documents_are_split_whole(make, n, val, test):
 
 def test_a_documents_split_does_not_hang_on_the_others(make, tmp_path):
     texts = [f"document {number}" for number in range(100)]
-    words = {"split": Split.document, "val_fraction": 0.2}
-    before = set(pieces(run(make(*texts, **words)).val, 256))
+    settings = {"split": Split.document, "val_fraction": 0.2}
+    before = set(pieces(run(make(*texts, **settings)).val, 256))
     for number in range(0, 100, 2):
         (tmp_path / "texts" / f"{number:03d}.txt").unlink()
-    after = set(pieces(run(make(path=str(tmp_path / "texts"), **words)).val, 256))
+    after = set(pieces(run(make(path=str(tmp_path / "texts"), **settings)).val, 256))
     assert after == {text for text in before if int(text.split()[1]) % 2}
 
 
@@ -186,14 +186,14 @@ def test_processes_and_chunks_change_nothing(make, tmp_path, monkeypatch, tokeni
         tokenizer = TokenizerFileConfig(path=str(tmp_path / "t.json"))
         _library().save(tokenizer.path)
     texts = [prose(seed, random.Random(seed).randrange(1, 3000)) for seed in range(12)]
-    words = {"val_fraction": 0.2, "test_fraction": 0.1}
+    settings = {"val_fraction": 0.2, "test_fraction": 0.1}
     contents = []
     for n_processes, small, job, block in ((1, 10**9, 10**9, 1 << 18), (2, 0, 1000, 777), (3, 0, 1, 64)):
         monkeypatch.setattr(prepare_module, "_SMALL_CORPUS_BYTES", small)
         monkeypatch.setattr(prepare_module, "_JOB_CHARACTERS", job)
         monkeypatch.setattr("gptlab.data.sources.source.BLOCK_BYTES", block)
         data = run(
-            make(*texts, n_processes=n_processes, cache_dir=str(tmp_path / f"c{n_processes}"), **words), tokenizer
+            make(*texts, n_processes=n_processes, cache_dir=str(tmp_path / f"c{n_processes}"), **settings), tokenizer
         )
         contents.append({name: (data.folder / f"{name}.bin").read_bytes() for name in ("train", "val", "test")})
     assert contents[0] == contents[1] == contents[2]
@@ -245,7 +245,7 @@ def test_the_second_call_prepares_nothing(make, monkeypatch):
     config = make(prose(0))
     first = run(config, BPEConfig(vocab_size=300))
 
-    def build(*words, **more):
+    def build(*arguments, **options):
         raise AssertionError("prepared again")
 
     monkeypatch.setattr(prepare_module, "_build", build)
@@ -329,7 +329,7 @@ import os, signal, sys, time
 from gptlab.data import prepare as module
 from gptlab.data.sources.config import TextConfig
 from gptlab.data.tokenizers.config import ByteConfig
-whole = module._measure
+whole = module.measure
 def watched(corpus):
     with open(sys.argv[3], "a") as log:
         log.write("built\\n")
@@ -337,7 +337,7 @@ def watched(corpus):
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.3)
     return whole(corpus)
-module._measure = watched
+module.measure = watched
 data = module.prepare(TextConfig(path=sys.argv[1], cache_dir=sys.argv[2]), ByteConfig(), progress=False)
 print(data.folder, data.train.n_tokens)
 """
@@ -384,8 +384,8 @@ def test_huggingface_is_read_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
     texts = [prose(seed, 20) for seed in range(30)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    config = HuggingFaceConfig(path=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache"), n_processes=1)
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = HuggingFaceConfig(path=str(tmp_path / "records.jsonl"), cache_dir=str(tmp_path / "cache"), n_processes=1)
     data = run(config, BPEConfig(vocab_size=300))
     assert data.train.n_documents + data.val.n_documents == 30
     found = [data.tokenizer.decode(file.tokens).split("<|endoftext|>") for file in (data.train, data.val)]

@@ -36,8 +36,8 @@ def prose(seed, vocab_size=2000):
 TEXT = prose(0) + " don't (low): high"
 
 
-def made(texts=(TEXT,), **words):
-    config = WordPieceConfig(**{"vocab_size": 200, **words})
+def made(texts=(TEXT,), **settings):
+    config = WordPieceConfig(**{"vocab_size": 200, **settings})
     config.check()
     return config.build(lambda: iter(texts))
 

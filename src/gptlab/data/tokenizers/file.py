@@ -119,7 +119,7 @@ def open_tokenizer_file(config: TokenizerFileConfig) -> Tokenizer:
     if n_sentinel_tokens < config.n_sentinel_tokens:
         raise UserError(
             f"tokenizer.n_sentinel_tokens={config.n_sentinel_tokens}, but tokenizer.path={config.path} has "
-            f"{n_sentinel_tokens or 'no'} sentinel tokens ({sentinel(0)} and so on); set "
+            f"{n_sentinel_tokens or 'no'} sentinel token{'s' * (n_sentinel_tokens != 1)} ({sentinel(0)} and so on); set "
             f"tokenizer.n_sentinel_tokens={n_sentinel_tokens}, or give a file that has more"
         )
     return tokenizer
