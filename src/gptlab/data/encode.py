@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,9 @@ class EncodeJob:
     n_documents: int
     n_characters: int
     n_bytes: int
+
+
+Job = TypeVar("Job", bound=EncodeJob)
 
 
 class Encoded(NamedTuple):
@@ -83,7 +86,7 @@ class Encoders:
                     )
                     self._workers.append(worker)
                 for worker in self._workers:
-                    worker.stdin.write(array("q", [len(content)]).tobytes() + content)
+                    _pipes(worker)[0].write(array("q", [len(content)]).tobytes() + content)
             except BaseException:
                 self.__exit__()
                 raise
@@ -93,11 +96,12 @@ class Encoders:
         for worker in self._workers:
             worker.kill()
             worker.wait()
-            worker.stdout.close()
+            requests, replies = _pipes(worker)
+            replies.close()
             with suppress(BrokenPipeError):
-                worker.stdin.close()
+                requests.close()
 
-    def map(self, jobs: Iterable[EncodeJob]) -> Iterator[tuple[EncodeJob, Encoded]]:
+    def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Encoded]]:
         """Each job with its ids, in the order given; holds a few jobs per process at a time."""
         if not self._workers:
             for job in jobs:
@@ -130,15 +134,21 @@ class Encoders:
                 raise
 
 
+def _pipes(worker: subprocess.Popen) -> tuple[Any, Any]:
+    assert worker.stdin is not None and worker.stdout is not None
+    return worker.stdin, worker.stdout
+
+
 def _ask(worker: subprocess.Popen, texts: list[str | int], dtype: np.dtype) -> Encoded:
+    requests, replies = _pipes(worker)
     try:
-        _send_texts(worker.stdin, texts)
-        (n_bytes,) = _read_numbers(worker.stdout, 1)
+        _send_texts(requests, texts)
+        (n_bytes,) = _read_numbers(replies, 1)
         if n_bytes == _FAILED:
-            (n_bytes,) = _read_numbers(worker.stdout, 1)
-            raise UserError(_read(worker.stdout, n_bytes).decode())
-        sizes = _read_numbers(worker.stdout, len(texts)).tolist()
-        return Encoded(np.frombuffer(_read(worker.stdout, n_bytes), dtype=dtype), sizes)
+            (n_bytes,) = _read_numbers(replies, 1)
+            raise UserError(_read(replies, n_bytes).decode())
+        sizes = _read_numbers(replies, len(texts)).tolist()
+        return Encoded(np.frombuffer(_read(replies, n_bytes), dtype=dtype), sizes)
     except (BrokenPipeError, EOFError):
         raise RuntimeError(
             f"a tokenizing process ended early (exit code {worker.wait()}); see its output above"

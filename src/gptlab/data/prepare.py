@@ -21,12 +21,11 @@ from gptlab.data.examples.example_table import (
     open_example_tables,
     write_example_format,
 )
-from gptlab.data.examples.records import Example, SpooledExamples, n_bytes
+from gptlab.data.examples.records import Example, SpooledExamples, n_bytes, resolve
 from gptlab.data.progress import byte_progress
 from gptlab.data.sources.config import TableConfig
 from gptlab.data.sources.source import Corpus, RecordSource, SpooledCorpus, TextChunk
 from gptlab.data.split import (
-    PARTS,
     by_document,
     cut_into_parts,
     measure,
@@ -37,7 +36,7 @@ from gptlab.data.split import (
 from gptlab.data.token_file import TokenFile, TokenWriter
 from gptlab.data.tokenizers.bpe import between_words
 from gptlab.data.tokenizers.config import TokenizerConfig
-from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, split_at
 from gptlab.errors import UserError
 
 _VERSION = 1
@@ -60,6 +59,7 @@ class PreparedData:
     folder: Path
     description: str
     examples: dict[str, ExampleTable] = field(default_factory=dict)
+    chat_template: str | None = None  # the text of `data.chat_template`
 
     def part(self, name: str) -> TokenFile | None:
         """The split `train`, `val` or `test`."""
@@ -79,7 +79,8 @@ def prepare(
     data.check()
     tokenizer.check()
     corpus = data.build(progress=progress)
-    fingerprint = _fingerprint(data, tokenizer, corpus)
+    chat_template = _chat_template(data)
+    fingerprint = _fingerprint(data, tokenizer, corpus, chat_template)
     root = cache_root(data.cache_dir)
     folder = root / f"{data.type}-{fingerprint[:16]}"
     made = None
@@ -92,6 +93,7 @@ def prepare(
                 partial.mkdir()
                 try:
                     if isinstance(corpus, RecordSource):
+                        assert isinstance(data, TableConfig), "a config that builds a RecordSource extends TableConfig"
                         made = _build_examples(partial, data, tokenizer, corpus, progress=progress)
                     else:
                         made = _build(partial, data, tokenizer, corpus, progress=progress)
@@ -99,15 +101,29 @@ def prepare(
                     _open_files(folder, data)  # verified under the lock, once for all that wait
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
-    return _load(folder, data, corpus, fingerprint, made, verify)
+    prepared = _load(folder, data, corpus, fingerprint, made, verify)
+    prepared.chat_template = chat_template
+    return prepared
 
 
-def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus | RecordSource) -> str:
+def _chat_template(data: DataConfig) -> str | None:
+    if not isinstance(data, TableConfig) or data.chat_template is None:
+        return None
+    from gptlab.data.examples.chat_template import read_chat_template
+
+    return read_chat_template(data.chat_template)
+
+
+def _fingerprint(
+    data: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus | RecordSource, chat_template: str | None = None
+) -> str:
     split = [Split(data.split).value, data.val_fraction, data.test_fraction]
     key = {"version": _VERSION, "corpus": corpus.fingerprint, "tokenizer": tokenizer.identity(), "split": split}
     if isinstance(corpus, RecordSource):
         fields = ("prompt", "response", "label_column", "class_names", "drop_unknown_classes", "messages", "chat")
         key["examples"] = {name: getattr(data, name) for name in fields}
+        if chat_template is not None:
+            key["examples"]["chat_template"] = chat_template
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
@@ -143,7 +159,9 @@ def _load(
         folder=folder,
         description=f"{corpus.description}: {size}, content {corpus.fingerprint[:16]}",
         examples=open_example_tables(folder, files, verify=verify) if has_records else {},
-        **{part: files.get(part) for part in PARTS},
+        train=files["train"],
+        val=files.get("val"),
+        test=files.get("test"),
     )
 
 
@@ -180,13 +198,17 @@ def _build_examples(
     folder: Path, data: TableConfig, config: TokenizerConfig, source: RecordSource, *, progress: bool
 ) -> Tokenizer:
     tokenizer = None if config.trained else config.build(_no_texts)  # its errors come before any work
-    examples = SpooledExamples(data, source, folder / "spool", progress=progress)
+    chat_tokens = (tokenizer or config).chat_tokens
+    examples = SpooledExamples(data, source, folder / "spool", chat_tokens, progress=progress)
     part_of = split_examples(data, examples.hashes)
 
     def texts() -> Iterator[str]:
         for number, example in enumerate(examples):
             if part_of(number) == "train" or config.all_splits:
-                yield from (segment.text for segment in example.segments if segment.text)
+                for segment in example.segments:
+                    if isinstance(segment.text, str):
+                        names = {*chat_tokens.values(), *config.added_tokens} if segment.special else ()
+                        yield from (text for text in split_at(names, segment.text) if text and text not in names)
 
     tokenizer = tokenizer or config.build(texts)
     if tokenizer.eot is None and data.target_kind is not TargetKind.label:
@@ -194,6 +216,7 @@ def _build_examples(
             f"tokenizer={config.type} has no end-of-text token, which ends each response of data={data.type}; use "
             "another, such as tokenizer=bpe"
         )
+    beginning = tokenizer.beginning if data.chat_template is None else ()  # a chat template writes its own
     with ExitStack() as stack:
         encoders = _start(stack, folder, tokenizer, data, examples.n_bytes)
         writers = _writers(stack, folder, tokenizer, data)
@@ -201,12 +224,10 @@ def _build_examples(
         advance = stack.enter_context(byte_progress("tokenizing", examples.n_bytes, show=progress))
         for job, encoded in encoders.map(_example_jobs(examples, part_of, tokenizer)):
             writer = writers[job.part]
-            writer.write(_add_examples(job.examples, encoded, tokenizer, tables[job.part]))
+            writer.write(_add_examples(job.examples, encoded, beginning, tables[job.part]))
             writer.end_documents(job.n_documents, n_bytes=job.n_bytes, n_characters=job.n_characters)
             advance(job.n_bytes)
-    about = ExampleFormat(
-        form=data.target_kind.value, n_beginning=len(tokenizer.beginning), has_end=tokenizer.eot is not None
-    )
+    about = ExampleFormat(form=data.target_kind.value, n_beginning=len(beginning), has_end=tokenizer.eot is not None)
     write_example_format(folder, about, {part: table.save(folder, part) for part, table in tables.items()})
     (folder / "spool").unlink()
     _write_sizes(folder, len(examples), examples.n_bytes)
@@ -282,11 +303,11 @@ def _example_jobs(
         if job is None:
             job = _ExampleJob(part=part, texts=[], n_documents=0, n_characters=0, n_bytes=0, examples=[])
             open_jobs[part] = job
-        texts = [segment.text if segment.text is not None else tokenizer.eot for segment in example.segments]
-        job.texts += [text for text in texts if text is not None]
+        example = resolve(example, tokenizer)
+        job.texts += [segment.text for segment in example.segments if segment.text is not None]
         job.examples.append(example)
         job.n_documents += 1
-        job.n_characters += sum(len(segment.text or "") for segment in example.segments)
+        job.n_characters += sum(len(segment.text) for segment in example.segments if isinstance(segment.text, str))
         job.n_bytes += sum(map(n_bytes, example.segments))
         if job.n_characters >= _JOB_CHARACTERS:
             yield open_jobs.pop(part)
@@ -294,18 +315,16 @@ def _example_jobs(
 
 
 def _add_examples(
-    examples: list[Example], encoded: Encoded, tokenizer: Tokenizer, table: ExampleTableWriter
+    examples: list[Example], encoded: Encoded, beginning: tuple[int, ...], table: ExampleTableWriter
 ) -> np.ndarray:
     """Add the examples to `table` and return their tokens."""
-    beginning = np.array(tokenizer.beginning, dtype=encoded.ids.dtype)
+    before = np.array(beginning, dtype=encoded.ids.dtype)
     sizes, parts, position = iter(encoded.sizes), [], 0
     for example in examples:
         length, spans = len(beginning), []
         for segment in example.segments:
-            if segment.text is None and tokenizer.eot is None:
-                continue
             size = next(sizes)
-            if not size and segment.text is not None and (segment.scored or segment.text.strip()):
+            if not size and isinstance(segment.text, str) and (segment.scored or segment.text.strip()):
                 raise UserError(
                     f"{example.where}: the tokenizer makes no token of {segment.text[:40]!r}; leave the record out"
                 )
@@ -315,7 +334,7 @@ def _add_examples(
             length += size
         table.add(length, spans, example.label)
         n = length - len(beginning)
-        parts += [beginning, encoded.ids[position : position + n]]
+        parts += [before, encoded.ids[position : position + n]]
         position += n
     return np.concatenate(parts)
 

@@ -2,7 +2,7 @@
 
 import json
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +12,16 @@ from gptlab.data.progress import byte_progress
 from gptlab.data.sources.config import TableConfig
 from gptlab.data.sources.source import RecordSource
 from gptlab.data.split import unit_hash
+from gptlab.data.tokenizers.tokenizer import Tokenizer, split_at
 from gptlab.errors import UserError
 
 
 class Segment(NamedTuple):
     """A part of an example, encoded separately."""
 
-    text: str | None  # None: the end-of-text token
+    text: str | int | None  # an integer is a token id; None: the end-of-text token
     scored: bool  # its tokens are targets
+    special: bool = False  # special tokens spelled in it become their ids
 
 
 class Example(NamedTuple):
@@ -30,10 +32,9 @@ class Example(NamedTuple):
     label: int
 
 
-def examples(config: TableConfig, source: RecordSource) -> Iterator[Example]:
+def examples(config: TableConfig, source: RecordSource, chat_tokens: Mapping[str, str]) -> Iterator[Example]:
     """The examples of a source in its order; UserError names a record that cannot be one."""
-    makers = {TargetKind.label: _labeled, TargetKind.response: _responded, TargetKind.messages: _chat}
-    make = makers[config.target_kind](config)
+    make = _maker(config, chat_tokens)
     found = False
     for number, record in enumerate(source.records(), 1):
         example = make(record, f"record {number:,} of {source.description}")
@@ -49,6 +50,15 @@ def examples(config: TableConfig, source: RecordSource) -> Iterator[Example]:
 
 
 Make = Callable[[dict[str, Any], str], Example | None]
+
+
+def _maker(config: TableConfig, chat_tokens: Mapping[str, str]) -> Make:
+    match config.target_kind:
+        case TargetKind.response:
+            return _responded(config)
+        case TargetKind.messages:
+            return _chat(config) if config.chat_template is None else _templated(config, chat_tokens)
+    return _labeled(config)
 
 
 def _labeled(config: TableConfig) -> Make:
@@ -72,7 +82,7 @@ def _labeled(config: TableConfig) -> Make:
 
 
 def _responded(config: TableConfig) -> Make:
-    prompt, response = Template(config.prompt, "data.prompt"), Template(config.response, "data.response")
+    prompt, response = Template(config.prompt, "data.prompt"), Template(config.response or "", "data.response")
 
     def make(record: dict[str, Any], where: str) -> Example:
         asked, response_text = _filled(prompt, record, where), _filled(response, record, where)
@@ -116,6 +126,21 @@ def _chat(config: TableConfig) -> Make:
     return make
 
 
+def _templated(config: TableConfig, chat_tokens: Mapping[str, str]) -> Make:
+    from gptlab.data.examples.chat_template import ChatTemplate, read_chat_template
+
+    template = ChatTemplate(read_chat_template(str(config.chat_template)), chat_tokens)
+
+    def make(record: dict[str, Any], where: str) -> Example:
+        messages = _column(record, config.messages, "data.messages", where)
+        parts = template.parts(messages, where)
+        while not parts[-1][1]:
+            parts.pop()  # what follows the last response has no target
+        return Example(where, [Segment(text, assistant, True) for text, assistant in parts], -1)
+
+    return make
+
+
 def _turn(turn: Any, where: str) -> tuple[str, str]:
     match turn:
         case {"role": str(role), "content": str(content)}:
@@ -125,7 +150,7 @@ def _turn(turn: Any, where: str) -> tuple[str, str]:
     raise UserError(f'{where} is not a message such as {{"role": "user", "content": "..."}}')
 
 
-def _column(record: dict[str, Any], column: str, key: str, where: str) -> Any:
+def _column(record: dict[str, Any], column: str | None, key: str, where: str) -> Any:
     if column not in record:
         raise UserError(f"{key}={column} is not a column of {where}; it has {', '.join(sorted(record))}")
     if record[column] is None:
@@ -146,13 +171,22 @@ class SpooledExamples:
     `hashes` has a number in [0, 1) for each, computed from its content: equal examples have equal ones.
     """
 
-    def __init__(self, config: TableConfig, source: RecordSource, file: Path, *, progress: bool = False) -> None:
+    def __init__(
+        self,
+        config: TableConfig,
+        source: RecordSource,
+        file: Path,
+        chat_tokens: Mapping[str, str],
+        *,
+        progress: bool = False,
+    ) -> None:
         self._file = file
         self.hashes = array("d")
         self.n_bytes = 0
         with open(file, "w", encoding="ascii") as spool, byte_progress("reading", None, show=progress) as advance:
-            for example in examples(config, source):
-                content = json.dumps([example.segments, example.label])
+            for example in examples(config, source, chat_tokens):
+                segments = [segment if segment.special else segment[:2] for segment in example.segments]
+                content = json.dumps([segments, example.label])
                 self.hashes.append(unit_hash(content.encode()))
                 spool.write(json.dumps(example) + "\n")
                 size_bytes = sum(n_bytes(segment) for segment in example.segments)
@@ -171,4 +205,19 @@ class SpooledExamples:
 
 def n_bytes(segment: Segment) -> int:
     """The size of a segment's text as UTF-8."""
-    return 0 if segment.text is None else len(segment.text.encode("utf-8", "surrogatepass"))
+    return 0 if not isinstance(segment.text, str) else len(segment.text.encode("utf-8", "surrogatepass"))
+
+
+def resolve(example: Example, tokenizer: Tokenizer) -> Example:
+    """The example with its special tokens as ids; an end-of-text token that the tokenizer lacks is left out."""
+    segments: list[Segment] = []
+    ids = tokenizer.special_ids if any(segment.special for segment in example.segments) else {}
+    for segment in example.segments:
+        if segment.special:
+            parts = split_at(ids, str(segment.text))
+            segments += [Segment(ids.get(part, part), segment.scored) for part in parts]
+        elif segment.text is not None:
+            segments.append(segment)
+        elif tokenizer.eot is not None:
+            segments.append(Segment(tokenizer.eot, segment.scored))
+    return example._replace(segments=segments)

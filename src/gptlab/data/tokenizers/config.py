@@ -58,6 +58,11 @@ class TokenizerConfig:
         """The size of the vocabulary where it is known before any text is read."""
         return None
 
+    @property
+    def chat_tokens(self) -> dict[str, str]:
+        """`bos_token` and `eos_token` of chat templates, of a tokenizer that is still to be trained."""
+        return {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+
     def identity(self) -> dict[str, Any]:
         """JSON values that determine the ids of a given corpus; files count by their content."""
         return asdict(self)
@@ -182,6 +187,10 @@ class WordPieceConfig(TokenizerConfig):
     @property
     def known_vocab_size(self) -> int | None:
         return self.vocab_size
+
+    @property
+    def chat_tokens(self) -> dict[str, str]:
+        return {"bos_token": "[CLS]", "eos_token": "[SEP]"}
 
 
 @register("tokenizer", "file")

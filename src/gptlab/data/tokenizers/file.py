@@ -72,6 +72,14 @@ class FileTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         return self._loaded.decode(self.check_ids(ids).tolist(), skip_special_tokens=False)
 
+    @property
+    def eot_token(self) -> str | None:
+        return self._eot_token
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        return {token["content"]: token["id"] for token in json.loads(self._loaded.to_str())["added_tokens"]}
+
     def state(self) -> dict[str, Any]:
         return {"eot": self._eot_token, "tokenizer": json.loads(self._loaded.to_str())}
 
@@ -119,8 +127,8 @@ def open_tokenizer_file(config: TokenizerFileConfig) -> Tokenizer:
     if n_sentinel_tokens < config.n_sentinel_tokens:
         raise UserError(
             f"tokenizer.n_sentinel_tokens={config.n_sentinel_tokens}, but tokenizer.path={config.path} has "
-            f"{n_sentinel_tokens or 'no'} sentinel token{'s' * (n_sentinel_tokens != 1)} ({sentinel(0)} and so on); set "
-            f"tokenizer.n_sentinel_tokens={n_sentinel_tokens}, or give a file that has more"
+            f"{n_sentinel_tokens or 'no'} sentinel token{'s' * (n_sentinel_tokens != 1)} ({sentinel(0)} and so on); "
+            f"set tokenizer.n_sentinel_tokens={n_sentinel_tokens}, or give a file that has more"
         )
     return tokenizer
 

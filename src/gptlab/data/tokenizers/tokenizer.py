@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import count, takewhile
@@ -67,6 +68,24 @@ class Tokenizer(ABC):
     def cut(self, text: str) -> int:
         """The last position in `text` where encoding both sides separately gives the same ids; 0 where unknown."""
         return 0
+
+    @property
+    def eot_token(self) -> str | None:
+        """How the end-of-text token is spelled."""
+        return None if self.eot is None else END_OF_TEXT
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The ids of the special tokens by their spelling."""
+        first = self.vocab_size - len(self.special_tokens)
+        ids = {token: first + n for n, token in enumerate(self.special_tokens)}
+        return ids if self.eot is None else {END_OF_TEXT: self.eot, **ids}
+
+    @property
+    def chat_tokens(self) -> dict[str, str]:
+        """What chat templates know as `bos_token` and `eos_token`."""
+        eos = self.eot_token or ""
+        return {"bos_token": self.decode(self.beginning) or eos, "eos_token": eos}
 
     def save(self, path: str | Path) -> None:
         """Write one self-contained JSON file (GPT-2's vocabulary by its name), atomically."""
@@ -191,6 +210,14 @@ def recut(pieces: Iterable[str], cut: Callable[[str], int]) -> Iterator[str]:
             held.append(piece)
     if held:
         yield "".join(held)
+
+
+def split_at(tokens: Iterable[str], text: str) -> list[str]:
+    """A text cut around each of the given special tokens; the longest is taken where several begin together."""
+    spelled = sorted(filter(None, tokens), key=len, reverse=True)
+    if not spelled:
+        return [text]
+    return [part for part in re.split(f"({'|'.join(map(re.escape, spelled))})", text) if part]
 
 
 def vocabulary_fingerprint(tokenizer_type: str, vocabulary: bytes) -> str:
