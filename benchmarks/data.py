@@ -1,8 +1,8 @@
-"""Speed of the way of the data: windows, gathering, tokenizing to disk.
+"""Speed of the data pipeline: sequences, gathering, tokenizing to disk, starting.
 
-    python benchmarks/data.py --rounds 5 --megabytes 60
+    python benchmarks/data.py --rounds 5 --megabytes 60 --token-file-gigabytes 1
 
-Compared things run in turn within each round; the table gives medians over the rounds. Windows and gathering use one
+What is compared alternates within each round; the table gives medians over the rounds. Sequences and gathering use one
 core. The corpus is Python's standard library, repeated; one-thread tiktoken encodes the same documents in a loop and
 keeps nothing.
 """
@@ -20,15 +20,14 @@ import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from gptlab.data.config import Split
+from gptlab.data.config import DataConfig, Split
 from gptlab.data.examples.windows import SlidingWindows
-from gptlab.data.order import window_index
+from gptlab.data.order import example_index
 from gptlab.data.prepare import prepare
 from gptlab.data.sources.config import StdlibConfig, TextConfig
-from gptlab.data.sources.corpus import open_corpus
 from gptlab.data.token_file import TokenFile, TokenWriter
-from gptlab.data.tokenizers.config import BPEConfig, GPT2Config
-from gptlab.data.tokenizers.tokenizer import build_tokenizer
+from gptlab.data.tokenizers.config import BPEConfig, ByteConfig, GPT2Config, TokenizerConfig
+from gptlab.errors import UserError
 
 N_TOKENS = 1_000_000
 SHAPES = ((12, 64), (12, 256), (64, 256), (12, 1024))
@@ -45,7 +44,7 @@ def row(what: str, value: str, note: str = "") -> None:
     print(f"{what:<46} {value:>16}  {note}".rstrip())
 
 
-def windows(folder: Path, rounds: int) -> None:
+def sequences(folder: Path, rounds: int) -> None:
     rng = np.random.default_rng(0)
     path = folder / "tokens.bin"
     with TokenWriter(path, vocab_size=50_257, tokenizer="benchmark") as writer:
@@ -60,8 +59,10 @@ def windows(folder: Path, rounds: int) -> None:
     kept = build()
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    row("windows, 1M tokens, T 256, stride 1", f"{statistics.median(milliseconds):.3f} ms", f"{len(kept):,} windows")
-    row("  memory they take", f"{peak_bytes:,} bytes", "view of the map" if _is_view(kept, tokens) else "A COPY")
+    row(
+        "sequences, 1M tokens, T 256, stride 1", f"{statistics.median(milliseconds):.3f} ms", f"{len(kept):,} sequences"
+    )
+    row("  their memory", f"{peak_bytes:,} bytes", "view of the map" if _is_view(kept, tokens) else "A COPY")
     for batch, context in SHAPES:
         view = SlidingWindows(tokens, context, 1)
         indices = [rng.integers(0, len(view), batch) for _ in range(200)]
@@ -70,8 +71,8 @@ def windows(folder: Path, rounds: int) -> None:
             taken = seconds(lambda view=view, indices=indices: [view.gather(wanted) for wanted in indices])
             speeds.append(batch * context * len(indices) / taken / 1e6)
         row(f"gather B {batch}, T {context}", f"{statistics.median(speeds):,.0f} M tokens/s")
-    micro = [seconds(lambda: window_index(1, np.arange(12), 10**9), 200) * 1e6 for _ in range(rounds)]
-    row("order of 12 samples among 1e9 windows", f"{statistics.median(micro):.0f} us")
+    micro = [seconds(lambda: example_index(1, np.arange(12), 10**9), 200) * 1e6 for _ in range(rounds)]
+    row("order of 12 samples among 1e9 examples", f"{statistics.median(micro):.0f} us")
 
 
 def _is_view(view: SlidingWindows, tokens: np.ndarray) -> bool:
@@ -79,7 +80,7 @@ def _is_view(view: SlidingWindows, tokens: np.ndarray) -> bool:
 
 
 def tokenizing(folder: Path, rounds: int, megabytes: int) -> None:
-    texts = [text for _, text in open_corpus(StdlibConfig()).documents()]
+    texts = [text for _, text in StdlibConfig().build().documents()]
     corpus = folder / "corpus"
     documents: list[str] = []
     n_bytes = 0
@@ -91,21 +92,21 @@ def tokenizing(folder: Path, rounds: int, megabytes: int) -> None:
             documents.append(text)
             n_bytes += len(text.encode())
     try:
-        tokenizer = build_tokenizer(GPT2Config(), lambda: iter(()))
+        tokenizer = GPT2Config().build(lambda: iter(()))
         config: GPT2Config | BPEConfig = GPT2Config()
         print(f"\ntokenizer: gpt2; {len(documents):,} documents, {n_bytes / 1e6:.1f} MB")
-    except ValueError:
+    except UserError:
         config = BPEConfig(vocab_size=16_384)
-        tokenizer = build_tokenizer(config, lambda: iter(texts))
-        print(f"\ntokenizer: bpe of {tokenizer.vocab_size:,} words, trained here (gpt2 is not obtainable)")
+        tokenizer = config.build(lambda: iter(texts))
+        print(f"\ntokenizer: bpe, vocabulary {tokenizer.vocab_size:,}, trained here (gpt2 is not available)")
         print(f"{len(documents):,} documents, {n_bytes / 1e6:.1f} MB")
 
-    # tiktoken as it comes: for the bpe its ranks behind tiktoken's own spelling of GPT-2's split.
-    words = {word: rank for rank, word in enumerate(tokenizer._words)}
+    # tiktoken alone: for the bpe its ranks behind tiktoken's own spelling of GPT-2's split.
+    ranks = {token: rank for rank, token in enumerate(tokenizer._vocabulary)}
     encoding = (
         tiktoken.get_encoding("gpt2")
         if isinstance(config, GPT2Config)
-        else tiktoken.Encoding("bpe", pat_str=r50k_pat_str, mergeable_ranks=words, special_tokens={})
+        else tiktoken.Encoding("bpe", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
     )
 
     def tiktoken_alone() -> float:
@@ -134,14 +135,56 @@ def tokenizing(folder: Path, rounds: int, megabytes: int) -> None:
         row(label, f"{n_bytes / 1e6 / statistics.median(taken[name]):.1f} MB/s", f"{ratio:.2f} x tiktoken")
 
 
+def first_batch(data: DataConfig, tokenizer: TokenizerConfig, *, batch: int = 12, context: int = 256) -> float:
+    """Seconds from a checked config to the first batch of token ids, as one rank spends them without the model."""
+
+    def work() -> None:
+        prepared = prepare(data, tokenizer, progress=False)
+        examples = SlidingWindows(prepared.train.tokens, context, context)
+        examples.gather(example_index(1, np.arange(batch), len(examples)))
+
+    return seconds(work)
+
+
+def start_times(folder: Path, gigabytes: float, rounds: int = 3) -> dict[str, float]:
+    """Seconds to the first batch of a token file of that size (10^9 bytes): `first`, median `second`, `verified`.
+
+    The text is bytes under tokenizer=byte, two bytes a token, so it has half the size of the token file.
+    """
+    path = folder / "start.txt"
+    block = bytes(np.random.default_rng(0).integers(32, 127, 1_000_000, dtype=np.uint8))
+    with open(path, "wb") as file:
+        for _ in range(max(1, round(gigabytes * 500))):
+            file.write(block)
+    time.sleep(2.1)  # a file that changed within two seconds is hashed again
+    data = TextConfig(path=str(path), cache_dir=str(folder / "start"), val_fraction=0.0)
+    tokenizer = ByteConfig()
+    found = {"first": first_batch(data, tokenizer)}
+    found["second"] = statistics.median(first_batch(data, tokenizer) for _ in range(rounds))
+    found["verified"] = seconds(lambda: prepare(data, tokenizer, progress=False, verify=True))
+    path.unlink()
+    shutil.rmtree(folder / "start")
+    return found
+
+
+def starting(folder: Path, rounds: int, gigabytes: float) -> None:
+    found = start_times(folder, gigabytes, rounds)
+    print()
+    row(f"first start, {gigabytes:g} GB token file", f"{found['first']:.2f} s", "text hashed, tokenized, verified")
+    row("second start, to the first batch", f"{found['second'] * 1e3:.1f} ms")
+    row("start with verify=True", f"{found['verified']:.2f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=int, default=60)
-    words = parser.parse_args()
+    parser.add_argument("--token-file-gigabytes", type=float, default=1.0)
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        windows(Path(folder), words.rounds)
-        tokenizing(Path(folder), words.rounds, words.megabytes)
+        sequences(Path(folder), arguments.rounds)
+        tokenizing(Path(folder), arguments.rounds, arguments.megabytes)
+        starting(Path(folder), arguments.rounds, arguments.token_file_gigabytes)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gptlab.config import RunConfig, to_plain
 from gptlab.data.sources.config import TableConfig, TextConfig
+from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.data.tokenizers.config import ByteConfig
-from gptlab.data.tokenizers.tokenizer import ByteTokenizer
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.models.encoder.config import EncoderConfig

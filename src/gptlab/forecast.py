@@ -142,7 +142,7 @@ def make_plan(
         parameters=parameters,
         flops_per_token=counted.flops_per_token if counted else costs.estimated_flops_per_token(model),
         # A batch of a table's examples is as long as the longest, so no number of tokens says what it costs.
-        peak_flops=None if devices.peak_flops is None or data.rows else devices.peak_flops * devices.world_size,
+        peak_flops=None if devices.peak_flops is None or data.examples else devices.peak_flops * devices.world_size,
         memory=costs.memory_bytes(
             model,
             counted,
@@ -154,7 +154,7 @@ def make_plan(
         uncounted=uncounted,
         accumulation=share // micro_batch_size,
         corpus=data.description,
-        n_examples=len(data.rows["train"]) if data.rows else None,
+        n_examples=len(data.examples["train"]) if data.examples else None,
         train_tokens=data.train.n_tokens,
         val_tokens=data.val.n_tokens if data.val is not None else 0,
         devices=devices.describe(),

@@ -21,8 +21,9 @@ from gptlab.cli import generate, main
 from gptlab.data.examples.windows import SlidingWindows
 from gptlab.data.order import window_index
 from gptlab.data.prepare import prepare
+from gptlab.data.tokenizers.char import CharTokenizer
 from gptlab.data.tokenizers.config import ByteConfig, TokenizerFileConfig
-from gptlab.data.tokenizers.tokenizer import CharTokenizer, load_tokenizer
+from gptlab.data.tokenizers.tokenizer import load_tokenizer
 from gptlab.generation import decode
 from gptlab.interop.transformers_folder import TransformersFolder
 from gptlab.models.build import build_model

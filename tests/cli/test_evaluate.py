@@ -17,8 +17,8 @@ from small_runs import train as run_train
 from gptlab.cli import convert
 from gptlab.cli.evaluate import HELP, main
 from gptlab.config import RunConfig, to_plain
+from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.data.tokenizers.config import ByteConfig
-from gptlab.data.tokenizers.tokenizer import ByteTokenizer
 from gptlab.evaluation.config import N_SHOWN, EvaluateConfig
 from gptlab.generation.config import MAX_NEW_TOKENS, SEED
 from gptlab.generation.scoring import token_nats

@@ -15,7 +15,8 @@ from small_runs import write_run
 from torch import nn
 
 from gptlab.cli.generate import HELP, main
-from gptlab.data.tokenizers.tokenizer import ByteTokenizer, CharTokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.data.tokenizers.char import CharTokenizer
 from gptlab.generation.beam import beam_search
 from gptlab.generation.config import NUM_DRAFT_TOKENS, SEED, GenerateConfig, Precision
 from gptlab.generation.decode import generate_tokens

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gptlab.data.order import window_index
+from gptlab.data.order import example_index
 
 SIZES = [*range(1, 70), 97, 128, 255, 256, 257, 1000, 1024, 4097, 65_537, 99_999]
 GOLDEN_TEN = [3, 8, 1, 0, 5, 4, 6, 7, 9, 2]
@@ -17,13 +17,13 @@ GOLDEN_HUGE = [975205061714429, 841300863593701, 342150856310454]
 @pytest.mark.parametrize("epoch", [0, 1, 7])
 def test_each_window_once_an_epoch(epoch):
     for n in SIZES:
-        order = window_index(3, np.arange(epoch * n, (epoch + 1) * n), n)
+        order = example_index(3, np.arange(epoch * n, (epoch + 1) * n), n)
         assert np.array_equal(np.sort(order), np.arange(n)), n
 
 
 def test_epochs_and_seeds_differ():
     n = 1000
-    orders = [window_index(seed, np.arange(e * n, (e + 1) * n), n) for seed in (0, 1, 2**64, -1) for e in range(3)]
+    orders = [example_index(seed, np.arange(e * n, (e + 1) * n), n) for seed in (0, 1, 2**64, -1) for e in range(3)]
     for a in range(len(orders)):
         for b in range(a):
             # Two unrelated permutations agree in one place on average.
@@ -32,7 +32,7 @@ def test_epochs_and_seeds_differ():
 
 def test_neighbors_do_not_stay_neighbors():
     n = 100_000
-    order = window_index(0, np.arange(n), n)
+    order = example_index(0, np.arange(n), n)
     assert (np.abs(np.diff(order)) == 1).mean() < 1e-3
     assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 0.02
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
@@ -41,7 +41,7 @@ def test_neighbors_do_not_stay_neighbors():
 @pytest.mark.parametrize("n", [3, 4, 5])
 def test_small_permutations_are_all_about_as_likely(n):
     n_epochs = 24_000
-    orders = window_index(11, np.arange(n_epochs * n), n).reshape(n_epochs, n)
+    orders = example_index(11, np.arange(n_epochs * n), n).reshape(n_epochs, n)
     counts = Counter(map(tuple, orders.tolist()))
     n_permutations = [6, 24, 120][n - 3]
     assert len(counts) == n_permutations
@@ -51,22 +51,22 @@ def test_small_permutations_are_all_about_as_likely(n):
 
 def test_golden_values():
     """Resuming a run relies on these: they may never change."""
-    assert window_index(0, np.arange(10), 10).tolist() == GOLDEN_TEN
-    assert window_index(1337, np.arange(995, 1005), 1000).tolist() == GOLDEN_ACROSS_EPOCHS
-    assert window_index(-1, np.array([0, 2**40, 2**62]), 10**15).tolist() == GOLDEN_HUGE
+    assert example_index(0, np.arange(10), 10).tolist() == GOLDEN_TEN
+    assert example_index(1337, np.arange(995, 1005), 1000).tolist() == GOLDEN_ACROSS_EPOCHS
+    assert example_index(-1, np.array([0, 2**40, 2**62]), 10**15).tolist() == GOLDEN_HUGE
 
 
 def test_one_number_is_the_same_as_many():
-    many = window_index(5, np.arange(300), 77)
-    one = window_index(5, 123, 77)
+    many = example_index(5, np.arange(300), 77)
+    one = example_index(5, 123, 77)
     assert one.shape == () and one.dtype == np.int64 and one == many[123]
-    assert np.array_equal(window_index(5, np.arange(300).reshape(3, 100), 77), many.reshape(3, 100))
-    assert window_index(5, np.empty(0, dtype=np.int64), 77).shape == (0,)
+    assert np.array_equal(example_index(5, np.arange(300).reshape(3, 100), 77), many.reshape(3, 100))
+    assert example_index(5, np.empty(0, dtype=np.int64), 77).shape == (0,)
 
 
 def test_huge_corpora_take_no_memory():
     tracemalloc.start()
-    order = window_index(0, 2**62 - np.arange(1, 1001), 2**61 + 1)
+    order = example_index(0, 2**62 - np.arange(1, 1001), 2**61 + 1)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 1_000_000
@@ -74,13 +74,13 @@ def test_huge_corpora_take_no_memory():
 
 
 def test_without_shuffling_windows_follow_each_other():
-    assert window_index(9, np.arange(7), 3, shuffle=False).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert example_index(9, np.arange(7), 3, shuffle=False).tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_bad_numbers_are_refused():
-    with pytest.raises(ValueError, match="n_windows=0"):
-        window_index(0, 1, 0)
+    with pytest.raises(ValueError, match="n_examples=0"):
+        example_index(0, 1, 0)
     with pytest.raises(ValueError, match="-1 is negative"):
-        window_index(0, -1, 5)
+        example_index(0, -1, 5)
     with pytest.raises(ValueError, match="integers"):
-        window_index(0, 1.5, 5)
+        example_index(0, 1.5, 5)

@@ -15,9 +15,12 @@ import pytest
 
 from gptlab.data import prepare as prepare_module
 from gptlab.data.config import Split
-from gptlab.data.encode import EncodeJob, Encoders, encode_unit
+from gptlab.data.encode import EncodeJob, Encoders, encode_texts
 from gptlab.data.prepare import prepare
 from gptlab.data.sources.config import HuggingFaceConfig, TextConfig
+from gptlab.data.tokenizers.bpe import BPETokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.data.tokenizers.char import CharTokenizer
 from gptlab.data.tokenizers.config import (
     BPEConfig,
     ByteConfig,
@@ -26,7 +29,6 @@ from gptlab.data.tokenizers.config import (
     TokenizerFileConfig,
     WordPieceConfig,
 )
-from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 
 SOURCE = str(Path(prepare_module.__file__).parents[2])
 WORDS = ["the", "cat's", "12", "mats\n\n\tsat", "", "on", "éa漢", "it;", "and\r\nwe'll", "see.", ""]
@@ -41,13 +43,13 @@ def prose(seed, vocab_size=400):
 def make(tmp_path):
     """Writes documents as files and gives their config."""
 
-    def make(*texts, **words):
+    def make(*texts, **settings):
         root = tmp_path / "texts"
         root.mkdir(exist_ok=True)
         for number, text in enumerate(texts):
             (root / f"{number:03d}.txt").write_bytes(text.encode())
         path = root / "000.txt" if len(texts) == 1 else root
-        return TextConfig(**{"path": str(path), "cache_dir": str(tmp_path / "cache"), "n_processes": 1, **words})
+        return TextConfig(**{"path": str(path), "cache_dir": str(tmp_path / "cache"), "n_processes": 1, **settings})
 
     return make
 
@@ -58,7 +60,7 @@ def run(config, tokenizer=None):
 
 def built(tmp_path):
     """What lies in the cache beside the locks, hidden files included."""
-    return sorted(path.name for path in (tmp_path / "cache").iterdir() if path.name != "locks")
+    return sorted(path.name for path in (tmp_path / "cache").iterdir() if path.name not in ("locks", "fingerprints"))
 
 
 @pytest.mark.parametrize(("val", "test"), [(0.1, 0.0), (0.0, 0.0), (0.3, 0.2), (0.05, 0.9), (0.0, 0.5)])
@@ -144,11 +146,11 @@ def test_documents_are_split_whole(make, n, val, test):
 
 def test_a_documents_split_does_not_hang_on_the_others(make, tmp_path):
     texts = [f"document {number}" for number in range(100)]
-    words = {"split": Split.document, "val_fraction": 0.2}
-    before = set(pieces(run(make(*texts, **words)).val, 256))
+    settings = {"split": Split.document, "val_fraction": 0.2}
+    before = set(pieces(run(make(*texts, **settings)).val, 256))
     for number in range(0, 100, 2):
         (tmp_path / "texts" / f"{number:03d}.txt").unlink()
-    after = set(pieces(run(make(path=str(tmp_path / "texts"), **words)).val, 256))
+    after = set(pieces(run(make(path=str(tmp_path / "texts"), **settings)).val, 256))
     assert after == {text for text in before if int(text.split()[1]) % 2}
 
 
@@ -184,14 +186,14 @@ def test_processes_and_chunks_change_nothing(make, tmp_path, monkeypatch, tokeni
         tokenizer = TokenizerFileConfig(path=str(tmp_path / "t.json"))
         _library().save(tokenizer.path)
     texts = [prose(seed, random.Random(seed).randrange(1, 3000)) for seed in range(12)]
-    words = {"val_fraction": 0.2, "test_fraction": 0.1}
+    settings = {"val_fraction": 0.2, "test_fraction": 0.1}
     contents = []
-    for n_processes, small, unit, block in ((1, 10**9, 10**9, 1 << 18), (2, 0, 1000, 777), (3, 0, 1, 64)):
+    for n_processes, small, job, block in ((1, 10**9, 10**9, 1 << 18), (2, 0, 1000, 777), (3, 0, 1, 64)):
         monkeypatch.setattr(prepare_module, "_SMALL_CORPUS_BYTES", small)
-        monkeypatch.setattr(prepare_module, "_UNIT_CHARACTERS", unit)
-        monkeypatch.setattr("gptlab.data.sources.corpus._BLOCK_BYTES", block)
+        monkeypatch.setattr(prepare_module, "_JOB_CHARACTERS", job)
+        monkeypatch.setattr("gptlab.data.sources.source.BLOCK_BYTES", block)
         data = run(
-            make(*texts, n_processes=n_processes, cache_dir=str(tmp_path / f"c{n_processes}"), **words), tokenizer
+            make(*texts, n_processes=n_processes, cache_dir=str(tmp_path / f"c{n_processes}"), **settings), tokenizer
         )
         contents.append({name: (data.folder / f"{name}.bin").read_bytes() for name in ("train", "val", "test")})
     assert contents[0] == contents[1] == contents[2]
@@ -206,7 +208,7 @@ def _library():
     return trained
 
 
-def units(*texts):
+def jobs(*texts):
     return [EncodeJob(part="train", texts=[text], n_documents=1, n_characters=1, n_bytes=1) for text in texts]
 
 
@@ -214,36 +216,36 @@ def test_a_workers_refusal_is_the_callers_error():
     with Encoders(CharTokenizer("ab"), 2) as encoders:
         processes = list(encoders._workers)
         with pytest.raises(ValueError, match=r"character 'x' \(U\+0078\)"):
-            list(encoders.map(units("ab", "axb", "b")))
+            list(encoders.map(jobs("ab", "axb", "b")))
     assert all(process.poll() is not None for process in processes)
 
 
 def test_a_killed_worker_is_an_error_and_not_a_hang():
     with Encoders(ByteTokenizer(), 2) as encoders:
-        assert len(list(encoders.map(units("a", "b", "c")))) == 3
+        assert len(list(encoders.map(jobs("a", "b", "c")))) == 3
         encoders._workers[0].send_signal(signal.SIGKILL)
         with pytest.raises(RuntimeError, match="tokenizing process ended early"):
-            list(encoders.map(units(*"abcdefgh")))
+            list(encoders.map(jobs(*"abcdefgh")))
 
 
-def test_units_come_back_in_order_with_end_of_text_between():
+def test_jobs_come_back_in_order_with_end_of_text_between():
     tokenizer = ByteTokenizer()
-    wanted = units(*(prose(seed, 20) for seed in range(50)))
-    for unit in wanted:
-        unit.texts = [*unit.texts, None, "é"]
+    wanted = jobs(*(prose(seed, 20) for seed in range(50)))
+    for job in wanted:
+        job.texts = [*job.texts, tokenizer.eot, "é"]
     with Encoders(tokenizer, 2) as encoders:
-        for unit, (same, (ids, sizes)) in zip(wanted, encoders.map(iter(wanted)), strict=True):
-            assert same is unit
-            assert ids.tolist() == encode_unit(tokenizer, unit.texts).ids.tolist()
-            assert sizes == encode_unit(tokenizer, unit.texts).sizes == [len(unit.texts[0].encode()), 1, 2]
-            assert ids.tolist() == [*unit.texts[0].encode(), 256, *"é".encode()]
+        for job, (same, (ids, sizes)) in zip(wanted, encoders.map(iter(wanted)), strict=True):
+            assert same is job
+            assert ids.tolist() == encode_texts(tokenizer, job.texts).ids.tolist()
+            assert sizes == encode_texts(tokenizer, job.texts).sizes == [len(job.texts[0].encode()), 1, 2]
+            assert ids.tolist() == [*job.texts[0].encode(), 256, *"é".encode()]
 
 
 def test_the_second_call_prepares_nothing(make, monkeypatch):
     config = make(prose(0))
     first = run(config, BPEConfig(vocab_size=300))
 
-    def build(*words, **more):
+    def build(*arguments, **options):
         raise AssertionError("prepared again")
 
     monkeypatch.setattr(prepare_module, "_build", build)
@@ -292,7 +294,7 @@ def test_altered_caches_are_refused_by_name(make):
             with pytest.raises(ValueError, match=rf"{folder}/{name}.*run again"):
                 run(config)
         (folder / name).write_bytes(whole)
-    (folder / "tokenizer.json").write_text(json.dumps({"kind": "char", "characters": "a"} | _fingerprint_of("a")))
+    (folder / "tokenizer.json").write_text(json.dumps({"type": "char", "characters": "a"} | _fingerprint_of("a")))
     with pytest.raises(ValueError, match="another tokenizer"):
         run(config)
 
@@ -307,13 +309,13 @@ def test_an_error_half_way_leaves_no_half_cache(make, tmp_path, monkeypatch, err
     config = make(*texts)
     whole = Encoders.map
 
-    def broken(self, units):
-        for number, result in enumerate(whole(self, units)):
+    def broken(self, jobs):
+        for number, result in enumerate(whole(self, jobs)):
             if number == 2:
                 raise error("half way")
             yield result
 
-    monkeypatch.setattr(prepare_module, "_UNIT_CHARACTERS", 100)
+    monkeypatch.setattr(prepare_module, "_JOB_CHARACTERS", 100)
     with monkeypatch.context() as patch:
         patch.setattr(Encoders, "map", broken)
         with pytest.raises(error, match="half way"):
@@ -327,7 +329,7 @@ import os, signal, sys, time
 from gptlab.data import prepare as module
 from gptlab.data.sources.config import TextConfig
 from gptlab.data.tokenizers.config import ByteConfig
-whole = module._measure
+whole = module.measure
 def watched(corpus):
     with open(sys.argv[3], "a") as log:
         log.write("built\\n")
@@ -335,7 +337,7 @@ def watched(corpus):
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.3)
     return whole(corpus)
-module._measure = watched
+module.measure = watched
 data = module.prepare(TextConfig(path=sys.argv[1], cache_dir=sys.argv[2]), ByteConfig(), progress=False)
 print(data.folder, data.train.n_tokens)
 """
@@ -365,36 +367,16 @@ def test_a_kill_leaves_nothing_that_the_next_call_trips_over(make, tmp_path):
     assert built(tmp_path) == [folder.name]
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "digits"),
-    [
-        (ByteConfig(), "b99cd67d3998f791"),
-        (CharConfig(), "3756d9a5594e82fc"),
-        (BPEConfig(), "b0eeabc7c3420e97"),
-        (GPT2Config(), "1bb63081c19c0660"),
-    ],
-)
-def test_folders_keep_their_names(tokenizer, digits):
-    """The digits of before tokenizers had special words: whoever has prepared data keeps it."""
-
-    class Corpus:
-        fingerprint = "0" * 64
-
-    assert prepare_module._fingerprint(TextConfig(path="x"), tokenizer, Corpus)[:16] == digits
-    tokenizer.n_sentinel_tokens = 1
-    assert prepare_module._fingerprint(TextConfig(path="x"), tokenizer, Corpus)[:16] != digits
-
-
 @pytest.mark.parametrize("n_processes", [1, 2])
-def test_special_words_and_word_pieces_reach_the_tokenizing_processes(make, monkeypatch, n_processes):
+def test_special_tokens_and_wordpieces_reach_the_tokenizing_processes(make, monkeypatch, n_processes):
     monkeypatch.setattr(prepare_module, "_SMALL_CORPUS_BYTES", 0)
     texts = [prose(seed) for seed in range(3)]
     for tokenizer in (WordPieceConfig(vocab_size=120), BPEConfig(vocab_size=300, special_tokens=["<mask>"])):
         data = run(make(*texts, split=Split.document, n_processes=n_processes, val_fraction=0), tokenizer)
-        words, eot = data.tokenizer, [data.tokenizer.eot]
-        encoded = [words.encode(text).tolist() for text in texts]
+        tokens, eot = data.tokenizer, [data.tokenizer.eot]
+        encoded = [tokens.encode(text).tolist() for text in texts]
         assert data.train.tokens.tolist() == encoded[0] + eot + encoded[1] + eot + encoded[2]
-        assert data.train.vocab_size == words.vocab_size and words.mask is not None
+        assert data.train.vocab_size == tokens.vocab_size and tokens.mask is not None
 
 
 def test_huggingface_is_read_once(tmp_path, monkeypatch):
@@ -402,8 +384,8 @@ def test_huggingface_is_read_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
     texts = [prose(seed, 20) for seed in range(30)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    config = HuggingFaceConfig(path=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache"), n_processes=1)
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = HuggingFaceConfig(path=str(tmp_path / "records.jsonl"), cache_dir=str(tmp_path / "cache"), n_processes=1)
     data = run(config, BPEConfig(vocab_size=300))
     assert data.train.n_documents + data.val.n_documents == 30
     found = [data.tokenizer.decode(file.tokens).split("<|endoftext|>") for file in (data.train, data.val)]
@@ -412,7 +394,9 @@ def test_huggingface_is_read_once(tmp_path, monkeypatch):
         "corpus.json",
         "tokenizer.json",
         "train.bin",
+        "train.bin.verified",
         "val.bin",
+        "val.bin.verified",
     ]
 
 
@@ -425,7 +409,7 @@ def test_the_files_are_the_same_on_every_machine(make):
 
 def test_nothing_heavy_is_imported(make):
     code = (
-        "import sys; from gptlab.data import prepare, windows, order;"
+        "import sys; from gptlab.data import prepare, order; from gptlab.data.examples import windows;"
         "heavy = {'torch', 'lightning', 'datasets', 'tiktoken', 'tokenizers', 'rich'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

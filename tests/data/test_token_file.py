@@ -35,7 +35,7 @@ def test_what_is_written_is_read(tmp_path, vocab_size, dtype):
     assert (file.vocab_size, file.tokenizer, len(file)) == (vocab_size, "abc", 10_000)
     with pytest.raises(ValueError, match="read-only"):
         file.tokens[0] = 1
-    assert [path.name for path in tmp_path.iterdir()] == ["t.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.bin", "t.bin.verified"]
 
 
 def test_an_empty_file_is_a_file(tmp_path):
@@ -68,7 +68,7 @@ def test_any_altered_byte_is_refused(tmp_path):
             TokenFile.open(path)
 
 
-def test_a_foreign_file_is_refused(tmp_path):
+def test_another_kind_of_file_is_refused(tmp_path):
     path = tmp_path / "t.bin"
     path.write_bytes(b"PK\x03\x04" * 3000)
     with pytest.raises(ValueError, match="not a token file"):
@@ -77,7 +77,7 @@ def test_a_foreign_file_is_refused(tmp_path):
         TokenFile.open(tmp_path / "other.bin")
 
 
-def test_an_unsound_header_is_refused(tmp_path):
+def test_an_invalid_header_is_refused(tmp_path):
     path = write(tmp_path / "t.bin", range(10))
     content = bytearray(path.read_bytes())
     header = json.loads(content[20 : 20 + struct.unpack_from("<I", content, 12)[0]])
@@ -86,7 +86,7 @@ def test_an_unsound_header_is_refused(tmp_path):
         content[12:20] = struct.pack("<II", len(text), zlib.crc32(text))
         content[20 : 20 + len(text)] = text
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="header is not sound"):
+        with pytest.raises(ValueError, match="header is invalid"):
             TokenFile.open(path)
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer
+from gptlab.data.tokenizers.bpe import BPETokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.evaluation.choices import choose
 from gptlab.evaluation.prompts import Example, Prompts
 from gptlab.models.build import build_model

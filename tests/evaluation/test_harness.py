@@ -9,7 +9,8 @@ import torch
 from small_runs import write_run
 
 from gptlab.cli import convert
-from gptlab.data.tokenizers.tokenizer import BPETokenizer, CharTokenizer
+from gptlab.data.tokenizers.bpe import BPETokenizer
+from gptlab.data.tokenizers.char import CharTokenizer
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import Position
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig

@@ -9,8 +9,11 @@ from small_runs import write_run
 from gptlab.cli import convert
 from gptlab.data.examples.windows import SlidingWindows
 from gptlab.data.sources.config import TextConfig
-from gptlab.data.sources.corpus import open_text
-from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, FileTokenizer
+from gptlab.data.sources.text import open_text
+from gptlab.data.tokenizers.bpe import BPETokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.data.tokenizers.char import CharTokenizer
+from gptlab.data.tokenizers.file import FileTokenizer
 from gptlab.evaluation.perplexity import EncodedText, encode, perplexity
 from gptlab.generation.scoring import strided_nats, token_nats
 from gptlab.runs.load import load_model

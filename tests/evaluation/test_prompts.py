@@ -4,7 +4,8 @@ from itertools import pairwise
 import pytest
 
 from gptlab.data.examples.template import Template
-from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer
+from gptlab.data.tokenizers.bpe import BPETokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.evaluation.prompts import Example, Prompts, check_fit, encode_answer, read_examples
 from gptlab.generation.prompt import encode_prompt
 from gptlab.models.build import build_model

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torchmetrics.functional.text import rouge as library
 
-from gptlab.data.tokenizers.tokenizer import ByteTokenizer, CharTokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.data.tokenizers.char import CharTokenizer
 from gptlab.evaluation.prompts import Example, Prompts
 from gptlab.evaluation.responses import Responder, respond_to_all
 from gptlab.evaluation.rouge import rouge

@@ -10,9 +10,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from gptlab.cli.generate import main
 from gptlab.generation.beam import beam_search
+from gptlab.generation.config import Precision
 from gptlab.generation.decode import decode, generate_tokens, seeded
 from gptlab.generation.decoding_state import DecodingState
-from gptlab.generation.precision import Precision, prepare
+from gptlab.generation.precision import prepare
 from gptlab.generation.sampling import Sampling
 from gptlab.generation.speculative import speculate
 from gptlab.interop.transformers_folder import TransformersFolder

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from small_runs import small_run
 
 from gptlab.data.prepare import prepare
-from gptlab.data.tokenizers.tokenizer import ByteTokenizer, CharTokenizer, FileTokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.data.tokenizers.char import CharTokenizer
+from gptlab.data.tokenizers.file import FileTokenizer
 from gptlab.generation.scoring import score, token_nats
 from gptlab.models.build import build_model
 from gptlab.models.encoder.config import EncoderConfig

@@ -2,7 +2,9 @@ import random
 
 import pytest
 
-from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from gptlab.data.tokenizers.bpe import BPETokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.data.tokenizers.char import CharTokenizer
 from gptlab.generation.stream import TextStream
 
 TEXT = "Grüße an alle — 你好, 世界! 🙂🙃 “quoted” naïve\n\tÆther\u0301"

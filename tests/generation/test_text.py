@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from gptlab.data.tokenizers.tokenizer import ByteTokenizer, CharTokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.data.tokenizers.char import CharTokenizer
 from gptlab.errors import UserError
 from gptlab.generation import text as generation
 from gptlab.generation.beam import beam_search
+from gptlab.generation.config import Precision
 from gptlab.generation.decode import generate_tokens
 from gptlab.generation.decoding_state import DecodingState, window_start
-from gptlab.generation.precision import Precision, prepare
+from gptlab.generation.precision import prepare
 from gptlab.generation.scoring import token_nats
 from gptlab.generation.text import generate
 from gptlab.models.config import Capability, ModelConfig

@@ -9,7 +9,7 @@ import transformers
 from interop.external import BERTS, T5S, VOCAB_SIZE, bert, run_convert, t5
 from safetensors.torch import load_file, save_file
 
-from gptlab.data.tokenizers.tokenizer import ByteTokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.generation.decode import decode
 from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.sampling import Sampling

@@ -13,8 +13,9 @@ from interop.external import Case, gpt2, memory_taken, run_convert, write_older_
 from small_runs import small_run
 
 from gptlab.cli import generate
+from gptlab.data.tokenizers.bpe import BPETokenizer
 from gptlab.data.tokenizers.config import TokenizerFileConfig
-from gptlab.data.tokenizers.tokenizer import BPETokenizer, load_tokenizer
+from gptlab.data.tokenizers.tokenizer import load_tokenizer
 from gptlab.interop.openai_checkpoint import OpenAIFolder
 from gptlab.interop.tokenizer_files import tokenizer_files
 from gptlab.models.build import build_model

@@ -7,8 +7,11 @@ import pytest
 import transformers
 from interop.external import Case, gpt2, write_older_tokenizer
 
+from gptlab.data.tokenizers.bpe import BPETokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.data.tokenizers.char import CharTokenizer
 from gptlab.data.tokenizers.config import BPEConfig, ByteConfig, CharConfig, WordPieceConfig
-from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, FileTokenizer
+from gptlab.data.tokenizers.file import FileTokenizer
 from gptlab.interop.tokenizer_files import tokenizer_files
 from gptlab.interop.transformers_folder import TransformersFolder
 

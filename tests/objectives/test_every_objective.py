@@ -9,13 +9,13 @@ from small_runs import OBJECTIVES, of_objective, small_run
 
 from gptlab.data.prepare import prepare
 from gptlab.distributed.devices import Devices
+from gptlab.forecast import make_plan
 from gptlab.models.build import init_weights, shape_model
 from gptlab.models.config import Capability
 from gptlab.objectives.base import SEQUENCES, logged_means, training_counts, training_terms
 from gptlab.registry import variants
 from gptlab.runs.folder import read_metrics
 from gptlab.training.loop import train
-from gptlab.training.plan import make_plan
 
 
 def test_all_are_tested_here():

@@ -8,8 +8,7 @@ from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds
 
 if TYPE_CHECKING:
-    from gptlab.data.examples.records import RecordSource
-    from gptlab.data.sources.corpus import Corpus
+    from gptlab.data.sources.source import Corpus, RecordSource
 
 
 class Split(Enum):
@@ -20,7 +19,7 @@ class Split(Enum):
 
 
 class TargetKind(Enum):
-    """What is predicted in an example of a table."""
+    """What is predicted in an example made of a record."""
 
     label = "label"  # its class
     response = "response"  # a text after a prompt
@@ -54,11 +53,11 @@ class DataConfig:
 
     @property
     def target_kind(self) -> TargetKind | None:
-        """What is predicted in each example of a table; None for plain text."""
+        """What is predicted in each example; None for plain text."""
         return None
 
     def build(self, *, progress: bool = True) -> Union["Corpus", "RecordSource"]:
-        """Open the corpus, or the records of a table; a download happens here, with a progress bar if wanted."""
+        """Open the documents, or the records of a table; `progress` shows a bar while downloading."""
         raise NotImplementedError(f"{type(self).__name__} has no build method")
 
     def check(self) -> None:

@@ -1,8 +1,8 @@
 """Encoding on several cores: worker processes of our own, each fed by a thread through a pipe.
 
-Processes, since two threads in one reach 1.4 times one (tiktoken 0.14, two cores) and two processes 2. Started afresh
-rather than forked, since a fork copies held locks; and not by `multiprocessing`, since that would import the caller's
-main module again.
+Processes, since two threads in one process reach 1.4 times the speed of one (tiktoken 0.14, two cores) and two
+processes 2 times. Not forked, since a fork copies held locks; and not by `multiprocessing`, which would import the
+caller's main module again. A worker has the caller's `sys.path` and imports the module that registers the tokenizer.
 """
 
 import json
@@ -15,29 +15,31 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
 from gptlab.data.token_file import token_dtype
 from gptlab.data.tokenizers.tokenizer import Tokenizer, from_portable
 from gptlab.errors import UserError
+from gptlab.registry import config_class
 
-_END_OF_TEXT = -1
 _FAILED = -1
 
 
 @dataclass(kw_only=True, slots=True)
 class EncodeJob:
-    """A stretch of one split, the work of a few hundredths of a second; None stands for an end-of-text word."""
+    """A stretch of one split, a few hundredths of a second of work; an integer is a token id."""
 
     part: str
-    texts: list[str | None]
+    texts: list[str | int]
     n_documents: int
     n_characters: int
     n_bytes: int
+
+
+Job = TypeVar("Job", bound=EncodeJob)
 
 
 class Encoded(NamedTuple):
@@ -47,28 +49,30 @@ class Encoded(NamedTuple):
     sizes: list[int]
 
 
-def encode_unit(tokenizer: Tokenizer, texts: list[str | None]) -> Encoded:
-    """Encode texts one by one, None as the end-of-text word."""
+def encode_texts(tokenizer: Tokenizer, texts: list[str | int]) -> Encoded:
+    """Encode texts one by one; an integer is a token id."""
     dtype = token_dtype(tokenizer.vocab_size)
-    parts = [np.array([tokenizer.eot]) if text is None else tokenizer.encode(text) for text in texts]
+    parts = [np.array([text]) if isinstance(text, int) else tokenizer.encode(text) for text in texts]
     return Encoded(np.concatenate([ids.astype(dtype, copy=False) for ids in parts]), [len(ids) for ids in parts])
 
 
 class Encoders:
-    """`n_processes` worker processes with the same tokenizer; one process means this one."""
+    """`n_processes` worker processes with the same tokenizer; one process means this one.
+
+    A tokenizer that a script or a notebook itself registers stays in this process: no other could import it.
+    """
 
     def __init__(self, tokenizer: Tokenizer, n_processes: int) -> None:
         self._tokenizer = tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._workers: list[subprocess.Popen] = []
-        self._n_processes = n_processes
+        self._n_processes = n_processes if config_class("tokenizer", tokenizer.type).__module__ != "__main__" else 1
 
     def __enter__(self) -> "Encoders":
         if self._n_processes > 1:
-            source = str(Path(__file__).parents[2])
             environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-            command = [sys.executable, "-P", "-m", "gptlab.data.encode"]
+            start = f"import sys; sys.path[:] = {sys.path!r}; from gptlab.data.encode import main; main()"
+            command = [sys.executable, "-P", "-c", start]
             content = json.dumps(self._tokenizer.portable()).encode()
             try:
                 for _ in range(self._n_processes):
@@ -82,7 +86,7 @@ class Encoders:
                     )
                     self._workers.append(worker)
                 for worker in self._workers:
-                    worker.stdin.write(array("q", [len(content)]).tobytes() + content)
+                    _pipes(worker)[0].write(array("q", [len(content)]).tobytes() + content)
             except BaseException:
                 self.__exit__()
                 raise
@@ -92,62 +96,70 @@ class Encoders:
         for worker in self._workers:
             worker.kill()
             worker.wait()
-            worker.stdout.close()
+            requests, replies = _pipes(worker)
+            replies.close()
             with suppress(BrokenPipeError):
-                worker.stdin.close()
+                requests.close()
 
-    def map(self, units: Iterable[EncodeJob]) -> Iterator[tuple[EncodeJob, Encoded]]:
-        """Each unit with its ids, in the order given; a few units per process are held at once."""
+    def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Encoded]]:
+        """Each job with its ids, in the order given; holds a few jobs per process at a time."""
         if not self._workers:
-            for unit in units:
-                yield unit, encode_unit(self._tokenizer, unit.texts)
+            for job in jobs:
+                yield job, encode_texts(self._tokenizer, job.texts)
             return
         idle: SimpleQueue[subprocess.Popen] = SimpleQueue()
         for worker in self._workers:
             idle.put(worker)
 
-        def encode(unit: EncodeJob) -> Encoded:
+        def encode(job: EncodeJob) -> Encoded:
             worker = idle.get()
             try:
-                return _ask(worker, unit.texts, self._dtype)
+                return _ask(worker, job.texts, self._dtype)
             finally:
                 idle.put(worker)
 
         with ThreadPoolExecutor(len(self._workers)) as threads:
             running: deque = deque()
             try:
-                for unit in units:
-                    running.append((unit, threads.submit(encode, unit)))
+                for job in jobs:
+                    running.append((job, threads.submit(encode, job)))
                     if len(running) > 3 * len(self._workers):
-                        unit, encoded = running.popleft()
-                        yield unit, encoded.result()
+                        job, encoded = running.popleft()
+                        yield job, encoded.result()
                 while running:
-                    unit, encoded = running.popleft()
-                    yield unit, encoded.result()
+                    job, encoded = running.popleft()
+                    yield job, encoded.result()
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
 
-def _ask(worker: subprocess.Popen, texts: list[str | None], dtype: np.dtype) -> Encoded:
+def _pipes(worker: subprocess.Popen) -> tuple[Any, Any]:
+    assert worker.stdin is not None and worker.stdout is not None
+    return worker.stdin, worker.stdout
+
+
+def _ask(worker: subprocess.Popen, texts: list[str | int], dtype: np.dtype) -> Encoded:
+    requests, replies = _pipes(worker)
     try:
-        _send_texts(worker.stdin, texts)
-        (n_bytes,) = _read_numbers(worker.stdout, 1)
+        _send_texts(requests, texts)
+        (n_bytes,) = _read_numbers(replies, 1)
         if n_bytes == _FAILED:
-            (n_bytes,) = _read_numbers(worker.stdout, 1)
-            raise UserError(_read(worker.stdout, n_bytes).decode())
-        sizes = _read_numbers(worker.stdout, len(texts)).tolist()
-        return Encoded(np.frombuffer(_read(worker.stdout, n_bytes), dtype=dtype), sizes)
+            (n_bytes,) = _read_numbers(replies, 1)
+            raise UserError(_read(replies, n_bytes).decode())
+        sizes = _read_numbers(replies, len(texts)).tolist()
+        return Encoded(np.frombuffer(_read(replies, n_bytes), dtype=dtype), sizes)
     except (BrokenPipeError, EOFError):
         raise RuntimeError(
             f"a tokenizing process ended early (exit code {worker.wait()}); see its output above"
         ) from None
 
 
-def _send_texts(pipe: BinaryIO, texts: list[str | None]) -> None:
-    data = [None if text is None else text.encode("utf-8", "surrogatepass") for text in texts]
-    pipe.write(array("q", [len(data), *(_END_OF_TEXT if text is None else len(text) for text in data)]).tobytes())
-    pipe.writelines(text for text in data if text is not None)
+def _send_texts(pipe: BinaryIO, texts: list[str | int]) -> None:
+    data = [text if isinstance(text, int) else text.encode("utf-8", "surrogatepass") for text in texts]
+    # A token id is sent as a negative length: -1 - id.
+    pipe.write(array("q", [len(data), *(-1 - text if isinstance(text, int) else len(text) for text in data)]).tobytes())
+    pipe.writelines(text for text in data if not isinstance(text, int))
     pipe.flush()
 
 
@@ -172,10 +184,10 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
         except EOFError:
             return
         sizes = _read_numbers(requests, n_texts)
-        texts = [None if n == _END_OF_TEXT else _read(requests, n).decode("utf-8", "surrogatepass") for n in sizes]
+        texts = [-1 - n if n < 0 else _read(requests, n).decode("utf-8", "surrogatepass") for n in sizes]
         try:
-            ids, sizes = encode_unit(tokenizer, texts)
-        except ValueError as error:
+            ids, sizes = encode_texts(tokenizer, texts)
+        except UserError as error:
             message = str(error).encode()
             replies.write(array("q", [_FAILED, len(message)]).tobytes() + message)
         else:
@@ -184,11 +196,8 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
         replies.flush()
 
 
-def _main() -> None:
+def main() -> None:
+    """Serve encoding requests on standard input and output, as a worker process."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not end up among the ids
     _serve(sys.stdin.buffer, replies)
-
-
-if __name__ == "__main__":
-    _main()

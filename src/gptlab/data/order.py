@@ -1,4 +1,4 @@
-"""Which example is sample i, and what is drawn for it: pure functions of the seed and i.
+"""Which example is sample i, and its random numbers: pure functions of the seed and i.
 
 So the state of the data is one integer.
 """
@@ -14,25 +14,25 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def window_index(seed: int, i: int | np.ndarray, n_windows: int, shuffle: bool = True) -> np.ndarray:
-    """The window that sample number `i` reads, int64 in the shape of `i`.
+def example_index(seed: int, i: int | np.ndarray, n_examples: int, shuffle: bool = True) -> np.ndarray:
+    """The example that sample number `i` reads, int64 in the shape of `i`.
 
-    Epoch `i // n_windows` is its own permutation of all windows, keyed by (seed, epoch); nothing of the size of
-    `n_windows` is ever stored. A Feistel network over a grid of about n_windows cells permutes the grid; the few cells
-    beyond the last window are walked through it again (Black and Rogaway, "Ciphers with arbitrary finite domains",
-    2002). Integer arithmetic alone, hence the same on every platform.
+    Epoch `i // n_examples` is its own permutation of all examples, keyed by (seed, epoch); nothing of the size of
+    `n_examples` is ever stored. A Feistel network over a grid of about n_examples cells permutes the grid; the few
+    cells beyond the last example are walked through it again (Black and Rogaway, "Ciphers with arbitrary finite
+    domains", 2002). Integer arithmetic alone, so that every platform gives the same order.
     """
-    if n_windows < 1:
-        raise UserError(f"n_windows={n_windows} must be at least 1")
+    if n_examples < 1:
+        raise UserError(f"n_examples={n_examples} must be at least 1")
     numbers = np.asarray(i)
     if numbers.dtype.kind not in "iu":
         raise UserError(f"sample numbers must be integers, not {numbers.dtype}")
     flat = numbers.astype(np.int64).ravel()
     if flat.size and int(flat.min()) < 0:
         raise UserError(f"sample number {int(flat.min())} is negative")
-    epochs, positions = np.divmod(flat, np.int64(n_windows))
+    epochs, positions = np.divmod(flat, np.int64(n_examples))
     if shuffle:
-        positions = _permute(seed, epochs, positions, n_windows)
+        positions = _permute(seed, epochs, positions, n_examples)
     return positions.reshape(numbers.shape)
 
 
@@ -60,9 +60,9 @@ def _feistel(cells: np.ndarray, keys: np.ndarray, n_rows: int, n_columns: int) -
 
 
 def uniforms(seed: int, numbers: np.ndarray, n: int) -> np.ndarray:
-    """Draw `n` numbers in [0, 1) for each sample of `numbers` (B): float64 (B, n), the same wherever it is asked.
+    """`n` uniform numbers in [0, 1) for each sample of `numbers` (B): float64 (B, n), the same on every device.
 
-    They have nothing to do with the order of the samples.
+    They are independent of the order of the samples.
     """
     keys = _mix(np.asarray(numbers, dtype=np.int64).view(np.uint64) ^ np.uint64(_mix_int(~_folded(seed) & _MASK)))
     counter = np.arange(n, dtype=np.uint64) * np.uint64(_GOLDEN)
@@ -77,7 +77,7 @@ def _folded(seed: int) -> int:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014) over an array of uint64."""
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014) over an array of uint64."""
     x = x + np.uint64(_GOLDEN)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,20 +1,17 @@
 """Text to token files: split, tokenized, cached by content."""
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from gptlab.data.cache import cache_root, locked
+from gptlab.data.cache import cache_lock, cache_root
 from gptlab.data.config import DataConfig, Split, TargetKind
 from gptlab.data.encode import Encoded, EncodeJob, Encoders
 from gptlab.data.examples.example_table import (
@@ -24,18 +21,26 @@ from gptlab.data.examples.example_table import (
     open_example_tables,
     write_example_format,
 )
-from gptlab.data.examples.records import Example, RecordSource, SpooledExamples, n_bytes
+from gptlab.data.examples.records import Example, SpooledExamples, n_bytes, resolve
 from gptlab.data.progress import byte_progress
 from gptlab.data.sources.config import TableConfig
-from gptlab.data.sources.corpus import Corpus, HubCorpus, SpooledCorpus, TextChunk
+from gptlab.data.sources.source import Corpus, RecordSource, SpooledCorpus, TextChunk
+from gptlab.data.split import (
+    by_document,
+    cut_into_parts,
+    measure,
+    parts_of,
+    split_documents,
+    split_examples,
+)
 from gptlab.data.token_file import TokenFile, TokenWriter
-from gptlab.data.tokenizers.config import TokenizerConfig, TokenizerFileConfig
-from gptlab.data.tokenizers.tokenizer import Tokenizer, between_words, load_tokenizer, read_tokenizer_file
+from gptlab.data.tokenizers.bpe import between_words
+from gptlab.data.tokenizers.config import TokenizerConfig
+from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, split_at
 from gptlab.errors import UserError
 
 _VERSION = 1
-_PARTS = ("train", "val", "test")
-_UNIT_CHARACTERS = 1 << 18
+_JOB_CHARACTERS = 1 << 18
 _SMALL_CORPUS_BYTES = 4_000_000
 
 
@@ -43,7 +48,7 @@ _SMALL_CORPUS_BYTES = 4_000_000
 class PreparedData:
     """A corpus as token files; `val` and `test` are None where their fraction is 0.
 
-    `rows` has each split's examples where the source has rows, and is empty where it has text.
+    `examples` has each split's examples where the source has records, and is empty where it has documents.
     """
 
     tokenizer: Tokenizer
@@ -53,156 +58,184 @@ class PreparedData:
     fingerprint: str  # sha256 over the corpus's content, the tokenizer and the split
     folder: Path
     description: str
-    rows: dict[str, ExampleTable] = field(default_factory=dict)
+    examples: dict[str, ExampleTable] = field(default_factory=dict)
+    chat_template: str | None = None  # the text of `data.chat_template`
 
     def part(self, name: str) -> TokenFile | None:
         """The split `train`, `val` or `test`."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
-def prepare(data: DataConfig, tokenizer: TokenizerConfig, *, progress: bool = True) -> PreparedData:
+def prepare(
+    data: DataConfig, tokenizer: TokenizerConfig, *, progress: bool = True, verify: bool | None = None
+) -> PreparedData:
     """The token files of a corpus, made on the first call and found in the cache afterwards.
 
-    Of several processes that call at once one prepares and the others wait. Errors and kills leave no half cache.
+    Every rank calls it: of the processes that share a cache, the first reads the corpus and writes the token files
+    while the others wait, and then all open them. What follows the first call costs a stat per file of the corpus. The
+    ranks agree where they have one `fingerprint`. An error or a kill leaves no half-written folder. `verify=True` reads
+    the token files against their checksums again (see `TokenFile.open`).
     """
     data.check()
     tokenizer.check()
-    rows = data.target_kind is not None
     corpus = data.build(progress=progress)
-    fingerprint = _fingerprint(data, tokenizer, corpus)
+    chat_template = _chat_template(data)
+    fingerprint = _fingerprint(data, tokenizer, corpus, chat_template)
     root = cache_root(data.cache_dir)
     folder = root / f"{data.type}-{fingerprint[:16]}"
     made = None
     if not folder.is_dir():
-        with locked(root, f"{folder.name}.lock"):
+        with cache_lock(root, folder.name):
             if not folder.is_dir():
-                # The lock makes the name ours alone: what a killed process left there can go.
+                # Under the lock the name is ours alone: whatever a killed process left there can go.
                 partial = root / f".{folder.name}.partial"
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 try:
-                    made = (_build_rows if rows else _build)(partial, data, tokenizer, corpus, progress=progress)
+                    if isinstance(corpus, RecordSource):
+                        assert isinstance(data, TableConfig), "a config that builds a RecordSource extends TableConfig"
+                        made = _build_examples(partial, data, tokenizer, corpus, progress=progress)
+                    else:
+                        made = _build(partial, data, tokenizer, corpus, progress=progress)
                     os.rename(partial, folder)
+                    _open_files(folder, data)  # verified under the lock, once for all that wait
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
-    return _load(folder, data, corpus, fingerprint, made)
+    prepared = _load(folder, data, corpus, fingerprint, made, verify)
+    prepared.chat_template = chat_template
+    return prepared
 
 
-def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus | RecordSource) -> str:
-    words = dataclasses.asdict(tokenizer)
-    for name in ("special_tokens", "n_sentinel_tokens"):
-        if not words[name]:  # vocabularies without them keep their folders
-            del words[name]
-    if isinstance(tokenizer, TokenizerFileConfig):
-        words["path"] = hashlib.sha256(read_tokenizer_file(tokenizer).encode()).hexdigest()
+def _chat_template(data: DataConfig) -> str | None:
+    if not isinstance(data, TableConfig) or data.chat_template is None:
+        return None
+    from gptlab.data.examples.chat_template import read_chat_template
+
+    return read_chat_template(data.chat_template)
+
+
+def _fingerprint(
+    data: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus | RecordSource, chat_template: str | None = None
+) -> str:
     split = [Split(data.split).value, data.val_fraction, data.test_fraction]
-    key = {"version": _VERSION, "corpus": corpus.fingerprint, "tokenizer": words, "split": split}
-    if data.target_kind is not None:
-        settings = ("prompt", "response", "label_column", "class_names", "drop_unknown_classes", "messages", "chat")
-        key["rows"] = {name: getattr(data, name) for name in settings}
+    key = {"version": _VERSION, "corpus": corpus.fingerprint, "tokenizer": tokenizer.identity(), "split": split}
+    if isinstance(corpus, RecordSource):
+        fields = ("prompt", "response", "label_column", "class_names", "drop_unknown_classes", "messages", "chat")
+        key["examples"] = {name: getattr(data, name) for name in fields}
+        if chat_template is not None:
+            key["examples"]["chat_template"] = chat_template
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
+def _open_files(folder: Path, data: DataConfig, verify: bool | None = None) -> dict[str, TokenFile]:
+    return {part: TokenFile.open(folder / f"{part}.bin", verify=verify) for part in parts_of(data)}
+
+
 def _load(
-    folder: Path, data: DataConfig, corpus: Corpus | RecordSource, fingerprint: str, made: Tokenizer | None
+    folder: Path,
+    data: DataConfig,
+    corpus: Corpus | RecordSource,
+    fingerprint: str,
+    made: Tokenizer | None,
+    verify: bool | None,
 ) -> PreparedData:
     tokenizer = made or load_tokenizer(folder / "tokenizer.json")
-    files = {}
-    for part, fraction in zip(_PARTS, (1, data.val_fraction, data.test_fraction), strict=True):
-        files[part] = TokenFile.open(folder / f"{part}.bin") if fraction else None
-        if files[part] and files[part].tokenizer != tokenizer.fingerprint:
+    files = _open_files(folder, data, verify)
+    for part, file in files.items():
+        if file.tokenizer != tokenizer.fingerprint:
             raise UserError(
-                f"{folder}: {part}.bin is of another tokenizer than tokenizer.json; delete it and run again"
+                f"{folder}: {part}.bin belongs to another tokenizer than tokenizer.json; delete it and run again"
             )
+    has_records = isinstance(corpus, RecordSource)
     try:
         sizes = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-        plural = "" if sizes["n_documents"] == 1 else "s"
-        what = "row" if data.target_kind is not None else "document"
-        size = f"{sizes['n_documents']:,} {what}{plural}, {sizes['n_bytes']:,} bytes"
+        what = ("record" if has_records else "document") + "s" * (sizes["n_documents"] != 1)
+        size = f"{sizes['n_documents']:,} {what}, {sizes['n_bytes']:,} bytes"
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder}/corpus.json is missing or altered; delete the folder and run again") from None
-    description = f"{corpus.description}: {size}, content {corpus.fingerprint[:16]}"
-    there = {part: file for part, file in files.items() if file is not None}
     return PreparedData(
         tokenizer=tokenizer,
         fingerprint=fingerprint,
         folder=folder,
-        description=description,
-        rows=open_example_tables(folder, there) if data.target_kind is not None else {},
-        **files,
+        description=f"{corpus.description}: {size}, content {corpus.fingerprint[:16]}",
+        examples=open_example_tables(folder, files, verify=verify) if has_records else {},
+        train=files["train"],
+        val=files.get("val"),
+        test=files.get("test"),
     )
 
 
 def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corpus, *, progress: bool) -> Tokenizer:
-    if isinstance(corpus, HubCorpus):
+    if corpus.slow:
         corpus = SpooledCorpus(corpus, folder / "spool", progress=progress)
     with ExitStack() as stack:
-        learns = config.trained
-        if not learns:  # its errors come before any work, and the workers start beside the first reading
-            tokenizer = config.build(lambda: iter(()))
-            encoders = _start(stack, folder, tokenizer, data, corpus)
-        sizes = _measure(corpus)
-        part_of = _split(data, sizes)
-        if learns:
+        # The errors of a tokenizer that needs no training come before any work, and its workers start meanwhile.
+        tokenizer = None if config.trained else config.build(_no_texts)
+        encoders = None if tokenizer is None else _start(stack, folder, tokenizer, data, corpus.n_bytes)
+        sizes = measure(corpus)
+        part_of = split_documents(data, sizes)
 
-            def texts() -> Iterator[str]:
-                for (part, _), run in _by_document(_parts(corpus.pieces(), part_of)):
-                    # Every split must be spelled with the same characters.
-                    if part == "train" or config.all_splits:
-                        yield from between_words(piece.text for _, piece in run)
+        def texts() -> Iterator[str]:
+            for (part, _), run in by_document(cut_into_parts(corpus.chunks(), part_of)):
+                if part == "train" or config.all_splits:
+                    yield from between_words(chunk.text for _, chunk in run)
 
-            tokenizer = config.build(texts)
-            encoders = _start(stack, folder, tokenizer, data, corpus)
+        tokenizer = tokenizer or config.build(texts)
+        encoders = encoders or _start(stack, folder, tokenizer, data, corpus.n_bytes)
         writers = _writers(stack, folder, tokenizer, data)
         advance = stack.enter_context(byte_progress("tokenizing", sizes.n_bytes, show=progress))
-        for unit, encoded in encoders.map(_units(_parts(corpus.pieces(), part_of), tokenizer)):
-            writer = writers[unit.part]
+        for job, encoded in encoders.map(_jobs(cut_into_parts(corpus.chunks(), part_of), tokenizer)):
+            writer = writers[job.part]
             writer.write(encoded.ids)
-            writer.end_documents(unit.n_documents, n_bytes=unit.n_bytes, n_characters=unit.n_characters)
-            advance(unit.n_bytes)
+            writer.end_documents(job.n_documents, n_bytes=job.n_bytes, n_characters=job.n_characters)
+            advance(job.n_bytes)
     (folder / "spool").unlink(missing_ok=True)
     _write_sizes(folder, len(sizes.characters), sizes.n_bytes)
     return tokenizer
 
 
-def _build_rows(
+def _build_examples(
     folder: Path, data: TableConfig, config: TokenizerConfig, source: RecordSource, *, progress: bool
 ) -> Tokenizer:
-    learns = config.trained
-    if not learns:  # its errors come before any work
-        tokenizer = config.build(lambda: iter(()))
-    examples = SpooledExamples(data, source, folder / "spool", progress=progress)
-    part_of = _split_rows(data, examples)
-    if learns:
+    tokenizer = None if config.trained else config.build(_no_texts)  # its errors come before any work
+    chat_tokens = (tokenizer or config).chat_tokens
+    examples = SpooledExamples(data, source, folder / "spool", chat_tokens, progress=progress)
+    part_of = split_examples(data, examples.hashes)
 
-        def texts() -> Iterator[str]:
-            for number, example in enumerate(examples):
-                if part_of(number) == "train" or config.all_splits:
-                    yield from (segment.text for segment in example.segments if segment.text)
+    def texts() -> Iterator[str]:
+        for number, example in enumerate(examples):
+            if part_of(number) == "train" or config.all_splits:
+                for segment in example.segments:
+                    if isinstance(segment.text, str):
+                        names = {*chat_tokens.values(), *config.added_tokens} if segment.special else ()
+                        yield from (text for text in split_at(names, segment.text) if text and text not in names)
 
-        tokenizer = config.build(texts)
+    tokenizer = tokenizer or config.build(texts)
     if tokenizer.eot is None and data.target_kind is not TargetKind.label:
         raise UserError(
-            f"tokenizer={config.type} has no end-of-text word, which ends each response of data={data.type}; use "
+            f"tokenizer={config.type} has no end-of-text token, which ends each response of data={data.type}; use "
             "another, such as tokenizer=bpe"
         )
+    beginning = tokenizer.beginning if data.chat_template is None else ()  # a chat template writes its own
     with ExitStack() as stack:
-        encoders = _start(stack, folder, tokenizer, data, examples)
+        encoders = _start(stack, folder, tokenizer, data, examples.n_bytes)
         writers = _writers(stack, folder, tokenizer, data)
         tables = {part: ExampleTableWriter() for part in writers}
         advance = stack.enter_context(byte_progress("tokenizing", examples.n_bytes, show=progress))
-        for unit, encoded in encoders.map(_row_units(examples, part_of, tokenizer)):
-            writer = writers[unit.part]
-            writer.write(_add_rows(unit.examples, encoded, tokenizer, tables[unit.part]))
-            writer.end_documents(unit.n_documents, n_bytes=unit.n_bytes, n_characters=unit.n_characters)
-            advance(unit.n_bytes)
-    rows = ExampleFormat(
-        form=data.target_kind.value, n_beginning=len(tokenizer.beginning), has_end=tokenizer.eot is not None
-    )
-    write_example_format(folder, rows, {part: table.save(folder, part) for part, table in tables.items()})
+        for job, encoded in encoders.map(_example_jobs(examples, part_of, tokenizer)):
+            writer = writers[job.part]
+            writer.write(_add_examples(job.examples, encoded, beginning, tables[job.part]))
+            writer.end_documents(job.n_documents, n_bytes=job.n_bytes, n_characters=job.n_characters)
+            advance(job.n_bytes)
+    about = ExampleFormat(form=data.target_kind.value, n_beginning=len(beginning), has_end=tokenizer.eot is not None)
+    write_example_format(folder, about, {part: table.save(folder, part) for part, table in tables.items()})
     (folder / "spool").unlink()
     _write_sizes(folder, len(examples), examples.n_bytes)
     return tokenizer
+
+
+def _no_texts() -> Iterator[str]:
+    return iter(())
 
 
 def _write_sizes(folder: Path, n_documents: int, n_bytes: int) -> None:
@@ -215,19 +248,15 @@ def _writers(stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataCon
         part: stack.enter_context(
             TokenWriter(folder / f"{part}.bin", vocab_size=tokenizer.vocab_size, tokenizer=tokenizer.fingerprint)
         )
-        for part, fraction in zip(_PARTS, (1, data.val_fraction, data.test_fraction), strict=True)
-        if fraction
+        for part in parts_of(data)
     }
 
 
-def _start(
-    stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataConfig, corpus: Corpus | SpooledExamples
-) -> Encoders:
+def _start(stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataConfig, n_bytes: int) -> Encoders:
     tokenizer.save(folder / "tokenizer.json")
     n_processes = data.n_processes or _n_cores()
-    # Starting a process costs as much as tokenizing a few megabytes; bytes and characters are looked up faster than
-    # they could be sent.
-    if corpus.n_bytes < _SMALL_CORPUS_BYTES or tokenizer.type in ("byte", "char"):
+    # Starting a process costs as much as tokenizing a few megabytes; bytes and characters are encoded faster than sent.
+    if n_bytes < _SMALL_CORPUS_BYTES or tokenizer.type in ("byte", "char"):
         n_processes = 1
     return stack.enter_context(Encoders(tokenizer, n_processes))
 
@@ -238,134 +267,25 @@ def _n_cores() -> int:
     return os.cpu_count() or 1
 
 
-@dataclass(kw_only=True, slots=True)
-class _Sizes:
-    characters: array  # of each document
-    hashes: array  # of each document's name, in [0, 1)
-    n_bytes: int
-
-
-def _measure(corpus: Corpus) -> _Sizes:
-    sizes = _Sizes(characters=array("q"), hashes=array("d"), n_bytes=0)
-    for piece in corpus.pieces():
-        if piece.document == len(sizes.characters):
-            sizes.characters.append(0)
-            digest = hashlib.sha256(piece.name.encode("utf-8", "surrogatepass")).digest()
-            sizes.hashes.append((int.from_bytes(digest[:8], "big") >> 11) / (1 << 53))
-        sizes.characters[-1] += len(piece.text)
-        sizes.n_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
-    if not sizes.characters:
-        raise UserError(f"{corpus.description} holds no readable text; give another with data.path=")
-    return sizes
-
-
-def _split_rows(data: TableConfig, examples: SpooledExamples) -> Callable[[int], str]:
-    """The split of each example, by its content: equal ones are never in two."""
-    parts = ["train", *(part for part in _PARTS[1:] if getattr(data, f"{part}_fraction"))]
-    hashes, kinds = np.unique(np.array(examples.hashes), return_inverse=True)
-    if len(hashes) < len(parts):
-        several = len(hashes) > 1
-        alike = f", the others are like {'them' if several else 'it'}," if len(hashes) < len(examples) else ""
-        raise UserError(
-            f"the table has {len(hashes):,} row{'s' * several}{alike} and each of {', '.join(parts)} needs one; "
-            "give more rows, or set data.val_fraction=0 and data.test_fraction=0"
-        )
-    part_of = _split_by_document(data, hashes)
-    return lambda number: part_of(int(kinds[number]))[0][0]
-
-
-PartOf = Callable[[int], list[tuple[str, int]]]
-
-
-def _split(data: DataConfig, sizes: _Sizes) -> PartOf:
-    """For each document, where its parts begin in characters, e.g. [("train", 0), ("val", 3105)]."""
-    if Split(data.split) is Split.document:
-        return _split_by_document(data, np.array(sizes.hashes))
-    n = sum(sizes.characters)
-    # Rounded, so that 1 - 0.1 is 0.9 and its product with n the one that everybody else computes.
-    ends = [
-        int(round(1 - data.val_fraction - data.test_fraction, 12) * n),
-        int(round(1 - data.test_fraction, 12) * n),
-        n,
-    ]
-    starts = [0, *ends[:2]]
-    for part, fraction, start, end in zip(
-        _PARTS, (1, data.val_fraction, data.test_fraction), starts, ends, strict=True
-    ):
-        if fraction and start == end:
-            setting = "the training split" if part == "train" else f"data.{part}_fraction={fraction}"
-            raise UserError(f"{setting} is empty: the corpus has {n:,} characters; give more text or other fractions")
-    offsets = np.concatenate([[0], np.cumsum(np.array(sizes.characters))])
-
-    def part_of(document: int) -> list[tuple[str, int]]:
-        first, last = int(offsets[document]), int(offsets[document + 1])
-        return [
-            (part, max(start, first) - first)
-            for part, start, end in zip(_PARTS, starts, ends, strict=True)
-            if max(start, first) < min(end, last)
-        ]
-
-    return part_of
-
-
-def _split_by_document(data: DataConfig, hashes: np.ndarray) -> PartOf:
-    n = len(hashes)
-    wanted = [
-        part for part, fraction in zip(_PARTS[1:], (data.val_fraction, data.test_fraction), strict=True) if fraction
-    ]
-    if n <= len(wanted):
-        raise UserError(
-            f"data.split=document needs a document for each of train, {', '.join(wanted)} and the corpus has {n}; "
-            "use data.split=fraction, which cuts the text itself"
-        )
-    n_val = int((hashes < data.val_fraction).sum())
-    n_test = int((hashes < data.val_fraction + data.test_fraction).sum()) - n_val
-    # In the order of the hashes the parts are neighbors: an empty one takes the next document.
-    n_val, n_test = max(n_val, "val" in wanted), max(n_test, "test" in wanted)
-    n_val = min(n_val, n - 1 - ("test" in wanted))
-    n_test = min(n_test, n - 1 - n_val)
-    codes = np.zeros(n, dtype=np.uint8)
-    order = np.argsort(hashes, kind="stable")
-    codes[order[:n_val]] = 1
-    codes[order[n_val : n_val + n_test]] = 2
-    return lambda document: [(_PARTS[codes[document]], 0)]
-
-
-def _parts(pieces: Iterable[TextChunk], part_of: PartOf) -> Iterator[tuple[str, TextChunk]]:
-    for document, run in groupby(pieces, key=lambda piece: piece.document):
-        waiting = part_of(document)
-        position = 0
-        part = ""
-        for piece in run:
-            text = piece.text
-            while text:
-                if waiting and waiting[0][1] == position:
-                    part = waiting.pop(0)[0]
-                room = waiting[0][1] - position if waiting else len(text)
-                yield part, TextChunk(document, piece.name, text[:room])
-                position += min(room, len(text))
-                text = text[room:]
-
-
-def _units(parts: Iterable[tuple[str, TextChunk]], tokenizer: Tokenizer) -> Iterator[EncodeJob]:
-    open_units: dict[str, EncodeJob] = {}
+def _jobs(parts: Iterable[tuple[str, TextChunk]], tokenizer: Tokenizer) -> Iterator[EncodeJob]:
+    open_jobs: dict[str, EncodeJob] = {}
     begun: set[str] = set()
-    for (part, _), run in _by_document(parts):
-        unit = open_units.get(part)
-        if unit is None:
-            unit = open_units[part] = _empty_unit(part)
+    for (part, _), run in by_document(parts):
+        job = open_jobs.get(part)
+        if job is None:
+            job = open_jobs[part] = _empty_job(part)
         if part in begun and tokenizer.eot is not None:
-            unit.texts.append(None)
+            job.texts.append(tokenizer.eot)
         begun.add(part)
-        unit.n_documents += 1
-        for chunk in tokenizer.chunks(piece.text for _, piece in run):
-            unit.texts.append(chunk)
-            unit.n_characters += len(chunk)
-            unit.n_bytes += len(chunk.encode("utf-8", "surrogatepass"))
-            if unit.n_characters >= _UNIT_CHARACTERS:
-                yield unit
-                unit = open_units[part] = _empty_unit(part)
-    yield from (unit for unit in open_units.values() if unit.texts)
+        job.n_documents += 1
+        for text in tokenizer.chunks(chunk.text for _, chunk in run):
+            job.texts.append(text)
+            job.n_characters += len(text)
+            job.n_bytes += len(text.encode("utf-8", "surrogatepass"))
+            if job.n_characters >= _JOB_CHARACTERS:
+                yield job
+                job = open_jobs[part] = _empty_job(part)
+    yield from (job for job in open_jobs.values() if job.texts)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -373,40 +293,40 @@ class _ExampleJob(EncodeJob):
     examples: list[Example]
 
 
-def _row_units(
+def _example_jobs(
     examples: Iterable[Example], part_of: Callable[[int], str], tokenizer: Tokenizer
 ) -> Iterator[_ExampleJob]:
-    open_units: dict[str, _ExampleJob] = {}
+    open_jobs: dict[str, _ExampleJob] = {}
     for number, example in enumerate(examples):
         part = part_of(number)
-        unit = open_units.get(part)
-        if unit is None:
-            unit = _ExampleJob(part=part, texts=[], n_documents=0, n_characters=0, n_bytes=0, examples=[])
-            open_units[part] = unit
-        if tokenizer.eot is None:
-            example = example._replace(segments=[segment for segment in example.segments if segment.text is not None])
-        unit.examples.append(example)
-        unit.n_documents += 1
-        for segment in example.segments:
-            unit.texts.append(segment.text)
-            unit.n_characters += len(segment.text or "")
-            unit.n_bytes += n_bytes(segment)
-        if unit.n_characters >= _UNIT_CHARACTERS:
-            yield open_units.pop(part)
-    yield from open_units.values()
+        job = open_jobs.get(part)
+        if job is None:
+            job = _ExampleJob(part=part, texts=[], n_documents=0, n_characters=0, n_bytes=0, examples=[])
+            open_jobs[part] = job
+        example = resolve(example, tokenizer)
+        job.texts += [segment.text for segment in example.segments if segment.text is not None]
+        job.examples.append(example)
+        job.n_documents += 1
+        job.n_characters += sum(len(segment.text) for segment in example.segments if isinstance(segment.text, str))
+        job.n_bytes += sum(map(n_bytes, example.segments))
+        if job.n_characters >= _JOB_CHARACTERS:
+            yield open_jobs.pop(part)
+    yield from open_jobs.values()
 
 
-def _add_rows(examples: list[Example], encoded: Encoded, tokenizer: Tokenizer, table: ExampleTableWriter) -> np.ndarray:
-    """Note the rows of the examples in `table`; returns their tokens."""
-    beginning = np.array(tokenizer.beginning, dtype=encoded.ids.dtype)
-    sizes, parts, place = iter(encoded.sizes), [], 0
+def _add_examples(
+    examples: list[Example], encoded: Encoded, beginning: tuple[int, ...], table: ExampleTableWriter
+) -> np.ndarray:
+    """Add the examples to `table` and return their tokens."""
+    before = np.array(beginning, dtype=encoded.ids.dtype)
+    sizes, parts, position = iter(encoded.sizes), [], 0
     for example in examples:
         length, spans = len(beginning), []
         for segment in example.segments:
             size = next(sizes)
-            if not size and (segment.scored or segment.text.strip()):
+            if not size and isinstance(segment.text, str) and (segment.scored or segment.text.strip()):
                 raise UserError(
-                    f"{example.where}: the tokenizer makes no token of {segment.text[:40]!r}; leave the row out"
+                    f"{example.where}: the tokenizer makes no token of {segment.text[:40]!r}; leave the record out"
                 )
             if segment.scored:
                 follows = spans and spans[-1][1] == length
@@ -414,16 +334,10 @@ def _add_rows(examples: list[Example], encoded: Encoded, tokenizer: Tokenizer, t
             length += size
         table.add(length, spans, example.label)
         n = length - len(beginning)
-        parts += [beginning, encoded.ids[place : place + n]]
-        place += n
+        parts += [before, encoded.ids[position : position + n]]
+        position += n
     return np.concatenate(parts)
 
 
-def _by_document(
-    parts: Iterable[tuple[str, TextChunk]],
-) -> Iterator[tuple[tuple[str, int], Iterator[tuple[str, TextChunk]]]]:
-    return groupby(parts, key=lambda item: (item[0], item[1].document))
-
-
-def _empty_unit(part: str) -> EncodeJob:
+def _empty_job(part: str) -> EncodeJob:
     return EncodeJob(part=part, texts=[], n_documents=0, n_characters=0, n_bytes=0)

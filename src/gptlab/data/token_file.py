@@ -7,16 +7,18 @@ from 4096     the ids, little-endian, 2 bytes each up to a vocabulary of 65,536,
 
 import hashlib
 import json
-import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from gptlab.data.cache import is_verified, mark_verified
 from gptlab.errors import UserError
+from gptlab.files import replacing, stat_key
 
 _MAGIC = b"GPTLABTK"
 _VERSION = 1
@@ -43,7 +45,7 @@ class _Header:
     def __post_init__(self) -> None:
         counts = (self.n_tokens, self.n_documents, self.n_bytes, self.n_characters)
         if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError("a count is not a whole number")
+            raise ValueError("a count is not an integer")
         if type(self.vocab_size) is not int or self.vocab_size < 1:
             raise ValueError("the vocabulary is empty")
         if not (isinstance(self.tokenizer, str) and isinstance(self.checksum, str)):
@@ -53,7 +55,7 @@ class _Header:
 class TokenFile:
     """The ids of one split, read-only; `tokens` is a memory map, so opening costs no memory.
 
-    `n_bytes` and `n_characters` measure the text (as UTF-8) the ids came from, without end-of-text words;
+    `n_bytes` and `n_characters` measure the text (as UTF-8) the ids came from, without end-of-text tokens;
     `tokenizer` is the fingerprint of the tokenizer that made them.
     """
 
@@ -74,18 +76,23 @@ class TokenFile:
             self.tokens = np.empty(0, dtype=dtype)  # an empty range cannot be mapped
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True) -> "TokenFile":
-        """Open a token file; `verify` also reads it once, against its checksum and its vocabulary.
+    def open(cls, path: str | Path, *, verify: bool | None = None) -> "TokenFile":
+        """Open a token file.
 
-        A missing, cut or altered file is a ValueError that says what to delete.
+        Its size and the CRC of its header are always checked. Its ids are read against their checksum and the
+        vocabulary when the file is first opened, and again if its size, mtime or ctime changed since; at every call
+        with `verify=True`, never with `verify=False`. UserError names a missing, truncated or altered file and what to
+        delete.
         """
         path = Path(path)
         file = cls(path, _read_header(path))
-        if verify:
-            file._verify()
+        if verify or (verify is None and not is_verified(path, file.checksum)):
+            file.verify()
         return file
 
-    def _verify(self) -> None:
+    def verify(self) -> None:
+        """Read all ids against the checksum and the vocabulary; UserError where they differ."""
+        key = stat_key(self.path)
         digest = hashlib.sha256()
         start = 0
         for block in self._blocks(self.n_tokens):
@@ -100,6 +107,26 @@ class TokenFile:
             start += len(block)
         if digest.hexdigest() != self.checksum:
             raise _refused(self.path, "its contents were altered (the checksum does not match)")
+        mark_verified(self.path, self.checksum, key)
+
+    def positions(self, token_id: int) -> np.ndarray:
+        """Where a token stands, int64 (n,), in order; the first call reads the file and keeps the result beside it."""
+        path = self.path.with_name(f"{self.path.name}.{token_id}.npy")
+        with suppress(OSError, ValueError, EOFError):
+            about, found = np.load(path, mmap_mode="r", allow_pickle=False), None
+            # The checksum of the ids that were searched, as 32 bytes, before the positions.
+            if about.dtype == np.dtype("<i8") and about.ndim == 1 and about[:4].tobytes().hex() == self.checksum:
+                found = about[4:].view(np.ndarray)
+            if found is not None:
+                return found
+        blocks, start = [np.frombuffer(bytes.fromhex(self.checksum), dtype="<i8")], 0
+        for block in self._blocks(self.n_tokens):
+            blocks.append(np.flatnonzero(block == token_id) + start)
+            start += len(block)
+        content = np.concatenate(blocks).astype("<i8")
+        with suppress(OSError), replacing(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, content, allow_pickle=False)
+        return content[4:]
 
     def _blocks(self, n_tokens: int) -> Iterator[np.ndarray]:
         tokens = self.tokens.view(np.ndarray)[:n_tokens]
@@ -114,13 +141,13 @@ class TokenFile:
         return TokenFile, (self.path, self._header)
 
     def unigram_entropy(self) -> float:
-        """The entropy in nats per token of the word frequencies, from the first 50M tokens: what a model that ignores
-        all context would reach."""
+        """Entropy of the token frequencies in nats per token, of the first 50M tokens: the loss of the best model that
+        ignores all context."""
         counts = np.zeros(self.vocab_size, dtype=np.int64)
         for block in self._blocks(50_000_000):
             counts += np.bincount(block, minlength=self.vocab_size)
-        shares = counts[counts > 0] / max(1, counts.sum())
-        return float(-(shares * np.log(shares)).sum()) + 0.0  # + 0.0: no negative zero for a single word
+        frequencies = counts[counts > 0] / max(1, counts.sum())
+        return float(-(frequencies * np.log(frequencies)).sum()) + 0.0  # + 0.0: no negative zero
 
 
 def _refused(path: Path, what: str) -> UserError:
@@ -139,7 +166,7 @@ def _read_header(path: Path) -> _Header:
     if head[: len(_MAGIC)] != _MAGIC:
         if not head or _MAGIC.startswith(head):
             raise _refused(path, f"truncated: {size_bytes:,} bytes, expected at least {_PAYLOAD_OFFSET_BYTES:,}")
-        raise _refused(path, "not a token file of gptlab (its first bytes are other)")
+        raise _refused(path, "not a token file of gptlab (its first bytes differ)")
     if len(head) < _PAYLOAD_OFFSET_BYTES:
         raise _refused(path, f"truncated: {size_bytes:,} bytes, expected at least {_PAYLOAD_OFFSET_BYTES:,}")
     _, version, length_bytes, crc = _PREFIX.unpack_from(head)
@@ -151,23 +178,22 @@ def _read_header(path: Path) -> _Header:
     try:
         header = _Header(**json.loads(text))
     except (ValueError, TypeError) as error:
-        raise _refused(path, f"its header is not sound ({error})") from None
+        raise _refused(path, f"its header is invalid ({error})") from None
     expected_bytes = _PAYLOAD_OFFSET_BYTES + header.n_tokens * token_dtype(header.vocab_size).itemsize
     if size_bytes != expected_bytes:
-        word = "truncated" if size_bytes < expected_bytes else "too long"
-        raise _refused(path, f"{word}: {size_bytes:,} bytes, expected {expected_bytes:,}")
+        what = "truncated" if size_bytes < expected_bytes else "too long"
+        raise _refused(path, f"{what}: {size_bytes:,} bytes, expected {expected_bytes:,}")
     return header
 
 
 class TokenWriter:
-    """Writes a token file under a temporary name; leaving the `with` block without an error gives it its own.
+    """Writes a token file, which appears at `path` when the `with` block ends without an error.
 
-    An error inside the block, a full disk included, removes the temporary file; one that stood at `path` before stays.
+    After an error in the block, a full disk included, nothing is left of it, and an older file at `path` stays.
     """
 
     def __init__(self, path: str | Path, *, vocab_size: int, tokenizer: str) -> None:
         self.path = Path(path)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         self._vocab_size = vocab_size
         self._tokenizer = tokenizer
         self._dtype = token_dtype(vocab_size)
@@ -175,12 +201,11 @@ class TokenWriter:
         self._n_tokens = self._n_documents = self._n_bytes = self._n_characters = 0
 
     def __enter__(self) -> "TokenWriter":
-        self._file = open(self._temporary, "wb", buffering=0)
-        try:
+        with ExitStack() as stack:
+            temporary = stack.enter_context(replacing(self.path))
+            self._file = stack.enter_context(open(temporary, "wb", buffering=0))
             self._put(bytes(_PAYLOAD_OFFSET_BYTES))
-        except BaseException:
-            self._discard()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def write(self, ids: np.ndarray) -> None:
@@ -208,10 +233,10 @@ class TokenWriter:
         self._n_characters += n_characters
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        try:
+        with self._stack as stack:
+            if error is not None:
+                stack.__exit__(kind, error, trace)
+                return
             header = _Header(
                 n_tokens=self._n_tokens,
                 n_documents=self._n_documents,
@@ -225,12 +250,6 @@ class TokenWriter:
             assert _PREFIX.size + len(text) <= _PAYLOAD_OFFSET_BYTES
             self._file.seek(0)
             self._put(_PREFIX.pack(_MAGIC, _VERSION, len(text), zlib.crc32(text)) + text)
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._temporary, self.path)
-        except BaseException:
-            self._discard()
-            raise
 
     def _put(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -240,7 +259,3 @@ class TokenWriter:
         except OSError as error:
             reason = f"cannot write {self.path}: {error.strerror or error}; free some space or set data.cache_dir"
             raise OSError(error.errno, reason) from error
-
-    def _discard(self) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)

@@ -16,7 +16,8 @@ import torch
 
 from gptlab.data.examples.template import Template
 from gptlab.data.sources.config import TextConfig
-from gptlab.data.sources.corpus import Corpus, open_text
+from gptlab.data.sources.source import Corpus
+from gptlab.data.sources.text import open_text
 from gptlab.errors import UserError
 from gptlab.evaluation.config import EvaluateConfig, Kind
 from gptlab.evaluation.perplexity import encode, perplexity

@@ -8,7 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gptlab.data.tokenizers.tokenizer import END_OF_TEXT, FileTokenizer, Tokenizer, byte_alphabet
+from gptlab.data.tokenizers.bpe import byte_alphabet
+from gptlab.data.tokenizers.file import FileTokenizer
+from gptlab.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from gptlab.errors import UserError
 from gptlab.interop.external_folder import read_json
 
@@ -83,7 +85,7 @@ def _content(tokenizer: Tokenizer) -> dict[str, Any]:
         case "byte":
             vocab = [bytes([byte]) for byte in range(256)]
         case _:
-            vocab = [base64.b64decode(token) for token in state["words"]]
+            vocab = [base64.b64decode(token) for token in state["vocabulary"]]
     character_of = {byte: character for character, byte in byte_alphabet().items()}
     spelled = ["".join(character_of[byte] for byte in token) for token in vocab]
     model = models.BPE(

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlab.data.tokenizers.tokenizer import FileTokenizer, Tokenizer
+from gptlab.data.tokenizers.file import FileTokenizer
+from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.interop.architecture import Architecture, TensorLocation, joined, shown, typed
 from gptlab.interop.bert import BERT

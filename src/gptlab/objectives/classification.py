@@ -56,7 +56,7 @@ class Classification(Objective):
             self.unused_parameters = ("lm_head.",)
 
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> ExampleTable:
-        return data.rows[split].fit(self.context_length - self.n_added, self.data.overlong)
+        return data.examples[split].fit(self.context_length - self.n_added, self.data.overlong)
 
     def collate(self, examples: list[TokenizedExample], sample_ids: np.ndarray) -> Batch:
         """Tokens and attention mask (B, T), padded to the longest text, and class labels (B)."""

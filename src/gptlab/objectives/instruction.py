@@ -33,7 +33,7 @@ class Instruction(Objective):
 
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> ExampleTable:
         # The last token is only a target.
-        return data.rows[split].fit(self.context_length + 1, self.data.overlong)
+        return data.examples[split].fit(self.context_length + 1, self.data.overlong)
 
     def collate(self, examples: list[TokenizedExample], sample_ids: np.ndarray) -> Batch:
         """Tokens, targets without those of prompts, and attention mask (B, T); with a source also `source` (B, S)."""

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from gptlab.data.tokenizers.tokenizer import FileTokenizer, Tokenizer, load_tokenizer
+from gptlab.data.tokenizers.file import FileTokenizer
+from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from gptlab.errors import UserError
 from gptlab.interop.external_folder import check_vocab_size, read_json
 from gptlab.interop.special_tokens import end_of_text

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gptlab.config import RunConfig
-from gptlab.data.order import window_index
+from gptlab.data.order import example_index
 from gptlab.data.prepare import PreparedData
 from gptlab.distributed.config import Layout
 from gptlab.objectives.base import Batch, Examples, Objective
@@ -52,7 +52,7 @@ class TrainBatches(Dataset):
             share = self.per_step // self.world_size
             steps = np.arange(block * n_steps, (block + 1) * n_steps)[:, None]
             self._samples = steps * self.per_step + self.rank * share + np.arange(share)
-            self._indices = window_index(self.seed, self._samples, self.n_examples, self.shuffle)
+            self._indices = example_index(self.seed, self._samples, self.n_examples, self.shuffle)
             self._block = block
         return self.objective.collate(self.examples.gather(self._indices[row]), self._samples[row])
 

@@ -1,4 +1,4 @@
-"""Functions of Python files as rows, held against the functions that Python itself makes of them."""
+"""Functions of Python files as records, held against the functions that Python itself makes of them."""
 
 import ast
 import importlib
@@ -11,7 +11,6 @@ import pytest
 
 from gptlab.data.prepare import prepare
 from gptlab.data.sources.config import FunctionsConfig, StdlibConfig, TextConfig
-from gptlab.data.sources.corpus import open_corpus
 from gptlab.data.sources.functions import functions
 from gptlab.data.tokenizers.config import BPEConfig, ByteConfig
 
@@ -81,8 +80,8 @@ def folder(tmp_path):
 
 
 def test_which_functions_and_what_of_them(folder):
-    rows = list(functions(open_corpus(StdlibConfig(path=str(folder)))))
-    assert [(row["module"], row["package"], row["name"]) for row in rows] == [
+    records = list(functions(StdlibConfig(path=str(folder)).build()))
+    assert [(row["module"], row["package"], row["name"]) for row in records] == [
         ("escapes", "escapes", "kept"),
         ("package", "package", "kept"),
         ("package", "package", "method"),
@@ -90,7 +89,7 @@ def test_which_functions_and_what_of_them(folder):
         ("top", "top", "kept"),
         ("top", "top", "method"),
     ]
-    kept, method = rows[1:3]
+    kept, method = records[1:3]
     assert kept["code"] == "def kept(a, b=2):\n    total = a + b\n    return total"
     assert kept["summary"] == "Add two numbers."
     assert method["summary"] == "Return the answer now."
@@ -99,10 +98,10 @@ def test_which_functions_and_what_of_them(folder):
 
 def test_they_are_the_functions_that_python_makes():
     root = Path(inspect.getfile(importlib.import_module("json"))).parent
-    rows = list(functions(open_corpus(StdlibConfig(path=str(root)))))
-    assert {"loads", "dump", "dumps"} <= {row["name"] for row in rows}
+    records = list(functions(StdlibConfig(path=str(root)).build()))
+    assert {"loads", "dump", "dumps"} <= {row["name"] for row in records}
     checked = 0
-    for row in rows:
+    for row in records:
         module = importlib.import_module("json" if row["module"] == "__init__" else f"json.{row['module']}")
         function = getattr(module, row["name"], None)
         if not inspect.isfunction(function):
@@ -118,14 +117,16 @@ def test_they_are_the_functions_that_python_makes():
 
 
 def test_functions_as_examples(folder, tmp_path):
-    words = {"path": str(folder), "cache_dir": str(tmp_path / "cache"), "val_fraction": 0.0}
-    config = FunctionsConfig(label="package", classes=["top", "package"], drop_unknown_classes=True, **words)
+    settings = {"path": str(folder), "cache_dir": str(tmp_path / "cache"), "val_fraction": 0.0}
+    config = FunctionsConfig(
+        label_column="package", class_names=["top", "package"], drop_unknown_classes=True, **settings
+    )
     data = prepare(config, BPEConfig(vocab_size=300), progress=False)
-    assert data.rows["train"].labels.tolist() == [1, 1, 1, 0, 0]
+    assert data.examples["train"].labels.tolist() == [1, 1, 1, 0, 0]
     assert "functions of the .py files of" in data.description and data.folder.name.startswith("functions-")
-    config = FunctionsConfig(prompt="{code}\n# Summary:", response=" {summary}", **words)
+    config = FunctionsConfig(prompt="{code}\n# Summary:", response=" {summary}", **settings)
     data = prepare(config, ByteConfig(), progress=False)
-    row = data.rows["train"].gather(np.array([1]))[0]
+    row = data.examples["train"].gather(np.array([1]))[0]
     assert data.tokenizer.decode(row.tokens[~row.scored]) == (
         "def kept(a, b=2):\n    total = a + b\n    return total\n# Summary:"
     )
@@ -133,29 +134,32 @@ def test_functions_as_examples(folder, tmp_path):
 
 
 def test_what_is_refused(folder, tmp_path):
-    words = {"path": str(folder), "cache_dir": str(tmp_path / "cache")}
+    settings = {"path": str(folder), "cache_dir": str(tmp_path / "cache")}
     for config, why in (
-        (FunctionsConfig(**words), "none is set; set one of them, as data=function_packages"),
+        (FunctionsConfig(**settings), "none is set; set one of them, as data=function_packages"),
         (
-            FunctionsConfig(messages="code", **words),
+            FunctionsConfig(messages="code", **settings),
             r"data=functions reads Python .* no data\.messages=code",
         ),
         (FunctionsConfig(dataset="a/b", response="x"), r"takes no data\.dataset=a/b"),
-        (FunctionsConfig(response="{comment}", **words), r"row 1 of functions of .* lacks; it has code, module, name"),
         (
-            FunctionsConfig(label="name", classes=["x", "y"], drop_unknown_classes=True, **words),
-            "has no row with a label of",
+            FunctionsConfig(response="{comment}", **settings),
+            r"record 1 of functions of .* lacks; it has code, module",
+        ),
+        (
+            FunctionsConfig(label_column="name", class_names=["x", "y"], drop_unknown_classes=True, **settings),
+            "has no record with a label of",
         ),
     ):
         with pytest.raises(ValueError, match=why):
             prepare(config, ByteConfig(), progress=False)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.py").write_text("a = 1\n")
-    words["path"] = str(tmp_path / "empty")
-    with pytest.raises(ValueError, match="has no row; give another table"):
-        prepare(FunctionsConfig(response="x", **words), ByteConfig(), progress=False)
+    settings["path"] = str(tmp_path / "empty")
+    with pytest.raises(ValueError, match="has no record; give another table"):
+        prepare(FunctionsConfig(response="x", **settings), ByteConfig(), progress=False)
 
 
 def test_no_code_is_run(tmp_path):
     (tmp_path / "a.py").write_text("raise SystemExit('was run')\n" + SOURCE)
-    assert list(functions(open_corpus(TextConfig(path=str(tmp_path / "a.py")))))
+    assert list(functions(TextConfig(path=str(tmp_path / "a.py")).build()))

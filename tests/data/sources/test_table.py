@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gptlab.data.sources.corpus import HubTable
+from gptlab.data.sources.huggingface import HubDataset
 from gptlab.data.sources.table import read_table
 
 ROWS = [{"text": 'one, "two"\nthree', "n": 1}, {"text": "ünï\ttab", "n": None}, {"text": "", "n": 2.5}]
@@ -45,9 +45,9 @@ def test_a_value_may_be_as_long_as_it_is(tmp_path):
     ("name", "content", "why"),
     [
         ("a.jsonl", "", "a.jsonl is empty"),
-        ("a.jsonl", "\n\n", "a.jsonl has no rows"),
-        ("a.json", "[]", "a.json has no rows"),
-        ("a.csv", "a,b\n", "a.csv has no rows"),
+        ("a.jsonl", "\n\n", "a.jsonl has no records"),
+        ("a.json", "[]", "a.json has no records"),
+        ("a.csv", "a,b\n", "a.csv has no records"),
         ("a.jsonl", '{"a": 1}\n[1]\n', "a.jsonl, line 2: holds a list, not an object"),
         ("a.jsonl", '{"a": 1}\n{"a": \n', "a.jsonl, line 2: not JSON .Expecting value at column"),
         ("a.jsonl", '{"a": 1, "a": 2}\n', "a.jsonl, line 1: an object has 'a' twice"),
@@ -59,11 +59,11 @@ def test_a_value_may_be_as_long_as_it_is(tmp_path):
         ("a.json", '{"a": 1}\n{"a": 2}', "a.json, line 2: not JSON .Extra data.* ends in .jsonl"),
         ("a.csv", "a,b\n1,2\n1,2,3\n", "a.csv, line 3: 3 values for 2 columns .a, b.; quote .*a comma"),
         ("a.tsv", "a\tb\n1\n", "a.tsv, line 2: 1 values for 2 columns .*a tab"),
-        ("a.csv", 'a,b\n"x\ny",2\n"x,2\n', "a.csv, line 4: unexpected end of data; mend the quotes"),
-        ("a.csv", "a,b,a\n1,2,3\n", "a.csv, line 1: the column 'a' is there twice"),
+        ("a.csv", 'a,b\n"x\ny",2\n"x,2\n', "a.csv, line 4: unexpected end of data; fix the quotes"),
+        ("a.csv", "a,b,a\n1,2,3\n", "a.csv, line 1: the column 'a' appears twice"),
         ("a.csv", b"a,b\n1,\xe4\n", "a.csv, line 2: not UTF-8 text"),
-        ("a.csv.gz", b"a,b\n1,2\n", "is not a sound gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999)[:-9], "is not a sound gzip file"),
+        ("a.csv.gz", b"a,b\n1,2\n", "is not a valid gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999, mtime=0)[:-9], "is not a valid gzip file"),
         ("a.parquet", "x", "a.parquet is not a table; give a file ending in .jsonl, .json, .csv, .tsv"),
     ],
 )
@@ -81,16 +81,16 @@ def test_a_missing_table_is_refused_at_once(tmp_path):
         list(read_table(tmp_path / "folder.csv"))
 
 
-def test_rows_of_a_data_set(tmp_path, monkeypatch):
+def test_records_of_a_data_set(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
     datasets.disable_progress_bars()
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
-    table = HubTable(path=str(tmp_path / "saved"))
-    assert list(table.rows()) == ROWS
-    assert list(table.rows(column="n", limit=2)) == [{"n": 1}, {"n": None}]
-    with pytest.raises(ValueError, match=r"shots\.path=/no/such does not exist"):
-        HubTable(path="/no/such", word="shots")
-    with pytest.raises(ValueError, match=r"shots\.dataset is not set.* with shots\.path="):
-        HubTable(word="shots")
+    table = HubDataset(path=str(tmp_path / "saved"))
+    assert list(table.records()) == ROWS
+    assert list(table.records(column="n", limit=2)) == [{"n": 1}, {"n": None}]
+    with pytest.raises(ValueError, match=r"data\.path=/no/such does not exist"):
+        HubDataset(path="/no/such")
+    with pytest.raises(ValueError, match=r"data\.dataset is not set.* with data\.path="):
+        HubDataset()

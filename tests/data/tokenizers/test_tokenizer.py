@@ -10,6 +10,9 @@ import tiktoken
 import tokenizers
 from tiktoken_ext import openai_public
 
+from gptlab.data.tokenizers.bpe import BPETokenizer
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.data.tokenizers.char import CharTokenizer
 from gptlab.data.tokenizers.config import (
     BPEConfig,
     ByteConfig,
@@ -19,16 +22,9 @@ from gptlab.data.tokenizers.config import (
     TokenizerFileConfig,
     WordPieceConfig,
 )
-from gptlab.data.tokenizers.tokenizer import (
-    BPETokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    FileTokenizer,
-    GPT2Tokenizer,
-    build_tokenizer,
-    from_portable,
-    load_tokenizer,
-)
+from gptlab.data.tokenizers.file import FileTokenizer
+from gptlab.data.tokenizers.gpt2 import GPT2Tokenizer
+from gptlab.data.tokenizers.tokenizer import from_portable, load_tokenizer
 
 HAS_GPT2 = bool(os.environ.get("TIKTOKEN_CACHE_DIR"))
 needs_gpt2 = pytest.mark.skipif(not HAS_GPT2, reason="TIKTOKEN_CACHE_DIR is not set: no GPT-2 vocabulary at hand")
@@ -42,7 +38,7 @@ SPACES = "\t\n\v\f\r \x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2003\u200a\u200b\u202
 def awkward(seed, length=3000):
     """Text that changes between words, spaces of all kinds, quotes, marks and digits every few characters."""
     rng = random.Random(seed)
-    kinds = [
+    alphabets = [
         "abcXYZäßжあ漢",
         SPACES,
         " \n",
@@ -52,7 +48,7 @@ def awkward(seed, length=3000):
         "\u0301\u200d🙂\U0001f468\x00\x07",
         "tsdmrevl",
     ]
-    return "".join(rng.choice(rng.choice(kinds)) * rng.choice((1, 1, 1, 2, 5)) for _ in range(length))
+    return "".join(rng.choice(rng.choice(alphabets)) * rng.choice((1, 1, 1, 2, 5)) for _ in range(length))
 
 
 def random_code_points(seed, length=3000):
@@ -86,21 +82,21 @@ def library():
 @pytest.fixture(scope="module")
 def made(library):
     everything = "".join(TEXTS)
-    kinds = {
+    tokenizers_by_name = {
         "byte": ByteTokenizer(),
         "char": CharTokenizer.build([everything]),
         "bpe": BPETokenizer.train(600, [PROSE, awkward(1)]),
         "file": FileTokenizer(library.to_str()),
     }
-    return kinds | ({"gpt2": GPT2Tokenizer()} if HAS_GPT2 else {})
+    return tokenizers_by_name | ({"gpt2": GPT2Tokenizer()} if HAS_GPT2 else {})
 
 
 KINDS = ["byte", "char", "bpe", "file", pytest.param("gpt2", marks=needs_gpt2)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_round_trip(made, kind):
-    tokenizer = made[kind]
+@pytest.mark.parametrize("name", KINDS)
+def test_round_trip(made, name):
+    tokenizer = made[name]
     for text in TEXTS:
         ids = tokenizer.encode(text)
         assert ids.ndim == 1 and ids.dtype.kind in "iu"
@@ -111,9 +107,9 @@ def test_round_trip(made, kind):
             assert tokenizer.eot is None or tokenizer.eot not in ids
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_saved_and_loaded_is_the_same(made, kind, tmp_path):
-    tokenizer = made[kind]
+@pytest.mark.parametrize("name", KINDS)
+def test_saved_and_loaded_is_the_same(made, name, tmp_path):
+    tokenizer = made[name]
     tokenizer.save(tmp_path / "t.json")
     for other in (load_tokenizer(tmp_path / "t.json"), from_portable(json.loads(json.dumps(tokenizer.portable())))):
         assert (other.vocab_size, other.eot) == (tokenizer.vocab_size, tokenizer.eot)
@@ -123,11 +119,11 @@ def test_saved_and_loaded_is_the_same(made, kind, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_chunk_by_chunk_gives_the_ids_of_the_whole(made, kind):
-    tokenizer = made[kind]
+@pytest.mark.parametrize("name", KINDS)
+def test_chunk_by_chunk_gives_the_ids_of_the_whole(made, name):
+    tokenizer = made[name]
     rng = random.Random(2)
-    for text in (*TEXTS, awkward(0)[::-1] if kind != "char" else awkward(0)):
+    for text in (*TEXTS, awkward(0)[::-1] if name != "char" else awkward(0)):
         whole = tokenizer.encode(text).tolist()
         for size in (1, 7, 60):
             pieces, rest = [], text
@@ -172,9 +168,9 @@ def test_char_is_in_the_order_of_code_points():
         assert shown in str(caught.value) and "9 characters" in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["byte", "bpe"])
-def test_lone_surrogates_become_replacement_characters(made, kind):
-    assert made[kind].decode(made[kind].encode("a\ud800b")) == "a\ufffdb"
+@pytest.mark.parametrize("name", ["byte", "bpe"])
+def test_lone_surrogates_become_replacement_characters(made, name):
+    assert made[name].decode(made[name].encode("a\ud800b")) == "a\ufffdb"
 
 
 def test_characters_are_those_that_can_be_written(tmp_path):
@@ -185,9 +181,9 @@ def test_characters_are_those_that_can_be_written(tmp_path):
     assert load_tokenizer(tmp_path / "tokenizer.json").decode([1, 2]) == "b\ufffd"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_ids_outside_the_vocabulary_are_refused(made, kind):
-    tokenizer = made[kind]
+@pytest.mark.parametrize("name", KINDS)
+def test_ids_outside_the_vocabulary_are_refused(made, name):
+    tokenizer = made[name]
     for wrong in (tokenizer.vocab_size, -1):
         with pytest.raises(ValueError, match=f"token id {wrong} is outside the vocabulary"):
             tokenizer.decode([0, wrong])
@@ -214,7 +210,7 @@ def test_bpe_gives_the_ids_of_the_library_that_trained_it(monkeypatch):
 def test_the_split_is_that_of_gpt2(made):
     """The same ranks behind tiktoken's own spelling of GPT-2's pattern."""
     ours = made["bpe"]
-    ranks = {word: rank for rank, word in enumerate(ours._words)}
+    ranks = {word: rank for rank, word in enumerate(ours._vocabulary)}
     theirs = tiktoken.Encoding("x", pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
     for seed in range(40):
         for text in (awkward(seed, 800), random_code_points(seed, 800), PROSE):
@@ -268,7 +264,7 @@ def test_gpt2_out_of_reach_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(tiktoken, "get_encoding", offline)
     with pytest.raises(ValueError, match=r"TIKTOKEN_CACHE_DIR.*tokenizer=bpe or tokenizer=byte"):
-        build_tokenizer(GPT2Config(), lambda: iter(()))
+        GPT2Config().build(lambda: iter(()))
 
 
 def test_file(library, tmp_path):
@@ -278,10 +274,10 @@ def test_file(library, tmp_path):
     library.save(str(path))
     library.no_truncation()
     library.no_padding()
-    tokenizer = build_tokenizer(TokenizerFileConfig(path=str(path)), lambda: iter(()))
+    tokenizer = TokenizerFileConfig(path=str(path)).build(lambda: iter(()))
     assert (tokenizer.vocab_size, tokenizer.eot) == (library.get_vocab_size(), library.token_to_id("<|endoftext|>"))
     assert tokenizer.encode(PROSE).tolist() == library.encode(PROSE).ids
-    named = build_tokenizer(TokenizerFileConfig(path=str(path), eot="!"), lambda: iter(()))
+    named = TokenizerFileConfig(path=str(path), eot="!").build(lambda: iter(()))
     assert named.eot == library.token_to_id("!")
     assert named.fingerprint != tokenizer.fingerprint
 
@@ -294,14 +290,14 @@ def test_file(library, tmp_path):
         BPEConfig(vocab_size=300, n_sentinel_tokens=3),
         WordPieceConfig(vocab_size=100, n_sentinel_tokens=3),
     ],
-    ids=lambda config: config.kind,
+    ids=lambda config: config.type,
 )
 def test_the_tokenizer_of_a_run_is_read_again(config, tmp_path):
-    learned = build_tokenizer(config, lambda: iter([PROSE]))
+    learned = config.build(lambda: iter([PROSE]))
     learned.save(tmp_path / "tokenizer.json")
     again = TokenizerFileConfig(path=str(tmp_path / "tokenizer.json"), n_sentinel_tokens=config.n_sentinel_tokens)
     again.check()
-    read = build_tokenizer(again, lambda: pytest.fail("nothing is learned"))
+    read = again.build(lambda: pytest.fail("nothing is learned"))
     assert read.fingerprint == learned.fingerprint
     assert read.encode(PROSE).tolist() == learned.encode(PROSE).tolist()
     assert (read.sentinels, read.specials) == (learned.sentinels, learned.specials)
@@ -311,24 +307,24 @@ def test_the_tokenizer_of_a_run_is_refused_where_it_cannot_serve(tmp_path):
     path = tmp_path / "tokenizer.json"
     ByteTokenizer(["<extra_id_0>"]).save(path)
 
-    def refused(match, **words):
+    def refused(match, **settings):
         with pytest.raises(ValueError, match=rf"tokenizer\.path={path}.*{match}"):
-            build_tokenizer(TokenizerFileConfig(path=str(path), **words), lambda: iter(()))
+            TokenizerFileConfig(path=str(path), **settings).build(lambda: iter(()))
 
     refused(r"takes no tokenizer\.eot=<s>; leave it out", eot="<s>")
-    refused(r"has 1 of these words.*; set tokenizer\.n_sentinel_tokens=1, or", n_sentinel_tokens=2)
+    refused(r"has 1 sentinel token .*; set tokenizer\.n_sentinel_tokens=1, or", n_sentinel_tokens=2)
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"fingerprint": "0"}))
-    refused("was altered.*as it was")
-    path.write_text(json.dumps(content | {"kind": "runes"}))
-    refused("is not one of gptlab.*runes")
+    refused("was altered.*as the run wrote it")
+    path.write_text(json.dumps(content | {"type": "runes"}))
+    refused("type=runes is unknown")
     path.write_text("[1]")
     refused("neither a tokenizer.json of the tokenizers library nor of a run")
 
 
 def test_file_errors_name_the_setting(library, tmp_path):
-    def build(**words):
-        return build_tokenizer(TokenizerFileConfig(**words), lambda: iter(()))
+    def build(**settings):
+        return TokenizerFileConfig(**settings).build(lambda: iter(()))
 
     with pytest.raises(ValueError, match=r"tokenizer\.path is not set"):
         build()
@@ -342,7 +338,7 @@ def test_file_errors_name_the_setting(library, tmp_path):
         with pytest.raises(ValueError, match=rf"tokenizer\.path={broken}.*tokenizer\.json"):
             build(path=str(broken))
     library.save(str(broken))
-    with pytest.raises(ValueError, match=r"tokenizer\.eot=<none> is not a word"):
+    with pytest.raises(ValueError, match=r"tokenizer\.eot=<none> is not in its vocabulary"):
         build(path=str(broken), eot="<none>")
 
 
@@ -350,11 +346,11 @@ def test_build_learns_from_the_texts_it_is_given():
     def texts():
         return iter([PROSE, "q"])
 
-    assert build_tokenizer(ByteConfig(), texts).kind == "byte"
-    assert "q" in build_tokenizer(CharConfig(), texts).characters
-    assert build_tokenizer(BPEConfig(vocab_size=300), texts).vocab_size == 300
-    with pytest.raises(ValueError, match=r"tokenizer\.kind=words is unknown"):
-        build_tokenizer(TokenizerConfig(kind="words"), texts)
+    assert ByteConfig().build(texts).type == "byte"
+    assert "q" in CharConfig().build(texts).characters
+    assert BPEConfig(vocab_size=300).build(texts).vocab_size == 300
+    with pytest.raises(NotImplementedError, match="TokenizerConfig has no build method"):
+        TokenizerConfig().build(texts)
 
 
 def test_altered_files_are_refused(tmp_path):
@@ -364,17 +360,19 @@ def test_altered_files_are_refused(tmp_path):
     BPETokenizer.train(300, [PROSE]).save(path)
     content = json.loads(path.read_text())
     for change in (
-        {"words": content["words"][:-1]},
-        {"words": [*content["words"][:-1], "!"]},
-        {"words": 5},
-        {"kind": "words"},
-        {"kind": None},
+        {"vocabulary": content["vocabulary"][:-1]},
+        {"vocabulary": [*content["vocabulary"][:-1], "!"]},
+        {"vocabulary": 5},
         {"fingerprint": ""},
     ):
         path.write_text(json.dumps(content | change))
         with pytest.raises(ValueError, match="delete it and run again"):
             load_tokenizer(path)
-    for text in ("", "[]", "{}", path.read_text()[:100]):
+    for name in ("runes", None):
+        path.write_text(json.dumps(content | {"type": name}))
+        with pytest.raises(ValueError, match=rf"{path}: tokenizer\.type={name} is unknown.*plugins=\[MODULE\]"):
+            load_tokenizer(path)
+    for text in ("", "[]", "{}", json.dumps(content)[:100]):
         path.write_text(text)
         with pytest.raises(ValueError, match="delete it and run again"):
             load_tokenizer(path)
@@ -385,7 +383,7 @@ def test_saving_leaves_nothing_behind_on_an_error(tmp_path, monkeypatch):
     ByteTokenizer().save(path)
     before = path.read_bytes()
 
-    def full(*words):
+    def full(*arguments):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", full)
@@ -397,34 +395,34 @@ def test_saving_leaves_nothing_behind_on_an_error(tmp_path, monkeypatch):
 ADDED = ["<mask>", "<pad>", "<cls>", "<sep>", "<|user|>"]
 
 
-def added(kind):
-    words = {"special_tokens": ADDED, "n_sentinel_tokens": 3}
+def added(name):
+    settings = {"special_tokens": ADDED, "n_sentinel_tokens": 3}
     config = {
-        "byte": ByteConfig(**words),
-        "char": CharConfig(**words),
-        "bpe": BPEConfig(vocab_size=300, **words),
-        "gpt2": GPT2Config(**words),
-    }[kind]
+        "byte": ByteConfig(**settings),
+        "char": CharConfig(**settings),
+        "bpe": BPEConfig(vocab_size=300, **settings),
+        "gpt2": GPT2Config(**settings),
+    }[name]
     config.check()
-    return config, build_tokenizer(config, lambda: iter(TEXTS))
+    return config, config.build(lambda: iter(TEXTS))
 
 
 OWN = ["byte", "char", "bpe", pytest.param("gpt2", marks=needs_gpt2)]
 
 
-@pytest.mark.parametrize("kind", OWN)
-def test_special_words_follow_the_vocabulary(kind, tmp_path):
-    config, tokenizer = added(kind)
+@pytest.mark.parametrize("name", OWN)
+def test_special_tokens_follow_the_vocabulary(name, tmp_path):
+    config, tokenizer = added(name)
     first = tokenizer.vocab_size - 8
-    assert tokenizer.eot == (None if kind == "char" else first - 1)
-    assert config.known_vocab_size in (None, tokenizer.vocab_size) and (kind == "char") == (tokenizer.eot is None)
+    assert tokenizer.eot == (None if name == "char" else first - 1)
+    assert config.known_vocab_size in (None, tokenizer.vocab_size) and (name == "char") == (tokenizer.eot is None)
     assert (tokenizer.mask, tokenizer.pad, tokenizer.cls, tokenizer.sep) == (first, first + 1, first + 2, first + 3)
     assert tokenizer.sentinels == (first + 5, first + 6, first + 7)
     assert tokenizer.specials == {*range(first, first + 8)} | ({tokenizer.eot} - {None})
     spelled = [*ADDED, "<extra_id_0>", "<extra_id_1>", "<extra_id_2>"]
     assert [tokenizer.decode([first + n]) for n in range(8)] == spelled
     text = "é a" + "".join(spelled)
-    if kind == "char":
+    if name == "char":
         text = PROSE[:50]
     ids = tokenizer.encode(text)
     assert not tokenizer.specials & set(ids.tolist())
@@ -436,7 +434,7 @@ def test_special_words_follow_the_vocabulary(kind, tmp_path):
     assert load_tokenizer(tmp_path / "t.json").fingerprint == tokenizer.fingerprint
 
 
-def test_without_special_words_nothing_changes(tmp_path):
+def test_without_special_tokens_nothing_changes(tmp_path):
     """Fingerprints and folder names of before there were any."""
     known = {
         "byte": (ByteTokenizer(), "fb689f03361c74d3e23059748afa24663068e810fb9dd27deb405e8cf66aae35"),
@@ -446,23 +444,23 @@ def test_without_special_words_nothing_changes(tmp_path):
             "7f60a891df77f78668cf524a94284875b4be8201b9cc30f74c4aa934131c89c2",
         ),
     }
-    for kind, (tokenizer, fingerprint) in known.items():
+    for name, (tokenizer, fingerprint) in known.items():
         assert tokenizer.fingerprint == fingerprint
         assert tokenizer.specials == {tokenizer.eot} - {None}
         assert tokenizer.mask is tokenizer.pad is tokenizer.cls is tokenizer.sep is None and tokenizer.sentinels == ()
         assert "special_tokens" not in tokenizer.portable()
-        same = {"byte": ByteTokenizer, "char": lambda w: CharTokenizer("abc", w), "bpe": None}[kind]
+        same = {"byte": ByteTokenizer, "char": lambda w: CharTokenizer("abc", w), "bpe": None}[name]
         if same is not None:
             assert len({tokenizer.fingerprint, same(["<x>"]).fingerprint, same(["<y>"]).fingerprint}) == 3
             assert same([]).fingerprint == fingerprint
 
 
-def test_a_bpe_has_as_many_words_as_asked_for_with_its_special_words():
+def test_the_vocab_size_of_a_bpe_counts_its_special_tokens():
     plain = BPETokenizer.train(300, [PROSE])
     tokenizer = BPETokenizer.train(300, [PROSE], ADDED)
     assert tokenizer.vocab_size == 300 and tokenizer.eot == plain.eot - len(ADDED)
-    assert tokenizer.portable()["words"] == plain.portable()["words"][: -len(ADDED)]
-    with pytest.raises(ValueError, match=r"256 bytes and 6 special words need 262"):
+    assert tokenizer.portable()["vocabulary"] == plain.portable()["vocabulary"][: -len(ADDED)]
+    with pytest.raises(ValueError, match=r"256 bytes and 6 special tokens need 262"):
         BPETokenizer.train(260, [PROSE], ADDED)
 
 
@@ -474,19 +472,19 @@ def test_a_bpe_has_as_many_words_as_asked_for_with_its_special_words():
             ByteConfig(special_tokens=["<extra_id_0>"], n_sentinel_tokens=1),
             r"special_tokens holds '<extra_id_0>' twice",
         ),
-        (ByteConfig(special_tokens=[""]), r"special_tokens holds an empty word"),
-        (ByteConfig(n_sentinel_tokens=-1), r"n_sentinel_tokens=-1 must be 0"),
+        (ByteConfig(special_tokens=[""]), r"special_tokens holds an empty token"),
+        (ByteConfig(n_sentinel_tokens=-1), r"n_sentinel_tokens=-1 must be at least 0"),
         (
             BPEConfig(vocab_size=260, n_sentinel_tokens=9),
             r"vocab_size=260 must be at least 266: the bytes and 10",
         ),
-        (TokenizerFileConfig(path="x", special_tokens=["<a>"]), r"=file has its own .*special_tokens=\['<a>'\]"),
-        (TokenizerFileConfig(path="x", n_sentinel_tokens=-2), r"n_sentinel_tokens=-2 must be 0"),
-        (WordPieceConfig(special_tokens=["<a>"]), r"=wordpiece has its own special words \(\[PAD\]"),
-        (WordPieceConfig(vocab_size=6), r"vocab_size=6 must be at least 7: 5 special words and a character"),
+        (TokenizerFileConfig(path="x", special_tokens=["<a>"]), r"=file has its own .*special_tokens=\[<a>\]"),
+        (TokenizerFileConfig(path="x", n_sentinel_tokens=-2), r"n_sentinel_tokens=-2 must be at least 0"),
+        (WordPieceConfig(special_tokens=["<a>"]), r"=wordpiece has its own special tokens \(\[PAD\]"),
+        (WordPieceConfig(vocab_size=6), r"vocab_size=6 must be at least 7: 5 special tokens and a character"),
     ],
 )
-def test_special_words_that_cannot_be_are_refused(config, why):
+def test_special_tokens_that_cannot_be_are_refused(config, why):
     with pytest.raises(ValueError, match=rf"^tokenizer\.?{why}"):
         config.check()
 
@@ -500,9 +498,9 @@ def test_special_words_that_cannot_be_are_refused(config, why):
         (BPEConfig(vocab_size=300, special_tokens=[" the"]), "' the'"),
     ],
 )
-def test_a_special_word_of_the_vocabulary_is_refused(config, word):
-    with pytest.raises(ValueError, match=rf"special_tokens holds {word}, which is a word of the vocabulary already"):
-        build_tokenizer(config, lambda: iter([PROSE]))
+def test_a_special_token_of_the_vocabulary_is_refused(config, word):
+    with pytest.raises(ValueError, match=rf"special_tokens holds {word}, which is in the vocabulary already"):
+        config.build(lambda: iter([PROSE]))
 
 
 @pytest.mark.parametrize(
@@ -513,15 +511,15 @@ def test_a_special_word_of_the_vocabulary_is_refused(config, word):
         (("<mask>", "<pad>", "<cls>", "<sep>"), None),
     ],
 )
-def test_a_files_special_words_are_found_by_their_usual_names(names, eot):
-    words = ["<unk>", "a", *names, "<extra_id_1>", "<extra_id_0>", "<extra_id_3>", "<|user|>"]
+def test_a_files_special_tokens_are_found_by_their_usual_names(names, eot):
+    vocabulary = ["<unk>", "a", *names, "<extra_id_1>", "<extra_id_0>", "<extra_id_3>", "<|user|>"]
     library = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>")
+        tokenizers.models.WordLevel({word: n for n, word in enumerate(vocabulary)}, unk_token="<unk>")
     )
     library.add_special_tokens(["<|user|>"])
     tokenizer = FileTokenizer(library.to_str())
     assert (tokenizer.mask, tokenizer.pad, tokenizer.cls, tokenizer.sep) == (2, 3, 4, 5)
-    assert tokenizer.sentinels == (7, 6) and tokenizer.eot == (None if eot is None else words.index(eot))
+    assert tokenizer.sentinels == (7, 6) and tokenizer.eot == (None if eot is None else vocabulary.index(eot))
     assert tokenizer.specials == {0, 2, 3, 4, 5, 6, 7, 9}
 
 

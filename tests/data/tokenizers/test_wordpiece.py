@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from gptlab.data.tokenizers.config import WordPieceConfig
-from gptlab.data.tokenizers.tokenizer import build_tokenizer, load_tokenizer
+from gptlab.data.tokenizers.tokenizer import load_tokenizer
 
 WORDS = [
     "low",
@@ -36,10 +36,10 @@ def prose(seed, vocab_size=2000):
 TEXT = prose(0) + " don't (low): high"
 
 
-def made(texts=(TEXT,), **words):
-    config = WordPieceConfig(**{"vocab_size": 200, **words})
+def made(texts=(TEXT,), **settings):
+    config = WordPieceConfig(**{"vocab_size": 200, **settings})
     config.check()
-    return build_tokenizer(config, lambda: iter(texts))
+    return config.build(lambda: iter(texts))
 
 
 def vocabulary(tokenizer):

@@ -1,4 +1,4 @@
-"""Pairs of segments: a stretch of a document, and what follows it or something else."""
+"""Segment pairs for next-sentence prediction: the second follows the first in the text, or is from elsewhere."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,23 +8,23 @@ import numpy as np
 from gptlab.data.token_file import TokenFile
 from gptlab.errors import UserError
 
-N_DRAWS = 3  # for each pair: where it is divided, whether its second part follows, and where else that is from
+N_DRAWS = 3  # for each pair: where it is split, whether its second segment follows, and where else that is from
 
 
 class SegmentPairs:
     """The documents of a token file in chunks of at most `n_tokens`, each of which makes one pair.
 
-    `separator` is the word between documents; None where the tokenizer has none. A document's last chunk may be
+    `separator` is the token between documents; None where the tokenizer has none. A document's last chunk may be
     shorter; a single token at its end is in none.
     """
 
     def __init__(self, file: TokenFile, separator: int | None, n_tokens: int, *, split: str) -> None:
         if n_tokens < 2:
-            raise UserError(f"a pair needs two tokens and there is room for {n_tokens}; raise data.context_length")
+            raise UserError(f"a pair needs two tokens and the context has {n_tokens} for it; raise data.context_length")
         self._tokens = file.tokens
         ends = np.array([len(file.tokens)])
         if separator is not None:
-            ends = np.append(np.flatnonzero(file.tokens == separator), ends)
+            ends = np.append(file.positions(separator), ends)
         starts = np.append(0, ends[:-1] + 1)
         lengths = ends - starts
         self._starts, self._lengths = starts[lengths > 1], lengths[lengths > 1]
@@ -33,7 +33,7 @@ class SegmentPairs:
             found = "has one document" if n_documents else "has no document of two tokens"
             raise UserError(
                 f"the {split} split {found}, and objective.next_sentence=true draws every second pair from two; "
-                "give more documents (files; and a tokenizer with an end-of-text word between them), or set "
+                "give more documents (files; and a tokenizer with an end-of-text token between them), or set "
                 "objective.next_sentence=false"
             )
         self._n_tokens = n_tokens
@@ -44,17 +44,17 @@ class SegmentPairs:
         return int(self._chunks[-1])
 
     def gather(self, indices: np.ndarray) -> "Chunks":
-        """The chunks of `indices` (B), not yet divided."""
+        """The chunks of `indices` (B), not yet split into pairs."""
         return Chunks(self, np.asarray(indices))
 
     def tail(self) -> None:
-        """Nothing is left over."""
+        """None: no chunk is left over."""
 
     def pair(self, index: int, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Both parts of a chunk, and whether the second follows the first in the text.
+        """Both segments of a chunk, and whether the second follows the first in the text.
 
-        `draws` (3) are uniform. Where it does not, it is as long, from a random place of another document, or shorter
-        where that ends.
+        `draws` (3) are uniform. A second segment that does not follow is as long, from a random position of another
+        document, or shorter where that document ends.
         """
         document = int(np.searchsorted(self._chunks, index, side="right")) - 1
         offset = (index - int(self._chunks[document])) * self._n_tokens
@@ -67,21 +67,21 @@ class SegmentPairs:
 
     def _elsewhere(self, document: int, length: int, draw: float) -> tuple[int, int]:
         own = int(self._lengths[document])
-        place = int(draw * (int(self._before[-1]) - own))  # among the tokens of all other documents
-        if place >= self._before[document]:
-            place += own
-        other = int(np.searchsorted(self._before, place, side="right")) - 1
-        into = place - int(self._before[other])
+        position = int(draw * (int(self._before[-1]) - own))  # among the tokens of all other documents
+        if position >= self._before[document]:
+            position += own
+        other = int(np.searchsorted(self._before, position, side="right")) - 1
+        into = position - int(self._before[other])
         return int(self._starts[other]) + into, min(length, int(self._lengths[other]) - into)
 
 
 class Chunks(NamedTuple):
-    """Some chunks of a source."""
+    """Some chunks of a SegmentPairs."""
 
     source: SegmentPairs
     indices: np.ndarray  # (B)
 
     def pairs(self, draws: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-        """Their parts by `draws` (B, 3), as `SegmentPairs.pair` has them."""
-        for index, row in zip(self.indices, draws, strict=True):
-            yield self.source.pair(int(index), row)
+        """Their segments by `draws` (B, 3), as `SegmentPairs.pair` gives them."""
+        for index, draw in zip(self.indices, draws, strict=True):
+            yield self.source.pair(int(index), draw)

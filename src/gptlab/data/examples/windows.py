@@ -8,9 +8,9 @@ from gptlab.errors import UserError
 
 
 class SlidingWindows:
-    """Windows of `context_length` tokens and the token after them, one every `stride` tokens.
+    """Sequences of `context_length` tokens and the token after them, one every `stride` tokens.
 
-    `tokens` is 1-D, in memory or mapped; nothing is read before `gather`. `split` only words the error.
+    `tokens` is 1-D, in memory or mapped; nothing is read before `gather`. `split` is named in errors.
     """
 
     def __init__(self, tokens: np.ndarray, context_length: int, stride: int, *, split: str = "") -> None:
@@ -22,7 +22,7 @@ class SlidingWindows:
         if len(tokens) <= context_length:
             part = f"the {split} split has" if split else "the corpus has"
             raise UserError(
-                f"{part} {len(tokens):,} tokens and one window needs {context_length + 1:,} "
+                f"{part} {len(tokens):,} tokens and one sequence needs {context_length + 1:,} "
                 f"(context_length={context_length} and the token after); set data.context_length="
                 f"{max(1, len(tokens) - 1)} or less, give more text, or give this split a larger fraction"
             )
@@ -36,7 +36,7 @@ class SlidingWindows:
 
     @classmethod
     def each_token_once(cls, tokens: np.ndarray, context_length: int) -> "SlidingWindows":
-        """Windows that predict every token but the first once; they are shorter where there are too few tokens."""
+        """Sequences that predict every token but the first once; shorter ones where there are too few tokens."""
         length = min(context_length, max(1, len(tokens) - 1))
         return cls(tokens, length, length)
 
@@ -45,15 +45,15 @@ class SlidingWindows:
 
     @property
     def n_targets(self) -> int:
-        """Targets in one pass over the full windows; with overlap a token counts once for each window it is in."""
+        """Targets in one epoch of full sequences; with overlap a token counts once for each sequence it is in."""
         return len(self) * self.context_length
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
-        """The windows of `indices` (B,) as int64 (B, T+1): inputs are `[:, :-1]`, targets `[:, 1:]`."""
+        """The sequences of `indices` (B,) as int64 (B, T+1): inputs are `[:, :-1]`, targets `[:, 1:]`."""
         return self._windows[np.asarray(indices)].astype(np.int64)
 
     def tail(self) -> np.ndarray | None:
-        """What the full windows leave unpredicted at the end, int64 (1, r+1) with r targets; None where r is 0."""
+        """What the full sequences leave unpredicted at the end, int64 (1, r+1) with r targets; None where r is 0."""
         start = (len(self) - 1) * self.stride + max(self.stride, self.context_length)
         rest = self._tokens[start:]
         return rest.astype(np.int64)[None] if len(rest) > 1 else None

@@ -15,7 +15,7 @@ class StdlibConfig(DataConfig):
     split: Split = Split.document
 
     def build(self, *, progress=True):
-        from gptlab.data.sources.corpus import open_stdlib
+        from gptlab.data.sources.stdlib import open_stdlib
 
         return open_stdlib(self)
 
@@ -28,7 +28,7 @@ class TextConfig(DataConfig):
     extensions: list[str] = field(default_factory=lambda: [".txt", ".md", ".py", ".gz"])  # what to read in folders
 
     def build(self, *, progress=True):
-        from gptlab.data.sources.corpus import open_text
+        from gptlab.data.sources.text import open_text
 
         return open_text(self)
 
@@ -46,7 +46,7 @@ class DownloadConfig(DataConfig):
     sha256: str = ""
 
     def build(self, *, progress=True):
-        from gptlab.data.sources.corpus import open_download
+        from gptlab.data.sources.download import open_download
 
         return open_download(self, progress=progress)
 
@@ -65,7 +65,7 @@ class HuggingFaceConfig(DataConfig):
     split: Split = Split.document
 
     def build(self, *, progress=True):
-        from gptlab.data.sources.corpus import HubCorpus
+        from gptlab.data.sources.huggingface import HubCorpus
 
         return HubCorpus(self)
 
@@ -97,11 +97,12 @@ class TableConfig(DataConfig):
     drop_unknown_classes: bool = False  # leave out records with other labels, instead of refusing them
     messages: str | None = None  # the column with a list of {"role", "content"}
     chat: dict[str, str] = field(default_factory=lambda: dict(CHAT))  # the template of each role, with {content}
+    chat_template: str | None = None  # a Jinja chat template, or a file with one, in place of `chat`
     overlong: Overlong = Overlong.error
     split: Split = Split.document  # a record is a document
 
     def build(self, *, progress=True):
-        from gptlab.data.examples.records import open_table
+        from gptlab.data.sources.table import open_table
 
         return open_table(self)
 
@@ -119,7 +120,7 @@ class TableConfig(DataConfig):
         return {kind: value for kind, value in values.items() if value is not None}
 
     @property
-    def target_kind(self) -> TargetKind | None:
+    def target_kind(self) -> TargetKind:
         return next(iter(self._given), TargetKind.label)
 
     def check(self) -> None:
@@ -158,11 +159,14 @@ class TableConfig(DataConfig):
             "class_names": not labeled and self.class_names,
             "drop_unknown_classes": not labeled and self.drop_unknown_classes,
             "chat": kind is not TargetKind.messages and self.chat != CHAT,
+            "chat_template": kind is not TargetKind.messages and self.chat_template is not None,
             "prompt": kind is TargetKind.messages and self.prompt != "{text}",
         }
         for name, value in unused.items():
             if value:
                 raise UserError(f"data.{name} is set, which {KEYS[kind]} does not use; leave it out")
+        if self.chat_template is not None and self.chat != CHAT:
+            raise UserError("data.chat and data.chat_template both say how a conversation is written; leave one out")
         if "assistant" not in self.chat:
             raise UserError("data.chat has no template for the assistant, whose messages are the targets; add one")
 
@@ -177,7 +181,7 @@ class FunctionsConfig(TableConfig):
     prompt: str = "{code}"
 
     def build(self, *, progress=True):
-        from gptlab.data.examples.records import open_functions
+        from gptlab.data.sources.functions import open_functions
 
         return open_functions(self)
 

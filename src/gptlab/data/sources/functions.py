@@ -1,21 +1,35 @@
-"""Functions of Python sources as the rows of a table, read by `ast`: no code is run."""
+"""Functions of Python sources as records, read by `ast`: no code is run."""
 
 import ast
+import hashlib
+import platform
 import warnings
 from collections.abc import Iterator
 
-from gptlab.data.sources.corpus import Corpus
+from gptlab.data.sources.config import FunctionsConfig
+from gptlab.data.sources.source import Corpus, RecordSource
+from gptlab.data.sources.stdlib import open_stdlib
 
 _WORDS = range(3, 21)  # of a docstring's first line
 _LINES = range(3, 41)  # of the code without it
 
 
-def functions(corpus: Corpus) -> Iterator[dict[str, str]]:
-    """Rows with `module package name code summary`, in the order of the corpus.
+def open_functions(config: FunctionsConfig) -> RecordSource:
+    """The functions of the standard library, or of the files in `data.path`, as a table."""
+    corpus = open_stdlib(config)
+    # How code is written out differs between versions of Python.
+    key = hashlib.sha256(f"{corpus.fingerprint} {platform.python_version()}".encode()).hexdigest()
+    return RecordSource(
+        description=f"functions of {corpus.description}", fingerprint=key, records=lambda: functions(corpus)
+    )
 
-    They are functions and methods, but not those within a function, whose docstring begins with a line of 3 to 20 words
-    and whose code has 3 to 40 lines. `summary` is that line and `code` the rest as `ast.unparse` writes it: without
-    docstring, comments and indentation. A file that is no Python of this version is left out.
+
+def functions(corpus: Corpus) -> Iterator[dict[str, str]]:
+    """Records with `module package name code summary`, in the order of the corpus.
+
+    Functions and methods, without those nested in functions, whose docstring begins with a line of 3 to 20 words and
+    whose code has 3 to 40 lines. `summary` is that line and `code` the rest as `ast.unparse` writes it: without
+    docstring, comments and indentation. A file that this version of Python cannot parse is left out.
     """
     for name, text in corpus.documents():
         try:

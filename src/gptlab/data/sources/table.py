@@ -1,7 +1,8 @@
-"""Rows of a table in a file: JSON, JSON lines, CSV or TSV."""
+"""Records of a table: a JSON, JSON lines, CSV or TSV file, or a data set of the `datasets` library."""
 
 import csv
 import gzip
+import hashlib
 import json
 import sys
 import zlib
@@ -9,16 +10,53 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gptlab.data.sources.config import TableConfig
+from gptlab.data.sources.huggingface import HubDataset
+from gptlab.data.sources.source import RecordSource, fingerprint_of
 from gptlab.errors import UserError
 
 TABLE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
 
 
-def read_table(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl, .json (a list of objects), .csv or .tsv file, also gzipped (.gz), each with its columns.
+def open_table(config: TableConfig) -> RecordSource:
+    """The table that a config names; UserError for a bad path."""
+    path = None if config.path is None else Path(config.path).expanduser()
+    if path is not None and path.is_file() and table_ending(path) is not None:
+        for name in ("dataset", "subset", "revision", "hub_split"):
+            if getattr(config, name) not in (None, "train"):
+                raise UserError(
+                    f"data.{name}={getattr(config, name)} is for a data set, and data.path={config.path} is a table in "
+                    "a file; leave one of them out"
+                )
+        return RecordSource(
+            description=str(config.path),
+            fingerprint=fingerprint_of([(path.name, path)], config.cache_dir),
+            records=lambda: read_table(path),
+        )
+    if path is not None and path.is_file() and path.suffix != ".parquet":
+        raise UserError(
+            f"data.path={config.path} is not a table; give a file ending in {', '.join(TABLE_ENDINGS)} or .parquet, "
+            "or the folder of a data set"
+        )
+    table = HubDataset(
+        path=config.path,
+        dataset=config.dataset,
+        subset=config.subset,
+        revision=config.revision,
+        hub_split=config.hub_split,
+        cache_dir=config.cache_dir,
+    )
+    key = json.dumps([config.subset, config.hub_split, *table.identity])
+    return RecordSource(
+        description=table.description, fingerprint=hashlib.sha256(key.encode()).hexdigest(), records=table.records
+    )
 
-    Values are as JSON has them, and text in CSV and TSV, whose first line names the columns. Blank lines are no rows.
-    What cannot be read is a ValueError with file and line; a file without rows is one too.
+
+def read_table(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The records of a .jsonl, .json (a list of objects), .csv or .tsv file, also gzipped (.gz), as dicts.
+
+    Values have their JSON types; in CSV and TSV, whose first line names the columns, all are text, "NA" and the empty
+    one too. Blank lines are skipped. UserError names file and line of what cannot be read, and a file without records.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -26,7 +64,7 @@ def read_table(path: str | Path) -> Iterator[dict[str, Any]]:
     ending = table_ending(path)
     if ending is None:
         raise UserError(f"{path} is not a table; give a file ending in {', '.join(TABLE_ENDINGS)}, or these with .gz")
-    return _some(path, {".jsonl": _json_lines, ".json": _json_list, ".csv": _csv, ".tsv": _tsv}[ending](path))
+    return _at_least_one(path, {".jsonl": _json_lines, ".json": _json_list, ".csv": _csv, ".tsv": _tsv}[ending](path))
 
 
 def table_ending(path: Path) -> str | None:
@@ -35,12 +73,12 @@ def table_ending(path: Path) -> str | None:
     return next((ending for ending in TABLE_ENDINGS if name.endswith(ending)), None)
 
 
-def _some(path: Path, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    first = next(rows, None)
+def _at_least_one(path: Path, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    first = next(records, None)
     if first is None:
-        raise UserError(f"{path} has no rows; give a table with at least one")
+        raise UserError(f"{path} has no records; give a table with at least one")
     yield first
-    yield from rows
+    yield from records
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -53,11 +91,11 @@ def _lines(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason}); convert the file") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is not a sound gzip file ({error}); repair it") from None
+        raise UserError(f"{path} is not a valid gzip file ({error}); compress it again") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
     if not number:
-        raise UserError(f"{path} is empty; give a table with at least one row")
+        raise UserError(f"{path} is empty; give a table with at least one record")
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -70,8 +108,8 @@ def _json_list(path: Path) -> Iterator[dict[str, Any]]:
     content = _parsed("".join(_lines(path)), path, 1)
     if not isinstance(content, list):
         raise UserError(
-            f"{path}, line 1: holds {_kind(content)}, not a list of objects; put its rows into [...], or write an "
-            "object a line and call the file .jsonl"
+            f"{path}, line 1: holds {_kind(content)}, not a list of objects; put its records into [...], or write one "
+            "object per line and call the file .jsonl"
         )
     for number, value in enumerate(content, 1):
         yield _object(value, f"{path}, object {number} of its list")
@@ -85,7 +123,7 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
         line = first_line + error.lineno - 1
         what = f"not JSON ({error.msg} at column {error.colno})"
         if path.suffixes[-1:] != [".jsonl"] and error.msg == "Extra data":
-            what += "; a file with an object a line ends in .jsonl"
+            what += "; a file with one object per line ends in .jsonl"
     except RecursionError:
         what = "JSON nested too deeply"
     except ValueError as error:
@@ -94,11 +132,11 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
 
 
 def _columns(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         raise UserError(f"an object has {max(names, key=names.count)!r} twice; name each column once")
-    return row
+    return record
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -135,7 +173,7 @@ def _csv(path: Path, *, delimiter: str = ",") -> Iterator[dict[str, Any]]:
         try:
             values = next(reader, None)
         except csv.Error as error:
-            raise UserError(f"{path}, line {begin}: {error}; mend the quotes, or give the table as .jsonl") from None
+            raise UserError(f"{path}, line {begin}: {error}; fix the quotes, or give the table as .jsonl") from None
         if values is None:
             return
         if not values:
@@ -144,7 +182,7 @@ def _csv(path: Path, *, delimiter: str = ",") -> Iterator[dict[str, Any]]:
             columns = values
             if len(set(columns)) < len(columns):
                 twice = max(columns, key=columns.count)
-                raise UserError(f"{path}, line {begin}: the column {twice!r} is there twice; name each column once")
+                raise UserError(f"{path}, line {begin}: the column {twice!r} appears twice; name each column once")
             continue
         if len(values) != len(columns):
             raise UserError(

@@ -1,8 +1,8 @@
 """Config schema: tokenizers."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds, shown
@@ -21,7 +21,7 @@ def sentinel(n: int) -> str:
 
 @dataclass(kw_only=True, slots=True)
 class TokenizerConfig:
-    """How text becomes token ids; each kind registers a subclass with `build`."""
+    """How text becomes token ids; each type registers a subclass with `build` and `restore`."""
 
     trained: ClassVar[bool] = False  # whether the vocabulary is learned from the corpus
     all_splits: ClassVar[bool] = False  # whether it is learned from every split, not the training split alone
@@ -33,6 +33,11 @@ class TokenizerConfig:
     def build(self, texts: Callable[[], Iterator[str]]) -> "Tokenizer":
         """The tokenizer; `texts` yields what a trained one learns from."""
         raise NotImplementedError(f"{type(self).__name__} has no build method")
+
+    @classmethod
+    def restore(cls, state: dict[str, Any]) -> "Tokenizer":
+        """The tokenizer whose `state()` this is; a config whose tokenizers have another `type` needs none."""
+        raise NotImplementedError(f"{cls.__name__} has no restore method")
 
     def check(self) -> None:
         """Refuse values that cannot work."""
@@ -53,15 +58,30 @@ class TokenizerConfig:
         """The size of the vocabulary where it is known before any text is read."""
         return None
 
+    @property
+    def chat_tokens(self) -> dict[str, str]:
+        """`bos_token` and `eos_token` of chat templates, of a tokenizer that is still to be trained."""
+        return {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values that determine the ids of a given corpus; files count by their content."""
+        return asdict(self)
+
 
 @register("tokenizer", "byte")
 class ByteConfig(TokenizerConfig):
     """UTF-8 bytes and one end-of-text token."""
 
     def build(self, texts):
-        from gptlab.data.tokenizers.tokenizer import ByteTokenizer
+        from gptlab.data.tokenizers.byte import ByteTokenizer
 
         return ByteTokenizer(self.added_tokens)
+
+    @classmethod
+    def restore(cls, state):
+        from gptlab.data.tokenizers.byte import ByteTokenizer
+
+        return ByteTokenizer(state.get("special_tokens", ()))
 
     @property
     def known_vocab_size(self) -> int | None:
@@ -76,9 +96,15 @@ class CharConfig(TokenizerConfig):
     all_splits: ClassVar[bool] = True  # every split must be spelled with the same characters
 
     def build(self, texts):
-        from gptlab.data.tokenizers.tokenizer import CharTokenizer
+        from gptlab.data.tokenizers.char import CharTokenizer
 
         return CharTokenizer.build(texts(), self.added_tokens)
+
+    @classmethod
+    def restore(cls, state):
+        from gptlab.data.tokenizers.char import CharTokenizer
+
+        return CharTokenizer(state["characters"], state.get("special_tokens", ()))
 
 
 @register("tokenizer", "gpt2")
@@ -86,9 +112,15 @@ class GPT2Config(TokenizerConfig):
     """GPT-2's byte-pair encoding through tiktoken."""
 
     def build(self, texts):
-        from gptlab.data.tokenizers.tokenizer import GPT2Tokenizer
+        from gptlab.data.tokenizers.gpt2 import GPT2Tokenizer
 
         return GPT2Tokenizer(self.added_tokens)
+
+    @classmethod
+    def restore(cls, state):
+        from gptlab.data.tokenizers.gpt2 import GPT2Tokenizer
+
+        return GPT2Tokenizer(state.get("special_tokens", ()))
 
     @property
     def known_vocab_size(self) -> int | None:
@@ -103,9 +135,15 @@ class BPEConfig(TokenizerConfig):
     vocab_size: int = 4096
 
     def build(self, texts):
-        from gptlab.data.tokenizers.tokenizer import BPETokenizer
+        from gptlab.data.tokenizers.bpe import BPETokenizer
 
         return BPETokenizer.train(self.vocab_size, texts(), self.added_tokens)
+
+    @classmethod
+    def restore(cls, state):
+        from gptlab.data.tokenizers.bpe import BPETokenizer, decode_bytes
+
+        return BPETokenizer(decode_bytes(state["vocabulary"]), state.get("special_tokens", ()))
 
     def check(self) -> None:
         super().check()
@@ -128,7 +166,7 @@ class WordPieceConfig(TokenizerConfig):
     lowercase: bool = True  # and without accents
 
     def build(self, texts):
-        from gptlab.data.tokenizers.tokenizer import build_wordpiece
+        from gptlab.data.tokenizers.wordpiece import build_wordpiece
 
         return build_wordpiece(self, texts)
 
@@ -150,6 +188,10 @@ class WordPieceConfig(TokenizerConfig):
     def known_vocab_size(self) -> int | None:
         return self.vocab_size
 
+    @property
+    def chat_tokens(self) -> dict[str, str]:
+        return {"bos_token": "[CLS]", "eos_token": "[SEP]"}
+
 
 @register("tokenizer", "file")
 class TokenizerFileConfig(TokenizerConfig):
@@ -159,9 +201,24 @@ class TokenizerFileConfig(TokenizerConfig):
     eot: str | None = None  # the library's end-of-text token; null: the usual names are looked for
 
     def build(self, texts):
-        from gptlab.data.tokenizers.tokenizer import open_tokenizer_file
+        from gptlab.data.tokenizers.file import open_tokenizer_file
 
         return open_tokenizer_file(self)
+
+    @classmethod
+    def restore(cls, state):
+        import json
+
+        from gptlab.data.tokenizers.file import FileTokenizer
+
+        return FileTokenizer(json.dumps(state["tokenizer"]), state["eot"])
+
+    def identity(self):
+        import hashlib
+
+        from gptlab.data.tokenizers.file import read_tokenizer_file
+
+        return super().identity() | {"path": hashlib.sha256(read_tokenizer_file(self).encode()).hexdigest()}
 
     def check(self) -> None:
         if self.path is None:

@@ -1,4 +1,4 @@
-"""Learning BERT's word pieces (Devlin et al. 2019, arXiv:1810.04805)."""
+"""BERT's WordPiece (Devlin et al. 2019, arXiv:1810.04805), trained by the `tokenizers` library."""
 
 import json
 import os
@@ -7,20 +7,35 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.data.tokenizers.config import BERT_SPECIAL_TOKENS
+from gptlab.data.tokenizers.config import BERT_SPECIAL_TOKENS, WordPieceConfig
+from gptlab.data.tokenizers.file import FileTokenizer
+from gptlab.data.tokenizers.tokenizer import TRAINING_CHARACTERS, first_characters
 
 _, UNK, CLS, SEP, _ = BERT_SPECIAL_TOKENS
 _WITHIN = "##"  # before a piece that does not begin a word
-_MOST_CHARACTERS = 1000
+_MAX_CHARACTERS = 1000
+
+
+def build_wordpiece(config: WordPieceConfig, texts: Callable[[], Iterator[str]]) -> FileTokenizer:
+    """A WordPiece tokenizer trained on `texts`."""
+    content = train_wordpiece(
+        lambda: first_characters(texts(), TRAINING_CHARACTERS),
+        config.vocab_size,
+        lowercase=config.lowercase,
+        special_tokens=config.added_tokens,
+    )
+    return FileTokenizer(content, SEP)
 
 
 def train_wordpiece(
     texts: Callable[[], Iterator[str]], vocab_size: int, *, lowercase: bool, special_tokens: Sequence[str] = ()
 ) -> str:
-    """A tokenizer.json with at most `vocab_size` words: BERT's five, `special_tokens`, characters, and pieces by rank.
+    """A tokenizer.json with a vocabulary of at most `vocab_size`: BERT's five special tokens, `special_tokens`,
+    characters, and pieces by rank.
 
-    Reads the texts twice. The most frequent characters are kept, at most 1,000 and so many that each has room at the
-    beginning and within a word; a word with another is unknown. Equal texts give equal files.
+    Reads the texts twice. The most frequent characters are kept, at most 1,000, and few enough that each has an entry
+    for the beginning of a word and one for within; a word with another character is unknown. Equal texts give equal
+    files.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -33,11 +48,11 @@ def train_wordpiece(
         return tokenizer
 
     trained = around(models.WordPiece(unk_token=UNK))
-    characters, within = _characters(trained, texts(), min(_MOST_CHARACTERS, (vocab_size - len(first)) // 2))
+    characters, within = _characters(trained, texts(), min(_MAX_CHARACTERS, (vocab_size - len(first)) // 2))
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        # The library numbers the characters within words by the order of a hash table, another one in each run, and
-        # breaks ties between merges by these numbers. Those that are there already keep theirs.
+        # The library numbers the characters within words by the order of a hash table, which differs between runs, and
+        # breaks ties between merges by these numbers. Characters given as special tokens keep theirs.
         special_tokens=[*first, *(_WITHIN + character for character in within)],
         initial_alphabet=characters,
         limit_alphabet=len(characters),
@@ -45,18 +60,18 @@ def train_wordpiece(
         show_progress=False,
     )
     trained.train_from_iterator(texts(), trainer)
-    # A later fork (a loader's workers) would otherwise be warned about the threads that training used.
+    # Otherwise a later fork (a loader's workers) is warned about the threads that training used.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     vocabulary = trained.get_vocab()
-    made = around(models.WordPiece(vocabulary, unk_token=UNK, continuing_subword_prefix=_WITHIN))
-    made.decoder = decoders.WordPiece(prefix=_WITHIN)
-    made.post_processor = processors.TemplateProcessing(
+    result = around(models.WordPiece(vocabulary, unk_token=UNK, continuing_subword_prefix=_WITHIN))
+    result.decoder = decoders.WordPiece(prefix=_WITHIN)
+    result.post_processor = processors.TemplateProcessing(
         single=f"{CLS} $A {SEP}",
         pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
-        special_tokens=[(word, vocabulary[word]) for word in (CLS, SEP)],
+        special_tokens=[(token, vocabulary[token]) for token in (CLS, SEP)],
     )
-    made.add_special_tokens(first)
-    return json.dumps(json.loads(made.to_str()), sort_keys=True)
+    result.add_special_tokens(first)
+    return json.dumps(json.loads(result.to_str()), sort_keys=True)
 
 
 def _characters(tokenizer: Any, texts: Iterable[str], limit: int) -> tuple[list[str], list[str]]:
@@ -69,7 +84,7 @@ def _characters(tokenizer: Any, texts: Iterable[str], limit: int) -> tuple[list[
         codes = np.frombuffer(tokenizer.normalizer.normalize_str(text).encode("utf-32-le"), dtype="<u4")
         for code in np.unique(codes[~known[codes]]).tolist():
             known[code] = True
-            # What does not split a word is part of it; the library itself is asked.
+            # What does not split a word is part of it; as the library decides.
             in_words[code] = len(tokenizer.pre_tokenizer.pre_tokenize_str(f"a{chr(code)}a")) == 1
         counts += np.bincount(codes, minlength=len(counts))
         followers += np.bincount(codes[1:][in_words[codes[:-1]]], minlength=len(counts))

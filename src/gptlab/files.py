@@ -1,0 +1,77 @@
+"""Files that are never half written, their checksums, and locks between processes."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which replaces it when the block ends without an error.
+
+    At every moment `path` is absent, the old file or the whole new one. The temporary file `.NAME.PID.tmp` is synced
+    before it is renamed; after an error it is removed, after a kill it stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Replace a file by `text` as UTF-8, atomically, and synced before it is renamed."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Flush a folder's entries to the disk, so that files renamed into it are there after a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stat_key(path: str | Path) -> list[int]:
+    """Size in bytes, mtime and ctime in nanoseconds: another value wherever a file was written or replaced.
+
+    A person can set mtime back; ctime is set by the system alone.
+    """
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+@contextmanager
+def locked(path: str | Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the exclusive lock of a file, made if missing, or of an existing folder.
+
+    Other processes wait, or with `wait=False` get a BlockingIOError. The system frees the lock when the process ends,
+    by a kill too. The file stays, and its content is the caller's: removing it would let two processes hold the lock.
+    """
+    import fcntl  # not on Windows
+
+    path = Path(path)
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        with suppress(OSError):
+            os.close(descriptor)

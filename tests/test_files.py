@@ -1,0 +1,61 @@
+import hashlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gptlab.files import locked, replacing, sha256_of, stat_key, sync_folder, write_text_atomic
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    write_text_atomic(path, "old\r\n")
+    assert path.read_bytes() == b"old\r\n"
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old\r\n"
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_bytes() == b"old\r\n"
+    sync_folder(tmp_path)
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_checksum(tmp_path):
+    content = os.urandom(3_000_001)
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_replaced_file_of_the_same_size_and_mtime_has_another_key(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("one")
+    before = stat_key(path)
+    assert stat_key(path) == before
+    other = tmp_path / "other"
+    other.write_text("two")
+    os.utime(other, ns=(0, before[1]))
+    os.replace(other, path)
+    after = stat_key(path)
+    assert after[:2] == before[:2] and after != before
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_lock_keeps_other_processes_out_until_it_is_freed(tmp_path, kind):
+    path = tmp_path / kind
+    if kind == "folder":
+        path.mkdir()
+    code = f"from gptlab.files import locked\nwith locked({str(path)!r}, wait=False): pass"
+
+    def other() -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    with locked(path):
+        assert "BlockingIOError" in other().stderr
+        if kind == "file":
+            path.write_text("kept")
+    assert other().returncode == 0
+    assert kind == "folder" or path.read_text() == "kept"
