@@ -1,21 +1,27 @@
 """Config schema: a whole run, and the checks that need more than one of its parts."""
 
+import types
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from hashlib import sha256
 from json import dumps
 from math import gcd
 from pathlib import Path
+from typing import Any
 
+from gptlab import plugins
 from gptlab.data.config import DataConfig, TargetKind
 from gptlab.data.sources.config import StdlibConfig
 from gptlab.data.tokenizers.config import BPEConfig, TokenizerConfig
 from gptlab.distributed.config import Layout, Sharding, StrategyConfig
-from gptlab.errors import UserError
-from gptlab.fields import bounded, check_bounds
+from gptlab.errors import UserError, did_you_mean
+from gptlab.fields import bounded, check_bounds, shown
 from gptlab.models.config import ModelConfig
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.objectives.config import CausalLMConfig, ObjectiveConfig
+from gptlab.registry import GROUPS, config_class
 from gptlab.training.config import (
     DECAYS,
     WARMUPS,
@@ -285,3 +291,48 @@ def to_plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value
+
+
+def config_from_plain(plain: Mapping[str, Any], where: Path | str = "") -> RunConfig:
+    """The config that `to_plain` made plain, unchecked; keys that are missing have their defaults.
+
+    `where` names the file for messages. UserError for an unknown key, for a value of another type, and where a plugin
+    of the run was not named in this process.
+    """
+    plugins.require(plain.get("plugins") or (), where)
+    return _from_plain(RunConfig, plain, "", where)
+
+
+def _from_plain(kind: type, plain: Mapping[str, Any], key: str, where: Path | str) -> Any:
+    hints = typing.get_type_hints(kind)
+    prefix = f"{key}." if key else ""
+    for name in plain:
+        if name not in hints:
+            raise UserError(
+                f"{where}: unknown config key {prefix}{name}, of another version of gptlab{did_you_mean(name, hints)}"
+            )
+    return kind(**{name: _typed(value, hints[name], f"{prefix}{name}", where) for name, value in plain.items()})
+
+
+def _typed(value: Any, hint: Any, key: str, where: Path | str) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and types.NoneType in options:
+        return None
+    for kind in options:
+        if kind is Any:
+            return value
+        if typing.get_origin(kind) in (list, dict) and isinstance(value, typing.get_origin(kind)):
+            return value
+        if not isinstance(kind, type):
+            continue
+        if is_dataclass(kind) and isinstance(value, Mapping):
+            group = key if key in GROUPS else None
+            found = config_class(group, value.get("type"), str(where)) if group else kind
+            return _from_plain(found, value, key, where)
+        if issubclass(kind, Enum) and value in [member.value for member in kind]:
+            return kind(value)
+        if kind is float and type(value) is int:
+            return float(value)
+        if type(value) is kind:
+            return value
+    raise UserError(f"{where}: {key}={shown(value)} is not a value of this key; it may be of another version of gptlab")

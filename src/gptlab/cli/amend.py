@@ -68,7 +68,7 @@ def _as_it_stands(folder: RunFolder) -> tuple[RunConfig, int | None]:
     _, refused = amendments.on_record(folder)
     for amendment in waiting:
         if amendment.number not in refused:
-            config = amendments.amended(config, amendment.words)
+            config = amendments.amended(config, amendment.overrides)
     lengths = [event["n_steps"] for event in folder.events() if "n_steps" in event]
     return config, lengths[-1] if lengths else None
 

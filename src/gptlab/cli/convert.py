@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptlab.cli.guard import guard
 from gptlab.cli.options import read
 from gptlab.errors import UserError
+
+if TYPE_CHECKING:
+    from gptlab.runs.checkpoint import Checkpoint
 
 # What this command writes, for transformers and for gptlab: what is always there, and what may be.
 WRITTEN = (
@@ -83,28 +86,28 @@ def convert(source: str, to: str, kind: str | None = None, *, overwrite: bool = 
             f"from={source} is OpenAI's checkpoint, which goes into gptlab first; type "
             f"gptlab convert from={source} to=runs/gpt2 and gptlab convert from=runs/gpt2 to={to}"
         )
-    joins = not foreign and kind == "gptlab" and opened[0].is_dir()
+    joins = not foreign and kind == "gptlab" and opened.path.is_dir()
     if foreign == (kind == "transformers") and not joins:
         raise UserError(f"from={source} has format={kind} already; name another format, or copy the folder")
-    write = _for_gptlab(opened) if foreign else _joined(*opened) if joins else _for_transformers(*opened)
+    write = _for_gptlab(opened) if foreign else _joined(opened) if joins else _for_transformers(opened)
     with _appearing(target) as folder:
         write(folder)
     print(f"{source} is written to {to} as {kind}")
 
 
-def _for_transformers(path: Path, state: dict[str, Any]) -> Callable[[Path], None]:
+def _for_transformers(checkpoint: "Checkpoint") -> Callable[[Path], None]:
     """What writes a checkpoint for transformers; ValueError where that cannot be done."""
     from gptlab.interop.transformers_folder import architecture_for, write_folder
     from gptlab.models.config import model_from_plain
     from gptlab.runs.run_tokenizer import run_of, tokenizer_of
-    from gptlab.training.finetune import CLASS_HEAD, weights_of
+    from gptlab.training.finetune import CLASS_HEAD
 
-    config = model_from_plain(state["config"]["model"])
+    config = model_from_plain(checkpoint.state.config["model"])
     architecture = architecture_for(config)
-    tokenizer = tokenizer_of(path, state)
+    tokenizer = tokenizer_of(checkpoint)
     if tokenizer is None:
-        print(f"there is no {run_of(path) / 'tokenizer.json'}: the folder gets no tokenizer")
-    weights = weights_of(state)
+        print(f"there is no {run_of(checkpoint.path) / 'tokenizer.json'}: the folder gets no tokenizer")
+    weights = checkpoint.weights()
     if any(name.startswith(CLASS_HEAD) for name in weights):
         print(f"the class head is left out: {architecture.class_name} of transformers has none")
     return lambda folder: write_folder(
@@ -112,12 +115,12 @@ def _for_transformers(path: Path, state: dict[str, Any]) -> Callable[[Path], Non
         config,
         weights.__getitem__,
         tokenizer,
-        card=_card(path, state, weights, architecture.task),
-        special_tokens=state.get("special_tokens", {}),
+        card=_card(checkpoint, weights, architecture.task),
+        special_tokens=checkpoint.state.special_tokens,
     )
 
 
-def _joined(path: Path, state: dict[str, Any]) -> Callable[[Path], None]:
+def _joined(source: "Checkpoint") -> Callable[[Path], None]:
     """What writes a checkpoint that is a folder as one file, with all that a run needs to go on from it."""
     import yaml
 
@@ -125,11 +128,10 @@ def _joined(path: Path, state: dict[str, Any]) -> Callable[[Path], None]:
     from gptlab.runs.run_tokenizer import tokenizer_file
 
     def write(folder: Path) -> None:
-        (folder / "config.yaml").write_text(yaml.safe_dump(state["config"], sort_keys=False))
-        if (tokenizer := tokenizer_file(path)) is not None:
+        (folder / "config.yaml").write_text(yaml.safe_dump(source.state.config, sort_keys=False))
+        if (tokenizer := tokenizer_file(source.path)) is not None:
             shutil.copyfile(tokenizer, folder / "tokenizer.json")
-        whole = {"model": dict(state["model"]), "optimizer": {k: dict(v) for k, v in state["optimizer"].items()}}
-        checkpoint.save(state | whole, folder / "checkpoints" / "last.ckpt")
+        checkpoint.save(folder / "checkpoints" / "last.ckpt", source.state, source.model, source.optimizer)
 
     return write
 
@@ -143,12 +145,12 @@ def _for_gptlab(foreign) -> Callable[[Path], None]:
 
 
 def _write_gptlab(folder: Path, foreign, tokenizer, special) -> None:
-    import torch
     import yaml
 
     from gptlab.config import RunConfig, to_plain
     from gptlab.data.tokenizers.config import TokenizerFileConfig
     from gptlab.runs import checkpoint
+    from gptlab.runs.checkpoint_state import CheckpointState
 
     if tokenizer is not None:
         tokenizer.save(folder / "tokenizer.json")
@@ -161,22 +163,10 @@ def _write_gptlab(folder: Path, foreign, tokenizer, special) -> None:
         )
     )
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    state = {
-        "gptlab_format": checkpoint.FORMAT,
-        "step": 0,
-        "samples": 0,
-        "model": dict(foreign.tensors()),
-        "optimizer": {},
-        "precision": {},
-        "callbacks": {},
-        "random": torch.get_rng_state(),
-        "config": config,
-        "best": None,
-        "data": "",
-        "tokenizer": "" if tokenizer is None else tokenizer.fingerprint,
-        "special_tokens": special,
-    }
-    checkpoint.save(state, folder / "checkpoints" / "last.ckpt")
+    state = CheckpointState(
+        config=config, tokenizer="" if tokenizer is None else tokenizer.fingerprint, special_tokens=special
+    )
+    checkpoint.save(folder / "checkpoints" / "last.ckpt", state, dict(foreign.tensors()))
 
 
 def _give_back_freed_memory() -> None:
@@ -190,7 +180,7 @@ def _give_back_freed_memory() -> None:
             ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 17)
 
 
-def _card(path: Path, state: dict[str, Any], weights: Mapping[str, Any], task: str) -> str:
+def _card(checkpoint: "Checkpoint", weights: Mapping[str, Any], task: str) -> str:
     """README.md of an exported model: what it is, what it reached and how it was trained."""
     import yaml
 
@@ -198,9 +188,10 @@ def _card(path: Path, state: dict[str, Any], weights: Mapping[str, Any], task: s
     from gptlab.runs.run_tokenizer import run_of
     from gptlab.training.finetune import CLASS_HEAD
 
+    path, state = checkpoint.path, checkpoint.state
     run = run_of(path)
     own = run != path.resolve().parent  # beside a checkpoint that was copied elsewhere lie other runs' files
-    rows = [row for row in read_metrics(run / "metrics.csv") if own and row["step"] == state["step"]]
+    rows = [row for row in read_metrics(run / "metrics.csv") if own and row["step"] == state.step]
     metrics = {name: value for row in rows for name, value in row.items() if name.startswith(("train/", "val/"))}
     summary = json.loads((run / "summary.json").read_text()) if own and (run / "summary.json").is_file() else {}
     n_parameters = sum(value.numel() for name, value in weights.items() if not name.startswith(CLASS_HEAD))
@@ -212,7 +203,7 @@ def _card(path: Path, state: dict[str, Any], weights: Mapping[str, Any], task: s
         "",
         f"# {run.name if own else path.stem}",
         "",
-        f"A language model of {n_parameters:,} parameters, trained with gptlab for {state['step']:,} steps"
+        f"A language model of {n_parameters:,} parameters, trained with gptlab for {state.step:,} steps"
         + (f" on {summary['corpus']}" if "corpus" in summary else "")
         + ".",
         "",
@@ -220,7 +211,7 @@ def _card(path: Path, state: dict[str, Any], weights: Mapping[str, Any], task: s
     if metrics:
         lines += ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in metrics.items())]
         lines += ["", "Losses are in nats per token, measured at this checkpoint's step.", ""]
-    lines += ["## Config", "", "```yaml", yaml.safe_dump(state["config"], sort_keys=False).rstrip(), "```", ""]
+    lines += ["## Config", "", "```yaml", yaml.safe_dump(state.config, sort_keys=False).rstrip(), "```", ""]
     return "\n".join(lines)
 
 

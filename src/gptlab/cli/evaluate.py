@@ -194,8 +194,8 @@ def _open(name: str) -> Subject:
         )
     if isinstance(source, ExternalFolder):
         return subject
-    path, state = source
-    subject.checkpoint, subject.step, subject.data = path, state["step"], state.get("data", "")
+    path = source.path
+    subject.checkpoint, subject.step, subject.data = path, source.state.step, source.state.data
     if path.resolve().parent.name == "checkpoints":
         subject.folder = run_of(path)
         if (subject.folder / "config.yaml").is_file():

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from gptlab.distributed.internals import replace_launcher, subprocess_launcher
 from gptlab.distributed.signals import SIGNALS, STARTER, Failure
 from gptlab.errors import UserError
 
@@ -118,7 +119,7 @@ def _check_meeting_point(launched: Launched | None) -> None:
             f"{address}, where the processes of this run would meet, is not known here ({error.strerror}); "
             "set MASTER_ADDR to the first node's name or address"
         ) from None
-    if port is None or not first_rank():
+    if port is None or not is_rank_0():
         return
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(f"MASTER_PORT={port} is not a port; use a number from 1024 to 65535")
@@ -133,7 +134,7 @@ def _check_meeting_point(launched: Launched | None) -> None:
             ) from None
 
 
-def first_rank() -> bool:
+def is_rank_0() -> bool:
     """Whether this process is the one that writes and speaks, as the launchers' variables tell it."""
     names = ("RANK", "SLURM_PROCID") if "LOCAL_RANK" not in os.environ or "RANK" in os.environ else ("LOCAL_RANK",)
     if "NODE_RANK" in os.environ and int(os.environ["NODE_RANK"]) > 0:
@@ -141,14 +142,17 @@ def first_rank() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in names)
 
 
-class Ranks(_SubprocessScriptLauncher):
+SubprocessLauncher: Any = subprocess_launcher()
+
+
+class Ranks(SubprocessLauncher):
     """The other processes of this machine, where gptlab starts them itself.
 
     Lightning's own observer is left out: five seconds after one process has ended it kills the first rank without a
     word, and that one may still be saving.
     """
 
-    def __init__(self, launcher: _SubprocessScriptLauncher, record: Callable[[str], None]):
+    def __init__(self, launcher: Any, record: Callable[[str], None]):
         super().__init__(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
         self.record = record
         self._ended = False
@@ -207,9 +211,9 @@ class Ranks(_SubprocessScriptLauncher):
 def watch(trainer: Trainer, record: Callable[[str], None]) -> None:
     """Let the processes of this machine end together; `record` is told what ended them."""
     launcher = trainer.strategy.launcher
-    ours = isinstance(launcher, _SubprocessScriptLauncher)
+    ours = isinstance(launcher, SubprocessLauncher)
     if ours and not launcher.cluster_environment.creates_processes_externally:
-        trainer.strategy._launcher = Ranks(launcher, record)
+        replace_launcher(trainer, Ranks(launcher, record))
 
 
 def end_together(trainer: Trainer, error: Exception, *, step: int, timeout_seconds: int) -> Exception:

@@ -1,13 +1,10 @@
-"""Which parameters of a model are trained, and the weights of a model that was trained in part."""
+"""Which parameters of a model are trained."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 
 from gptlab.models.config import ModelConfig
 from gptlab.nn.attention import Attention
-from gptlab.nn.lora import ADAPTERS, LoRALinear, Merged
+from gptlab.nn.lora import ADAPTERS, LoRALinear
 from gptlab.training.config import FinetuneConfig, Finetuning
 
 # What reads the last block's output, beside a head that is the table of words: it is trained with the last blocks.
@@ -39,14 +36,6 @@ def is_trained(name: str, config: FinetuneConfig, of: ModelConfig) -> bool:
                     >= (of.decoder_layers if of.type == "encoder_decoder" else of.n_layer) - config.n_layer
                 )
             return name.startswith((*AFTER_BLOCKS, CLASS_HEAD))
-
-
-def weights_of(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The weights by name in a checkpoint's content `state`, to be used and not to be trained on: without adapters."""
-    finetune = state["config"].get("finetune", {})
-    if finetune.get("type") != Finetuning.lora.value:
-        return state["model"]
-    return Merged(state["model"], alpha=finetune["alpha"])
 
 
 def _adapt(block: nn.Module, config: FinetuneConfig) -> None:

@@ -5,6 +5,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from gptlab.distributed.internals import leave_loss_scale_to_the_scaler
 from gptlab.distributed.sharded_tensors import local, part_of, whole
 from gptlab.errors import UserError
 from gptlab.training.config import MuonConfig
@@ -71,8 +72,7 @@ class Muon(torch.optim.AdamW):
                         f"Muon is for matrices and a parameter of shape {tuple(parameter.shape)} is none; "
                         "put it into a group with muon=False"
                     )
-        # A fused AdamW divides by the gradient scaler's factor itself; Muon leaves that to the scaler.
-        self._step_supports_amp_scaling = False
+        leave_loss_scale_to_the_scaler(self)
 
     def _init_group(self, group, params_with_grad, *state):
         # AdamW's step collects each group's tensors here. A Muon group takes its step at once and leaves AdamW nothing.
