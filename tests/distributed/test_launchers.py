@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from small_runs import ROOT, learned, train, words_of, write_text
+from small_runs import ROOT, learned, overrides_of, train, write_text
 
 from gptlab.distributed.devices import find_devices
 from gptlab.runs.folder import read_metrics
@@ -57,7 +57,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def words(place):
-    return words_of(place / "text.txt", micro_batch_size=2, **{"callbacks.checkpoint.every_steps": 5})
+    return overrides_of(place / "text.txt", micro_batch_size=2, **{"callbacks.checkpoint.every_steps": 5})
 
 
 @pytest.fixture(scope="module")
