@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from ranks import roll_back_to
 from small_runs import small_run
 
 from gptlab.data.sources.config import TextConfig
@@ -108,7 +109,7 @@ def test_the_first_loss_and_norm_are_those_of_the_definition(tmp_path):
     assert row["train/lr"] == pytest.approx(1e-2 / 3)
 
 
-def test_one_batch_is_learned_by_heart(tmp_path):
+def test_one_batch_is_overfit(tmp_path):
     config = small_run(tmp_path / "run", budget_steps=120, optimizer=MuonConfig(lr=1e-2, weight_decay=0.0))
     config.data.max_sequences = 8
     config.trainer.val_check_interval = 1.0
@@ -121,6 +122,31 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     assert train(small_run(tmp_path / "run")).summary == first
     out = capsys.readouterr().out
     assert "is finished after 10 steps" in out and re.fullmatch(LAST_LINE, out.rstrip().splitlines()[-1])
+
+
+def test_where_and_how_a_run_is_shown_may_change_but_not_what_is_learned(tmp_path, capsys):
+    """Every field that is not of the identity, changed before a run is continued: no bit changes."""
+    straight = train(small_run(tmp_path / "straight")).metrics()
+    config = small_run(
+        tmp_path / "run", callbacks=CallbacksConfig(checkpoint=CheckpointConfig(every_steps=5, keep_last=9))
+    )
+    config.callbacks.plot = False
+    train(config)
+    roll_back_to(tmp_path / "run", tmp_path / "again", 5)
+    changed = small_run(
+        tmp_path / "again",
+        model_tag="another",
+        data_tag="another",
+        name="another",
+        plugins=[],
+        callbacks=CallbacksConfig(sample=None, plot=False),
+    )
+    changed.data.n_processes = 1
+    changed.trainer.log_every_n_steps = 3
+    assert changed.identity_fields() == config.identity_fields() and changed.run_id() == config.run_id()
+    run = train(changed)
+    assert [event["step"] for event in run.events() if event["event"] == "continued"] == [5]
+    assert run.metrics()["train/loss"].tolist() == straight["train/loss"].tolist()
 
 
 def test_a_changed_config_is_refused_with_the_difference(tmp_path):

@@ -31,7 +31,7 @@ class Amendable(Protocol):
     batch_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AmendableConfig:
     """These parts alone."""
 

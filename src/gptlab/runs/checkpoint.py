@@ -350,7 +350,7 @@ def load(path: Path) -> Checkpoint:
             raise
         raise UserError(f"{first} is damaged ({type(error).__name__}: {error}); use another checkpoint") from error
     keys: dict[str, dict[str, str]] = {}  # of each parameter's optimizer state
-    for key in (*found.pieces, *values):
+    for key in (*found.stored, *values):
         if key.startswith(OPTIMIZER):
             parameter, _, name = key.removeprefix(OPTIMIZER).rpartition("/")
             keys.setdefault(parameter, {})[name] = key

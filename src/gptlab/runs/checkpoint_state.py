@@ -43,7 +43,7 @@ class CheckpointState:
 
     @classmethod
     def from_json(cls, text: str, read: Callable[[str], Tensor]) -> "CheckpointState":
-        """The state that `to_json` wrote; `read` gives a tensor by its key. Errors are ValueError, KeyError, TypeError."""
+        """What `to_json` wrote; `read` gives a tensor by its key. ValueError, KeyError or TypeError if damaged."""
         plain = json.loads(text)
         return cls(**{f.name: _decode(plain[f.name], read) for f in fields(cls)})
 

@@ -54,7 +54,9 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
     UserError where there are none, or they are of a model that computes something else, with the overrides that make
     this one the same. `tokenizer` (None: not checked) must be the one they were trained with, as far as they tell.
     """
-    source = open_weights(config.init_from, "model.init_from")
+    name = config.init_from
+    assert name is not None
+    source = open_weights(name, "model.init_from")
     if isinstance(source, ExternalFolder):
         theirs, their_size = source.config, source.vocab_size
         initial = Initial(shapes(theirs, their_size), source.read)
@@ -62,7 +64,7 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
         theirs, weights = model_from_plain(source.state.config["model"]), source.weights()
         their_size, initial = source.vocab_size, Initial(weights.keys(), weights.__getitem__)
     overrides = [override for override in differences(theirs, config) if not override.startswith("model.heads=")]
-    other = None if tokenizer is None else _other_tokenizer(source, config.init_from, tokenizer)
+    other = None if tokenizer is None else _other_tokenizer(source, name, tokenizer)
     if other:
         overrides.append(other)
     elif vocab_size != their_size and (tokenizer is None or tokenizer.vocab_size <= their_size):
@@ -73,7 +75,7 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
         overrides.append(f"model.context_length={theirs.context_length}")
     if overrides:
         what = "was trained with another tokenizer" if overrides == [other] else "holds another model"
-        raise UserError(f"model.init_from={config.init_from} {what}; add {' '.join(overrides)}")
+        raise UserError(f"model.init_from={name} {what}; add {' '.join(overrides)}")
     return initial
 
 
@@ -84,6 +86,7 @@ def _other_tokenizer(source: ExternalFolder | Checkpoint, name: str, own: Tokeni
         if theirs is None or own.agrees_with(theirs):
             return None
         file = source.tokenizer_file
+        assert file is not None  # what it was read from
         return f"tokenizer=file tokenizer.path={file}" if file.name == "tokenizer.json" else "tokenizer=gpt2"
     if source.state.tokenizer in ("", own.fingerprint):
         return None

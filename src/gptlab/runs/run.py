@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptlab.config import RunConfig, config_from_plain
 from gptlab.errors import UserError
-from gptlab.runs.folder import read_events, read_summary
+from gptlab.runs.folder import read_events, read_metrics, read_summary
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -41,7 +41,10 @@ class Run:
         """metrics.csv, a row per optimizer step; NaN where a column was not measured at that step."""
         import pandas
 
-        return pandas.read_csv(self.path / "metrics.csv", float_precision="round_trip")
+        file = self.path / "metrics.csv"
+        with open(file) as lines:
+            columns = lines.readline().strip().split(",")
+        return pandas.DataFrame(read_metrics(file), columns=columns)
 
     def events(self) -> list[dict[str, Any]]:
         """What happened, oldest first: started, saved, validated, stopped, ..."""
@@ -49,7 +52,7 @@ class Run:
 
     @property
     def checkpoints(self) -> dict[int | str, Path]:
-        """The checkpoints that are there, by step, and under the names "last" and "best"."""
+        """The checkpoints on the disk by step, and under the names "last" and "best"."""
         from gptlab.runs import checkpoint
 
         folder = self.path / "checkpoints"
@@ -73,8 +76,8 @@ class Run:
         found = self.checkpoints
         path = found.get(checkpoint) or (found.get("last") if checkpoint == "best" else None)
         if path is None:
-            there = ", ".join(map(str, found)) or "none"
-            raise UserError(f"{self.path} has no checkpoint {checkpoint}; it has: {there}")
+            names = ", ".join(map(str, found)) or "none"
+            raise UserError(f"{self.path} has no checkpoint {checkpoint}; it has: {names}")
         model, tokenizer, _ = load_model(str(path))
         return model, tokenizer
 

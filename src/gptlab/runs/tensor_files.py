@@ -69,7 +69,7 @@ def write_tensors(
 
         write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
-            data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            data: Any = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
             for start in range(0, len(data), BLOCK_BYTES):
                 write(data[start : start + BLOCK_BYTES])
         file.flush()
@@ -77,7 +77,7 @@ def write_tensors(
     return checksum.hexdigest()
 
 
-class _Piece(NamedTuple):
+class _StoredShard(NamedTuple):
     path: Path
     key: str
     offset: list[int]
@@ -89,7 +89,7 @@ class TensorFiles:
     """The tensors of one or several files by key, and their metadata; shards of one tensor are found together."""
 
     metadata: dict[Path, dict[str, str]] = field(default_factory=dict)
-    pieces: dict[str, list[_Piece]] = field(default_factory=dict)
+    stored: dict[str, list[_StoredShard]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
@@ -106,25 +106,25 @@ class TensorFiles:
                     for key in file.keys():  # noqa: SIM118
                         shape = list(file.get_slice(key).get_shape())
                         shard = Shard(**places.get(key, {"offset": [0] * len(shape), "shape": shape}))
-                        found.pieces.setdefault(key, []).append(_Piece(path, key, shard.offset, shape))
+                        found.stored.setdefault(key, []).append(_StoredShard(path, key, shard.offset, shape))
                         found.shapes[key] = tuple(shard.shape)
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path} is damaged or no checkpoint ({error}); use another checkpoint") from error
-        for key, pieces in found.pieces.items():
-            if sum(math.prod(piece.shape) for piece in pieces) != math.prod(found.shapes[key]):
+        for key, shards in found.stored.items():
+            if sum(math.prod(shard.shape) for shard in shards) != math.prod(found.shapes[key]):
                 where = paths[0].parent if len(paths) > 1 else paths[0]
                 raise UserError(f"{where} lacks a shard of {key}; restore it, or use another checkpoint")
         return found
 
     def below(self, prefix: str) -> "ShardedTensors":
         """The tensors whose keys begin with `prefix`, by the rest of their keys."""
-        return self.select({key.removeprefix(prefix): key for key in self.pieces if key.startswith(prefix)})
+        return self.select({key.removeprefix(prefix): key for key in self.stored if key.startswith(prefix)})
 
     def select(self, keys: Mapping[str, str], values: Mapping[str, Any] | None = None) -> "ShardedTensors":
         """Tensors by new names; a key that no file has is that of a value in `values`."""
-        tensors = {name: key for name, key in keys.items() if key in self.pieces}
+        tensors = {name: key for name, key in keys.items() if key in self.stored}
         return ShardedTensors(
-            {name: self.pieces[key] for name, key in tensors.items()},
+            {name: self.stored[key] for name, key in tensors.items()},
             {name: self.shapes[key] for name, key in tensors.items()},
             {name: (values or {})[key] for name, key in keys.items() if name not in tensors},
         )
@@ -135,11 +135,11 @@ class ShardedTensors(Mapping[str, Any]):
 
     def __init__(
         self,
-        pieces: dict[str, list[_Piece]],
+        stored: dict[str, list[_StoredShard]],
         shapes: dict[str, tuple[int, ...]],
         values: Mapping[str, Any] | None = None,
     ):
-        self._pieces = pieces
+        self._stored = stored
         self._values = values or {}  # that are no tensors, in memory
         self.shapes: dict[str, tuple[int, ...] | None] = {**shapes, **dict.fromkeys(self._values)}
 
@@ -159,7 +159,7 @@ class ShardedTensors(Mapping[str, Any]):
         from safetensors import safe_open
 
         result = None
-        for path, key, offset, shape in self._pieces[name]:
+        for path, key, offset, shape in self._stored[name]:
             low = [max(want.start, at) for want, at in zip(part, offset, strict=True)]
             high = [min(want.stop, at + size) for want, at, size in zip(part, offset, shape, strict=True)]
             if any(a >= b for a, b in zip(low, high, strict=True)):

@@ -130,7 +130,7 @@ class CheckpointWriter:
             except Exception as error:
                 own = error
         outcome = result, None if own is None else (getattr(own, "errno", None), f"{type(own).__name__}: {own}")
-        outcomes = [outcome]
+        outcomes: list[Any] = [outcome]
         if self._group is not None:
             outcomes = [None] * self.world_size
             torch.distributed.all_gather_object(outcomes, outcome, group=self._group)

@@ -19,7 +19,7 @@ EVAL_TOKENS = 16_384  # of one forward pass without gradients
 
 
 class TrainBatches(Dataset):
-    """Item s is this rank's batch of the step after s finished ones; steps whose samples were left out count as finished."""
+    """Item s is this rank's batch for the step after s finished ones; steps that were skipped count as finished."""
 
     def __init__(
         self,

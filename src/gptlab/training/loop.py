@@ -339,7 +339,9 @@ class _Training:
     def end_together(self, error: Exception) -> Exception:
         """End what is left of the other ranks after `error`; returns the error that tells a person the cause."""
         seconds = self.config.strategy.timeout_seconds
-        return end_together(self.starter, error, step=self.module.finished_steps, timeout_seconds=seconds)
+        return end_together(
+            self.starter or self.trainer, error, step=self.module.finished_steps, timeout_seconds=seconds
+        )
 
     def _roll_back(self, spike: Spike) -> None:
         """Begin again from a checkpoint before the spike, without the samples since."""

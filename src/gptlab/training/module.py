@@ -109,7 +109,7 @@ class LanguageModule(lightning.LightningModule):
         step, world_size = self.finished_steps, self.trainer.world_size
         # Ranks that see the same sequences draw alike, attention's masks for their different heads too.
         reseed(self.seed, step, self.layout.data_rank(self.trainer.global_rank), self.device)
-        optimizer = self.optimizers()
+        optimizer: Any = self.optimizers()
         synchronize = partial(synchronize_gradients, self.trainer.strategy.model, self.model)
         terms = loss_and_gradients(
             self.model,
@@ -149,7 +149,7 @@ class LanguageModule(lightning.LightningModule):
         gradients = gradients_of(optimizer)
         norm = global_norm(gradients).to(self.device)
         if self.spikes is not None:
-            self._skip_spike(optimizer, norm)
+            self._skip_spike(self.spikes, optimizer, norm)
         if self.optimizer_config.grad_clip is not None:
             clip(gradients, self.optimizer_config.grad_clip, norm)
         self.last_step["grad_norm"] = norm
@@ -157,13 +157,13 @@ class LanguageModule(lightning.LightningModule):
         if scaler is not None:
             self.last_step["loss_scale"] = scaler.get_scale()
 
-    def _skip_spike(self, optimizer: torch.optim.Optimizer, norm: torch.Tensor) -> None:
+    def _skip_spike(self, spikes: SpikeDetector, optimizer: torch.optim.Optimizer, norm: torch.Tensor) -> None:
         """Where the step is a spike, drop its gradients: without them there is no update."""
         loss = next(iter(self.last_step["terms"].values())).float().clone()  # reduced in place
         if self.trainer.world_size > 1:
             loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
-        if self.spikes.finds(loss.item(), norm.item()):
-            self.last_step["skipped"] = {"usual": self.spikes.usual(), "in_a_row": self.spikes.in_a_row}
+        if spikes.finds(loss.item(), norm.item()):
+            self.last_step["skipped"] = {"usual": spikes.usual(), "in_a_row": spikes.in_a_row}
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None

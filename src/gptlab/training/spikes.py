@@ -82,9 +82,9 @@ class LossGuard:
         if "skipped" in measured:
             return self._skipped(step, loss, grad_norm, **measured["skipped"])
         scaled = "loss_scale" in measured  # then the gradient scaler deals with infinite gradients
-        judges = self.spikes is not None and self.config.action is not SpikeAction.skip
-        if judges and self.spikes.finds(loss, 0.0 if scaled else grad_norm):
-            message = describe(step, loss, grad_norm, self.spikes.usual())
+        judge = self.spikes if self.config.action is not SpikeAction.skip else None
+        if judge is not None and judge.finds(loss, 0.0 if scaled else grad_norm):
+            message = describe(step, loss, grad_norm, judge.usual())
             if self.config.action is SpikeAction.rollback:
                 return Spike(step, loss, message)
             return Failure(

@@ -17,7 +17,7 @@ def target_scales(counts: Mapping[str, int | Tensor], n_data: int = 1) -> dict[s
 
     `n_data` ranks average their gradients, and a step's gradient is its sum over all targets divided once.
     """
-    # Where there is no target of a kind, the sum over them is zero as well; a look would wait for the device.
+    # Without targets of a kind the sum over them is zero too; to look at the count would wait for the device.
     at_least_one = {kind: n.clamp(min=1) if isinstance(n, Tensor) else max(1, n) for kind, n in counts.items()}
     return {kind: n_data / count for kind, count in at_least_one.items()}
 

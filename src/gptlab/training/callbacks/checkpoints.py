@@ -182,7 +182,7 @@ class Checkpoints(Callback):
             samples=step * self.sequences_per_step,
             skipped_steps=module.skipped_steps,
             precision=trainer.precision_plugin.state_dict(),
-            callbacks=callbacks,
+            callbacks={key: own for key, own in callbacks.items() if own},
             rng=torch.get_rng_state(),
             best=self.best,
         )

@@ -1,4 +1,4 @@
-"""One line that moves, or a line now and then where there is no terminal."""
+"""Progress: a bar on a terminal, else a line now and then."""
 
 import sys
 import time
@@ -7,12 +7,12 @@ from lightning.pytorch.callbacks import Callback
 
 from gptlab.training.callbacks.metrics import Metrics
 
-SHOW_SECONDS = 0.25  # between two pictures of the progress bar
+SHOW_SECONDS = 0.25  # between two updates of the bar
 LINE_SECONDS = 10  # between two lines where there is no terminal
 
 
 class ProgressBar(Callback):
-    """One line that moves: step, loss, tokens per second, time left."""
+    """Shows step, loss, tokens per second and time left."""
 
     def __init__(self, metrics: Metrics, n_steps: int):
         self.metrics = metrics
