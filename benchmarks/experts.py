@@ -1,14 +1,14 @@
-"""The products of experts on a CPU: grouped, against two loops over the experts.
+"""The matrix products of experts on a CPU: grouped, against two loops over the experts.
 
     python benchmarks/experts.py [--rounds 15] [--output experts.json]
 
-Three contenders multiply the same rows, sorted by expert, with the same stack of weights, as layers of 16 experts do:
+Three contenders multiply the same tokens, sorted by expert, with the same stacked weights, as MoE layers of 16 experts do:
 
-    grouped    torch's grouped product, which gptlab takes where it runs
-    loop       split and unbind, a product for each expert, joined: what gptlab takes elsewhere
-    slices     a slice of rows and a slice of weights for each expert, written into one result
+    grouped    torch's grouped matrix product, which gptlab uses where it runs
+    loop       split and unbind, one product per expert, concatenated: what gptlab uses elsewhere
+    slices     a slice of tokens and a slice of weights per expert, written into one result
 
-They take turns, so that what else the machine does falls on all alike. Printed are medians, and the median over rounds
+They take turns, so that other load on the machine affects all alike. Printed are medians, and the median over rounds
 of each loop's time divided by the grouped product's.
 """
 
@@ -25,11 +25,11 @@ from torch import Tensor
 from gptlab.nn import moe
 
 N_EXPERT = 16
-SHAPES = ((512, 64, 128), (2048, 128, 256), (4096, 256, 512), (2048, 512, 1024))  # rows, in, out
+SHAPES = ((512, 64, 128), (2048, 128, 256), (4096, 256, 512), (2048, 512, 1024))  # tokens, in, out
 
 
 def slices(x: Tensor, weight: Tensor, bias: None, ends: Tensor) -> Tensor:
-    """The loop that comes to mind first."""
+    """The obvious loop."""
     result, start = x.new_empty(len(x), weight.shape[1]), 0
     for expert, end in enumerate(ends.tolist()):
         result[start:end] = F.linear(x[start:end], weight[expert])
@@ -40,13 +40,13 @@ def slices(x: Tensor, weight: Tensor, bias: None, ends: Tensor) -> Tensor:
 CONTENDERS = {"grouped": moe.grouped, "loop": moe.one_by_one, "slices": slices}
 
 
-def measure(n_rows: int, d_in: int, d_out: int, rounds: int) -> dict[str, dict[str, float]]:
+def measure(n_tokens: int, d_in: int, d_out: int, rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds of each contender, forward and forward + backward, and the loops' ratios to the grouped product."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n_rows, d_in, generator=generator, requires_grad=True)
+    x = torch.randn(n_tokens, d_in, generator=generator, requires_grad=True)
     weight = torch.randn(N_EXPERT, d_out, d_in, generator=generator, requires_grad=True)
-    n_chosen = torch.randint(N_EXPERT, (n_rows,), generator=generator).bincount(minlength=N_EXPERT)
-    ends, upstream = n_chosen.cumsum(0).int(), torch.randn(n_rows, d_out, generator=generator)
+    n_chosen = torch.randint(N_EXPERT, (n_tokens,), generator=generator).bincount(minlength=N_EXPERT)
+    ends, upstream = n_chosen.cumsum(0).int(), torch.randn(n_tokens, d_out, generator=generator)
     assert moe.runs_grouped(x, weight)
 
     def forward(product) -> None:
@@ -80,9 +80,9 @@ def main() -> None:
     options = parser.parse_args()
     print(f"torch {torch.__version__}, threads: {torch.get_num_threads()}, {N_EXPERT} experts, float32")
     results = {}
-    for n_rows, d_in, d_out in SHAPES:
-        shape = f"{n_rows} rows, {d_in} to {d_out}"
-        results[shape] = measure(n_rows, d_in, d_out, options.rounds)
+    for n_tokens, d_in, d_out in SHAPES:
+        shape = f"{n_tokens} tokens, {d_in} to {d_out}"
+        results[shape] = measure(n_tokens, d_in, d_out, options.rounds)
         for way, row in results[shape].items():
             times = ", ".join(f"{name} {row[name]:.2f} ms" for name in CONTENDERS)
             ratios = ", ".join(f"{name} {row[f'{name}/grouped']:.2f}x" for name in ("loop", "slices"))

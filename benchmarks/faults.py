@@ -1,11 +1,11 @@
-"""Runs that are killed again and again, beside the same run left alone: every recorded loss has to be the same bits.
+"""Runs that are killed again and again, against an uninterrupted run: every recorded loss has to be bit-identical.
 
     python benchmarks/faults.py [--steps 200] [--kills 20] [--kills-sharded 10] [--seed 0] [--keep FOLDER]
 
 A small run with dropout and loader workers is started and killed by SIGKILL until so many kills are reached, then left
-to finish. A kill falls at a random moment: after a random delay, or inside a random one of the calls that a save makes
-(the state is being written, brought to the disk, renamed). Under fsdp, on two processes, it hits either rank; the other
-has to end by itself. The table says where each start went on from, and what it found unfinished.
+to finish. A kill happens at a random moment: after a random delay, or inside a random call of a save (the state is
+being written, flushed with fsync, renamed). Under fsdp, on two processes, it hits either rank; the other has to end by
+itself. The table shows the step that each start continued from, and what was left unfinished.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# train.py as it is, which pulls its own plug at a chosen call of one of the functions that a step and a save make.
+# train.py, which kills itself at a chosen call of one of the functions that a step or a save calls.
 DRIVER = """
 import os, signal, sys, threading, time
 
@@ -63,8 +63,8 @@ if __name__ == "__main__":
 """
 
 
-def words_of(text: Path, n_steps: int, sharded: bool) -> list[str]:
-    words = {
+def overrides_of(text: Path, n_steps: int, sharded: bool) -> list[str]:
+    values = {
         "data": "text",
         "data.path": text,
         "data.n_workers": 1,
@@ -86,14 +86,14 @@ def words_of(text: Path, n_steps: int, sharded: bool) -> list[str]:
         "callbacks.plot": "false",
     }
     if sharded:
-        words |= {"strategy": "fsdp", "trainer.devices": 2}
-    return [f"{key}={value}" for key, value in words.items()]
+        values |= {"strategy": "fsdp", "trainer.devices": 2}
+    return [f"{key}={value}" for key, value in values.items()]
 
 
-def start(words: list[str], folder: Path, **environment: str) -> tuple[int, str, float]:
-    """Run until it ends; returns the exit code, what it said, and the seconds that its processes lived after it."""
+def start(overrides: list[str], folder: Path, **environment: str) -> tuple[int, str, float]:
+    """Run to the end; returns the exit code, stderr, and the seconds that other processes of the run outlived it."""
     process = subprocess.Popen(
-        [sys.executable, str(folder / "driver.py"), *words],
+        [sys.executable, str(folder / "driver.py"), *overrides],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.DEVNULL,
@@ -101,14 +101,14 @@ def start(words: list[str], folder: Path, **environment: str) -> tuple[int, str,
         text=True,
         start_new_session=True,
     )
-    _, said = process.communicate(timeout=600)
+    _, errors = process.communicate(timeout=600)
     ended = time.monotonic()
     while _alive(process.pid) and time.monotonic() - ended < 60:
         time.sleep(0.1)
     lingered = time.monotonic() - ended
     if _alive(process.pid):
         os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, said, lingered
+    return process.returncode, errors, lingered
 
 
 def _alive(group: int) -> bool:
@@ -119,26 +119,26 @@ def _alive(group: int) -> bool:
     return True
 
 
-def learned(run: Path) -> list[dict[str, str]]:
+def recorded(run: Path) -> list[dict[str, str]]:
     with open(run / "metrics.csv", newline="") as file:
         return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]
 
 
 def moment_of(draw: random.Random, rank: str) -> str:
-    """Half of the kills by the clock, half inside a save; only the first rank renames."""
+    """Half of the kills by the clock, half inside a save; only rank 0 renames."""
     if draw.random() < 0.5:
         return f"clock:{draw.randint(1, 150)}"
     return f"{draw.choice(('fsync', 'write', 'replace') if rank == '0' else ('fsync', 'write'))}:{draw.randint(1, 9)}"
 
 
 def torture(folder: Path, n_steps: int, n_kills: int, *, sharded: bool, seed: int) -> bool:
-    """Kill one run so often, print what happened, and say whether it learned what the run left alone did."""
+    """Kill one run `n_kills` times, print what happened, and return whether its metrics equal the uninterrupted run's."""
     title = "fsdp on two processes" if sharded else "one process"
-    words = words_of(folder / "text.txt", n_steps, sharded)
+    overrides = overrides_of(folder / "text.txt", n_steps, sharded)
     run = folder / ("killed-fsdp" if sharded else "killed")
     straight = run.with_name(f"{run.name}-not")
-    code, said, _ = start([*words, f"run_dir={straight.name}"], folder)
-    assert code == 0, said
+    code, errors, _ = start([*overrides, f"run_dir={straight.name}"], folder)
+    assert code == 0, errors
     draw = random.Random(seed)
     print(f"\n{title}: {n_steps} steps, {n_kills} kills")
     print(f"{'kill':>4}  {'moment':<12} {'rank':>4}  {'from':>5}  {'reached':>7}  left behind")
@@ -147,9 +147,9 @@ def torture(folder: Path, n_steps: int, n_kills: int, *, sharded: bool, seed: in
         rank = str(draw.randrange(2)) if sharded else "0"
         moment = moment_of(draw, rank)
         before = _events(run)
-        code, said, lingered = start([*words, f"run_dir={run.name}"], folder, KILL_AT=moment, KILL_RANK=rank)
+        code, errors, lingered = start([*overrides, f"run_dir={run.name}"], folder, KILL_AT=moment, KILL_RANK=rank)
         if code == 0:
-            print(f"      {moment:<12} {rank:>4}  the run was finished before the moment came; another begins")
+            print(f"      {moment:<12} {rank:>4}  the run had finished before that moment; another one starts")
             if not _compare(run, straight):
                 return False
             shutil.rmtree(run)
@@ -157,16 +157,16 @@ def torture(folder: Path, n_steps: int, n_kills: int, *, sharded: bool, seed: in
         kills += 1
         news = _events(run)[len(before) :]
         began = next((e["step"] for e in news if e["event"] in ("started", "continued")), "-")
-        rows = learned(run) if (run / "metrics.csv").exists() else []
+        rows = recorded(run) if (run / "metrics.csv").exists() else []
         left = [p.name for p in (run / "checkpoints").glob(".*")] if (run / "checkpoints").is_dir() else []
         if sharded and lingered > 0.2:
             left.append(f"the other rank, for {lingered:.1f} s")
         reached = rows[-1]["step"] if rows else "-"
         print(f"{kills:>4}  {moment:<12} {rank:>4}  {began:>5}  {reached:>7}  {', '.join(left)}", flush=True)
-    code, said, _ = start([*words, f"run_dir={run.name}"], folder)
-    assert code == 0, said
-    if "skipped:" in said:
-        print(said)
+    code, errors, _ = start([*overrides, f"run_dir={run.name}"], folder)
+    assert code == 0, errors
+    if "skipped:" in errors:
+        print(errors)
     return _compare(run, straight)
 
 
@@ -176,9 +176,9 @@ def _events(run: Path) -> list[dict]:
 
 
 def _compare(run: Path, straight: Path) -> bool:
-    same = learned(run) == learned(straight)
+    same = recorded(run) == recorded(straight)
     print(
-        f"rows of metrics.csv: {len(learned(run))}; {'all bits equal' if same else 'NOT EQUAL'} to the run left alone"
+        f"rows of metrics.csv: {len(recorded(run))}; {'bit-identical' if same else 'NOT EQUAL'} to the uninterrupted run"
     )
     return same
 
@@ -189,7 +189,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--kills-sharded", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="a folder to work in, which stays")
+    parser.add_argument("--keep", type=Path, help="a folder to work in, which is kept")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)

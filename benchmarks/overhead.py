@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py [--steps 400] [--rounds 7]
 
-Four contenders take the same steps of the same tiny model on the same windows, in turn, in one process on a
+Four contenders take the same steps of the same tiny model on the same sequences, in turn, in one process on a
 terminal of its own (progress bars draw only on a terminal):
 
     bare       a loop of forward, backward, clip, step
@@ -33,7 +33,7 @@ def setting(folder: Path, steps: int):
     from gptlab.data.sources.config import TextConfig
     from gptlab.data.tokenizers.config import ByteConfig
     from gptlab.models.decoder.config import DecoderConfig
-    from gptlab.training.config import AdamWConfig, CallbacksConfig, TrainerConfig
+    from gptlab.training.config import AdamWConfig, CallbacksConfig, ConstantConfig, TrainerConfig
 
     return RunConfig(
         model=DecoderConfig(n_layer=2, n_head=4, d_model=64, context_length=32),
@@ -51,7 +51,7 @@ def setting(folder: Path, steps: int):
 
 
 class Contenders:
-    """The four ways, each returning milliseconds per step."""
+    """The four contenders, each returning milliseconds per step."""
 
     def __init__(self, folder: Path, steps: int):
         import torch
@@ -59,7 +59,6 @@ class Contenders:
         from gptlab.data.examples.windows import SlidingWindows
         from gptlab.data.prepare import prepare
         from gptlab.distributed.devices import keep_freed_memory
-        from gptlab.objectives.build import build_objective
         from gptlab.training.datamodule import Steps, TrainBatches
 
         keep_freed_memory()  # for all of them
@@ -67,7 +66,9 @@ class Contenders:
         self.folder, self.steps = folder, steps
         self.config = setting(folder, steps)
         data = prepare(self.config.data, self.config.tokenizer, progress=False)
-        self.objective = build_objective(self.config, data.tokenizer)
+        self.objective = self.config.objective.build(
+            tokenizer=data.tokenizer, model=self.config.model, data=self.config.data, context_length=32, seed=0
+        )
         windows = SlidingWindows(data.train.tokens, 32, 32)
         batches = TrainBatches(
             windows, self.objective, seed=0, shuffle=True, per_step=8, rank=0, world_size=1
@@ -166,16 +167,16 @@ def measure(steps: int, rounds: int, result: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         contenders = Contenders(Path(folder), steps)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        ways = {
+        contenders_by_name = {
             "bare": contenders.bare,
             "off": lambda: contenders.lightning(everything=False),
             "default": lambda: contenders.lightning(everything=True),
             "gptlab": contenders.gptlab,
         }
-        times = {name: [] for name in ways}
+        times = {name: [] for name in contenders_by_name}
         for i in range(rounds + 1):
-            for name, way in ways.items():
-                milliseconds = way()
+            for name, take_steps in contenders_by_name.items():
+                milliseconds = take_steps()
                 if i:  # the first round warms up
                     times[name].append(milliseconds)
         result.write_text(json.dumps(times))
@@ -206,8 +207,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "times.json"
         ours, theirs = pty.openpty()
-        words = [sys.executable, __file__, "--steps", str(given.steps), "--rounds", str(given.rounds)]
-        child = subprocess.Popen([*words, "--result", str(result)], stdin=theirs, stdout=theirs, stderr=theirs)
+        command = [sys.executable, __file__, "--steps", str(given.steps), "--rounds", str(given.rounds)]
+        child = subprocess.Popen([*command, "--result", str(result)], stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)
         output: list[bytes] = []
         reader = threading.Thread(target=_drain, args=(ours, output))

@@ -1,9 +1,9 @@
-"""How long saving holds the steps: a plain copy of the state in memory, a save, and an asynchronous save.
+"""How long a checkpoint blocks training: a plain copy of the state in memory, a save, and an asynchronous save.
 
     OMP_NUM_THREADS=2 python benchmarks/saving.py [--rounds 5] [--model gpt124m]
 
-One process, AdamW. The three take turns within one run. `held` is the time until the next step may begin; `on disk` is
-when the checkpoint has its name: written, brought to the disk with fsync, with its checksum.
+One process, AdamW. The three take turns within one run. `blocked` is the time until the next step may begin; `on disk`
+is when the checkpoint has its final name: written, flushed with fsync, with its checksum.
 """
 
 import argparse
@@ -42,35 +42,35 @@ def main() -> None:
     optimizer.zero_grad()
 
     def state() -> dict:
-        weights, memory = checkpoint.model_state(model), checkpoint.optimizer_state(optimizer)
-        return {"gptlab_format": checkpoint.FORMAT, "model": weights, "optimizer": memory}
+        weights, optimizer_state = checkpoint.model_state(model), checkpoint.optimizer_state(optimizer)
+        return {"gptlab_format": checkpoint.FORMAT, "model": weights, "optimizer": optimizer_state}
 
     tensors = [*state()["model"].values(), *(v for m in state()["optimizer"].values() for v in m.values())]
     n_bytes = sum(t.numel() * t.element_size() for t in tensors)
-    held = {"plain copy": [], "save": [], "asynchronous save": []}
-    on_disk = {name: [] for name in held}
+    blocked = {"plain copy": [], "save": [], "asynchronous save": []}
+    on_disk = {name: [] for name in blocked}
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         for turn in range(given.rounds + 1):
-            for name in held:
+            for name in blocked:
                 started = time.perf_counter()
                 if name == "plain copy":
                     copies = [t.clone() for t in tensors]
                     seconds = time.perf_counter() - started
                     del copies
                 else:
-                    saver = CheckpointWriter(
+                    writer = CheckpointWriter(
                         asynchronous=name != "save", keep_last=1, rank=0, world_size=1, timeout_seconds=600
                     )
-                    saver.save(Save(Path(folder) / f"step_{turn:08d}.ckpt", state(), None, ["last"]))
+                    writer.save(Save(Path(folder) / f"step_{turn:08d}.ckpt", state(), None, ["last"]))
                     seconds = time.perf_counter() - started
-                    saver.wait()
-                if turn:  # the first is to warm up
-                    held[name].append(seconds)
+                    writer.wait()
+                if turn:  # the first warms up
+                    blocked[name].append(seconds)
                     on_disk[name].append(time.perf_counter() - started)
-    plain = statistics.median(held["plain copy"])
-    print(f"{n_bytes / 2**20:,.0f} MiB of weights and AdamW's state\n")
-    print(f"{'':<20} {'held':>9}  {'range':>20}  {'on disk':>9}  {'of a copy':>9}")
-    for name, times in held.items():
+    plain = statistics.median(blocked["plain copy"])
+    print(f"{n_bytes / 2**20:,.0f} MiB of weights and optimizer state\n")
+    print(f"{'':<20} {'blocked':>9}  {'range':>20}  {'on disk':>9}  {'of a copy':>9}")
+    for name, times in blocked.items():
         median = statistics.median(times)
         disk = "" if name == "plain copy" else f"{statistics.median(on_disk[name]):7.2f} s"
         span = f"{min(times):.3f} to {max(times):.3f} s"

@@ -1,20 +1,16 @@
-"""What happens to the words on the command line, through the real train.py."""
+"""Overrides and YAML in, a checked `RunConfig` out; the command line is in tests/cli/test_train.py."""
 
 import inspect
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from gptlab import composition
-from gptlab.config import RunConfig, to_plain
-from gptlab.training.config import OWNED, trainer_words
+from gptlab import UserError, compose, composition
+from gptlab.config import to_plain
+from gptlab.training.config import OWNED, trainer_keys
 
-ROOT = Path(__file__).parents[1]
-
-# words -> what the answer must say
+# overrides -> what the message must say
 REFUSED = {
     "model.n_embd=64": ["model.n_embd", "model.d_model"],
     "model.d_modl=64": ["model.d_modl", "did you mean model.d_model"],
@@ -39,11 +35,6 @@ REFUSED = {
     "budget_steps=0": ["budget_steps=0", "above 0"],
     "finetune=lora": ["finetune=lora", "stay random", "set model.init_from", "finetune=full"],
     "finetune=last_layers finetune.n_layer=null": ["finetune.n_layer=null", "at least 1"],
-    "finetune=last_layers finetune.n_layer=5 model.init_from=x": [
-        "finetune.n_layer=5",
-        "the 4 blocks",
-        "finetune=full",
-    ],
     "finetune.rank=4": ["finetune.rank=4 needs finetune=lora"],
     "finetune.n_layer=1": ["finetune.n_layer=1 needs finetune=last_layers"],
     "finetune=last_layers finetune.target_modules=[attn.k]": ["finetune.target_modules=[attn.k] needs finetune=lora"],
@@ -54,20 +45,14 @@ REFUSED = {
     "finetune=lora finetune.target_modules=[attn.q,attn.q]": [
         "finetune.target_modules=[attn.q,attn.q] names one twice"
     ],
-    "finetune=lora model.init_from=x finetune.target_modules=[attn.q,cross.q]": [
-        "cross.q is no layer of this model's blocks; choose from attn.q, attn.k, attn.v, attn.out, ffn.up, ffn.down"
-    ],
-    "model=moe_small finetune=lora model.init_from=x finetune.target_modules=[ffn.up]": [
-        "ffn.up is of experts, whose layers take no adapter; choose from attn.q, attn.k, attn.v, attn.out"
-    ],
     "finetune=lora model.init_from=x strategy=tp trainer.accelerator=cpu trainer.devices=2": [
-        "strategy=tp divides the matrices that finetune=lora adds to",
+        "strategy=tp shards the matrices that finetune=lora adds to",
         "use strategy=ddp, zero1, zero2, fsdp or hsdp",
     ],
     "finetune=lori": ["did you mean lora"],
     "optimizer.lr=-1": ["optimizer.lr=-1", "above 0"],
-    "optimizer.momentum=0.9": ["optimizer.momentum", "optimizer.algorithm=muon"],
-    "tokenizer=byte tokenizer.vocab_size=300": ["tokenizer.vocab_size", "tokenizer.kind=bpe"],
+    "optimizer.momentum=0.9": ["optimizer.momentum", "optimizer.type=muon"],
+    "tokenizer=byte tokenizer.vocab_size=300": ["tokenizer.vocab_size", "tokenizer.type=bpe"],
     "trainer.max_steps=10": ["trainer.max_steps", "budget_steps"],
     "trainer.gradient_clip_val=1": ["optimizer.grad_clip"],
     "trainer.devices=two": ["trainer.devices=two", "auto"],
@@ -86,35 +71,38 @@ REFUSED = {
     "data=table": ["data.path=FILE", "data.dataset=NAME"],
     "data=table data.path=my.csv": [
         "none is set",
-        "data.label=COLUMN, data.response=TEMPLATE and data.messages=COLUMN",
+        "data.label_column=COLUMN, data.response=TEMPLATE, data.messages=COLUMN",
     ],
     "data=functions": ["none is set", "data=function_packages"],
-    "data=function_packages data.response=x": ["data.label=package and data.response=x", "leave one out"],
-    "data=function_packages data.overlong=half": ["refuse, drop, cut"],
-    "data=function_summaries data.stride=4": ["data.stride=4 is of sliding windows"],
+    "data=function_packages data.response=x": ["data.label_column=package and data.response=x", "leave one out"],
+    "data=function_packages data.overlong=half": ["error, drop, truncate"],
+    "data=function_summaries data.stride=4": ["data.stride=4 is for sliding windows"],
     "data.chat.user=x": ["chat"],
     "tokenizer=file": ["tokenizer.path=FILE"],
     "tokenizer=file tokenizer.path=x tokenizer.special_tokens=[mine]": [
-        "tokenizer=file has its own special words",
+        "tokenizer=file has its own special tokens",
         "leave it out",
     ],
-    "tokenizer=wordpiece tokenizer.special_tokens=[mine]": ["tokenizer=wordpiece has its own special words"],
+    "tokenizer=wordpiece tokenizer.special_tokens=[mine]": ["tokenizer=wordpiece has its own special tokens"],
     "tokenizer=byte tokenizer.special_tokens=[x1,x1]": ["special_tokens holds 'x1' twice"],
     "tokenizer.vocab_size=100": ["tokenizer.vocab_size=100", "257"],
     "resume=runs/sweep/seed=1/none.ckpt": ["resume=runs/sweep/seed=1/none.ckpt does not exist"],
     "model=bert_base objective=causal_lm": [
-        "causal_lm does not fit a model with architecture=encoder;",
+        "causal_lm does not fit a model of model.type=encoder;",
         "masked_lm or",
     ],
     "model=t5_small objective=masked_lm": ["masked_lm does not fit", "use objective=span_corruption or instruction"],
-    "objective=span_corruption": ["architecture=decoder; use objective=causal_lm or classification or instruction"],
-    "model=bert_laptop objective=instruction": ["instruction does not fit a model with architecture=encoder"],
-    "model=bert_laptop model.heads=none": ["has no use for model.heads=none; use model.heads=pretraining"],
-    "model=bert_laptop data.stride=8": ["data.stride=8 is of sliding windows", "objective.next_sentence=false"],
+    "objective=span_corruption": ["model.type=decoder; use objective=causal_lm or classification or instruction"],
+    "model=bert_laptop objective=instruction": ["instruction does not fit a model of model.type=encoder"],
+    "model=bert_laptop model.heads=none": ["needs a model with mlm_head and nsp_head; set model.heads=pretraining"],
+    "model=bert_laptop data.stride=8": ["data.stride=8 is for sliding windows", "objective.next_sentence=false"],
     "model=bert_laptop objective.mask_prob=0": ["objective.mask_prob=0.0 is outside (0, 1)"],
-    "model=bert_laptop objective.masked=0.95": ["objective.masked=0.95", "their sum must not exceed 1"],
-    "model=bert_laptop objective.random=1.5": ["objective.random=1.5 is outside [0, 1]"],
-    "model=t5_laptop objective.mask_prob=1": ["objective.mask_prob=1.0 is outside (0, 1)"],
+    "model=bert_laptop objective.mask_replace_prob=0.95": [
+        "objective.mask_replace_prob=0.95",
+        "their sum must not exceed 1",
+    ],
+    "model=bert_laptop objective.random_replace_prob=1.5": ["objective.random_replace_prob=1.5 is outside [0, 1]"],
+    "model=t5_laptop objective.noise_density=1": ["objective.noise_density=1.0 is outside (0, 1)"],
     "model=t5_laptop objective.mean_noise_span_length=0.5": ["objective.mean_noise_span_length=0.5 must be at least 1"],
     "model=t5_laptop callbacks.sample.prompt=x": [
         "callbacks.sample.prompt=x",
@@ -122,16 +110,24 @@ REFUSED = {
     ],
     "objective=classification": ["data=stdlib is text", "use data=table data.path=FILE", "function_packages"],
     "data=function_packages objective=instruction": [
-        "does not read rows with data.label; use objective=classification"
+        "does not learn from examples with a label; use objective=classification"
     ],
-    "data=function_summaries objective=causal_lm": ["does not read rows with data.response; use objective=instruction"],
-    "data=function_packages objective.lm_weight=-1": ["objective.lm_weight=-1.0 must be 0 or more"],
+    "data=function_summaries objective=causal_lm": [
+        "does not learn from examples with a response; use objective=instruction"
+    ],
+    "data=function_packages objective.lm_weight=-1": ["objective.lm_weight=-1.0 must be at least 0"],
     "model=bert_laptop data=function_packages objective=classification tokenizer=wordpiece objective.lm_weight=0.5": [
         "objective.lm_weight=0.5",
-        "an encoder does not; set objective.lm_weight=0",
+        "set objective.lm_weight=0",
     ],
-    "objective.mask_prob=0.2": ["objective.mask_prob does not belong", "objective.name=masked_lm or span_corruption"],
+    "objective.mask_prob=0.2": ["objective.mask_prob does not belong", "objective.type=masked_lm"],
+    "optimizer.type=muon": ["optimizer.type follows from the preset", "optimizer=muon"],
+    "model.architecture=encoder": ["unknown config key model.architecture"],
+    "model.num_hidden_layers=3": ["did you mean model.n_layer"],
+    "trainer.max_epochs=3": ["trainer.max_epochs", "budget_steps"],
+    "recipe=gpt": ["recipe=gpt is not a preset"],
     "seed=-1": ["seed=-1"],
+    "seed": ["seed is not an override; write seed=VALUE"],
     "eval_train=true data.val_fraction=0": ["eval_train=true", "data.val_fraction"],
     "run_dir=": ["run_dir= is empty"],
     "~model": ["model"],
@@ -140,17 +136,17 @@ REFUSED = {
     "strategy=tp trainer.accelerator=cpu trainer.devices=3": ["3 devices", "model.n_head=4", "use 2 or 4 of them"],
     "strategy=tp model.d_ff=510 trainer.accelerator=cpu trainer.devices=4": ["model.d_ff=510", "use 2 of them"],
     "model=moe_small model.n_expert=6 strategy=tp trainer.accelerator=cpu trainer.devices=4": [
-        "divides experts over 4 devices",
+        "shards the model over 4 devices",
         "model.n_expert=6",
         "use 2 of them, or strategy=fsdp",
     ],
     "model=moe_small model.n_expert=5 strategy=fsdp_tp trainer.accelerator=cpu trainer.devices=4": [
-        "divides experts over 2 devices",
+        "shards the model over 2 devices",
         "model.n_expert=5",
         "use strategy=fsdp",
     ],
     "model=moe_small model.n_shared_expert=1 model.d_ff=255 strategy=tp trainer.accelerator=cpu trainer.devices=2": [
-        "divides the shared experts over 2 devices",
+        "shards the model over 2 devices",
         "model.n_shared_expert=1 times model.d_ff=255",
     ],
     "model.n_expert=4 model.n_expert_per_token=6": ["model.n_expert_per_token=6", "use 1 to 4"],
@@ -170,104 +166,83 @@ REFUSED = {
 }
 
 
-def command(*words: str) -> subprocess.CompletedProcess:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HYDRA")}
-    return subprocess.run(
-        [sys.executable, "train.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
-    )
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_a_wrong_override_is_answered(overrides):
+    with pytest.raises(UserError) as error:
+        compose(*overrides.split())
+    message = str(error.value)
+    assert "\n" not in message
+    for part in REFUSED[overrides]:
+        assert part in message
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_a_wrong_word_is_answered(words, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train.py", *words.split()])
-    assert composition.run(lambda config: pytest.fail("the run started")) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    assert "Traceback" not in err
-    for part in REFUSED[words]:
-        assert part in err
-
-
-def test_the_real_command_refuses_without_a_traceback_or_a_folder(tmp_path):
-    before = set(ROOT.iterdir())
-    done = command("model.n_embd=64")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: model.n_embd is not a word of the config; did you mean model.d_model?\n"
-    assert set(ROOT.iterdir()) <= before | {ROOT / "runs"}
-
-
-def test_showing_the_config_imports_neither_torch_nor_lightning():
-    code = (
-        "import sys; sys.argv = ['train.py', *{words}]\n"
-        "from gptlab.cli.train import main\n"
-        "assert main() == 0\n"
-        "heavy = set(sys.modules) & {{'torch', 'lightning', 'numpy', 'tiktoken', 'datasets', 'wandb', 'matplotlib'}}\n"
-        "assert not heavy, heavy\n"
-    )
-    for words in (["--cfg", "job"], ["--help"]):
-        subprocess.run([sys.executable, "-c", code.format(words=words)], cwd=ROOT, check=True, capture_output=True)
-
-
-def test_help_names_every_preset_and_the_words():
-    shown = command("--help").stdout
-    for names in composition.groups().values():
-        assert all(name in shown for name in names)
-    assert "budget_tokens:" in shown and "grad_clip:" in shown
-
-
-def test_the_shell_completes_presets_and_words():
-    def completed(line: str) -> list[str]:
-        done = subprocess.run(
-            [sys.executable, "train.py", "-sc", "query=bash"],
-            cwd=ROOT,
-            env={**os.environ, "COMP_LINE": line},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        return done.stdout.split()
-
-    assert "model=gpt124m" in completed("python train.py model=gpt1")
-    assert "optimizer.lr=" in completed("python train.py optimizer.l")
-
-
-def composed(monkeypatch, *words: str) -> RunConfig:
-    seen = []
-    monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    assert composition.run(seen.append) == 0
-    return seen[-1]
-
-
-def test_the_users_line(monkeypatch):
-    config = composed(monkeypatch, "model=gpt124m", "trainer.devices=8", "strategy=fsdp")
+def test_the_users_line():
+    config = compose("model=gpt124m", "trainer.devices=8", "strategy=fsdp")
     assert (config.model.n_layer, config.model.vocab_size, config.trainer.devices) == (12, 50_257, 8)
-    assert config.strategy.name.value == "fsdp"
-    assert config.tokenizer.kind == "bpe"  # the data chose one that needs no network
+    assert config.strategy.type.value == "fsdp"
+    assert config.tokenizer.type == "bpe"  # the data chose one that needs no network
     assert config.folder().startswith("runs/gpt124m-stdlib-")
+    assert (config.optimizer.type, config.optimizer.lr, config.schedule.type) == ("adamw", 6e-4, "cosine")
+    assert (config.batch_tokens, config.micro_batch_size, config.tokens_per_parameter) == (524_288, 8, 20)
 
 
-def test_the_data_choose_the_tokenizer_and_the_command_line_overrides_it(monkeypatch):
-    assert composed(monkeypatch, "data=verdict").tokenizer.kind == "gpt2"
-    assert composed(monkeypatch, "data=verdict", "tokenizer=byte").tokenizer.kind == "byte"
-    assert composed(monkeypatch, "experiment=shakespeare_char_cpu").tokenizer.kind == "char"
-    assert composed(monkeypatch, "experiment=shakespeare_char_cpu", "tokenizer=byte").tokenizer.kind == "byte"
+def test_the_data_choose_the_tokenizer_and_the_command_line_overrides_it():
+    assert compose("data=verdict").tokenizer.type == "gpt2"
+    assert compose("data=verdict", "tokenizer=byte").tokenizer.type == "byte"
+    assert compose("experiment=shakespeare_char_cpu").tokenizer.type == "char"
+    assert compose("experiment=shakespeare_char_cpu", "tokenizer=byte").tokenizer.type == "byte"
 
 
-def test_a_budget_on_the_command_line_replaces_the_presets(monkeypatch):
-    config = composed(monkeypatch, "budget_steps=7", "schedule.warmup_steps=3")
+def test_a_budget_on_the_command_line_replaces_the_presets():
+    config = compose("budget_steps=7", "schedule.warmup_steps=3")
     assert (config.schedule.warmup_steps, config.schedule.warmup_fraction) == (3, None)
     assert (config.budget_steps, config.budget_tokens, config.tokens_per_parameter) == (7, None, None)
 
 
-def test_several_loggers_at_once(monkeypatch):
-    config = composed(monkeypatch, "logger=[wandb,tensorboard]", "logger.wandb.project=mine")
+def test_the_model_chooses_its_recipe_and_recipe_replaces_it():
+    own, other = compose("model=bert_laptop"), compose("model=bert_laptop", "recipe=gpt124m")
+    assert (own.optimizer.type, other.optimizer.type, other.schedule.type) == ("muon", "adamw", "cosine")
+    assert other.model == own.model and other.batch_tokens == 524_288
+    assert (other.objective, other.tokenizer) == (own.objective, own.tokenizer), "these follow the model"
+    changed = compose("recipe=gpt124m", "optimizer=muon", "schedule=constant", "optimizer.lr=0.1")
+    assert (changed.optimizer.type, changed.optimizer.lr, changed.schedule.type) == ("muon", 0.1, "constant")
+    assert compose("experiment=verdict").batch_tokens == 512, "an experiment replaces the recipe of its model"
+
+
+def test_a_model_without_a_recipe_gets_the_default(tmp_path):
+    folder = tmp_path / "presets of mine" / "model"
+    folder.mkdir(parents=True)
+    text = "# @package _global_\ndefaults:\n  - /schema/model/decoder@model\nmodel:\n  n_layer: 3\n"
+    (folder / "mine.yaml").write_text(text)
+    config = compose("model=mine", config_dir=folder.parent)
+    expected = compose("recipe=default")
+    assert (config.model_tag, config.model.n_layer) == ("mine", 3)
+    assert (config.optimizer, config.schedule, config.batch_tokens) == (
+        expected.optimizer,
+        expected.schedule,
+        expected.batch_tokens,
+    )
+    with pytest.raises(UserError, match="did you mean mine"):
+        compose("model=mine2", config_dir=folder.parent)
+
+
+def test_several_loggers_at_once():
+    config = compose("logger=[wandb,tensorboard]", "logger.wandb.project=mine")
     assert config.logger.wandb.project == "mine" and config.logger.tensorboard is not None
 
 
-def test_the_run_folder_depends_on_what_is_learned_alone(monkeypatch):
-    base = composed(monkeypatch).identity()
-    for words in (["trainer.devices=2", "trainer.accelerator=cpu"], ["strategy=fsdp"], ["logger=wandb"], ["name=x"]):
-        assert composed(monkeypatch, *words).identity() == base
+def test_the_run_folder_depends_on_what_is_learned_alone():
+    base = compose().run_id()
+    for words in (
+        ["trainer.devices=2", "trainer.accelerator=cpu"],
+        ["strategy=fsdp"],
+        ["logger=wandb"],
+        ["name=x"],
+        ["model_tag=x"],
+        ["data_tag=x"],
+        ["micro_batch_size=1"],
+    ):
+        assert compose(*words).run_id() == base
     for word in (
         "seed=1",
         "optimizer.lr=0.1",
@@ -275,76 +250,44 @@ def test_the_run_folder_depends_on_what_is_learned_alone(monkeypatch):
         "data.val_fraction=0.2",
         "trainer.precision=bf16-mixed",
     ):
-        assert composed(monkeypatch, word).identity() != base
-
-
-def test_a_sweep_gives_each_trial_its_folder_and_a_command_line_of_its_own(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    seen = []
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "optimizer.lr=0.1,0.2", "seed=3"])
-    assert composition.run(lambda config: seen.append((config, list(sys.argv)))) == 0
-    folders = [Path(config.folder()) for config, _ in seen]
-    assert [folder.name for folder in folders] == ["optimizer.lr=0.1", "optimizer.lr=0.2"]
-    assert folders[0].parent == folders[1].parent and folders[0].parent.parent == Path("runs")
-    for config, argv in seen:
-        assert "-m" not in argv and f"optimizer.lr={config.optimizer.lr}" in argv and "seed=3" in argv
-        assert f"run_dir='{config.run_dir}'" in argv
-    assert sys.argv[1] == "-m"
-
-
-def test_a_signal_ends_the_whole_sweep(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    seen = []
-
-    class Interrupted(Exception):
-        exit_code = 130
-
-    def task(config):
-        seen.append(config.seed)
-        raise Interrupted("stopped")
-
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2"])
-    assert composition.run(task) == 130 and seen == [1]
-
-
-def test_a_failing_trial_does_not_end_the_sweep(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    seen = []
-
-    def task(config):
-        seen.append(Path(config.folder()).name)
-        if config.seed == 1:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "eval_train=false", "optimizer.lr=1e-3"])
-    assert composition.run(task) == 1
-    assert seen == ["seed=1", "seed=2"], "named by what differs alone"
+        assert compose(word).run_id() != base
 
 
 def test_every_option_of_the_trainer_is_taken_or_answered():
     from lightning import Trainer
 
     options = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
-    assert set(trainer_words()) | set(OWNED) == options
-    assert not set(trainer_words()) & set(OWNED)
+    assert set(trainer_keys()) | set(OWNED) == options
+    assert not set(trainer_keys()) & set(OWNED)
 
 
-def test_a_saved_config_reads_back(monkeypatch, tmp_path):
-    import yaml
+def test_every_foreign_name_leads_to_a_key_of_ours():
+    keys = {*composition.known_keys(), *composition.preset_names()}
+    assert set(composition.FOREIGN.values()) <= keys
 
-    config = composed(monkeypatch, "experiment=verdict", "logger=wandb")
+
+def test_a_saved_config_reads_back(tmp_path):
+    config = compose("experiment=verdict", "logger=wandb")
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(to_plain(config)))
-    again = composition.load(path)
+    again = composition.load_config(path)
     assert again == config and type(again.data) is type(config.data)
 
 
-def test_templates_are_typed_as_they_are(monkeypatch):
+def test_templates_are_typed_as_they_are():
     prompt, answer, tool = "Q: {question}, it's\nA:", " {answer}", "<tool> {content}\n"
-    rows = ("data=table", "data.path=a.csv", "objective=instruction")
-    data = composed(monkeypatch, *rows, f"data.prompt={prompt}", f"data.response={answer}").data
+    table = ("data=table", "data.path=a.csv", "objective=instruction")
+    data = compose(*table, f"data.prompt={prompt}", f"data.response={answer}").data
     assert (data.prompt, data.response) == (prompt, answer)
-    data = composed(monkeypatch, *rows, "data.messages=turns", f"data.chat.tool={tool}").data
+    data = compose(*table, "data.messages=turns", f"data.chat.tool={tool}").data
     assert data.chat["tool"] == tool and list(data.chat) == ["system", "user", "assistant", "tool"]
-    words = composed(monkeypatch, "tokenizer=byte", 'tokenizer.special_tokens=["<mask>","<pad>"]').tokenizer
-    assert words.special_tokens == ["<mask>", "<pad>"] and words.known_vocab_size == 259
+    tokenizer = compose("tokenizer=byte", 'tokenizer.special_tokens=["<mask>","<pad>"]').tokenizer
+    assert tokenizer.special_tokens == ["<mask>", "<pad>"] and tokenizer.known_vocab_size == 259
+
+
+def test_composing_leaves_the_process_as_it_was(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["notebook", "--weird"])
+    monkeypatch.chdir(tmp_path)
+    assert compose("seed=3").seed == 3 and compose().seed == 1337, "nothing is left over of the first"
+    assert list(tmp_path.iterdir()) == []
+    assert Path.cwd() == tmp_path

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_floors import FLOOR
+from test_layers import LAYERS
 
-from gptlab import composition
+from gptlab import UserError, compose, composition
 from gptlab.config import NOT_IN_RUN_ID, RunConfig
-from gptlab.data.config import SOURCES, TOKENIZERS
 from gptlab.data.tokenizers.tokenizer import load_tokenizer
-from gptlab.objectives.config import OBJECTIVES
+from gptlab.registry import variants
 from gptlab.runs import checkpoint
-from gptlab.training.config import OWNED, trainer_words
+from gptlab.training.config import OWNED, trainer_keys
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -87,7 +86,7 @@ def test_continuous_integration_runs_the_readmes_test_command():
 def test_commands_are_found_and_few():
     assert "python train.py model=gpt124m trainer.devices=8 strategy=fsdp" in COMMANDS
     assert len(COMMANDS) <= 10, "each is started by the tests"
-    assert len(OF_OBJECTIVE) == len(OBJECTIVES)
+    assert len(OF_OBJECTIVE) == len(variants("objective"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -108,7 +107,7 @@ def test_a_command_works(command, folder):
 @pytest.mark.parametrize("command", OF_OBJECTIVE)
 def test_a_command_has_the_objective_that_is_said(command):
     shown = run(ROOT, str(ROOT / "train.py"), *shlex.split(command)[2:], "--cfg", "job")
-    assert f"objective:\n  name: {OF_OBJECTIVE[command]}\n" in shown
+    assert f"objective:\n  type: {OF_OBJECTIVE[command]}\n" in shown
 
 
 @pytest.mark.parametrize(
@@ -131,18 +130,21 @@ def test_a_pretrained_run_is_tuned(pair, folder):
     assert all(torch.allclose(value, after[name], atol=1e-9) for name, value in before.items())
 
 
-def test_the_python_example_works(folder):
+def test_the_python_example_works_and_is_short(folder):
     (example,) = fences("python")
-    assert "val/loss" in run(folder, "-c", example)
+    lines = [line for line in example.splitlines() if line]
+    assert len(lines) <= 8 and sum("gptlab" in line and "import" in line for line in lines) <= 3
+    shown = run(folder, "-c", example)
+    assert "val/loss" in shown and (folder / "runs" / "from-python" / "summary.json").is_file()
 
 
-def test_refusals_are_quoted_as_they_are(monkeypatch, capsys):
+def test_refusals_are_quoted_as_they_are():
     shown = re.findall(r"^\$ python train\.py (.+)\n(error: .+)$", README, re.MULTILINE)
     assert shown
     for words, answer in shown:
-        monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(words)])
-        assert composition.run(lambda config: pytest.fail("the run started")) == 2
-        assert capsys.readouterr().err.strip() == answer
+        with pytest.raises(UserError) as error:
+            compose(*shlex.split(words))
+        assert f"error: {error.value}" == answer
 
 
 @pytest.mark.slow
@@ -152,39 +154,35 @@ def test_the_quick_start_learns(folder):
     assert float(LAST_LINE.fullmatch(lines[-1])["loss"]) < entropy
 
 
-def test_the_drawn_house_is_the_tested_one():
+def test_the_documented_layers_are_the_tested_ones():
     page = (ROOT / "docs" / "architecture.md").read_text()
-    rows = re.findall(r"^\| (\d) \| (.+?) \|", page, re.MULTILINE)
-    drawn = {}
-    for floor, names in rows:
-        drawn |= {name.removesuffix(".py").rstrip("/"): int(floor) for name in names.split("`")[1::2]}
-    drawn.pop("config")
-    there = {path.stem for path in (ROOT / "src" / "gptlab").iterdir() if path.name[0] not in "._"} - {"config"}
-    assert drawn == {room: floor for room, floor in FLOOR.items() if room in there}
+    documented = {}
+    for layer, names in re.findall(r"^\| (\d+) \| (.+?) \|", page, re.MULTILINE):
+        documented |= {name.removesuffix(".py").rstrip("/"): int(layer) for name in names.split("`")[1::2]}
+    there = {path.stem for path in (ROOT / "src" / "gptlab").iterdir() if path.name[0] not in "._"} - {"py"}
+    assert documented == {name: layer for name, layer in LAYERS.items() if name in there}
 
 
-def test_every_word_is_documented():
+def test_every_key_and_preset_is_documented():
     page = (ROOT / "docs" / "configuration.md").read_text()
     said = set(re.findall(r"`([^`\n]+)`", page))
     words = {f.name for f in fields(RunConfig)} | set(NOT_IN_RUN_ID)
-    words |= {f"trainer.{name}" for name in [*trainer_words(), *OWNED]}
-    presets = {name for names in composition.groups().values() for name in names}
+    words |= {f"trainer.{name}" for name in [*trainer_keys(), *OWNED]}
+    presets = {name for names in composition.preset_names().values() for name in names}
     assert not (words | presets) - said
 
 
 def test_every_source_and_tokenizer_is_documented():
     page = (ROOT / "docs" / "data.md").read_text()
-    for name in SOURCES:
+    for name in (*variants("data"), *variants("tokenizer")):
         assert f"`{name}`" in page
-    for kind in TOKENIZERS:
-        assert f"`{kind}`" in page
 
 
 def test_every_objective_is_documented():
     page = (ROOT / "docs" / "objectives.md").read_text()
-    for name, config in OBJECTIVES.items():
-        (words,) = re.findall(rf"^\| `{name}` \| (?:text|rows) .*\|(.*) \|$", page, re.MULTILINE)
-        assert words.strip(" `").split() == [f.name for f in fields(config) if f.name != "name"]
+    for name, config in variants("objective").items():
+        (keys,) = re.findall(rf"^\| `{name}` \| (?:text|records) .*\|(.*) \|$", page, re.MULTILINE)
+        assert keys.strip(" `").split() == [f.name for f in fields(config) if f.name != "type"]
         assert f"\n## {name}\n" in page
 
 

@@ -1,4 +1,4 @@
-"""Draws loss.png beside this file: the losses of run folders, and of those with experts the busiest one's share.
+"""Draws loss.png beside this file: the losses of run folders, and the largest expert load of those with experts.
 
 python experiments/dense_and_experts/plot.py RUN RUN ...
 """
@@ -19,7 +19,7 @@ SPAN = 25  # steps over which a curve is averaged
 def main(runs: list[str]) -> None:
     figure = Figure(figsize=(9, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, shares = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    losses, loads = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     for run, color in zip(map(Path, runs), cycle(("tab:blue", "tab:orange", "tab:green"))):
         rows = read_metrics(run / "metrics.csv")
         losses.plot(*averaged(rows, "train/loss"), color=color, linewidth=1.2, alpha=0.7)
@@ -27,16 +27,16 @@ def main(runs: list[str]) -> None:
         losses.plot(tokens, values, "o", color=color, label=f"{run.name} (last val/loss {values[-1]:.4f})")
         tokens, values = averaged(rows, "train/max_expert_load")
         if values:
-            shares.plot(tokens, values, color=color, label=f"{run.name} (last {values[-1]:.3f})")
+            loads.plot(tokens, values, color=color, label=f"{run.name} (last {values[-1]:.3f})")
     losses.set_ylabel("loss (nats per token)")
     losses.set_title(f"Training loss, mean of {SPAN} steps, and validation loss")
     losses.set_ylim(top=6)
-    shares.axhline(1 / N_EXPERT, color="gray", linestyle=":", label="even")
-    shares.axhline(1.5 / N_EXPERT, color="gray", linestyle="--", label="1.5 times even")
-    shares.set_ylabel("share of the busiest expert")
-    shares.set_xlabel("tokens seen")
-    shares.set_ylim(0, 0.55)
-    for axes in (losses, shares):
+    loads.axhline(1 / N_EXPERT, color="gray", linestyle=":", label="uniform")
+    loads.axhline(1.5 / N_EXPERT, color="gray", linestyle="--", label="1.5 times uniform")
+    loads.set_ylabel("largest expert load")
+    loads.set_xlabel("tokens seen")
+    loads.set_ylim(0, 0.55)
+    for axes in (losses, loads):
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
     figure.savefig(Path(__file__).with_name("loss.png"), dpi=110)

@@ -1,7 +1,7 @@
-"""Episodes of one rule each to learn from, and questions for each rule that no episode has.
+"""Training episodes of one hidden rule each, and evaluation questions for each rule that are in no episode.
 
-A question is a word of four letters. A rule takes a part of it, in small or in capital letters, with or without a mark
-behind it. Nothing names the rule: it can only be told from the examples before a question.
+A question is a word of four letters. A rule takes a part of it, in lower or upper case, with or without an exclamation
+mark after it. Nothing names the rule: it can only be inferred from the examples before a question.
 """
 
 import json
@@ -18,10 +18,10 @@ PARTS = {
     "last": lambda word: word[-1],
 }
 CASES = {"small": str.lower, "capital": str.upper}
-N_SPECIAL = {"plain": "", "marked": "!"}
+MARKS = {"plain": "", "marked": "!"}
 RULES = {
-    "_".join(names): lambda word, names=names: CASES[names[1]](PARTS[names[0]](word)) + N_SPECIAL[names[2]]
-    for names in product(PARTS, CASES, N_SPECIAL)
+    "_".join(names): lambda word, names=names: CASES[names[1]](PARTS[names[0]](word)) + MARKS[names[2]]
+    for names in product(PARTS, CASES, MARKS)
 }
 N_EPISODES = 60_000
 N_LINES = 9  # of an episode
@@ -29,7 +29,7 @@ N_QUESTIONS = 50  # for each rule
 
 
 def words(draw: random.Random) -> tuple[list[str], list[str]]:
-    """All words in two parts: nine tenths for episodes, the others for questions."""
+    """All words in two parts: nine tenths for episodes, the rest for questions."""
     everything = ["".join(letters) for letters in product(LETTERS, repeat=4)]
     draw.shuffle(everything)
     n_known = len(everything) * 9 // 10

@@ -18,7 +18,7 @@ MARKERS = {"whole": "o", "reversed": "s", "first": "^", "last": "v"}
 
 
 def main(results: list[Path]) -> None:
-    """`results` are what `gptlab evaluate` wrote with to=, a file for each rule and named as it."""
+    """`results` are files that `gptlab evaluate to=` wrote, one per rule and named like it."""
     accuracy = {path.stem: read(path) for path in results}
     shots = sorted(next(iter(accuracy.values())))
     mean = {n: sum(of[n] for of in accuracy.values()) / len(accuracy) for n in shots}
@@ -39,7 +39,7 @@ def main(results: list[Path]) -> None:
         axes.plot(places, list(by_part[part].values()), marker, color="tab:orange", alpha=0.6, label=f"rules of {part}")
     axes.plot(places, list(mean.values()), "o-", color="tab:blue", label=f"all {len(accuracy)} rules")
     axes.plot(places, list(forms.values()), "x", color="tab:blue", label="right in case, mark and length")
-    axes.plot(places, list(best.values()), "--", color="tab:green", label="the most that the examples allow")
+    axes.plot(places, list(best.values()), "--", color="tab:green", label="upper bound from the examples")
     axes.axhline(1 / len(RULES), color="gray", linestyle=":", label="chance: one of the rules is guessed")
     axes.set_xticks(places, shots)
     axes.set_xlabel("examples before the question")
@@ -51,20 +51,20 @@ def main(results: list[Path]) -> None:
 
 
 def read(path: Path) -> dict[int, float]:
-    """The share of exact answers by the number of examples."""
+    """The fraction of exact answers by the number of examples."""
     (result,) = json.loads(path.read_text())["results"]
     names = [(name.split("/"), value) for name, value in result["numbers"].items()]
-    return {int(parts[0].removeprefix("shots=")): value for parts, value in names if parts[-1] == "exact_match"}
+    return {int(parts[0].removeprefix("num_fewshot=")): value for parts, value in names if parts[-1] == "exact_match"}
 
 
 def read_forms(results: list[Path]) -> dict[int, float]:
-    """The share of answers with the right case, mark and length by the number of examples."""
+    """The fraction of answers with the right case, mark and length by the number of examples."""
     right: dict[int, list[bool]] = {}
     for path in results:
         for row in json.loads(path.read_text())["results"][0]["rows"]:
             for answer in row["answers"]:
                 same = form(answer["text"].strip()) == form(row["reference"])
-                right.setdefault(answer["shots"], []).append(same)
+                right.setdefault(answer["num_fewshot"], []).append(same)
     return {n: sum(found) / len(found) for n, found in right.items()}
 
 

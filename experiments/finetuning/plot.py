@@ -1,4 +1,4 @@
-"""Draws accuracy.png beside this file: validation accuracy over steps, a line for each setting, a mean over its seeds.
+"""Draws accuracy.png beside this file: validation accuracy against steps, the mean over seeds of each setting.
 
 python experiments/finetuning/plot.py LABEL=RUN,RUN LABEL=RUN,RUN ...
 """
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from gptlab.runs.folder import read_metrics
 
-MAJORITY = 0.352  # of all rows are of the largest class
+MAJORITY = 0.352  # fraction of the largest class
 
 
 def main(settings: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Draws loss.png beside this file: how far below the unigram entropy of its text each run's loss on words is.
+"""Draws loss.png beside this file: how far each run's loss is below the unigram entropy of its text.
 
 python experiments/three_objectives/plot.py LABEL=RUN ...
 """
@@ -26,13 +26,16 @@ def main(settings: list[str]) -> None:
         losses = [row[f"train/{name}"] for row in rows]
         means = [sum(losses[max(0, i - SPAN + 1) : i + 1]) / min(i + 1, SPAN) - entropy for i in range(len(losses))]
         (line,) = axes.plot([row["tokens"] for row in rows], means, linewidth=1.5)
-        told = [(row["tokens"], row[f"val/{name}"] - entropy) for row in rows if f"val/{name}" in row]
+        validated = [(row["tokens"], row[f"val/{name}"] - entropy) for row in rows if f"val/{name}" in row]
         axes.plot(
-            *zip(*told, strict=True), "o", color=line.get_color(), label=f"{label} (validation {told[-1][1]:+.2f})"
+            *zip(*validated, strict=True),
+            "o",
+            color=line.get_color(),
+            label=f"{label} (validation {validated[-1][1]:+.2f})",
         )
-    axes.axhline(0, color="gray", linestyle=":", label="knowing the words' frequencies alone")
+    axes.axhline(0, color="gray", linestyle=":", label="unigram entropy")
     axes.set_xlabel("tokens of text read")
-    axes.set_ylabel("loss on words minus unigram entropy (nats)")
+    axes.set_ylabel("loss minus unigram entropy (nats per token)")
     axes.set_ylim(top=1)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

@@ -1,0 +1,64 @@
+"""gptlab: a research lab for GPT-family language models.
+
+Everything a command does is a function here:
+
+    config = gptlab.compose("model=gpt124m", "optimizer.lr=3e-4")   # overrides as on the command line, checked
+    run = gptlab.train(config)                                      # a Run: .summary, .metrics(), .checkpoints
+    run = gptlab.open_run("runs/NAME")
+    model, tokenizer = gptlab.load("runs/NAME")                     # or a checkpoint, a transformers folder, a hub name
+    texts = gptlab.generate(model, tokenizer, "It was", max_new_tokens=50)
+    inputs = gptlab.batch(config, step=100)                         # exactly what that training step reads
+
+Names are imported on first use: `import gptlab` alone imports nothing heavy.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptlab.composition import compose
+    from gptlab.config import RunConfig
+    from gptlab.errors import UserError
+    from gptlab.generation.text import generate
+    from gptlab.registry import register
+    from gptlab.runs.load import load
+    from gptlab.runs.run import Run, open_run
+    from gptlab.training.batches import batch
+    from gptlab.training.loop import train
+
+_HOMES = {
+    "RunConfig": "config",
+    "Run": "runs.run",
+    "UserError": "errors",
+    "batch": "training.batches",
+    "compose": "composition",
+    "generate": "generation.text",
+    "load": "runs.load",
+    "open_run": "runs.run",
+    "register": "registry",
+    "train": "training.loop",
+}
+
+__all__ = [
+    "Run",
+    "RunConfig",
+    "UserError",
+    "batch",
+    "compose",
+    "generate",
+    "load",
+    "open_run",
+    "register",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'gptlab' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gptlab.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -75,6 +75,8 @@ FOREIGN = {
     "output_dir": "run_dir",
 }
 
+_registered: dict[tuple[str, str], type] = {}  # the schemas that Hydra has
+
 # Keys that hold text of any kind, which Hydra's grammar would take apart.
 TEXT_KEYS = ("resume", "run_dir", "data.path", "data.prompt", "data.response", "callbacks.sample.prompt")
 
@@ -141,10 +143,13 @@ def preset_names(config_dir: str | Path | None = None) -> dict[str, list[str]]:
 def register_schemas(config_dir: str | Path | None = None) -> None:
     """Give Hydra the types of the config, and models without a recipe of their own the default one."""
     store = ConfigStore.instance()
-    store.store("run", group="schema", package="_global_", node=_root())
-    for group in GROUPS:
-        for name, variant in variants(group).items():
-            store.store(name, group=f"schema/{group}", node=variant)
+    schemas = {(f"schema/{group}", name): variant for group in GROUPS for name, variant in variants(group).items()}
+    for (group, name), variant in schemas.items():
+        if _registered.get((group, name)) is not variant:  # storing one takes milliseconds
+            store.store(name, group=group, node=variant)
+    if not _registered:
+        store.store("run", group="schema", package="_global_", node=_root())
+    _registered.update(schemas)
     presets = preset_names(config_dir)
     for name in set(presets["model"]) - set(presets["recipe"]):
         store.store(name, group="recipe", package="_global_", node={"defaults": ["default"]})

@@ -1,10 +1,11 @@
 """Every YAML file composes, and every model among them can be built."""
 
-import sys
+from importlib.resources import files
 
 import pytest
+from omegaconf import OmegaConf
 
-from gptlab import composition
+from gptlab import UserError, compose, composition
 from gptlab.config import RunConfig
 from gptlab.costs import flops_per_token, parameter_counts
 from gptlab.distributed.config import Sharding, StrategyConfig
@@ -13,7 +14,8 @@ from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.training.config import FinetuneConfig, Finetuning
 from gptlab.training.finetune import prepare_finetuning
 
-PRESETS = [(group, name) for group, names in composition.groups().items() for name in names]
+NAMES = composition.preset_names()
+PRESETS = [(group, name) for group, names in composition.preset_names().items() for name in names]
 COUNTS = {
     "gpt1": 116_534_784,
     "gpt124m": 124_439_808,
@@ -49,17 +51,10 @@ COUNTS = {
 }
 
 
-def composed(monkeypatch, *words):
-    seen = []
-    monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    assert composition.run(seen.append) == 0
-    return seen[-1]
-
-
 NEEDED = {
     "data=text": ["data.path=my.txt"],
     "tokenizer=file": ["tokenizer.path=tokenizer.json"],
-    "data=table": ["data.path=my.csv", "data.label=kind", "data.classes=[a,b]", "objective=classification"],
+    "data=table": ["data.path=my.csv", "data.label_column=kind", "data.class_names=[a,b]", "objective=classification"],
     "data=functions": ["data.response={summary}", "objective=instruction"],
     "objective=masked_lm": ["model=bert_laptop"],
     "objective=span_corruption": ["model=t5_laptop"],
@@ -72,16 +67,16 @@ NEEDED = {
 
 
 @pytest.mark.parametrize(("group", "name"), PRESETS, ids=[f"{g}={n}" for g, n in PRESETS])
-def test_it_composes_and_builds(group, name, monkeypatch):
-    config = composed(monkeypatch, f"{group}={name}", *NEEDED.get(f"{group}={name}", []))
+def test_it_composes_and_builds(group, name):
+    config = compose(f"{group}={name}", *NEEDED.get(f"{group}={name}", []))
     vocab_size = config.model.vocab_size or config.tokenizer.known_vocab_size or 100
     model = shape_model(config.model, vocab_size, config.n_class)
     n_parameters = sum(p.numel() for p in model.parameters())
     assert n_parameters == parameter_counts(config.model, vocab_size, n_class=config.n_class)["total"]
-    if name in COUNTS:
+    if group == "model" and name in COUNTS:
         assert n_parameters == COUNTS[name]
     if group == "model":
-        finetune = FinetuneConfig(mode=Finetuning.lora)
+        finetune = FinetuneConfig(type=Finetuning.lora)
         prepare_finetuning(model, finetune, config.model)
         counts = parameter_counts(config.model, vocab_size, finetune)
         assert counts["total"] == sum(p.numel() for p in model.parameters())
@@ -89,27 +84,47 @@ def test_it_composes_and_builds(group, name, monkeypatch):
         assert counts["trained"] < 0.02 * n_parameters
 
 
+@pytest.mark.parametrize(
+    "model",
+    [  # one of each architecture; the others compose alike and take minutes
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("small", "bert_laptop", "t5_laptop")))
+        for name in NAMES["model"]
+    ],
+)
+def test_a_model_composes_with_every_recipe(model):
+    own = compose(f"model={model}")
+    for recipe in NAMES["recipe"]:
+        config = compose(f"model={model}", f"recipe={recipe}", "batch_tokens=1048576", "micro_batch_size=1")
+        assert (config.model, config.objective, config.tokenizer) == (own.model, own.objective, own.tokenizer)
+
+
+def test_a_recipe_says_how_and_a_model_says_what():
+    for group, forbidden in (("model", {"optimizer", "schedule"}), ("recipe", {"model", "objective", "tokenizer"})):
+        for name in NAMES[group]:
+            content = OmegaConf.load(files("gptlab.conf") / group / f"{name}.yaml")
+            assert not forbidden & set(content), f"{group}={name}"
+    assert set(NAMES["recipe"]) == {*NAMES["model"], "default"}
+
+
 @pytest.mark.parametrize(("name", "n_parameters"), [("bert_base", 109_482_240), ("bert_large", 335_141_888)])
-def test_bert_as_it_is_published(name, n_parameters, monkeypatch):
-    config = composed(
-        monkeypatch, f"model={name}", "model.heads=none", "objective=classification", "data=function_packages"
-    ).model
+def test_bert_as_it_is_published(name, n_parameters):
+    config = compose(f"model={name}", "model.heads=none", "objective=classification", "data=function_packages").model
     assert parameter_counts(config, config.vocab_size)["total"] == n_parameters
     assert sum(p.numel() for p in shape_model(config, config.vocab_size).parameters()) == n_parameters
 
 
-def test_every_file_says_in_its_name_what_it_is(monkeypatch):
-    for name in composition.groups()["model"]:
-        assert composed(monkeypatch, f"model={name}").model_tag == name
-    for name in composition.groups()["data"]:
-        assert composed(monkeypatch, f"data={name}", *NEEDED.get(f"data={name}", [])).corpus == name
-    for name in composition.groups()["experiment"]:
+def test_every_file_says_in_its_name_what_it_is():
+    for name in composition.preset_names()["model"]:
+        assert compose(f"model={name}").model_tag == name
+    for name in composition.preset_names()["data"]:
+        assert compose(f"data={name}", *NEEDED.get(f"data={name}", [])).data_tag == name
+    for name in composition.preset_names()["experiment"]:
         words = NEEDED.get(f"experiment={name}", [])
-        assert composed(monkeypatch, f"experiment={name}", *words).model_tag == name
+        assert compose(f"experiment={name}", *words).model_tag == name
 
 
-def test_the_books_model(monkeypatch):
-    config = composed(monkeypatch, "experiment=verdict")
+def test_the_books_model():
+    config = compose("experiment=verdict")
     assert parameter_counts(config.model, 50_257)["total"] == 162_419_712
     assert (config.optimizer.lr, config.optimizer.grad_clip, config.optimizer.decay.value) == (4e-4, None, "all")
 
@@ -129,17 +144,17 @@ GPT3 = {
 
 
 @pytest.mark.parametrize("name", GPT3)
-def test_gpt3s_recipe(name, monkeypatch):
-    config = composed(monkeypatch, f"model={name}")
+def test_gpt3s_recipe(name):
+    config = compose(f"model={name}")
     model, optimizer, schedule = config.model, config.optimizer, config.schedule
     *sizes, batch_tokens, lr = GPT3[name]
     assert [model.n_layer, model.d_model, model.n_head, model.head_width] == sizes
     assert (model.vocab_size, model.context_length) == (50_257, 2048)
     assert config.batch_tokens == pytest.approx(batch_tokens, rel=0.05)
-    assert (optimizer.algorithm, optimizer.lr) == ("adamw", lr)
+    assert (optimizer.type, optimizer.lr) == ("adamw", lr)
     assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.95, 1e-8)
     assert (optimizer.grad_clip, optimizer.weight_decay) == (1.0, 0.1)
-    assert (schedule.shape.value, schedule.min_lr_ratio) == ("cosine", 0.1)
+    assert (schedule.type, schedule.min_lr_ratio) == ("cosine", 0.1)
     assert (schedule.warmup_tokens, schedule.decay_tokens, config.budget_tokens) == (
         375 * 10**6,
         260 * 10**9,
@@ -149,9 +164,9 @@ def test_gpt3s_recipe(name, monkeypatch):
     assert windows == [None, 256, None, 256]
 
 
-def test_gpt4s_rumour(monkeypatch):
+def test_gpt4s_rumour():
     """120 layers, 16 experts of 111B each of which 2 are seen, 55B of attention, about 280B active of 1.8T."""
-    config = composed(monkeypatch, "model=gpt4_rumoured")
+    config = compose("model=gpt4_rumoured")
     model, counts = config.model, parameter_counts(config.model, config.model.vocab_size)
     assert (model.n_layer, model.n_expert, model.n_expert_per_token, model.context_length) == (120, 16, 2, 8192)
     assert counts["feedforward"] / 16 == pytest.approx(111e9, rel=0.01)
@@ -160,8 +175,8 @@ def test_gpt4s_rumour(monkeypatch):
     assert flops_per_token(model, model.vocab_size, 8192)["per_token_6n"] == pytest.approx(6 * 280e9, rel=0.01)
 
 
-def test_moe_small_computes_what_small_does(monkeypatch):
-    small, sparse = (composed(monkeypatch, f"model={name}") for name in ("small", "moe_small"))
+def test_moe_small_computes_what_small_does():
+    small, sparse = (compose(f"model={name}") for name in ("small", "moe_small"))
     dense, experts = (parameter_counts(config.model, 4096) for config in (small, sparse))
     router = 4 * 8 * 128
     assert experts["active"] == dense["total"] + router and experts["total"] > 1.8 * dense["total"]
@@ -179,27 +194,27 @@ def test_names_give_the_size(name):
 @pytest.mark.parametrize(
     "name", ["gpt1", *GPT3, "llama_150m", "llama_1b", "llama_3b", "llama_8b", "bert_large", "t5_11b", "t5_v1.1_xl"]
 )
-def test_each_model_can_be_smoked(name, monkeypatch):
-    config = composed(monkeypatch, f"model={name}", "debug=smoke")
+def test_each_model_can_be_smoked(name):
+    config = compose(f"model={name}", "debug=smoke")
     assert (config.model.n_layer, config.context_length, config.budget_steps) == (2, 64, 3)
     config.check(devices=1)
 
 
-def test_the_laptops_models_are_of_the_size_of_small(monkeypatch):
+def test_the_laptops_models_are_of_the_size_of_small():
     sizes = {}
     for name in ("small", "bert_laptop", "t5_laptop"):
-        config = composed(monkeypatch, f"model={name}")
+        config = compose(f"model={name}")
         counts = parameter_counts(config.model, config.tokenizer.known_vocab_size or 4096)
         sizes[name] = counts["attention"] + counts["feedforward"]
     assert max(sizes.values()) < 1.01 * min(sizes.values()), sizes
 
 
-def test_a_word_replaces_the_presets_way_to_say_it(monkeypatch):
-    config = composed(monkeypatch, "model=gpt3_125m", "schedule.warmup_steps=10", "budget_steps=20")
+def test_an_override_replaces_the_presets_alternative():
+    config = compose("model=gpt3_125m", "schedule.warmup_steps=10", "budget_steps=20")
     assert (config.schedule.warmup_tokens, config.budget_tokens) == (None, None)
 
 
-def test_tensor_parallelizm_does_not_fit_biases_of_positions():
-    config = RunConfig(model=EncoderDecoderConfig(), strategy=StrategyConfig(name=Sharding.tp))
-    with pytest.raises(ValueError, match=r"strategy=tp divides heads over 2 devices, .* use strategy=fsdp"):
-        config._check_spread(2)
+def test_tensor_parallelism_does_not_fit_biases_of_positions():
+    config = RunConfig(model=EncoderDecoderConfig(), strategy=StrategyConfig(type=Sharding.tp))
+    with pytest.raises(UserError, match=r"strategy=tp .* 2 devices, .* encoder_decoder does not .* use strategy=fsdp"):
+        config._check_tensor_parallel(2)

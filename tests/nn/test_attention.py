@@ -1,9 +1,13 @@
 import math
+import timeit
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.utils import parametrize
 
-from gptlab.nn.attention import Attention
+from gptlab.nn.attention import Attention, _fusible
+from gptlab.nn.lora import LoRALinear
 from gptlab.nn.position import Rotary
 
 B, T, D, H, K = 2, 5, 12, 6, 4
@@ -98,8 +102,179 @@ def test_another_sequence_can_be_looked_at(n_kv_head, scale):
     near(whole, reference(x, mask=(torch.arange(T) < 3)[None]))
 
 
-def test_large_matrices_are_not_joined():
-    sizes = {"n_kv_head": 1, "d_head": 1024, "bias": False, "qkv_bias": False}
-    with torch.device("meta"):
-        assert Attention(1024, n_head=1, **sizes).joint_projection
-        assert not Attention(1025, n_head=1, **sizes).joint_projection
+@pytest.fixture
+def products(monkeypatch):
+    """Output features of every linear product."""
+    sizes, linear = [], F.linear
+
+    def counted(x, weight, bias=None):
+        sizes.append(len(weight))
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(F, "linear", counted)
+    return sizes
+
+
+FUSED, SEPARATE = [3 * H * K, D], [H * K, H * K, H * K, D]
+
+
+def test_q_k_and_v_are_one_product_where_they_are_small(products, monkeypatch):
+    module, x = attention(H)
+    module(x)
+    assert products == FUSED
+    monkeypatch.setattr("gptlab.nn.attention.FUSED_ELEMENTS", D * H * K - 1)
+    module, x = attention(H)
+    products.clear()
+    module(x)
+    assert products == SEPARATE
+
+
+def forward_hook(module):
+    return module.q.register_forward_hook(lambda layer, args, result: result * 2).remove
+
+
+def forward_pre_hook(module):
+    return module.v.register_forward_pre_hook(lambda layer, args: (args[0] * 2,)).remove
+
+
+def backward_hook(module):
+    return module.k.register_full_backward_hook(lambda layer, inputs, outputs: (inputs[0] * 2,)).remove
+
+
+def backward_pre_hook(module):
+    return module.v.register_full_backward_pre_hook(lambda layer, outputs: (outputs[0] * 2,)).remove
+
+
+def global_hook(module):
+    own = {module.q, module.k, module.v}
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda layer, args, result: result * 2 if layer in own else result
+    )
+    return handle.remove
+
+
+def parametrization(module):
+    class Double(torch.nn.Module):
+        def forward(self, weight):
+            return weight * 2
+
+    parametrize.register_parametrization(module.q, "weight", Double())
+    return lambda: parametrize.remove_parametrizations(module.q, "weight", leave_parametrized=False)
+
+
+def own_forward(module):
+    usual = module.v.forward
+    module.v.forward = lambda x: usual(x) * 2
+
+    def undo():
+        del module.v.forward
+
+    return undo
+
+
+def adapter(module):
+    layer, own = module.q, LoRALinear(D, H * K, bias=True, rank=2, alpha=4.0)
+    with torch.no_grad():
+        own.weight.copy_(layer.weight)
+        own.bias.copy_(layer.bias)
+        for parameter in (own.lora_down, own.lora_up):
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+    module.q = own
+
+    def undo():
+        module.q = layer
+
+    return undo
+
+
+LISTENERS = [
+    forward_hook,
+    forward_pre_hook,
+    backward_hook,
+    backward_pre_hook,
+    global_hook,
+    parametrization,
+    own_forward,
+    adapter,
+]
+
+
+def passed(module, x):
+    x = x.clone().requires_grad_()
+    result = module(x)
+    (gradient,) = torch.autograd.grad(result.sin().sum(), x)
+    return result.detach(), gradient
+
+
+def called(module, x):
+    """The same layer with q, k and v always run as modules."""
+    small, module._small, joined, module._joined = module._small, False, module._joined, None
+    try:
+        return passed(module, x)
+    finally:
+        module._small, module._joined = small, joined
+
+
+@pytest.mark.parametrize("listen", LISTENERS, ids=lambda listen: listen.__name__)
+def test_what_listens_to_a_projection_is_heard(listen, products):
+    """Also where it comes after the first forward pass, and no longer once it has gone."""
+    module, x = attention(H)
+    before = passed(module, x)
+    assert products == FUSED
+    undo = listen(module)
+    products.clear()
+    during = passed(module, x)
+    expected = called(module, x)
+    assert 3 * H * K not in products
+    assert all(torch.equal(*pair) for pair in zip(during, expected, strict=True))
+    assert not torch.allclose(during[1], before[1]), "it changes something"
+    undo()
+    products.clear()
+    assert all(torch.equal(*pair) for pair in zip(passed(module, x), before, strict=True))
+    assert products == FUSED
+
+
+@pytest.mark.parametrize("listen", LISTENERS, ids=lambda listen: listen.__name__)
+@pytest.mark.parametrize("join_first", [True, False])
+def test_what_listens_is_heard_in_decoding_too(listen, join_first):
+    module, x = attention(2)
+    if join_first:
+        module.join()
+    undo = listen(module)
+    if not join_first:
+        module.join()
+    with torch.no_grad():
+        near(module(x), called_without_gradients(module, x))
+    undo()
+
+
+def called_without_gradients(module, x):
+    small, module._small, joined, module._joined = module._small, False, module._joined, None
+    result = module(x)
+    module._small, module._joined = small, joined
+    return result
+
+
+def test_joined_weights_are_used_while_they_are_the_parameters(products):
+    module, x = attention(2)
+    expected = module(x).detach()
+    module.join()
+    products.clear()
+    with torch.no_grad():
+        near(module(x), expected)
+        assert module._addresses() == module._joined_addresses
+        module.k.weight.mul_(2)  # a view: the joined matrix follows
+        near(module(x), called_without_gradients(module, x))
+        module.k.weight = torch.nn.Parameter(module.k.weight / 2)
+        near(module(x), expected)
+    module(x).sum().backward()
+    assert all(part.weight.grad is not None for part in (module.q, module.k, module.v)), "gradients reach parameters"
+    assert (module.double()(x.double()).detach() - expected).abs().max() < 1e-5
+
+
+def test_the_check_costs_little():
+    module, _ = attention(2)
+    parts = module.q, module.k, module.v
+    n = 2000
+    best = min(timeit.repeat(lambda: _fusible(*parts), number=n, repeat=5)) / n
+    assert best < 100e-6, "per layer and forward pass"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_runs import OBJECTIVES, of_objective, small_run
 
-from gptlab.models.build import build_model, init_weights, shape_model
+from gptlab.models.build import build_model, shape_model
 from gptlab.runs import checkpoint
 from gptlab.training.config import AdamWConfig, CallbacksConfig, CheckpointConfig, MuonConfig
 from gptlab.training.loop import _open_data, batch, train
@@ -74,7 +74,6 @@ def test_gradients_do_not_depend_on_the_size_of_micro_batches(tmp_path):
     found = {}
     for size in (None, 1, 3):
         model = build_model(config.model, vocab_size, seed=1)
-        init_weights(model, config.model, 1)
         terms = loss_and_gradients(model, objective, whole, micro_batch_size=size)
         found[size] = [terms["loss"], *(p.grad for p in model.parameters())]
     for size in (1, 3):

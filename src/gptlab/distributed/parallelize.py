@@ -1,4 +1,4 @@
-"""One word for how the work is spread over devices."""
+"""Carry out a strategy: the device mesh, and blocks that are sharded, recomputed and compiled."""
 
 from datetime import timedelta
 from functools import partial
@@ -20,19 +20,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from gptlab.distributed.config import SHARDED, TENSOR_PARALLEL, Layout, Recompute, Sharding, StrategyConfig
-from gptlab.nn.moe import ExpertShard, MoE
-
-# Megatron's division (arXiv:1909.08053, section 3): one exchange after attention, one after the feedforward.
-COLUMNS = ("attn.q", "attn.k", "attn.v", "ffn.up", "ffn.gate", "ffn.shared.up", "ffn.shared.gate")
-ROWS = ("attn.out", "ffn.down")
-SUMMED_LATER = ("ffn.shared.down",)  # rows too, whose sum goes with that of the experts
+from gptlab.models.base import LanguageModel
+from gptlab.nn.tensor_parallel import Split, TensorGroup, TensorParallelPlan
 
 
 def build_strategy(config: StrategyConfig, *, world_size: int, accelerator: str) -> Strategy | str:
-    """Lightning's strategy for the config's word."""
+    """Lightning's strategy for a strategy config."""
     timeout = timedelta(seconds=config.timeout_seconds)
     backend = "gloo" if accelerator == "cpu" else "cpu:gloo,cuda:nccl" if config.cpu_offload else None
-    if divides_model(config):
+    if config.shards_model:
         # Its own mesh is of two dimensions at most; `parallelize` makes the one that is used.
         return ModelParallelStrategy(
             data_parallel_size=world_size,
@@ -46,26 +42,21 @@ def build_strategy(config: StrategyConfig, *, world_size: int, accelerator: str)
     return "auto"
 
 
-def divides_model(config: StrategyConfig) -> bool:
-    """Whether no device holds the whole model."""
-    return config.type in SHARDED or config.type in TENSOR_PARALLEL
-
-
 def build_mesh(layout: Layout, device_type: str) -> DeviceMesh:
-    """The ranks as a grid with the layout's dimensions, less those of one."""
+    """The ranks as a mesh with the layout's dimensions, those of size one left out."""
     sizes = {"replicas": layout.replicas, "shards": layout.shards, "tensor": layout.tensor}
     sizes = {name: size for name, size in sizes.items() if size > 1} or {"shards": 1}
     return init_device_mesh(device_type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
-def parallelize(model: nn.Module, config: StrategyConfig, mesh: DeviceMesh | None, *, precision: str) -> None:
-    """Divide, recompute, compile and shard `model` in place, block by block, as the config says.
+def parallelize(model: LanguageModel, config: StrategyConfig, mesh: DeviceMesh | None, *, precision: str) -> None:
+    """Shard `model` in place, checkpoint its activations and compile it, block by block, as the config says.
 
     The model may be on the meta device: nothing here reads a value.
     """
     if config.type in TENSOR_PARALLEL:
         for block in model.blocks:
-            _divide_matrices(block, mesh["tensor"])
+            _shard_matrices(block, model.tensor_parallel_plan(block), mesh["tensor"])
     if config.activation_checkpointing is not Recompute.none:
         for block in model.blocks:
             _recompute(block, config.activation_checkpointing)
@@ -82,41 +73,32 @@ def parallelize(model: nn.Module, config: StrategyConfig, mesh: DeviceMesh | Non
             shard = partial(shard, offload_policy=CPUOffloadPolicy())
         for block in model.blocks:
             shard(block, reshard_after_forward=config.type is not Sharding.zero2)
-        # The head is used after `hidden` returns, so the root's parameters stay gathered until backward.
+        # The head is used after `hidden_states` returns, so the root's parameters stay gathered until backward.
         shard(model, reshard_after_forward=False)
         register_fsdp_forward_method(model, "hidden_states")
 
 
-def _divide_matrices(block: nn.Module, mesh: DeviceMesh) -> None:
-    there = dict(block.named_modules())
-    plan = {name: ColwiseParallel() for name in COLUMNS if name in there}
-    plan |= {name: RowwiseParallel() for name in ROWS if name in there}
-    plan |= {name: RowwiseParallel(output_layouts=Partial()) for name in SUMMED_LATER if name in there}
-    parallelize_module(block, mesh, plan)
-    if isinstance(block.ffn, MoE):
-        _divide_experts(block.ffn, mesh)
-    attention = block.attn
-    attention.n_head //= mesh.size()
-    attention.n_kv_head //= mesh.size()
-    attention.joint_projection = False
+def _shard_matrices(block: nn.Module, plan: TensorParallelPlan, mesh: DeviceMesh) -> None:
+    styles = {
+        Split.column: ColwiseParallel(),
+        Split.row: RowwiseParallel(),
+        Split.row_partial: RowwiseParallel(output_layouts=Partial()),
+    }
+    parallelize_module(block, mesh, {name: styles[split] for name, split in plan.splits.items() if split in styles})
+    for name, split in plan.splits.items():
+        if split is Split.stack:
+            layer = block.get_submodule(name)
+            for own, parameter in list(layer.named_parameters(recurse=False)):
+                setattr(layer, own, nn.Parameter(distribute_tensor(parameter, mesh, [Shard(0)])))
+    reduce_grad, reduce = partial(_all_reduce_grad, mesh=mesh), partial(_all_reduce, mesh=mesh)
+    plan.use_shard(TensorGroup(mesh.get_local_rank(), mesh.size(), reduce_grad, reduce))
 
 
-def _divide_experts(ffn: MoE, mesh: DeviceMesh) -> None:
-    """Give each rank whole experts; the router stays on all, so that all decide alike."""
-    for stack in ffn.experts.children():
-        stack.divided = True
-        for name, parameter in list(stack.named_parameters()):
-            setattr(stack, name, nn.Parameter(distribute_tensor(parameter, mesh, [Shard(0)])))
-    n_held = ffn.n_expert // mesh.size()
-    first = mesh.get_local_rank() * n_held
-    ffn.division = ExpertShard(range(first, first + n_held), partial(_enter, mesh=mesh), partial(_leave, mesh=mesh))
-
-
-def _enter(x: torch.Tensor, *, mesh: DeviceMesh) -> torch.Tensor:
+def _all_reduce_grad(x: torch.Tensor, *, mesh: DeviceMesh) -> torch.Tensor:
     return DTensor.from_local(x, mesh, [Replicate()]).to_local(grad_placements=[Partial()])
 
 
-def _leave(x: torch.Tensor, *, mesh: DeviceMesh) -> torch.Tensor:
+def _all_reduce(x: torch.Tensor, *, mesh: DeviceMesh) -> torch.Tensor:
     return DTensor.from_local(x, mesh, [Partial()]).redistribute(placements=[Replicate()]).to_local()
 
 
@@ -147,9 +129,9 @@ def _keep_products(context, operation, *args, **kwargs) -> CheckpointPolicy:
 
 
 def synchronize_gradients(wrapped: nn.Module, model: nn.Module, now: bool) -> None:
-    """Let the coming backward pass exchange gradients over ranks, or only accumulate them."""
+    """Let the next backward pass reduce gradients over ranks, or only accumulate them."""
     if isinstance(wrapped, DistributedDataParallel):
         wrapped.require_backward_grad_sync = now
     elif isinstance(model, FSDPModule):
-        # Each pass is divided at once, since a whole gradient might not fit; replicas add up with the last.
+        # Each pass is reduce-scattered, since a whole gradient might not fit; replicas are summed with the last pass.
         model.set_requires_all_reduce(now)

@@ -85,7 +85,6 @@ class Int8Model(nn.Module):
             model.lm_head = None
         for module in model.modules():
             if isinstance(module, Attention):
-                module.joint_projection = False  # it reads weights; q, k and v are called as modules
                 module._joined = None
         for module in list(model.modules()):
             for name, child in list(module.named_children()):

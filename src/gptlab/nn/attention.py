@@ -3,22 +3,28 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from gptlab.nn.cache import LayerCache
 from gptlab.nn.position import Rotation, rotate
+from gptlab.nn.tensor_parallel import Split, TensorGroup
 
 KV = tuple[Tensor, Tensor]  # (B, G, S, K) each
 
-# Up to this size q, k and v are one product, which is faster. A large product gains nothing from it, and the joined
-# weight lives until the backward pass, even where FSDP has given its parts back.
-JOINT_ELEMENTS = 2**20
+# Up to this many elements of a query projection q, k and v are computed as one product, which is faster. A large
+# product gains nothing from it, and the concatenated weight lives until the backward pass, even where FSDP has freed
+# its parts.
+FUSED_ELEMENTS = 2**20
 
 
 class Attention(nn.Module):
     """Attention whose H query heads share G key and value heads (arXiv:1706.03762; grouped: arXiv:2305.13245).
 
-    With `qk_norm_eps` each query and key is divided by its root mean square (as in arXiv:2302.05442, without gain).
-    Scores are multiplied by `scale` (None: K^-0.5).
+    With `qk_norm_eps` queries and keys are RMS-normalized without a gain (as in arXiv:2302.05442). Scores are
+    multiplied by `scale` (None: K^-0.5).
+
+    q, k and v are computed as one product where all three are plain linear layers. A hook, a parametrization or an
+    adapter on any of them makes all three run as modules, from the next forward pass on.
     """
 
     def __init__(
@@ -42,28 +48,30 @@ class Attention(nn.Module):
         self.k = nn.Linear(d_model, n_kv_head * d_head, bias=qkv_bias)
         self.v = nn.Linear(d_model, n_kv_head * d_head, bias=qkv_bias)
         self.out = nn.Linear(n_head * d_head, d_model, bias=bias)
-        # To be turned off where q, k and v must be called as modules: tensor parallelizm, adapters, hooks.
-        self.joint_projection = self.q.weight.numel() <= JOINT_ELEMENTS
+        self._small = self.q.weight.numel() <= FUSED_ELEMENTS
         self._joined: tuple[Tensor, Tensor | None] | None = None
+        self._joined_addresses: list[int] = []  # of the parameters while they are its views
 
     @torch.no_grad()
     def join(self) -> None:
-        """Lay the weights of q, k and v in one matrix, for reading one token at a time.
+        """Lay the weights of q, k and v out as one matrix, for decoding one token at a time.
 
-        Nothing is held twice: the three parameters become parts of it, with their names and values. To be called where
-        the weights stay on their device and in their type.
+        The three parameters become views of it, with their names and values, so nothing is stored twice. To be called
+        where the weights stay on their device and in their dtype. No effect where q, k and v must run as modules.
         """
         parts = self.q, self.k, self.v
+        if not _fusible(*parts):
+            return
         # Column by column: there are more outputs than inputs, and a product with one vector reads in longer runs.
         weight = torch.cat([part.weight for part in parts]).t().contiguous().t()
         bias = None if self.q.bias is None else torch.cat([part.bias for part in parts])
-        rows = [part.out_features for part in parts]
-        for part, view in zip(parts, weight.split(rows), strict=True):
+        sizes = [part.out_features for part in parts]
+        for part, view in zip(parts, weight.split(sizes), strict=True):
             part.weight.data = view
         if bias is not None:
-            for part, view in zip(parts, bias.split(rows), strict=True):
+            for part, view in zip(parts, bias.split(sizes), strict=True):
                 part.bias.data = view
-        self._joined = weight, bias
+        self._joined, self._joined_addresses = (weight, bias), self._addresses()
 
     def forward(
         self,
@@ -77,9 +85,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Mix positions: x (B, T, D) -> (B, T, D).
 
-        mask broadcasts to (B, H, T, S): True may be looked at, or a float bias that is added to the scores. S is T,
-        and with a cache all positions so far. With a `source` it is what is looked at instead of x: states (B, S, D),
-        or what `keys_values` made of them.
+        `mask` broadcasts to (B, H, T, S): bool, True where a query may attend, or a float bias added to the scores. S
+        is T, and with a `cache` all positions so far. With a `source`, queries attend to it instead of x: hidden states
+        (B, S, D), or the keys and values that `keys_values` made of them.
         """
         if source is None:
             q, k, v = self._heads(x, rotation)
@@ -100,19 +108,31 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
 
     def keys_values(self, source: Tensor) -> KV:
-        """What another sequence offers to be looked at: its states (B, S, D) as keys and values."""
+        """Keys and values of another sequence's hidden states (B, S, D), for cross-attention."""
         heads = (self.n_kv_head, self.d_head)
-        return tuple(part(source).unflatten(-1, heads).transpose(1, 2) for part in (self.k, self.v))
+        keys, values = (part(source).unflatten(-1, heads).transpose(1, 2) for part in (self.k, self.v))
+        return keys, values
+
+    def splits(self) -> dict[str, Split]:
+        """How its layers are sharded over a tensor-parallel group: by head."""
+        return {"q": Split.column, "k": Split.column, "v": Split.column, "out": Split.row}
+
+    def use_shard(self, group: TensorGroup) -> None:
+        """Compute with this rank's heads alone, once the layers are sharded."""
+        self.n_head //= group.size
+        self.n_kv_head //= group.size
 
     def _heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         parts = self.q, self.k, self.v
-        if self._joined is not None:
+        # The joined matrix is no parameter: where gradients are wanted the parameters themselves are used.
+        joined = self._joined is not None and not torch.is_grad_enabled()
+        if not (joined or self._small) or not _fusible(*parts):
+            qkv = torch.cat([part(x) for part in parts], -1)
+        elif joined and self._addresses() == self._joined_addresses:  # nobody has replaced or moved them
             qkv = F.linear(x, *self._joined)
-        elif self.joint_projection:
+        else:
             bias = None if self.q.bias is None else torch.cat([part.bias for part in parts])
             qkv = F.linear(x, torch.cat([part.weight for part in parts]), bias)
-        else:
-            qkv = torch.cat([part(x) for part in parts], -1)
         heads = qkv.unflatten(-1, (self.n_head + 2 * self.n_kv_head, self.d_head))  # (B, T, H + 2 G, K)
         if self.qk_norm_eps is None and rotation is None:
             return heads.split((self.n_head, self.n_kv_head, self.n_kv_head), 2)
@@ -122,3 +142,27 @@ class Attention(nn.Module):
         if rotation is not None:
             qk = rotate(qk, rotation)
         return *qk.split((self.n_head, self.n_kv_head), 2), v
+
+    def _addresses(self) -> list[int]:
+        layers = self.q, self.k, self.v
+        parameters = [layer.weight for layer in layers] + [layer.bias for layer in layers if layer.bias is not None]
+        return [parameter.data_ptr() for parameter in parameters]
+
+
+def _fusible(*layers: nn.Module) -> bool:
+    """Whether nothing would notice that these layers' weights are used without calling the layers.
+
+    Tensor-parallel layers are no exception: their weights are DTensors, and their communication is in hooks.
+    """
+    for layer in layers:
+        if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
+            return False
+        if (
+            layer._forward_hooks
+            or layer._forward_pre_hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+            or "forward" in layer.__dict__
+        ):
+            return False
+    return not _has_any_global_hook()

@@ -1,4 +1,4 @@
-"""The residual blocks: attention, then the position-wise sublayer."""
+"""Residual blocks: attention, then the position-wise sublayer."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from gptlab.nn.attention import KV
 
 
 class Block(nn.Module):
-    """Pre-norm: each sublayer reads the normalized stream and adds to it (GPT-2, section 2.3)."""
+    """Pre-norm: each sublayer reads the normalized residual stream and adds to it (GPT-2, section 2.3)."""
 
     def __init__(self, *, norm1: nn.Module, attn: nn.Module, norm2: nn.Module, ffn: nn.Module, dropout: float = 0.0):
         super().__init__()
@@ -19,7 +19,7 @@ class Block(nn.Module):
 
 
 class CrossBlock(Block):
-    """Pre-norm, with a look at another sequence between the two sublayers (arXiv:1706.03762, section 3.1; T5)."""
+    """Pre-norm, with cross-attention between the two sublayers (arXiv:1706.03762, section 3.1; T5)."""
 
     def __init__(self, *, norm_cross: nn.Module, cross: nn.Module, **parts):
         super().__init__(**parts)
@@ -32,7 +32,7 @@ class CrossBlock(Block):
 
 
 class PostNormBlock(Block):
-    """Post-norm: the stream is normalized after each addition (arXiv:1706.03762, section 3.1; GPT-1)."""
+    """Post-norm: the residual stream is normalized after each addition (arXiv:1706.03762, section 3.1; GPT-1)."""
 
     def forward(self, x: Tensor, **attention) -> Tensor:
         x = self.norm1(x + self.drop(self.attn(x, **attention)))

@@ -1,4 +1,4 @@
-"""Keys and values of positions that were read before."""
+"""Key-value cache: keys and values of positions that were read before."""
 
 from typing import Any
 
@@ -18,38 +18,38 @@ class LayerCache:
         self.values: Tensor | None = None
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep those of the positions being read, (B, T, G, K) each, and return all so far, (B, G, S, K) each."""
-        if self.keys is None:  # the first are those to know the type of: under autocast it is not the weights'
-            self.keys, self.values = self._room(keys), self._room(values)
+        """Store those of the positions being read, (B, T, G, K) each, and return all so far, (B, G, S, K) each."""
+        if self.keys is None:  # only now is their dtype known: under autocast it is not the weights'
+            self.keys, self.values = self._allocate(keys), self._allocate(values)
         cache = self.cache
-        for room, new in ((self.keys, keys), (self.values, values)):
+        for held, new in ((self.keys, keys), (self.values, values)):
             if cache.uniform:
-                room[:, :, cache.columns] = new.transpose(1, 2)
+                held[:, :, cache.columns] = new.transpose(1, 2)
             else:
-                room[cache.rows, :, cache.columns] = new  # a place of its own for each row
+                held[cache.sequences, :, cache.columns] = new  # each sequence at its own positions
         return self.keys[:, :, : cache.end], self.values[:, :, : cache.end]
 
-    def _room(self, like: Tensor) -> Tensor:
+    def _allocate(self, like: Tensor) -> Tensor:
         batch, _, groups, width = like.shape
         # Zeros, not garbage: what is masked is still multiplied by 0, and 0 times NaN is NaN.
         return like.new_zeros(batch, groups, self.cache.n_positions, width)
 
 
 class KVCache:
-    """What every layer keeps for a batch of sequences, allocated once for `n_positions` each.
+    """Keys and values of every layer for a batch of sequences, allocated once for `n_positions` each.
 
-    Sequences are left-aligned: row b holds positions 0 to lengths[b] - 1. `read` says where the next tokens go, before
-    the layers are run; `lengths` may be set back at any time, which forgets what came later.
+    Sequences are left-aligned: sequence b holds positions 0 to lengths[b] - 1. `read` decides where the next tokens go,
+    before the layers run; `lengths` may be lowered at any time, which forgets the later positions.
     """
 
     def __init__(self, n_layer: int, *, batch_size: int, n_positions: int):
         self.n_positions = n_positions
         self.lengths = [0] * batch_size
         self.layers = [LayerCache(self) for _ in range(n_layer)]
-        self.positions: Tensor  # of the tokens being read: (T,), or (B, T) where rows differ in length
+        self.positions: Tensor  # of the tokens being read: (T,), or (B, T) where sequences differ in length
 
     def read(self, n_tokens: int, device: torch.device) -> None:
-        """Make room for the next `n_tokens` of each row; ValueError where they do not fit."""
+        """Reserve positions for the next `n_tokens` of each sequence; UserError where they do not fit."""
         starts = self.lengths
         longest = max(starts)
         self.end = longest + n_tokens
@@ -62,13 +62,13 @@ class KVCache:
         else:
             first = torch.tensor(starts, device=device)
             self.positions = first[:, None] + torch.arange(n_tokens, device=device)  # (B, T)
-            self.rows, self.columns = torch.arange(len(starts), device=device)[:, None], self.positions
+            self.sequences, self.columns = torch.arange(len(starts), device=device)[:, None], self.positions
         self.n_tokens = n_tokens
         self.lengths = [start + n_tokens for start in starts]
         self._masks: dict[int | None, Tensor] = {}
 
     def attention_mask_args(self, layer: int, window: int | None) -> dict[str, Any]:
-        """What that layer's `Attention` takes; with `window` a query sees so many positions, its own included."""
+        """Arguments of that layer's `Attention`; a query attends to `window` positions, its own included (None: all)."""
         if self.uniform and (window is None or window >= self.end):
             if self.n_tokens == self.end:
                 return {"cache": self.layers[layer], "causal": True}
@@ -80,29 +80,29 @@ class KVCache:
             self._masks[window] = mask if mask.ndim == 2 else mask[:, None]  # (B, 1, T, S)
         return {"cache": self.layers[layer], "mask": self._masks[window]}
 
-    def select(self, rows: list[int]) -> None:
-        """Let the batch be these rows of itself: fewer, in another order, or several times the same."""
-        if rows == list(range(len(self.lengths))):
+    def select(self, indices: list[int]) -> None:
+        """Keep these sequences of the batch: fewer, in another order, or one several times."""
+        if indices == list(range(len(self.lengths))):
             return
-        self.lengths = [self.lengths[row] for row in rows]
+        self.lengths = [self.lengths[i] for i in indices]
         longest = max(self.lengths, default=0)
         for layer in self.layers:
             for name in ("keys", "values"):
                 held = getattr(layer, name)
                 if held is None:
                     continue
-                chosen = held[:, :, :longest].index_select(0, torch.tensor(rows, device=held.device))
-                if len(rows) != len(held):
-                    held = held.new_zeros(len(rows), *held.shape[1:])
+                chosen = held[:, :, :longest].index_select(0, torch.tensor(indices, device=held.device))
+                if len(indices) != len(held):
+                    held = held.new_zeros(len(indices), *held.shape[1:])
                     setattr(layer, name, held)
                 held[:, :, :longest] = chosen
 
-    def take(self, rows: list[int], other: "KVCache") -> None:
-        """Replace these rows by the rows of another cache of the same model."""
+    def take(self, indices: list[int], other: "KVCache") -> None:
+        """Replace these sequences by those of another cache of the same model."""
         for own, theirs in zip(self.layers, other.layers, strict=True):
             if theirs.keys is not None:
                 end = max(other.lengths)
-                own.keys[rows, :, :end] = theirs.keys[:, :, :end]
-                own.values[rows, :, :end] = theirs.values[:, :, :end]
-        for row, length in zip(rows, other.lengths, strict=True):
-            self.lengths[row] = length
+                own.keys[indices, :, :end] = theirs.keys[:, :, :end]
+                own.values[indices, :, :end] = theirs.values[:, :, :end]
+        for i, length in zip(indices, other.lengths, strict=True):
+            self.lengths[i] = length

@@ -1,4 +1,4 @@
-"""Low-rank adaptation: a linear layer that is trained by two thin matrices beside its own."""
+"""Low-rank adaptation (LoRA): a frozen linear layer plus two trained low-rank matrices."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ADAPTERS = (".lora_down", ".lora_up")  # how their names end
+ADAPTERS = (".lora_down", ".lora_up")  # how the names of their parameters end
 
 
 class LoRALinear(nn.Linear):
-    """y = W x + b + alpha / r up(down(x)), where `lora_down` is (r, in) and `lora_up` (out, r) (arXiv:2106.09685,
-    section 4.1); its own weight and bias keep their names."""
+    """y = W x + b + alpha / r up(down(x)) (arXiv:2106.09685, section 4.1).
+
+    `lora_down` is (r, in) and `lora_up` (out, r); weight and bias keep their names.
+    """
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool, rank: int, alpha: float, dropout: float = 0.0):
         super().__init__(n_in, n_out, bias=bias)
@@ -25,7 +27,7 @@ class LoRALinear(nn.Linear):
 
 
 class Merged(Mapping):
-    """Weights by name with their adapters added in, one tensor at a time: those of the model without adapters."""
+    """A state dict with adapters merged into the weights, one tensor at a time as it is read."""
 
     def __init__(self, state: Mapping[str, Tensor], *, alpha: float):
         self._state, self._alpha = state, alpha

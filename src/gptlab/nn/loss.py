@@ -1,4 +1,4 @@
-"""Cross-entropy through the output head, without ever holding every position's logits."""
+"""Losses: cross-entropy through the output head without all logits in memory, and what models add to objectives."""
 
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ CHUNK_ELEMENTS_GPU = 2**27
 
 @dataclass(slots=True)
 class LMHead:
-    """A head as values: `logits = softcap(scale * hidden @ weight.T + bias)`; weight (V, D), bias (V)."""
+    """An output head as values: `logits = softcap(scale * hidden @ weight.T + bias)`; weight (V, D), bias (V)."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -30,7 +30,7 @@ class LMHead:
         return replace(self, weight=self.weight.to(dtype), bias=bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Score every word: hidden (..., D) -> (..., V)."""
+        """Score every vocabulary entry: hidden (..., D) -> (..., V)."""
         if self.scale != 1.0:
             hidden = hidden * self.scale
         logits = F.linear(hidden, self.weight, self.bias)  # (..., V)
@@ -39,7 +39,7 @@ class LMHead:
 
 def linear_cross_entropy(
     hidden: Tensor,
-    output: LMHead,
+    head: LMHead,
     targets: Tensor,
     *,
     ignore_index: int = IGNORE_INDEX,
@@ -51,7 +51,7 @@ def linear_cross_entropy(
     Logits are in hidden's dtype (under autocast in autocast's), softmax and sums in float32. Where more than one
     chunk is needed gradients are computed along with the loss, and a second backward through it is refused.
     """
-    vocab_size, width = output.weight.shape
+    vocab_size, width = head.weight.shape
     if hidden.shape[-1] != width or hidden.shape[:-1] != targets.shape:
         raise ValueError(
             f"hidden has shape {tuple(hidden.shape)} and targets {tuple(targets.shape)}; "
@@ -59,7 +59,7 @@ def linear_cross_entropy(
         )
     hidden, targets = hidden.reshape(-1, width), targets.reshape(-1)  # (N, D), (N)
     device = hidden.device.type
-    if device == "cpu":  # elsewhere a look at the values would wait for the device
+    if device == "cpu":  # on a GPU reading the values would wait for it
         _check_targets(targets, vocab_size, ignore_index)
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
@@ -67,14 +67,14 @@ def linear_cross_entropy(
         chunk_size = max(1, (CHUNK_ELEMENTS_CPU if device == "cpu" else CHUNK_ELEMENTS_GPU) // vocab_size)
     with torch.autocast(device, enabled=False):
         if len(targets) <= chunk_size:  # nothing to save
-            logits = output.to(hidden.dtype).logits(hidden).float()
+            logits = head.to(hidden.dtype).logits(hidden).float()
             return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
         return _LinearCrossEntropy.apply(
             hidden,
-            output.weight,
-            output.bias,
-            output.scale,
-            output.softcap,
+            head.weight,
+            head.bias,
+            head.scale,
+            head.softcap,
             targets,
             targets == ignore_index,
             chunk_size,
@@ -82,14 +82,22 @@ def linear_cross_entropy(
         )
 
 
+@dataclass(slots=True)
+class Auxiliary:
+    """What a model in training adds to any objective: sums over the sequences of its newest forward pass."""
+
+    loss: Tensor  # to be differentiated
+    terms: dict[str, Tensor]  # losses and measurements to log, detached
+
+
 @torch.no_grad()
-def count_correct(hidden: Tensor, output: LMHead, targets: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """How many targets are the words with the highest score: hidden (..., D), targets (...) -> a scalar."""
+def count_correct(hidden: Tensor, head: LMHead, targets: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """How many targets have the highest logit: hidden (..., D), targets (...) -> a scalar."""
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)  # (N, D), (N)
     device = hidden.device.type
-    chunk_size = max(1, (CHUNK_ELEMENTS_CPU if device == "cpu" else CHUNK_ELEMENTS_GPU) // len(output.weight))
+    chunk_size = max(1, (CHUNK_ELEMENTS_CPU if device == "cpu" else CHUNK_ELEMENTS_GPU) // len(head.weight))
     with torch.autocast(device, enabled=False):
-        best = [output.to(part.dtype).logits(part).argmax(-1) for part in hidden.split(chunk_size)]
+        best = [head.to(part.dtype).logits(part).argmax(-1) for part in hidden.split(chunk_size)]
     return ((torch.cat(best) == targets) & (targets != ignore_index)).sum()
 
 
@@ -97,7 +105,7 @@ def _check_targets(targets: Tensor, vocab_size: int, ignore_index: int) -> None:
     outside = ((targets < 0) | (targets >= vocab_size)) & (targets != ignore_index)
     if outside.any():
         raise ValueError(
-            f"target {targets[outside][0].item()} is outside the vocabulary of {vocab_size} words; "
+            f"target {targets[outside][0].item()} is outside the vocabulary of {vocab_size} entries; "
             f"use 0 to {vocab_size - 1}, or {ignore_index} for a position without a target"
         )
 
@@ -108,7 +116,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, scale, softcap, targets, ignored, chunk_size, grad_enabled):
         for_hidden, for_weight, for_bias = (grad_enabled and needed for needed in ctx.needs_input_grad[:3])
-        # A row of zeros adds nothing to the weight's gradient: cheaper than masking (N, V).
+        # Zeros at ignored positions add nothing to the weight's gradient: cheaper than masking (N, V).
         inputs = (hidden * scale).masked_fill_(ignored[:, None], 0)
         targets = targets.masked_fill(ignored, 0)
         matrix, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
@@ -121,17 +129,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         size = -(-len(targets) // n_chunks)  # all chunks alike: no short one at the end
         for start in range(0, len(targets), size):
             chunk = slice(start, start + size)
-            words = targets[chunk, None]
+            target = targets[chunk, None]
             log_p = F.linear(inputs[chunk], matrix, shift)  # (N, V)
             if softcap is not None:
                 saturation = torch.tanh_(log_p.float() / softcap)
                 log_p = saturation * softcap
             log_p = torch.log_softmax(log_p, -1, dtype=torch.float32)
-            log_p_target = log_p.gather(1, words)  # (N, 1)
+            log_p_target = log_p.gather(1, target)  # (N, 1)
             log_p_targets[chunk] = log_p_target[:, 0]
             if not (for_hidden or for_weight or for_bias):
                 continue
-            d_logits = log_p.exp_().scatter_(1, words, log_p_target.exp_().sub_(1))
+            d_logits = log_p.exp_().scatter_(1, target, log_p_target.exp_().sub_(1))
             if softcap is not None:
                 d_logits *= saturation.square_().neg_().add_(1)
             if for_bias:

@@ -1,11 +1,11 @@
-"""Positions: rotary, and relative biases."""
+"""Position encodings: rotary, and relative biases."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (T, 1, K), or (B, T, 1, K) where rows differ
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (T, 1, K), or (B, T, 1, K) where sequences differ
 
 
 class Rotary(nn.Module):
@@ -33,7 +33,7 @@ class Rotary(nn.Module):
         self.sin = torch.cat((-sin, sin), -1).float()  # (T, 1, K)
 
     def _apply(self, fn, recurse=True):
-        # A move from the meta device brings no values and a cast to bfloat16 spoils them: compute them anew.
+        # A move from the meta device brings no values and a cast to bfloat16 spoils them: compute them again.
         super()._apply(fn, recurse)
         self.fill()
         return self
@@ -44,17 +44,17 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each head's pairs of channels by their position's angles: x (B, T, H, K)."""
+    """Rotate each head's pairs of channels by their position's angles: x (B, T, H, K)."""
     cos, sin = rotation
-    swapped = x.roll(x.shape[-1] // 2, -1)  # each channel's partner, whose sign is in the sines
+    swapped = x.roll(x.shape[-1] // 2, -1)  # each channel's partner, whose sign is in sin
     return (x * cos + swapped * sin).to(x.dtype)
 
 
 class RelativeBias(nn.Module):
-    """A learned addition to each head's scores by how far a key is from the query (T5, arXiv:1910.10683, section 2.1).
+    """A learned bias of each head's scores by the distance from query to key (T5, arXiv:1910.10683, section 2.1).
 
     Half of the buckets are for single distances and half for ranges that grow up to `max_distance`, beyond which all
-    distances share one. Looking both ways, each way has half of all buckets; else keys to come share the nearest one.
+    distances share one. If `bidirectional`, each direction has half of all buckets; else later keys share the nearest.
     """
 
     def __init__(self, n_bucket: int, n_head: int, *, max_distance: int, bidirectional: bool):
@@ -63,7 +63,7 @@ class RelativeBias(nn.Module):
         self.table = nn.Embedding(n_bucket, n_head)
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """The bias of positions (..., T) looking at positions (..., S): (..., H, T, S)."""
+        """The bias of query positions (..., T) for key positions (..., S): (..., H, T, S)."""
         return self.table(self._buckets(keys[..., None, :] - queries[..., :, None])).movedim(-1, -3)
 
     def _buckets(self, distance: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class RelativeBias(nn.Module):
         else:
             distance = -distance.clamp(max=0)
         n_single = n_bucket // 2
-        # In float32 and in this order, as the weights that were published were trained with.
+        # In float32 and in this order, as the published weights were trained.
         growth = torch.log(distance.float() / n_single) / math.log(self.max_distance / n_single)
         ranged = n_single + (growth * (n_bucket - n_single)).long().clamp(max=n_bucket - n_single - 1)
         return first + torch.where(distance < n_single, distance, ranged)

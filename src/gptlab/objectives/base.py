@@ -1,31 +1,35 @@
-"""What an objective is: how examples become a batch, and what of a batch is learned and measured."""
+"""What an objective is: how examples become a batch, and which losses of a batch are learned and measured."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gptlab.data.prepare import PreparedData
 from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.models.base import LanguageModel
 
 Batch = dict[str, Tensor]  # the first dimension of each is that of the examples
 
+SEQUENCES = "sequences"  # the kind of target that models' auxiliary losses are means over
+
 
 class LossTerm(NamedTuple):
-    """A sum over a batch's targets of one kind, which is divided by their number in the whole step, once."""
+    """A sum over a batch's targets of one kind, which is divided once by their number in the whole step."""
 
     sum: Tensor
-    over: str = "targets"  # which kind
-    weight: float = 1.0  # of its mean in what is learned from; 0: only measured
+    over: str = "targets"  # the kind
+    weight: float = 1.0  # of the mean in the loss; 0: only measured
     logged: bool = True
 
 
 class Examples(Protocol):
-    """What a split is made of, by number."""
+    """The examples of a split by index."""
 
     def __len__(self) -> int: ...
 
@@ -35,34 +39,34 @@ class Examples(Protocol):
 
 
 class PreviewContext(NamedTuple):
-    """What an objective may show of: a model in training, and the first of its evaluation's examples."""
+    """What a preview is made of: a model in training, and the first examples of its evaluation."""
 
-    model: nn.Module
+    model: LanguageModel
     examples: Any  # as `gather` returned them
     tokenizer: Tokenizer
-    prompt: list[int]  # what a person wants to see continued; empty: nothing
-    write: Callable[[list[int]], list[int]]  # what a decoder says after a prompt
+    prompt: list[int]  # of the user, to be continued; empty: none
+    write: Callable[[list[int]], list[int]]  # generates the continuation of a prompt
     to_device: Callable[[Batch], Batch]
 
 
 class Objective(ABC):
-    """One file holds a whole objective; a model never sees targets."""
+    """How a model is trained and evaluated; the model never sees targets."""
 
     names: tuple[str, ...] = ("loss",)  # of the terms that are logged; "loss" is always the first
-    perplexity_of: str | None = "loss"  # the term whose exponential is one
-    unused_parameters: tuple[str, ...] = ()  # how the names of parameters begin that it does not use
-    scored_fraction = 1.0  # of the positions, to be scored
-    target_length: int | None = None  # tokens that a decoder reads beside the context, at most; None: as many
+    perplexity_of: str | None = "loss"  # the term of which perplexity is the exponential
+    unused_parameters: tuple[str, ...] = ()  # prefixes of the names of parameters that it does not use
+    scored_fraction = 1.0  # of the positions, whose logits are computed
+    target_length: int | None = None  # target tokens beside a source of the context's length; None: as many
     n_preview = 1  # examples that `preview` wants
-    per_byte = False  # whether the loss is of every token of the text, and so can be given per byte
+    per_byte = False  # whether every token of the text is a target, so that the loss can be given per byte
 
     def measures(self, *, whole: bool) -> list[str]:
-        """The names of what an evaluation of a split, or of a part of one, shows."""
+        """The names of the metrics of an evaluation of a split, or of a part of one."""
         derived = ["perplexity"] * (self.perplexity_of is not None) + ["bits_per_byte"] * (self.per_byte and whole)
         return ["loss", *derived, *self.names[1:]]
 
     def metrics(self, means: dict[str, float], counts: dict[str, float], *, n_bytes: int | None) -> dict[str, float]:
-        """What an evaluation shows: the means of its terms and what follows from them; `n_bytes` are the split's."""
+        """The metrics of an evaluation: its terms' means and what follows from them; `n_bytes` are the split's."""
         derived = {}
         if self.perplexity_of is not None:
             derived["perplexity"] = math.exp(min(means[self.perplexity_of], 700))
@@ -72,31 +76,46 @@ class Objective(ABC):
 
     @abstractmethod
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> Examples:
-        """What `split` is made of: for training, or in order and whole for an evaluation."""
+        """The examples of `split`: for training, or in order and complete for an evaluation."""
 
     @abstractmethod
-    def collate(self, examples, numbers: np.ndarray) -> Batch:
+    def collate(self, examples, sample_ids: np.ndarray) -> Batch:
         """A batch of what `gather` returned.
 
-        `numbers` (B) are those of the samples, never twice the same in a run: whatever is drawn is a function of
-        them and the seed. An evaluation's are negative.
+        `sample_ids` (B) are unique within a run and negative in an evaluation. Whatever is drawn at random is a
+        function of them and the seed.
         """
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, int | Tensor]:
-        """How many targets of each kind `loss` will sum over."""
+        """The number of targets of each kind that `loss` sums over."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
-        """The terms of a batch by name."""
+    def loss(self, model: LanguageModel, batch: Batch) -> dict[str, LossTerm]:
+        """The terms of a batch by name, without the model's auxiliary losses."""
 
     @abstractmethod
     def preview(self, context: PreviewContext) -> str:
-        """What the model makes of examples, for a person."""
+        """What the model predicts for a few examples, as text for a person."""
 
-    def mean_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What a batch that is a whole step is learned by."""
-        return total(self.loss(model, batch), {kind: 1 / n for kind, n in self.counts(batch).items()})
+    def mean_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
+        """The loss of a batch that is a whole step; in training mode with the model's auxiliary losses."""
+        counts = training_counts(self, batch)
+        return total(training_terms(self, model, batch), {kind: 1 / n for kind, n in counts.items()})
+
+
+def training_terms(objective: Objective, model: LanguageModel, batch: Batch) -> dict[str, LossTerm]:
+    """The objective's terms and, in training mode, what the model adds to any objective: means over the sequences."""
+    terms, added = objective.loss(model, batch), model.auxiliary
+    if added is None:
+        return terms
+    measured = {name: LossTerm(value, SEQUENCES, weight=0.0) for name, value in added.terms.items()}
+    return {**terms, **measured, "auxiliary": LossTerm(added.loss, SEQUENCES, logged=False)}
+
+
+def training_counts(objective: Objective, batch: Batch) -> dict[str, int | Tensor]:
+    """The number of targets of each kind that `training_terms` sum over."""
+    return {**objective.counts(batch), SEQUENCES: len(next(iter(batch.values())))}
 
 
 def total(terms: Mapping[str, LossTerm], scales: Mapping[str, float | Tensor]) -> Tensor:
@@ -113,30 +132,20 @@ def logged_means(terms: Mapping[str, LossTerm], scales: Mapping[str, float | Ten
     return {"loss": sum(term.weight * values[name] for name, term in logged.items() if term.weight)} | values
 
 
-def auxiliary(model: nn.Module, n: int | Tensor, over: str = "targets") -> dict[str, LossTerm]:
-    """What a model adds to its objective in training: means per token, of which each of the `n` targets bears one."""
-    added = model.auxiliary
-    if added is None:
-        return {}
-    terms = {name: LossTerm(value * n, over, weight=0.0) for name, value in added.terms.items()}
-    return {**terms, "auxiliary": LossTerm(added.loss * n, over, logged=False)}
+def pad(texts: Sequence[np.ndarray], value: int) -> tuple[Tensor, Tensor]:
+    """Sequences as one tensor (B, T), padded with `value` at their ends, and its attention mask (B, T)."""
+    tokens = [torch.from_numpy(np.asarray(text, dtype=np.int64)) for text in texts]
+    padded = pad_sequence(tokens, batch_first=True, padding_value=value)
+    lengths = torch.tensor([len(text) for text in tokens])
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
-def pad(texts: list[np.ndarray], value: int) -> tuple[Tensor, Tensor]:
-    """Texts as one tensor (B, T), padded with `value` at their ends, and their lengths (B)."""
-    lengths = torch.tensor([len(text) for text in texts])
-    rows = torch.full((len(texts), int(lengths.max())), value)
-    for row, text in zip(rows, texts, strict=True):
-        row[: len(text)] = torch.from_numpy(np.asarray(text, dtype=np.int64))
-    return rows, lengths
-
-
-def marked(tokenizer: Tokenizer, tokens: list[int], told: Mapping[int, tuple]) -> str:
-    """A text in which `told` replaces places: the true words there, and those that a model guessed."""
+def annotate(tokenizer: Tokenizer, tokens: list[int], guesses: Mapping[int, tuple]) -> str:
+    """A text with "[truth > guess]" at the positions of `guesses`, each of one or several tokens."""
     parts, since = [], 0
-    for place, (truth, guess) in sorted(told.items()):
-        parts.append(tokenizer.decode(tokens[since:place]))
-        both = [tokenizer.decode(words if isinstance(words, list) else [words]) for words in (truth, guess)]
+    for position, (truth, guess) in sorted(guesses.items()):
+        parts.append(tokenizer.decode(tokens[since:position]))
+        both = [tokenizer.decode(ids if isinstance(ids, list) else [ids]) for ids in (truth, guess)]
         parts.append(f"[{both[0]} > {both[1]}]")
-        since = place + 1
+        since = position + 1
     return "".join([*parts, tokenizer.decode(tokens[since:])])

@@ -2,17 +2,18 @@
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptlab.data.config import DataConfig
 from gptlab.data.examples.windows import SlidingWindows
 from gptlab.data.prepare import PreparedData
+from gptlab.models.base import LanguageModel
 from gptlab.nn.loss import linear_cross_entropy
-from gptlab.objectives.base import Batch, LossTerm, Objective, PreviewContext, auxiliary
+from gptlab.objectives.base import Batch, LossTerm, Objective, PreviewContext
 
 
 class CausalLM(Objective):
-    """Every token of a window but the first is a target."""
+    """Predict every token of a sequence but the first from those before it."""
 
     per_byte = True
 
@@ -25,20 +26,19 @@ class CausalLM(Objective):
             return SlidingWindows.each_token_once(tokens, length)
         return SlidingWindows(tokens, length, self.data.stride or length)
 
-    def collate(self, windows: np.ndarray | Tensor, numbers: np.ndarray | None = None) -> Batch:
-        """Split windows (B, T + 1) into tokens (B, T) and targets (B, T): views, not copies."""
+    def collate(self, windows: np.ndarray | Tensor, sample_ids: np.ndarray | None = None) -> Batch:
+        """Split sequences (B, T + 1) into tokens (B, T) and targets (B, T): views, not copies."""
         windows = torch.as_tensor(windows)
         return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {"targets": batch["targets"].numel()}
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
-        targets = batch["targets"]
-        loss = linear_cross_entropy(model.hidden_states(batch["tokens"]), model.head, targets)
-        return {"loss": LossTerm(loss), **auxiliary(model, targets.numel())}
+    def loss(self, model: LanguageModel, batch: Batch) -> dict[str, LossTerm]:
+        hidden_states = model.hidden_states(batch["tokens"])  # (B, T, D)
+        return {"loss": LossTerm(linear_cross_entropy(hidden_states, model.head, batch["targets"]))}
 
     def preview(self, context: PreviewContext) -> str:
-        """A text, from the prompt or a text's first token on."""
+        """A text that continues the prompt, or the first token of an example."""
         prompt = context.prompt or [int(context.examples[0, 0])]
         return context.tokenizer.decode(prompt + context.write(prompt))

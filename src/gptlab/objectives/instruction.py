@@ -1,21 +1,22 @@
-"""Responses to prompts: what is asked is read, what is answered is learned (arXiv:2203.02155, section 3.4)."""
+"""Instruction tuning: responses to prompts are learned, prompts are only read (arXiv:2203.02155, section 3.4)."""
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptlab.data.examples.example_table import ExampleTable, TokenizedExample
 from gptlab.data.prepare import PreparedData
 from gptlab.data.sources.config import TableConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.models.base import LanguageModel
 from gptlab.nn.loss import IGNORE_INDEX, linear_cross_entropy
-from gptlab.objectives.base import Batch, LossTerm, Objective, PreviewContext, auxiliary, pad
+from gptlab.objectives.base import Batch, LossTerm, Objective, PreviewContext, pad
 
-ANSWER_TOKENS = 32  # that an encoder-decoder is let write
+PREVIEW_TOKENS = 32  # of a response that is decoded here
 
 
 class Instruction(Objective):
-    """A decoder goes on after the prompt; an encoder-decoder's encoder reads it, and its decoder begins anew."""
+    """Predict a response from its prompt: as its continuation, or as the target of a source."""
 
     def __init__(
         self,
@@ -27,61 +28,66 @@ class Instruction(Objective):
     ):
         self.data, self.context_length = data, context_length
         self.decoder_start_token_id = decoder_start_token_id  # None: the model continues the prompt itself
-        self.pad = tokenizer.pad or 0  # no position looks there
+        self.pad = tokenizer.pad or 0  # any token will do: padding is masked
         self.end = [] if tokenizer.eot is None else [tokenizer.eot]
 
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> ExampleTable:
         # The last token is only a target.
         return data.rows[split].fit(self.context_length + 1, self.data.overlong)
 
-    def collate(self, rows: list[TokenizedExample], numbers: np.ndarray) -> Batch:
-        """Tokens and targets (B, T), those of prompts left out; and with an encoder what it reads (B, S)."""
+    def collate(self, examples: list[TokenizedExample], sample_ids: np.ndarray) -> Batch:
+        """Tokens, targets without those of prompts, and attention mask (B, T); with a source also `source` (B, S)."""
         if self.decoder_start_token_id is not None:
-            return self._apart(rows)
-        tokens, _ = pad([row.tokens[:-1] for row in rows], self.pad)
-        targets, _ = pad([np.where(row.scored, row.tokens, IGNORE_INDEX)[1:] for row in rows], IGNORE_INDEX)
-        return {"tokens": tokens, "targets": targets}
+            return self._source_and_target(examples)
+        tokens, attention_mask = pad([example.tokens[:-1] for example in examples], self.pad)
+        scored = [np.where(example.scored, example.tokens, IGNORE_INDEX)[1:] for example in examples]
+        targets, _ = pad(scored, IGNORE_INDEX)
+        return {"tokens": tokens, "targets": targets, "attention_mask": attention_mask}
 
-    def _apart(self, rows: list[TokenizedExample]) -> Batch:
-        divided = [_last_response(row.scored) for row in rows]
-        prompts = [np.concatenate([row.tokens[:at], self.end]) for row, at in zip(rows, divided, strict=True)]
-        source, lengths = pad(prompts, self.pad)
-        targets, _ = pad([row.tokens[at:] for row, at in zip(rows, divided, strict=True)], IGNORE_INDEX)
-        start = targets.new_full((len(rows), 1), self.decoder_start_token_id)
-        read = targets[:, :-1].masked_fill(targets[:, :-1] == IGNORE_INDEX, self.pad)
-        there = torch.arange(source.shape[1]) < lengths[:, None]
-        return {"source": source, "source_mask": there, "tokens": torch.cat([start, read], 1), "targets": targets}
+    def _source_and_target(self, examples: list[TokenizedExample]) -> Batch:
+        starts = [_last_response(example.scored) for example in examples]
+        prompts = [np.concatenate([e.tokens[:start], self.end]) for e, start in zip(examples, starts, strict=True)]
+        source, source_mask = pad(prompts, self.pad)
+        responses = [example.tokens[start:] for example, start in zip(examples, starts, strict=True)]
+        targets, attention_mask = pad(responses, IGNORE_INDEX)
+        first = targets.new_full((len(targets), 1), self.decoder_start_token_id)
+        tokens = torch.cat([first, targets[:, :-1].masked_fill(~attention_mask[:, :-1], self.pad)], 1)
+        return {
+            "source": source,
+            "source_mask": source_mask,
+            "tokens": tokens,
+            "targets": targets,
+            "attention_mask": attention_mask,
+        }
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"targets": (batch["targets"] != IGNORE_INDEX).sum()}
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
-        targets = batch["targets"]
-        given = {name: batch[name] for name in ("source", "source_mask") if name in batch}
-        loss = linear_cross_entropy(model.hidden_states(batch["tokens"], **given), model.head, targets)
-        added = {} if given else auxiliary(model, self.counts(batch)["targets"])
-        return {"loss": LossTerm(loss), **added}
+    def loss(self, model: LanguageModel, batch: Batch) -> dict[str, LossTerm]:
+        inputs = {name: batch[name] for name in ("attention_mask", "source", "source_mask") if name in batch}
+        hidden_states = model.hidden_states(batch["tokens"], **inputs)  # (B, T, D)
+        return {"loss": LossTerm(linear_cross_entropy(hidden_states, model.head, batch["targets"]))}
 
     def preview(self, context: PreviewContext) -> str:
-        """A prompt, the model's response and the one that it should give."""
-        (row,) = context.examples
-        prompt, expected = context.prompt, []
+        """A prompt, the model's response and the true one."""
+        (example,) = context.examples
+        prompt, truth = context.prompt, []
         if not prompt:
-            at = _last_response(row.scored)
-            prompt, expected = row.tokens[:at].tolist(), row.tokens[at:].tolist()
-        told = self._answer(context, prompt) if self.decoder_start_token_id is not None else context.write(prompt)
-        lines = [context.tokenizer.decode(prompt), f"[model] {self._text(context, told)}"]
-        return "\n".join(lines + [f"[truth] {self._text(context, expected)}"] * bool(expected))
+            start = _last_response(example.scored)
+            prompt, truth = example.tokens[:start].tolist(), example.tokens[start:].tolist()
+        response = context.write(prompt) if self.decoder_start_token_id is None else self._decode(context, prompt)
+        lines = [context.tokenizer.decode(prompt), f"[model] {self._text(context, response)}"]
+        return "\n".join(lines + [f"[truth] {self._text(context, truth)}"] * bool(truth))
 
     def _text(self, context: PreviewContext, tokens: list[int]) -> str:
         n = tokens.index(self.end[0]) if self.end and self.end[0] in tokens else len(tokens)
         return context.tokenizer.decode(tokens[:n]).strip()
 
-    def _answer(self, context: PreviewContext, prompt: list[int]) -> list[int]:
-        # Through `hidden` alone, which is all that a sharded model can be asked.
+    def _decode(self, context: PreviewContext, prompt: list[int]) -> list[int]:
+        # By `hidden_states` alone, which is all that can be called on a sharded model.
         source = torch.tensor([prompt + self.end])
         tokens = [self.decoder_start_token_id]
-        while len(tokens) <= ANSWER_TOKENS and tokens[1:][-1:] != self.end:
+        while len(tokens) <= PREVIEW_TOKENS and tokens[1:][-1:] != self.end:
             batch = context.to_device({"tokens": torch.tensor([tokens]), "source": source})
             logits = context.model.head.logits(context.model.hidden_states(**batch)[:, -1])
             tokens.append(int(logits[0, : context.tokenizer.vocab_size].argmax()))

@@ -1,8 +1,8 @@
-"""Spans of a text replaced by sentinels, and written out one after the other (T5, arXiv:1910.10683, section 3.1.4)."""
+"""Span corruption: spans replaced by sentinels are predicted in turn (T5, arXiv:1910.10683, section 3.1.4)."""
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from gptlab.data.config import DataConfig
 from gptlab.data.examples.windows import SlidingWindows
@@ -10,15 +10,16 @@ from gptlab.data.order import uniforms
 from gptlab.data.prepare import PreparedData
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
+from gptlab.models.base import LanguageModel
 from gptlab.nn.loss import linear_cross_entropy
-from gptlab.objectives.base import Batch, LossTerm, Objective, PreviewContext, marked
+from gptlab.objectives.base import Batch, LossTerm, Objective, PreviewContext, annotate
 from gptlab.objectives.config import SpanCorruptionConfig
 
 
 class SpanCorruption(Objective):
-    """The encoder reads a text with holes, and the decoder writes what was in them.
+    """Predict the masked spans of a text from the text around them.
 
-    A window has as much text as leaves `context_length` tokens for the encoder, so nothing is filled up.
+    A sequence is as long as leaves `context_length` tokens of source, so nothing is padded.
     """
 
     def __init__(
@@ -52,71 +53,76 @@ class SpanCorruption(Objective):
         return n_noise, min(max(round(n_noise / config.mean_noise_span_length), 1), n_tokens - n_noise)
 
     def _text_length(self) -> int:
-        n_tokens = room = self.context_length
+        n_tokens = length = self.context_length
 
-        def read(n: int) -> int:  # by the encoder
+        def source_length(n: int) -> int:
             n_noise, n_spans = self.sizes(n)
             return n - n_noise + n_spans + len(self.end)
 
-        if room < read(2):
-            raise UserError(f"objective=span_corruption has no room in context_length={room}; use {read(2)} or more")
-        while read(n_tokens) > room:
+        least = source_length(2)
+        if length < least:
+            raise UserError(f"context_length={length} is too short for objective=span_corruption; use {least} or more")
+        while source_length(n_tokens) > length:
             n_tokens -= 1
-        while read(n_tokens + 1) <= room:
+        while source_length(n_tokens + 1) <= length:
             n_tokens += 1
         return n_tokens
 
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> SlidingWindows:
-        # A window has one token more than its `context_length`, which here is text like the others.
+        # Of the n + 1 tokens of a sliding window of n the last is no target here, but text like the others.
         tokens, n = data.part(split).tokens, self.n_tokens
         if evaluating:
             return SlidingWindows(tokens, max(1, min(n, len(tokens)) - 1), n, split=split)
         return SlidingWindows(tokens, n - 1, self.data.stride or n, split=split)
 
-    def collate(self, windows: np.ndarray, numbers: np.ndarray) -> Batch:
-        """Of texts (B, N): what the encoder reads (B, S), what the decoder reads and what it writes, (B, T) each."""
+    def collate(self, windows: np.ndarray, sample_ids: np.ndarray) -> Batch:
+        """Of texts (B, N): the source (B, S), the targets (B, T), and the targets shifted right as `tokens` (B, T)."""
         n_tokens = windows.shape[1]
         n_noise, n_spans = self.sizes(n_tokens)
-        draws = uniforms(self.seed, numbers, 2 * n_tokens)
+        draws = uniforms(self.seed, sample_ids, 2 * n_tokens)
         sources, targets = [], []
-        for text, row in zip(windows, draws, strict=True):
-            noise = _parts(n_noise, n_spans, row[:n_tokens])
-            kept = _parts(n_tokens - n_noise, n_spans, row[n_tokens:])
+        for text, draw in zip(windows, draws, strict=True):
+            noise = _partition(n_noise, n_spans, draw[:n_tokens])
+            kept = _partition(n_tokens - n_noise, n_spans, draw[n_tokens:])
             source, target, at = [], [], 0
-            for sentinel, n_kept, n_hidden in zip(self.sentinels, kept, noise, strict=False):
+            for sentinel, n_kept, n_masked in zip(self.sentinels, kept, noise, strict=False):
                 source += [text[at : at + n_kept], [sentinel]]
-                target += [[sentinel], text[at + n_kept : at + n_kept + n_hidden]]
-                at += n_kept + n_hidden
+                target += [[sentinel], text[at + n_kept : at + n_kept + n_masked]]
+                at += n_kept + n_masked
             sources.append(np.concatenate([*source, self.end]))
             targets.append(np.concatenate([*target, self.end]))
-        source, target = (torch.from_numpy(np.stack(rows).astype(np.int64)) for rows in (sources, targets))
+        source, target = (torch.from_numpy(np.stack(texts).astype(np.int64)) for texts in (sources, targets))
         start = target.new_full((len(target), 1), self.decoder_start_token_id)
         return {"source": source, "tokens": torch.cat([start, target[:, :-1]], 1), "targets": target}
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {"targets": batch["targets"].numel()}
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
-        hidden = model.hidden_states(batch["tokens"], source=batch["source"])  # (B, T, D)
-        return {"loss": LossTerm(linear_cross_entropy(hidden, model.head, batch["targets"]))}
+    def loss(self, model: LanguageModel, batch: Batch) -> dict[str, LossTerm]:
+        hidden_states = self._hidden_states(model, batch)  # (B, T, D)
+        return {"loss": LossTerm(linear_cross_entropy(hidden_states, model.head, batch["targets"]))}
+
+    def _hidden_states(self, model: LanguageModel, batch: Batch) -> Tensor:
+        return model.hidden_states(batch["tokens"], source=batch["source"])
 
     def preview(self, context: PreviewContext) -> str:
-        """A text with what was replaced, each span beside the model's guess of every token from those before it."""
+        """A text with its masked spans, each beside the model's prediction of every token from those before it."""
         batch = context.to_device(self.collate(context.examples, np.array([-1])))
-        hidden = context.model.hidden_states(batch["tokens"], source=batch["source"])
-        guesses = context.model.head.logits(hidden)[0].argmax(-1).tolist()
+        logits = context.model.head.logits(self._hidden_states(context.model, batch))
         spans, sentinels = {}, set(self.sentinels.tolist())
-        for word, guess in zip(batch["targets"][0].tolist(), guesses, strict=True):
-            if word in sentinels:
-                truth, told = spans[word] = [], []
-            elif [word] != self.end:
-                truth.append(word)
-                told.append(guess)
+        for target, guess in zip(batch["targets"][0].tolist(), logits[0].argmax(-1).tolist(), strict=True):
+            if target in sentinels:
+                span = spans[target] = [], []
+            elif [target] != self.end:
+                span[0].append(target)
+                span[1].append(guess)
         source = batch["source"][0].tolist()
-        return marked(context.tokenizer, source, {i: spans[word] for i, word in enumerate(source) if word in spans})
+        return annotate(
+            context.tokenizer, source, {i: spans[token] for i, token in enumerate(source) if token in spans}
+        )
 
 
-def _parts(n: int, n_parts: int, draws: np.ndarray) -> np.ndarray:
-    """Divide `n` into so many parts of at least one, each way as likely as any other."""
+def _partition(n: int, n_parts: int, draws: np.ndarray) -> np.ndarray:
+    """Partition `n` into that many parts of at least one, each way with the same probability."""
     cuts = np.sort(np.argsort(draws[: n - 1], kind="stable")[: n_parts - 1]) + 1
     return np.diff(np.concatenate([[0], cuts, [n]]))

@@ -44,7 +44,7 @@ def load_initial(model: nn.Module, config: ModelConfig, vocab_size: int, *, seed
             new.add(name)
         else:
             fill(parameter, value[: len(parameter)] if name == "pos_emb.weight" else value)
-    for _, parameter, value in initial_values(model, config, seed, new.__contains__):
+    for _, parameter, value in initial_values(model, seed, new.__contains__):
         fill(parameter, value)
 
 

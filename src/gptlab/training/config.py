@@ -48,6 +48,10 @@ class OptimizerConfig:
             "eps": self.eps,
         }
 
+    def state_per_parameter(self, *, hidden: bool, matrix: bool) -> int:
+        """Values that the optimizer keeps for each parameter of such a group, as a memory forecast needs it."""
+        return 2  # AdamW's two moments
+
     def check(self) -> None:
         """Refuse values that cannot work."""
         check_bounds(self, "optimizer.")
@@ -82,6 +86,9 @@ class MuonConfig(OptimizerConfig):
         if hidden and matrix:
             return found | {"muon": True, "momentum": self.momentum}
         return found | {"muon": False, "lr": self.lr if self.adamw_lr is None else self.adamw_lr}
+
+    def state_per_parameter(self, *, hidden: bool, matrix: bool) -> int:
+        return 1 if hidden and matrix else 2  # Muon keeps a momentum
 
 
 class Finetuning(Enum):

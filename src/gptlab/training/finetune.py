@@ -1,53 +1,76 @@
-"""Which parameters of a model are trained."""
+"""Fine-tuning: which parameters of a model are trained."""
 
 from torch import nn
 
-from gptlab.models.config import ModelConfig
-from gptlab.nn.attention import Attention
+from gptlab.errors import UserError
+from gptlab.fields import shown
+from gptlab.models.base import LanguageModel
 from gptlab.nn.lora import ADAPTERS, LoRALinear
 from gptlab.training.config import FinetuneConfig, Finetuning
 
-# What reads the last block's output, beside a head that is the table of words: it is trained with the last blocks.
-AFTER_BLOCKS = ("final_norm.", "decoder.final_norm.", "pooler.", "mlm.", "nsp.", "lm_head.")
 CLASS_HEAD = "class_head."
 
 
-def prepare_finetuning(model: nn.Module, config: FinetuneConfig, of: ModelConfig) -> None:
-    """Give `model`, which may be on the meta device, its adapters, and freeze what is not trained."""
-    if config.type is Finetuning.lora:
-        for block in model.blocks:
-            _adapt(block, config)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_trained(name, config, of))
+def prepare_finetuning(model: LanguageModel, config: FinetuneConfig) -> None:
+    """Add adapters to `model`, which may be on the meta device, and freeze what is not trained.
 
-
-def is_trained(name: str, config: FinetuneConfig, of: ModelConfig) -> bool:
-    """Whether a parameter of that name is trained."""
+    UserError where the model has no such layers, or fewer blocks.
+    """
+    trained: list[nn.Parameter] = []
     match config.type:
         case Finetuning.full:
-            return True
+            return
         case Finetuning.lora:
-            return name.endswith(ADAPTERS) or name.startswith(CLASS_HEAD)
+            _add_adapters(model, config)
+            trained += [parameter for name, parameter in model.named_parameters() if name.endswith(ADAPTERS)]
         case Finetuning.last_layers:
-            blocks = "decoder.blocks." if of.type == "encoder_decoder" else "blocks."
-            if name.startswith(blocks):
-                return (
-                    int(name.removeprefix(blocks).split(".")[0])
-                    >= (of.decoder_layers if of.type == "encoder_decoder" else of.n_layer) - config.n_layer
+            blocks = list(model.output_blocks)
+            if config.n_layer > len(blocks):
+                raise UserError(
+                    f"finetune.n_layer={config.n_layer} is more than the {len(blocks)} blocks before this model's "
+                    "head; use that many or fewer"
                 )
-            return name.startswith((*AFTER_BLOCKS, CLASS_HEAD))
+            for module in (*blocks[-config.n_layer :], *model.output_modules):
+                trained += module.parameters()
+    if model.class_head is not None:
+        trained += model.class_head.parameters()
+    model.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
 
 
-def _adapt(block: nn.Module, config: FinetuneConfig) -> None:
+def _add_adapters(model: LanguageModel, config: FinetuneConfig) -> None:
+    layers = [model.linear_layers(block) for block in model.blocks]
+    known = list(dict.fromkeys(name for found in layers for name in found))
     for name in config.target_modules:
-        place, _, last = name.rpartition(".")
-        if place == "cross" and not hasattr(block, place):  # an encoder's block
-            continue
-        parent = block.get_submodule(place)
-        own = getattr(parent, last)
-        options = {"rank": config.rank, "alpha": config.alpha, "dropout": config.dropout}
-        with own.weight.device:
-            adapted = LoRALinear(own.in_features, own.out_features, bias=own.bias is not None, **options)
-        setattr(parent, last, adapted)
-        if isinstance(parent, Attention):
-            parent.joint_projection = False  # it reads weights; q, k and v are called as modules
+        if name not in known:
+            raise UserError(
+                f"finetune.target_modules={shown(config.target_modules)}: {_why_not(model, name)}; "
+                f"choose from {', '.join(known)}"
+            )
+    for block, found in zip(model.blocks, layers, strict=True):
+        for name in config.target_modules:
+            if name in found:
+                _adapt(block, name, found[name], config)
+
+
+def _why_not(model: LanguageModel, name: str) -> str:
+    inside = {inner for block in model.blocks for inner, _ in block.named_modules()}
+    parent, _, last = name.rpartition(".")
+    if (name if ".experts." in name else f"{parent}.experts.{last}") in inside:
+        return f"{name} is a layer of the experts, which take no adapters"
+    return f"{name} is no layer of this model's blocks"
+
+
+def _adapt(block: nn.Module, name: str, layer: nn.Linear, config: FinetuneConfig) -> None:
+    with layer.weight.device:
+        adapted = LoRALinear(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            rank=config.rank,
+            alpha=config.alpha,
+            dropout=config.dropout,
+        )
+    parent, _, last = name.rpartition(".")
+    setattr(block.get_submodule(parent), last, adapted)

@@ -21,9 +21,11 @@ from gptlab.distributed import internals
 from gptlab.distributed.config import Layout
 from gptlab.distributed.devices import Devices, find_devices, keep_freed_memory
 from gptlab.distributed.launch import end_together, is_rank_0, watch
-from gptlab.distributed.parallelize import build_strategy, divides_model
+from gptlab.distributed.parallelize import build_strategy
 from gptlab.distributed.signals import Failure, Stopped
 from gptlab.errors import UserError
+from gptlab.forecast import Plan, make_plan
+from gptlab.models.build import shape_model
 from gptlab.objectives.base import Batch, Objective
 from gptlab.runs import checkpoint
 from gptlab.runs.amendments import AmendableConfig
@@ -41,9 +43,9 @@ from gptlab.training.callbacks.signals import SignalListener
 from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.config import SpikeAction, is_whole
 from gptlab.training.datamodule import ExamplesDataModule
+from gptlab.training.finetune import prepare_finetuning
 from gptlab.training.loggers import build_loggers
 from gptlab.training.module import LanguageModule, Network
-from gptlab.training.plan import Plan, make_plan
 from gptlab.training.resume import (
     Identity,
     find_checkpoint,
@@ -75,7 +77,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
     if _is_finished(config, folder):
         return Run(folder.path)
     data, objective, vocab_size = _open_data(config, progress=folder.writes)
-    plan = make_plan(config, data, devices, vocab_size, objective)
+    shape = shape_model(config.model, vocab_size, config.n_class)
+    prepare_finetuning(shape, config.finetune)
+    plan = make_plan(config, data, devices, vocab_size, objective, shape)
     datamodule = _datamodule(config, data, objective, plan.layout, plan.n_steps)
     preview = None
     if config.callbacks.sample is not None:
@@ -312,7 +316,7 @@ class _Training:
             self.signals,
             prototype=self.identity.prototype(),
             source=source,
-            sharded=divides_model(config.strategy),
+            sharded=config.strategy.shards_model,
             sequences_per_step=config.sequences_per_step,
             timeout_seconds=config.strategy.timeout_seconds,
         )

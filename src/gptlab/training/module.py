@@ -9,12 +9,12 @@ import lightning
 import torch
 
 from gptlab.distributed.config import Layout, Sharding, StrategyConfig
-from gptlab.distributed.parallelize import build_mesh, divides_model, parallelize, synchronize_gradients
+from gptlab.distributed.parallelize import build_mesh, parallelize, synchronize_gradients
 from gptlab.distributed.sharded_tensors import clip, fill, global_norm
 from gptlab.distributed.zero1 import OptimizerShards
 from gptlab.models.build import initial_values, shape_model
 from gptlab.models.config import ModelConfig
-from gptlab.objectives.base import Batch, Objective, logged_means
+from gptlab.objectives.base import Batch, Objective, logged_means, training_counts
 from gptlab.runs.initial_weights import load_initial
 from gptlab.training.config import FinetuneConfig, OptimizerConfig
 from gptlab.training.finetune import prepare_finetuning
@@ -79,12 +79,12 @@ class LanguageModule(lightning.LightningModule):
         network, strategy = self.network, self.strategy_config
         # First the shapes alone, so that no device has to hold what will be sharded.
         model = shape_model(network.model, network.vocab_size, network.n_class)
-        prepare_finetuning(model, network.finetune, network.model)
+        prepare_finetuning(model, network.finetune)
         for name, parameter in model.named_parameters():
             if name.startswith(self.objective.unused_parameters):
                 parameter.requires_grad_(False)
         mesh, device = None, torch.device("cpu")
-        if divides_model(strategy):
+        if strategy.shards_model:
             device = self.trainer.strategy.root_device
             mesh = build_mesh(self.layout, device.type)
         parallelize(model, strategy, mesh, precision=self.trainer.precision)
@@ -94,7 +94,7 @@ class LanguageModule(lightning.LightningModule):
         elif network.model.init_from is not None:
             load_initial(model, network.model, network.vocab_size, seed=self.seed)
         else:
-            for _, parameter, value in initial_values(model, network.model, self.seed):
+            for _, parameter, value in initial_values(model, self.seed):
                 fill(parameter, value)
         self.model = model
 
@@ -138,7 +138,7 @@ class LanguageModule(lightning.LightningModule):
 
     def _step_counts(self, batch: Batch) -> dict[str, int | torch.Tensor]:
         """The targets of each kind in the whole step, over all ranks."""
-        counts = self.objective.counts(batch)
+        counts = training_counts(self.objective, batch)
         if self.trainer.world_size == 1:
             return counts
         values = [torch.as_tensor(count, device=self.device) for count in counts.values()]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.distributed.sharded_tensors import clip, global_norm
-from gptlab.objectives.base import Batch, Objective, logged_means, total
+from gptlab.objectives.base import Batch, Objective, logged_means, total, training_counts, training_terms
 
 Scales = Mapping[str, float | Tensor]
 
@@ -47,12 +47,12 @@ def loss_and_gradients(
     is then a whole step's) are `target_scales`. `before_micro_batch` is called with whether it is the last.
     """
     if scales is None:
-        scales = target_scales(objective.counts(batch))
+        scales = target_scales(training_counts(objective, batch))
     parts = micro_batches(batch, micro_batch_size)
     terms: dict[str, Tensor] = {}
     for i, micro_batch in enumerate(parts):
         before_micro_batch(i == len(parts) - 1)
-        found = objective.loss(model, micro_batch)
+        found = training_terms(objective, model, micro_batch)
         backward(total(found, scales))
         for name, value in logged_means(found, scales).items():
             terms[name] = terms[name] + value if name in terms else value

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from gptlab.data.prepare import PreparedData
+from gptlab.forecast import Plan
 from gptlab.objectives.base import Objective
 from gptlab.runs.amendments import Amendment
 from gptlab.runs.folder import RunFolder
-from gptlab.training.plan import Plan
 from gptlab.training.plot import plot_loss
 
 SPLITS = (("val", "validation"), ("train_eval", "training, in eval mode"), ("test", "test"))

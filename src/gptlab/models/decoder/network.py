@@ -1,27 +1,35 @@
 """The decoder-only transformer: GPT-1 to GPT-3, Llama, Mixtral and what lies between."""
 
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from gptlab.errors import UserError
-from gptlab.models.decoder.config import DecoderConfig, Norm, NormPlacement, Position
+from gptlab.models.decoder.config import DecoderConfig, Init, Norm, NormPlacement, Position
+from gptlab.models.transformer import Transformer
 from gptlab.nn.attention import Attention
 from gptlab.nn.block import Block, PostNormBlock
 from gptlab.nn.cache import KVCache
 from gptlab.nn.feedforward import FEEDFORWARDS
-from gptlab.nn.loss import LMHead
+from gptlab.nn.loss import Auxiliary, LMHead
 from gptlab.nn.mask import causal_band
-from gptlab.nn.moe import Auxiliary, ExpertBlock, MoE, Routing, auxiliary
-from gptlab.nn.norm import LayerNorm, RMSNorm
+from gptlab.nn.moe import ExpertBlock, GroupedLinear, MoE, Routing, auxiliary
 from gptlab.nn.position import Rotary
 
+# The last matrix of each residual branch.
+RESIDUAL_PROJECTIONS = ("attn.out.weight", "ffn.down.weight", "ffn.experts.down.weight", "ffn.shared.down.weight")
 
-class Decoder(nn.Module):
+
+class Decoder(Transformer):
     """Predicts each token from those before it."""
 
+    config: DecoderConfig
+
     def __init__(self, config: DecoderConfig, vocab_size: int):
-        super().__init__()
-        c = self.config = config
+        super().__init__(config)
+        c = config
         self.tok_emb = nn.Embedding(vocab_size, c.d_model)
         self.pos_emb = nn.Embedding(c.context_length, c.d_model) if c.position is Position.learned else None
         rotary = c.position is Position.rotary
@@ -29,11 +37,12 @@ class Decoder(nn.Module):
         self.drop = nn.Dropout(c.dropout_at("embedding"))
         self.blocks = nn.ModuleList(_block(c) for _ in range(c.n_layer))
         self.final_norm = _norm(c) if c.norm_placement is NormPlacement.pre else None
-        self._routings: list[Routing] = []  # of the newest `hidden`, by block
+        self._routings: list[Routing] = []  # of the newest forward pass, by block
         self.lm_head = None if c.tie_embeddings else nn.Linear(c.d_model, vocab_size, bias=False)
 
-    def hidden_states(self, tokens: Tensor, *, cache: KVCache | None = None) -> Tensor:
-        """What the head reads: tokens (B, T) -> (B, T, D); with a cache they go on from what it holds, and into it."""
+    def hidden_states(
+        self, tokens: Tensor, *, attention_mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
         n_tokens = tokens.shape[-1]
         if cache is None:
             if n_tokens > self.config.context_length:
@@ -42,26 +51,29 @@ class Decoder(nn.Module):
                     f"crop the input or set model.context_length={n_tokens}"
                 )
             positions = torch.arange(n_tokens, device=tokens.device)
-            sights = self._attention_mask_args(positions)
+            block_args = self._attention_mask_args(positions)
         else:
             cache.read(n_tokens, tokens.device)
             positions = cache.positions
-            sights = [cache.attention_mask_args(i, self.config.window_of(i)) for i in range(self.config.n_layer)]
+            block_args = [cache.attention_mask_args(i, self.config.window_of(i)) for i in range(self.config.n_layer)]
         x = self.tok_emb(tokens)  # (B, T, D)
         if self.pos_emb is not None:
             x = x + self.pos_emb(positions)
         x = self.drop(x)
         rotation = None if self.rotary is None else self.rotary(positions)
         self._routings = []
-        for block, attention_mask_args in zip(self.blocks, sights, strict=True):
-            x = block(x, rotation=rotation, **attention_mask_args)
-            if self.config.n_expert is not None:
-                x, routing = x
+        if attention_mask is not None:
+            _check_padding(attention_mask)
+        for block, args in zip(self.blocks, block_args, strict=True):
+            if self.config.n_expert is None:  # attention is causal, so that no real token attends to the padding
+                x = block(x, rotation=rotation, **args)
+            else:
+                x, routing = block(x, rotation=rotation, attention_mask=attention_mask, **args)
                 self._routings.append(routing)
         return x if self.final_norm is None else self.final_norm(x)
 
     def _attention_mask_args(self, positions: Tensor) -> list[dict[str, Tensor | bool]]:
-        """What each block's queries may look at in a sequence that is read whole, as `Attention` takes it."""
+        """What each block attends to in a sequence that is read from its start, as arguments of its `Attention`."""
         window = self.config.attention_window
         dense = banded = {"causal": True}  # SDPA knows this mask without having to read one
         if window is not None and window < len(positions):
@@ -70,22 +82,60 @@ class Decoder(nn.Module):
 
     @property
     def head(self) -> LMHead:
-        """The head as values: `nn.loss.linear_cross_entropy` never forms all logits."""
         head = self.tok_emb if self.lm_head is None else self.lm_head
         return LMHead(weight=head.weight, softcap=self.config.logit_softcap)
 
     @property
     def auxiliary(self) -> Auxiliary | None:
-        """What the newest `hidden` adds to the objective; None without experts, and where nothing is being trained."""
         if self.config.n_expert is None or not self.training:
             return None
         return auxiliary(
             self._routings, balance_coef=self.config.router_aux_loss_coef, z_coef=self.config.router_z_loss_coef
         )
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Scores of the word after each token: tokens (B, T) -> (B, T, V)."""
-        return self.head.logits(self.hidden_states(tokens))
+    def new_cache(self, batch_size: int, n_positions: int) -> KVCache:
+        return KVCache(self.config.n_layer, batch_size=batch_size, n_positions=n_positions)
+
+    @property
+    def output_modules(self) -> Sequence[nn.Module]:
+        return [module for module in (self.final_norm, self.lm_head) if module is not None]
+
+    def linear_layers(self, block: nn.Module) -> Mapping[str, nn.Linear]:
+        # The router decides in float32 by its weight, and is not called.
+        return {name: layer for name, layer in super().linear_layers(block).items() if name != "ffn.router"}
+
+    def init_parameter(self, name: str, value: Tensor, module: nn.Module, generator: torch.Generator) -> None:
+        config = self.config
+        embedding = isinstance(module, nn.Embedding)
+        residual = name.endswith(RESIDUAL_PROJECTIONS)
+        if not embedding and not isinstance(module, nn.Linear | GroupedLinear):
+            super().init_parameter(name, value, module, generator)
+        elif config.init is Init.torch:
+            if embedding:
+                value.normal_(generator=generator)
+            else:
+                bound = module.in_features**-0.5  # kaiming_uniform_ with a = sqrt(5), as nn.Linear has it
+                value.uniform_(-bound, bound, generator=generator)
+        elif name.endswith("bias"):
+            value.zero_()
+        elif config.init in (Init.gpt2, Init.normal):
+            shrinks = residual and config.init is Init.gpt2
+            std = config.init_std / math.sqrt(2 * config.n_layer) if shrinks else config.init_std
+            value.normal_(std=std, generator=generator)
+        # Init.zero: each block starts as the identity and an untied head as the uniform distribution. Embeddings are of
+        # unit size, unless they are the head as well, whose logits would then be too large. Other matrices have the
+        # variance that nn.Linear gives them.
+        elif residual or name == "lm_head.weight":
+            value.zero_()
+        elif embedding:
+            value.normal_(std=config.init_std if config.tie_embeddings else 1.0, generator=generator)
+        else:
+            value.normal_(std=(3 * module.in_features) ** -0.5, generator=generator)
+
+
+def _check_padding(attention_mask: Tensor) -> None:
+    if attention_mask.device.type == "cpu" and (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
+        raise ValueError("attention_mask is False before a real token; pad sequences at their end")
 
 
 def _block(c: DecoderConfig) -> Block:
@@ -122,5 +172,5 @@ def _block(c: DecoderConfig) -> Block:
 
 def _norm(c: DecoderConfig) -> nn.Module:
     if c.norm is Norm.rmsnorm:
-        return RMSNorm(c.d_model, eps=c.norm_eps)
-    return LayerNorm(c.d_model, eps=c.norm_eps, bias=c.bias)
+        return nn.RMSNorm(c.d_model, eps=c.norm_eps)
+    return nn.LayerNorm(c.d_model, eps=c.norm_eps, bias=c.bias)

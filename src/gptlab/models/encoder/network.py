@@ -1,24 +1,28 @@
 """The encoder: BERT."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptlab.errors import UserError
 from gptlab.models.encoder.config import EncoderConfig, Heads
+from gptlab.models.transformer import Transformer
 from gptlab.nn.attention import Attention
 from gptlab.nn.block import PostNormBlock
 from gptlab.nn.feedforward import FEEDFORWARDS
 from gptlab.nn.loss import LMHead
-from gptlab.nn.norm import LayerNorm
 
 
-class Encoder(nn.Module):
-    """Describes each token by all tokens of its text (arXiv:1810.04805, section 3)."""
+class Encoder(Transformer):
+    """Encodes each token by all tokens of its sequence (BERT, arXiv:1810.04805, section 3)."""
+
+    config: EncoderConfig
 
     def __init__(self, config: EncoderConfig, vocab_size: int):
-        super().__init__()
-        c = self.config = config
+        super().__init__(config)
+        c = config
         self.tok_emb = nn.Embedding(vocab_size, c.d_model)
         self.pos_emb = nn.Embedding(c.context_length, c.d_model)
         self.seg_emb = nn.Embedding(c.n_segment, c.d_model)
@@ -29,11 +33,13 @@ class Encoder(nn.Module):
         self.mlm = None if c.heads is Heads.none else MaskedLMHead(c, vocab_size)
         self.nsp = nn.Linear(c.d_model, 2) if c.heads is Heads.pretraining else None
 
-    def hidden_states(self, tokens: Tensor, *, segments: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def hidden_states(
+        self, tokens: Tensor, *, segments: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """What the heads read: tokens (B, T) -> (B, T, D).
 
-        segments (B, T) says which text each token belongs to (None: all to the first), mask (B, T) is True where there
-        is a token and False where a row is filled up (None: all are tokens).
+        segments (B, T) is the segment of each token (None: all are of segment 0); attention_mask (B, T) is True on real
+        tokens (None: no padding).
         """
         n_tokens = tokens.shape[-1]
         if n_tokens > self.config.context_length:
@@ -45,42 +51,52 @@ class Encoder(nn.Module):
         positions = torch.arange(n_tokens, device=tokens.device)
         x = self.tok_emb(tokens) + self.seg_emb(segments) + self.pos_emb(positions)  # (B, T, D)
         x = self.drop(self.emb_norm(x))
-        mask = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, T)
+        mask = None if attention_mask is None else attention_mask[:, None, None, :]  # (B, 1, 1, T)
         for block in self.blocks:
             x = block(x, mask=mask)
         return x
 
-    def transformed(self, hidden: Tensor) -> Tensor:
-        """What `output` reads: the masked positions' hidden (..., D) -> (..., D)."""
-        return self._head("mlm")(hidden)
+    def mlm_transform(self, hidden_states: Tensor) -> Tensor:
+        """What `head` reads: the hidden states of masked positions (..., D) -> (..., D)."""
+        return self._head("mlm")(hidden_states)
 
     @property
     def head(self) -> LMHead:
-        """The masked-word head as values, for what `transformed` returns."""
+        """The masked-language-model head as values, for what `mlm_transform` returns."""
         return LMHead(weight=self.tok_emb.weight, bias=self._head("mlm").bias)
 
-    def pooled(self, hidden: Tensor) -> Tensor:
-        """A text's description, from its first token: hidden (B, T, D) -> (B, D)."""
-        return torch.tanh(self._head("pooler")(hidden[:, 0]))
+    def pooled(self, hidden_states: Tensor) -> Tensor:
+        """One state for each sequence, from its first token: (B, T, D) -> (B, D)."""
+        return torch.tanh(self._head("pooler")(hidden_states[:, 0]))
 
     def next_sentence(self, pooled: Tensor) -> Tensor:
-        """Scores of 0, the second segment follows the first, and 1, it does not: pooled (B, D) -> (B, 2)."""
+        """Logits of 0, the second segment follows the first, and 1, it does not: pooled (B, D) -> (B, 2)."""
         return self._head("nsp")(pooled)
 
-    def forward(self, tokens: Tensor, *, segments: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Scores of the word at each position: tokens (B, T) -> (B, T, V)."""
-        return self.head.logits(self.transformed(self.hidden_states(tokens, segments=segments, mask=mask)))
+    def forward(self, tokens: Tensor, **inputs) -> Tensor:
+        """Logits at each position: tokens (B, T) and what `hidden_states` takes beside -> (B, T, V)."""
+        return self.head.logits(self.mlm_transform(self.hidden_states(tokens, **inputs)))
+
+    @property
+    def output_modules(self) -> Sequence[nn.Module]:
+        return [module for module in (self.pooler, self.mlm, self.nsp) if module is not None]
+
+    def init_parameter(self, name: str, value: Tensor, module: nn.Module, generator: torch.Generator) -> None:
+        if name.endswith("bias") or not isinstance(module, nn.Linear | nn.Embedding):
+            super().init_parameter(name, value, module, generator)
+        else:
+            value.normal_(std=self.config.init_std, generator=generator)
 
     def _head(self, name: str) -> nn.Module:
         head = getattr(self, name)
         if head is None:
-            what = {"mlm": "masked-word head", "pooler": "pooler", "nsp": "next-sentence head"}[name]
+            what = {"mlm": "masked-language-model head", "pooler": "pooler", "nsp": "next-sentence head"}[name]
             raise UserError(f"model.heads={self.config.heads.value} has no {what}; set model.heads=pretraining")
         return head
 
 
 class MaskedLMHead(nn.Module):
-    """What comes between the last block and the table of words; its bias is added to the words' scores."""
+    """The transform between the last block and the token embedding; `bias` is added to the logits."""
 
     def __init__(self, c: EncoderConfig, vocab_size: int):
         super().__init__()
@@ -88,8 +104,8 @@ class MaskedLMHead(nn.Module):
         self.norm = _norm(c)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.norm(F.gelu(self.dense(hidden)))
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.norm(F.gelu(self.dense(hidden_states)))
 
 
 def _block(c: EncoderConfig) -> PostNormBlock:
@@ -106,5 +122,5 @@ def _block(c: EncoderConfig) -> PostNormBlock:
     return PostNormBlock(norm1=_norm(c), attn=attention, norm2=_norm(c), ffn=feedforward, dropout=c.dropout)
 
 
-def _norm(c: EncoderConfig) -> LayerNorm:
-    return LayerNorm(c.d_model, eps=c.norm_eps, bias=True)
+def _norm(c: EncoderConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(c.d_model, eps=c.norm_eps, bias=True)

@@ -6,44 +6,48 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gptlab.models.base import LanguageModel
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
+from gptlab.models.transformer import Transformer
 from gptlab.nn.attention import KV, Attention
 from gptlab.nn.block import Block, CrossBlock
 from gptlab.nn.cache import KVCache
 from gptlab.nn.feedforward import FEEDFORWARDS
 from gptlab.nn.loss import LMHead
 from gptlab.nn.mask import causal_band
-from gptlab.nn.norm import RMSNorm
 from gptlab.nn.position import RelativeBias
+from gptlab.nn.tensor_parallel import TensorParallelPlan
 
 
 @dataclass(frozen=True, slots=True)
 class CrossAttentionCache:
-    """What a decoder looks at of the texts that were encoded, ready for each of its blocks."""
+    """Keys and values of encoded source texts, for the cross-attention of each decoder block."""
 
     layers: list[KV]  # (B, H, S, K) each
-    mask: Tensor | None  # (B, 1, 1, S), True where there is a token
-    texts: list[int]  # the text that each row holds
+    mask: Tensor | None  # (B, 1, 1, S), True on real tokens
+    texts: list[int]  # the source text of each sequence
 
-    def select(self, rows: Sequence[int]) -> "CrossAttentionCache":
-        """These rows of it; nothing is copied where they hold the same texts as before."""
-        texts = [self.texts[row] for row in rows]
+    def select(self, indices: Sequence[int]) -> "CrossAttentionCache":
+        """These sequences of the batch; nothing is copied where they have the same source texts as before."""
+        texts = [self.texts[i] for i in indices]
         if texts == self.texts:
             return self
-        chosen = torch.tensor(rows, device=self.layers[0][0].device)
+        chosen = torch.tensor(indices, device=self.layers[0][0].device)
         layers = [(keys[chosen], values[chosen]) for keys, values in self.layers]
         return CrossAttentionCache(layers, None if self.mask is None else self.mask[chosen], texts)
 
 
-class EncoderDecoder(nn.Module):
-    """Predicts each token of a text from those before it and from all of another text (arXiv:1910.10683, section 2.1).
+class EncoderDecoder(Transformer):
+    """Predicts each token of a target from those before it and from a whole source (T5, arXiv:1910.10683, section 2.1).
 
-    Attention scores are not divided by sqrt(d_head): the initial values of the queries are, once.
+    Attention scores are not divided by sqrt(d_head); instead the initial values of the queries are.
     """
 
+    config: EncoderDecoderConfig
+
     def __init__(self, config: EncoderDecoderConfig, vocab_size: int):
-        super().__init__()
-        c = self.config = config
+        super().__init__(config)
+        c = config
         self.tok_emb = nn.Embedding(vocab_size, c.d_model)
         self.encoder = Stack(c, [_block(c) for _ in range(c.n_layer)], bidirectional=True)
         self.decoder = Stack(c, [_cross_block(c) for _ in range(c.decoder_layers)], bidirectional=False)
@@ -51,7 +55,6 @@ class EncoderDecoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """All blocks, in the order in which they run."""
         return [*self.encoder.blocks, *self.decoder.blocks]
 
     def hidden_states(
@@ -60,48 +63,72 @@ class EncoderDecoder(nn.Module):
         *,
         source: Tensor | CrossAttentionCache,
         source_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """What the head reads: the decoder's tokens (B, T) -> (B, T, D); with a cache they go on from what it holds.
+        """What the head reads: the decoder's tokens (B, T) -> (B, T, D).
 
-        source is the encoder's tokens (B, S), of which source_mask (B, S) is False where a row is filled up (None: all
-        are tokens), or what `encode` made of them.
+        source is the encoder's tokens (B, S), of which source_mask (B, S) is True on real tokens (None: no padding), or
+        what `encode` made of them. Padding of the decoder's tokens, at their end, is attended to by padding alone.
         """
         if isinstance(source, CrossAttentionCache):
             layers, mask = source.layers, source.mask
         else:
-            # The states are keys and values only within each block: sharded training gathers its weights there.
-            layers, mask = [self._states(source, source_mask)] * len(self.decoder.blocks), _over_keys(source_mask)
+            # Keys and values are computed within each block: sharded training gathers its weights there.
+            layers, mask = [self._states(source, source_mask)] * len(self.decoder.blocks), _mask_keys(source_mask)
         return self.decoder(
             self.tok_emb(tokens), cache=cache, sources=[{"source": layer, "source_mask": mask} for layer in layers]
         )
 
     def encode(self, source: Tensor, mask: Tensor | None = None) -> CrossAttentionCache:
-        """Read the encoder's tokens (B, S) once, for any number of calls of `hidden`."""
+        """Run the encoder on tokens (B, S) once, for any number of calls of `hidden_states`."""
         states = self._states(source, mask)
         layers = [block.cross.keys_values(states) for block in self.decoder.blocks]
-        return CrossAttentionCache(layers, _over_keys(mask), list(range(len(source))))
+        return CrossAttentionCache(layers, _mask_keys(mask), list(range(len(source))))
 
     def _states(self, source: Tensor, mask: Tensor | None) -> Tensor:
-        return self.encoder(self.tok_emb(source), mask=_over_keys(mask))  # (B, S, D)
+        return self.encoder(self.tok_emb(source), mask=_mask_keys(mask))  # (B, S, D)
 
     @property
     def head(self) -> LMHead:
-        """The head as values: `nn.loss.linear_cross_entropy` never forms all logits."""
         head = self.tok_emb if self.lm_head is None else self.lm_head
         return LMHead(
             weight=head.weight, scale=self.config.d_model**-0.5 if self.config.scales_decoder_outputs else 1.0
         )
 
-    def forward(
-        self, tokens: Tensor, *, source: Tensor | CrossAttentionCache, source_mask: Tensor | None = None
-    ) -> Tensor:
-        """Scores of the word after each of the decoder's tokens: tokens (B, T) -> (B, T, V)."""
-        return self.head.logits(self.hidden_states(tokens, source=source, source_mask=source_mask))
+    def new_cache(self, batch_size: int, n_positions: int) -> KVCache:
+        return KVCache(self.config.decoder_layers, batch_size=batch_size, n_positions=n_positions)
+
+    @property
+    def output_blocks(self) -> Sequence[nn.Module]:
+        return list(self.decoder.blocks)
+
+    @property
+    def output_modules(self) -> Sequence[nn.Module]:
+        return [module for module in (self.decoder.final_norm, self.lm_head) if module is not None]
+
+    def tensor_parallel_plan(self, block: nn.Module) -> TensorParallelPlan:
+        return LanguageModel.tensor_parallel_plan(self, block)  # all heads share the biases of relative positions
+
+    def init_parameter(self, name: str, value: Tensor, module: nn.Module, generator: torch.Generator) -> None:
+        """T5's own (mesh-tensorflow, as in transformers): the token embedding and an untied head of unit size, matrices
+        that keep the variance, and queries that compensate for scores without a scale."""
+        c = self.config
+        if name in ("tok_emb.weight", "lm_head.weight"):
+            std = 1.0
+        elif isinstance(module, nn.Embedding):  # biases of relative positions
+            std = c.d_model**-0.5
+        elif isinstance(module, nn.Linear):
+            queries = name.endswith((".attn.q.weight", ".cross.q.weight"))
+            std = (module.in_features * (c.head_width if queries else 1)) ** -0.5
+        else:
+            value.fill_(c.init_factor)  # a norm's weight
+            return
+        value.normal_(std=c.init_factor * std, generator=generator)
 
 
 class Stack(nn.Module):
-    """Blocks that share one bias for relative positions, with a norm at their end."""
+    """Blocks that share one relative position bias, with a norm at their end."""
 
     def __init__(self, c: EncoderDecoderConfig, blocks: list[Block], *, bidirectional: bool):
         super().__init__()
@@ -113,7 +140,7 @@ class Stack(nn.Module):
         )
         self.drop = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(blocks)
-        self.final_norm = RMSNorm(c.d_model, eps=c.norm_eps)
+        self.final_norm = nn.RMSNorm(c.d_model, eps=c.norm_eps)
         self.bidirectional = bidirectional
 
     def forward(
@@ -124,26 +151,26 @@ class Stack(nn.Module):
         cache: KVCache | None = None,
         sources: list[dict[str, Tensor]] | None = None,
     ) -> Tensor:
-        """Run all blocks: x (B, T, D) -> (B, T, D); `sources` are what each looks at beside."""
+        """Run all blocks: x (B, T, D) -> (B, T, D); `sources` are each block's arguments for cross-attention."""
         if cache is None:
             positions = keys = torch.arange(x.shape[1], device=x.device)
         else:
             cache.read(x.shape[1], x.device)
             positions, keys = cache.positions, torch.arange(cache.end, device=x.device)
-        bias = self.position(positions, keys)  # (H, T, S), or (B, H, T, S) where rows differ
+        bias = self.position(positions, keys)  # (H, T, S), or (B, H, T, S) where sequences differ
         if not self.bidirectional:
             mask = causal_band(positions, keys, len(keys)).unsqueeze(-3)
         if mask is not None:
             bias = bias.masked_fill(~mask, -torch.inf)
         x = self.drop(x)
         for i, block in enumerate(self.blocks):
-            beside = {} if sources is None else sources[i]
-            x = block(x, mask=bias, cache=None if cache is None else cache.layers[i], **beside)
+            cross = {} if sources is None else sources[i]
+            x = block(x, mask=bias, cache=None if cache is None else cache.layers[i], **cross)
         return self.drop(self.final_norm(x))
 
 
-def _over_keys(mask: Tensor | None) -> Tensor | None:
-    """A mask of tokens (B, S) as attention takes it, (B, 1, 1, S)."""
+def _mask_keys(mask: Tensor | None) -> Tensor | None:
+    """A mask of tokens (B, S) as attention takes it: (B, 1, 1, S)."""
     return None if mask is None else mask[:, None, None, :]
 
 
@@ -160,7 +187,7 @@ def _attention(c: EncoderDecoderConfig) -> Attention:
     )
 
 
-def _parts(c: EncoderDecoderConfig) -> dict[str, nn.Module]:
+def _sublayers(c: EncoderDecoderConfig) -> dict[str, nn.Module]:
     return {
         "norm1": _norm(c),
         "attn": _attention(c),
@@ -170,12 +197,12 @@ def _parts(c: EncoderDecoderConfig) -> dict[str, nn.Module]:
 
 
 def _block(c: EncoderDecoderConfig) -> Block:
-    return Block(**_parts(c), dropout=c.dropout)
+    return Block(**_sublayers(c), dropout=c.dropout)
 
 
 def _cross_block(c: EncoderDecoderConfig) -> CrossBlock:
-    return CrossBlock(**_parts(c), norm_cross=_norm(c), cross=_attention(c), dropout=c.dropout)
+    return CrossBlock(**_sublayers(c), norm_cross=_norm(c), cross=_attention(c), dropout=c.dropout)
 
 
-def _norm(c: EncoderDecoderConfig) -> RMSNorm:
-    return RMSNorm(c.d_model, eps=c.norm_eps)
+def _norm(c: EncoderDecoderConfig) -> nn.RMSNorm:
+    return nn.RMSNorm(c.d_model, eps=c.norm_eps)

@@ -1,0 +1,324 @@
+"""Counts of what a model computes and keeps for its backward pass, on the meta device, where nothing is computed.
+
+Knows modules, blocks and tensors, but no architecture.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.flop_counter import flop_registry
+
+# Kinds of what is kept; a precision says what an element of the first three takes.
+ACTIVATION = "activation"
+RESIDUAL = "residual"  # in the dtype of the residual stream, which norms read
+BOTH = "both"  # read by a norm and by others: under autocast two copies
+RAW_BYTES = "bytes"  # masks and indices
+
+Kept = dict[int, tuple[torch.UntypedStorage, str, int]]  # storage, kind and size, by the storage's address
+_MODULE_STATE = vars(nn.Module()).keys() - {"training"}
+
+
+class BlockCount(NamedTuple):
+    """What a block computes, forward and backward, and what it keeps."""
+
+    flops: float
+    products: int  # elements that its matrix products and attention return
+    inside: Counter  # kept, without its arguments
+    arguments: dict[int, str]  # the kinds of those that it keeps, by position
+    kept: Counter  # inside and arguments
+    outputs: list[Any]
+    structure: Any  # of the outputs
+
+
+class Meter(TorchDispatchMode):
+    """Counts FLOPs and kept tensors of what a model does within `running`; a multiply-add is two FLOPs.
+
+    Of blocks that are alike one is run. Attention, norms and dropout count as the fused kernels that a GPU has for
+    them: they keep what they read, attention also what it returns, and dropout a mask of bytes alone.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.scale = 1.0  # what follows counts so many times
+        self.flops = 0.0
+        self.parameter_tokens = 0.0  # active parameters, each times the tokens that meet it; no embeddings
+        self.products = 0  # of blocks, likewise below
+        self.inside: Counter = Counter()
+        self.arguments: Kept = {}
+        self.inputs: Kept = {}  # kept or not
+        self.kinds: dict[Any, BlockCount] = {}
+        self.kept: Kept = {}  # outside of blocks
+        self._weights = {_address(p) for p in model.parameters()}
+        self._products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.multiplied(formula(*args, **(kwargs or {}), out_val=result), result)
+        return result
+
+    def multiplied(self, flops: float, result: Any = None) -> None:
+        """Count a product, and its result in a forward pass."""
+        self.flops += self.scale * flops
+        self._products += result.numel() if isinstance(result, Tensor) else 0
+
+    def keep(self, tensor: Tensor, kind: str = ACTIVATION) -> None:
+        """Count a tensor as kept for the backward pass, once for all that share its memory."""
+        if _address(tensor) not in self._weights:
+            _add(self.kept, tensor, kind)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what the model does in here."""
+        blocks = list(getattr(self.model, "blocks", ()))
+        in_blocks = {module for block in blocks for module in block.modules()}
+        hooks = [
+            module.register_forward_hook(self._meet)
+            for module in self.model.modules()
+            if module not in in_blocks and _own_parameters(module) and not isinstance(module, nn.Embedding)
+        ]
+        earlier = [vars(block).get("forward") for block in blocks]
+        for block in blocks:
+            block.forward = _CountedForward(self, block)
+        try:
+            with saved_tensors_hooks(self._pack, lambda tensor: tensor), _FusedKernels(self), self:
+                yield
+        finally:
+            for block, forward in zip(blocks, earlier, strict=True):
+                del block.forward
+                if forward is not None:
+                    block.forward = forward
+            for hook in hooks:
+                hook.remove()
+            for parameter in self.model.parameters():
+                parameter.grad = None
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        self.keep(tensor)
+        return tensor
+
+    def _meet(self, module: nn.Module, _, output: Any) -> None:
+        self.parameter_tokens += self.scale * _own_parameters(module) * _n_positions(output)
+
+    def run_block(self, block: nn.Module, forward: Callable, description: Any, args: tuple, kwargs: dict) -> Any:
+        """Count a block's call, and return tensors of the shapes that it returns."""
+        leaves, structure = tree_flatten((args, kwargs))
+        key = (description, str(structure), *map(_description, leaves))
+        if key not in self.kinds:
+            self.kinds[key] = self._count_block(forward, leaves, structure)
+        found = self.kinds[key]
+        self.flops += found.flops
+        self.products += found.products
+        self.inside += found.inside
+        self.parameter_tokens += (_n(block.parameters()) - inactive_parameters(block)) * _n_positions(args)
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                _add(self.inputs, leaf, RESIDUAL)
+            if i in found.arguments:
+                _add(self.arguments, leaf, found.arguments[i])
+        return tree_unflatten(_stand_in(found.outputs, leaves), found.structure)
+
+    def _count_block(self, forward: Callable, leaves: list[Any], structure: Any) -> BlockCount:
+        outer = self.flops, self.kept
+        self.flops, self.kept, self._products = 0.0, {}, 0
+        leaves = [_cut(leaf) for leaf in leaves]
+        args, kwargs = tree_unflatten(leaves, structure)
+        outputs, structure = tree_flatten(forward(*args, **kwargs))
+        products = self._products
+        backward(*outputs)
+        places = {_address(leaf): i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+        found = BlockCount(
+            flops=self.flops,
+            products=products,
+            inside=sizes({at: kept for at, kept in self.kept.items() if at not in places}),
+            arguments={places[at]: kind for at, (_, kind, _) in self.kept.items() if at in places},
+            kept=sizes(self.kept),
+            outputs=[_cut(output) for output in outputs],
+            structure=structure,
+        )
+        self.flops, self.kept = outer
+        return found
+
+
+class _CountedForward:
+    """Takes the place of a block's `forward`."""
+
+    def __init__(self, meter: Meter, block: nn.Module):
+        self.meter, self.block, self.forward = meter, block, block.forward
+        self.description = [
+            (
+                name,
+                type(module),
+                *((key, _description(value)) for key, value in vars(module).items() if key not in _MODULE_STATE),
+                *((key, _description(value)) for key, value in module.named_parameters(recurse=False)),
+                *((key, _description(value)) for key, value in module.named_buffers(recurse=False)),
+            )
+            for name, module in block.named_modules()
+        ]
+
+    def __call__(self, *args, **kwargs):
+        return self.meter.run_block(self.block, self.forward, tuple(self.description), args, kwargs)
+
+
+class _FusedKernels(TorchFunctionMode):
+    """Replaces functions that the meta device has as many small operations."""
+
+    def __init__(self, meter: Meter):
+        super().__init__()
+        self.meter = meter
+        self.kernels = {
+            F.scaled_dot_product_attention: self._attention,
+            F.layer_norm: self._norm,
+            F.rms_norm: self._norm,
+            F.dropout: self._dropout,
+        }
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return self.kernels.get(func, func)(*args, **(kwargs or {}))
+
+    def _attention(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **_) -> Tensor:
+        meter, n_scores = self.meter, query.shape[:-1].numel() * key.shape[-2]
+        *batch, n_head, n_query, _ = query.shape
+        result = query.new_empty((*batch, n_query, n_head, value.shape[-1])).transpose(-3, -2)  # as kernels lay it out
+        read = [query, key, value, *([] if attn_mask is None else [attn_mask])]
+        meter.multiplied(2 * n_scores * (query.shape[-1] + value.shape[-1]), result)
+
+        def count_backward(for_query: bool, for_key: bool, for_value: bool, for_mask: bool = False) -> None:
+            for_scores = for_query or for_key or for_mask
+            widths = (for_query + for_key) * query.shape[-1] + (for_scores + for_value) * value.shape[-1]
+            meter.multiplied(2 * n_scores * widths)
+
+        (result,) = _stand_in([result.requires_grad_(_any_requires_grad(read))], read, count_backward)
+        if result.requires_grad:
+            for tensor in (*read, result):
+                meter.keep(tensor)
+        return result
+
+    def _norm(self, input, normalized_shape, weight=None, bias=None, eps=None) -> Tensor:
+        read = [input, *(parameter for parameter in (weight, bias) if parameter is not None)]
+        (result,) = _stand_in([torch.empty_like(input, requires_grad=_any_requires_grad(read))], read)
+        if result.requires_grad:
+            self.meter.keep(input, RESIDUAL)
+        return result
+
+    def _dropout(self, input, p=0.5, training=True, inplace=False) -> Tensor:
+        if not training or p == 0:
+            return input
+        (result,) = _stand_in([torch.empty_like(input, requires_grad=input.requires_grad)], [input])
+        if result.requires_grad:
+            self.meter.keep(torch.empty_like(input, dtype=torch.bool))
+        return result
+
+
+class _StandIn(torch.autograd.Function):
+    """Outputs and gradients of the right shapes, and a call in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, outputs, in_backward, *inputs):
+        ctx.shapes, ctx.in_backward = [(x.shape, x.dtype) for x in inputs], in_backward
+        made = tuple(torch.empty_like(output) for output in outputs)
+        ctx.mark_non_differentiable(*(x for x, output in zip(made, outputs, strict=True) if not output.requires_grad))
+        return made
+
+    @staticmethod
+    def backward(ctx, *_):
+        needed = ctx.needs_input_grad[2:]
+        if ctx.in_backward is not None:
+            ctx.in_backward(*needed)
+        gradients = (torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in ctx.shapes)
+        return None, None, *(x if need else None for x, need in zip(gradients, needed, strict=True))
+
+
+def _stand_in(outputs: list[Any], inputs: list[Any], in_backward: Callable | None = None) -> list[Any]:
+    """New tensors like `outputs` that come from `inputs`; whatever is no tensor is returned as it is."""
+    templates = [output for output in outputs if isinstance(output, Tensor)]
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    if _any_requires_grad(templates) and not _any_requires_grad(tensors):  # what is trained is inside
+        tensors.append(torch.empty((), device="meta", requires_grad=True))
+    made = iter(_StandIn.apply(templates, in_backward, *tensors))
+    return [next(made) if isinstance(output, Tensor) else output for output in outputs]
+
+
+def backward(*outputs: Any) -> None:
+    """Run the backward pass from those outputs that have one."""
+    roots = [output for output in outputs if isinstance(output, Tensor) and output.requires_grad]
+    if roots:
+        torch.autograd.backward(roots, [torch.empty_like(root) for root in roots])
+
+
+def sizes(kept: Kept) -> Counter:
+    """The sum of what is kept, by kind."""
+    total = Counter()
+    for _, kind, size in kept.values():
+        total[kind] += size
+    return total
+
+
+def inactive_parameters(module: nn.Module) -> int:
+    """Parameters that an average token does not meet: a module such as `nn.moe.MoE` says how many it has."""
+    return sum(part.inactive_parameters() for part in module.modules() if hasattr(part, "inactive_parameters"))
+
+
+def _add(kept: Kept, tensor: Tensor, kind: str) -> None:
+    storage = tensor.untyped_storage()
+    size = storage.nbytes()
+    if tensor.is_floating_point():
+        size //= tensor.element_size()
+    else:
+        kind = RAW_BYTES
+    merge(kept, {storage._cdata: (storage, kind, size)})
+
+
+def merge(kept: Kept, more: Kept) -> None:
+    """Add to what is kept."""
+    for at, (storage, kind, size) in more.items():
+        earlier = kept.get(at)
+        kept[at] = (storage, kind if earlier is None or earlier[1] == kind else BOTH, size)
+
+
+def _cut(value: Any) -> Any:
+    """A tensor without its history."""
+    return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _any_requires_grad(tensors: Iterable[Tensor]) -> bool:
+    return any(tensor.requires_grad for tensor in tensors)
+
+
+def _description(value: Any) -> Any:
+    """What of an argument or attribute decides what is computed."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.requires_grad
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value
+
+
+def _n_positions(values: Any) -> int:
+    """Positions of the first tensor (..., D)."""
+    return next((x.shape[:-1].numel() for x in tree_flatten(values)[0] if isinstance(x, Tensor)), 0)
+
+
+def _own_parameters(module: nn.Module) -> int:
+    return _n(module.parameters(recurse=False))
+
+
+def _n(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

@@ -1,0 +1,182 @@
+"""What a run is about to do: its plan, worked out and printed before it starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptlab import costs
+from gptlab.config import RunConfig
+from gptlab.distributed.config import Layout
+from gptlab.models.base import LanguageModel
+
+if TYPE_CHECKING:
+    from gptlab.data.prepare import PreparedData
+    from gptlab.distributed.devices import Devices
+    from gptlab.objectives.base import Objective
+
+PETAFLOPS_DAY = 1e15 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The numbers that follow from a config, a corpus and a machine."""
+
+    n_steps: int
+    step_tokens: int  # target tokens of one optimizer step, over all devices
+    val_every: int | None  # steps between evaluations; None where there is no validation split
+    vocab_size: int  # of the model
+    tokenizer_vocab_size: int
+    parameters: dict[str, int]  # by part, as `costs.parameter_counts` returns them
+    flops_per_token: float
+    peak_flops: float | None  # FLOP/s of all devices; None where MFU cannot be told
+    memory: dict[str, int]  # bytes per device, by part
+    uncounted: str  # why FLOPs are an estimate and activations are missing; empty where the model could be counted
+    accumulation: int  # forward and backward passes per device and step
+    corpus: str
+    n_examples: int | None  # of the training split, where it is a table
+    train_tokens: int
+    val_tokens: int
+    devices: str
+    layout: Layout
+
+    def text(self, config: RunConfig, folder: Path, start: int) -> str:
+        """The plan for a person, one line for each of its parts."""
+        rows = {
+            "model": f"{config.model_tag}: {self._parameters()}",
+            "corpus": f"{self.corpus}; {self.train_tokens:,} training and {self.val_tokens:,} validation tokens",
+            "tokenizer": f"{config.tokenizer.type}, vocabulary {self.tokenizer_vocab_size:,}",
+            "budget": self._budget(config.sequences_per_step),
+            "batch": self._batch(config.sequences_per_step, config.context_length),
+            "compute": self._compute(),
+            "memory": self._memory(),
+            "devices": self.devices,
+            "run": f"{folder}" + (f", continued from step {start:,}" if start else ""),
+        }
+        return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
+
+    @property
+    def total_tokens(self) -> int:
+        return self.n_steps * self.step_tokens
+
+    def _parameters(self) -> str:
+        n, active, trained = (self.parameters[name] for name in ("total", "active", "trained"))
+        parts = ", ".join(
+            f"{k} {n:,}" for k, n in self.parameters.items() if n and k not in ("total", "active", "trained")
+        )
+        text = f"{n:,} parameters"
+        if active < n:
+            text += f", {active:,} active"
+        if trained < n:
+            text += f", {trained:,} trained ({trained / n:.1%})"
+        return f"{text} ({parts})"
+
+    def _budget(self, sequences_per_step: int) -> str:
+        if self.n_examples is None:
+            epochs = self.total_tokens / max(1, self.train_tokens)
+        else:
+            epochs = self.n_steps * sequences_per_step / self.n_examples
+        per_parameter = self.total_tokens / self.parameters["total"]
+        return (
+            f"{_plural(self.n_steps, 'step')}, {self.total_tokens:,} tokens: {epochs:,.2f} epochs, "
+            f"{per_parameter:,.1f} tokens per parameter"
+        )
+
+    def _batch(self, sequences_per_step: int, context_length: int) -> str:
+        data, tensor, table = self.layout.data, self.layout.tensor, self.n_examples is not None
+        factors = [
+            _plural(sequences_per_step // data // self.accumulation, "example" if table else "sequence"),
+            f"{context_length:,} tokens" + (" or fewer" if table else ""),
+            _plural(data, "device") if tensor == 1 else f"{_plural(data, 'group')} of {tensor} devices",
+            _plural(self.accumulation, "gradient accumulation step"),
+        ]
+        return f"{self.step_tokens:,} tokens per step = {' x '.join(factors)}"
+
+    def _compute(self) -> str:
+        text = f"{_flops(self.flops_per_token)} per token, {_flops(self.flops_per_token * self.total_tokens)} in total"
+        return text if not self.uncounted else f"about {text} (6 N: {self.uncounted})"
+
+    def _memory(self) -> str:
+        sizes = ", ".join(f"{name} {_bytes(size)}" for name, size in self.memory.items() if size and name != "total")
+        text = f"about {_bytes(self.memory['total'])} per device ({sizes})"
+        return text if not self.uncounted else f"{text}; activations unknown and left out"
+
+
+def make_plan(
+    config: RunConfig,
+    data: "PreparedData",
+    devices: "Devices",
+    vocab_size: int,
+    objective: "Objective",
+    model: LanguageModel,
+) -> Plan:
+    """Work out the plan of a run; `model` is the one that will be trained, on the meta device."""
+    parameters = costs.parameter_counts(model)
+    step_tokens = config.sequences_per_step * config.context_length
+    if config.budget_steps is not None:
+        n_steps = config.budget_steps
+    else:
+        tokens = config.budget_tokens or round(config.tokens_per_parameter * parameters["total"])
+        n_steps = max(1, tokens // step_tokens)
+    layout = config.strategy.layout(devices.world_size, config.trainer.num_nodes)
+    share = config.sequences_per_step // layout.data
+    micro_batch_size = min(config.micro_batch_size or share, share)
+    interval = config.trainer.val_check_interval
+    val_every = max(1, round(n_steps * interval)) if isinstance(interval, float) else interval
+    counted, uncounted = None, ""
+    try:
+        counted = costs.training_pass(
+            model,
+            config.context_length,
+            micro_batch_size=micro_batch_size,
+            target_length=objective.target_length,
+            scored_fraction=objective.scored_fraction,
+        )
+    except (RuntimeError, TypeError) as error:  # a model of a plugin may read values
+        uncounted = f"the model does not run on the meta device, {str(error).splitlines()[0]}"
+    return Plan(
+        n_steps=n_steps,
+        step_tokens=step_tokens,
+        val_every=val_every if data.val is not None else None,
+        vocab_size=vocab_size,
+        tokenizer_vocab_size=data.tokenizer.vocab_size,
+        parameters=parameters,
+        flops_per_token=counted.flops_per_token if counted else costs.estimated_flops_per_token(model),
+        # A batch of a table's examples is as long as the longest, so no number of tokens says what it costs.
+        peak_flops=None if devices.peak_flops is None or data.rows else devices.peak_flops * devices.world_size,
+        memory=costs.memory_bytes(
+            model,
+            counted,
+            optimizer=config.optimizer,
+            precision=devices.precision,
+            strategy=config.strategy,
+            layout=layout,
+        ),
+        uncounted=uncounted,
+        accumulation=share // micro_batch_size,
+        corpus=data.description,
+        n_examples=len(data.rows["train"]) if data.rows else None,
+        train_tokens=data.train.n_tokens,
+        val_tokens=data.val.n_tokens if data.val is not None else 0,
+        devices=devices.describe(),
+        layout=layout,
+    )
+
+
+def _plural(count: int, one: str) -> str:
+    return f"{count:,} {one}" + "s" * (count != 1)
+
+
+def _bytes(size: int) -> str:
+    for least, unit, name in ((2**40, 2**40, "TiB"), (2**30 / 10, 2**30, "GiB")):
+        if size >= least:
+            return f"{size / unit:,.2f} {name}"
+    return f"{size / 2**20:.1f} MiB"
+
+
+def _flops(count: float) -> str:
+    if count >= PETAFLOPS_DAY / 10:
+        return f"{count:.2e} FLOP ({count / PETAFLOPS_DAY:,.1f} petaflop/s-days)"
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if count >= size:
+            return f"{count / size:,.1f} {prefix}FLOP"
+    return f"{count / 1e6:,.1f} MFLOP"

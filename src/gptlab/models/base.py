@@ -1,0 +1,129 @@
+"""What every network offers to training, generation and the tools around them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gptlab.errors import UserError
+from gptlab.models.config import ModelConfig
+from gptlab.nn.cache import KVCache
+from gptlab.nn.lora import ADAPTERS
+from gptlab.nn.loss import Auxiliary, LMHead
+from gptlab.nn.tensor_parallel import TensorParallelPlan
+
+
+class LanguageModel(nn.Module, ABC):
+    """A network that turns tokens into hidden states, and a head that turns these into logits.
+
+    A subclass sets `blocks` in its constructor, or defines it as a property: all blocks in the order in which they run.
+    They are the units of activation checkpointing, compilation and sharding, so most parameters should be in them. It
+    defines `hidden_states` and `head`, which is enough to train and to generate; the other methods have defaults.
+
+    Its `config.capabilities` promise more: `encoder_decoder` that `hidden_states` takes `source` and `source_mask` and
+    that there is `encode`; `mlm_head`, `pooler` and `nsp_head` that there are `mlm_transform`, `pooled` and
+    `next_sentence`.
+    """
+
+    blocks: Sequence[nn.Module]
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.class_head: ClassHead | None = None
+
+    @abstractmethod
+    def hidden_states(self, tokens: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
+        """What the head reads: tokens (B, T) -> (B, T, D).
+
+        attention_mask (B, T) is True on real tokens and False on padding, which is at the end (None: no padding). The
+        result at padding is arbitrary. If `new_cache` returns a cache, there is an argument `cache` too: the tokens
+        then continue what the cache holds and are added to it.
+        """
+
+    @property
+    @abstractmethod
+    def head(self) -> LMHead:
+        """The output head as values: `nn.loss.linear_cross_entropy` never forms all logits."""
+
+    def forward(self, tokens: Tensor, **inputs) -> Tensor:
+        """Logits: tokens (B, T) and what `hidden_states` takes beside -> (B, T, V)."""
+        return self.head.logits(self.hidden_states(tokens, **inputs))
+
+    @property
+    def auxiliary(self) -> Auxiliary | None:
+        """What the newest forward pass adds to any objective; None in evaluation, and where there is nothing.
+
+        The names of its terms are `config.auxiliary_terms`.
+        """
+        return None
+
+    def new_cache(self, batch_size: int, n_positions: int) -> KVCache | None:
+        """An empty cache for `hidden_states`; None where there is no such thing, and generation recomputes."""
+        return None
+
+    def init_parameter(self, name: str, value: Tensor, module: nn.Module, generator: torch.Generator) -> None:
+        """Fill `value` with the initial value of parameter `name` of `module`, drawing from `generator` alone.
+
+        By default zeros for biases, ones for the weights of norms, and for matrices a normal distribution with standard
+        deviation 0.02.
+        """
+        if name.endswith("bias"):
+            value.zero_()
+        elif value.ndim > 1:
+            value.normal_(std=0.02, generator=generator)
+        else:
+            value.fill_(1.0 if name.endswith("weight") else 0.0)
+
+    @property
+    def output_blocks(self) -> Sequence[nn.Module]:
+        """The blocks that lead to the head, of which finetune=last_layers trains the last ones."""
+        return self.blocks
+
+    @property
+    def output_modules(self) -> Sequence[nn.Module]:
+        """What reads the last block's output, except a head tied to the embedding; trained by finetune=last_layers."""
+        raise UserError(
+            f"finetune=last_layers needs to know what follows the last block, and the model of "
+            f"model.type={self.config.type} does not define output_modules; use finetune=full or lora"
+        )
+
+    def linear_layers(self, block: nn.Module) -> Mapping[str, nn.Linear]:
+        """The linear layers of a block by name, to which finetune=lora can add adapters."""
+        return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+
+    def tensor_parallel_plan(self, block: nn.Module) -> TensorParallelPlan:
+        """How a block is sharded over a tensor-parallel group; `config.tensor_parallel_dims` names the sizes.
+
+        A block returns the same on all ranks of a group.
+        """
+        raise UserError(
+            f"tensor parallelism is not supported by a model of model.type={self.config.type}; use strategy=fsdp"
+        )
+
+    def part_of(self, name: str) -> str:
+        """The part to which a parameter is counted, as "embedding" or "attention"."""
+        if name.endswith(ADAPTERS):
+            return "adapter"
+        if name.startswith("class_head."):
+            return "classes"
+        return self._part_of(name)
+
+    def _part_of(self, name: str) -> str:
+        return name.split(".")[0]
+
+    def add_class_head(self, n_class: int) -> None:
+        """Add a head for `n_class` classes."""
+        self.class_head = ClassHead(self.config.d_model, n_class, dropout=self.config.dropout)
+
+
+class ClassHead(nn.Linear):
+    """Class logits from one hidden state per text: (B, D) -> (B, C)."""
+
+    def __init__(self, d_model: int, n_class: int, *, dropout: float):
+        super().__init__(d_model, n_class)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return super().forward(self.drop(pooled))

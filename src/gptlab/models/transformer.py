@@ -1,0 +1,47 @@
+"""What the transformers have in common: names of their parts, and tensor parallelism."""
+
+from torch import nn
+
+from gptlab.models.base import LanguageModel
+from gptlab.nn.tensor_parallel import TensorGroup, TensorParallelPlan
+
+# By the first of these that a parameter's name contains.
+PARTS = {
+    "tok_emb": "embedding",
+    "pos_emb": "position",
+    "seg_emb": "position",
+    "position": "position",  # relative biases
+    "attn": "attention",
+    "cross": "attention",
+    "ffn": "feedforward",
+    "pooler": "pooler",
+    "mlm": "head",
+    "nsp": "head",
+    "lm_head": "head",
+    "emb_norm": "norm",
+    "norm1": "norm",
+    "norm2": "norm",
+    "norm_cross": "norm",
+    "final_norm": "norm",
+}
+
+
+class Transformer(LanguageModel):
+    """A model of residual blocks with `attn` and `ffn`."""
+
+    def tensor_parallel_plan(self, block: nn.Module) -> TensorParallelPlan:
+        sublayers = {"attn": block.attn, "ffn": block.ffn}
+        splits = {
+            f"{sublayer}.{name}": split
+            for sublayer, module in sublayers.items()
+            for name, split in module.splits().items()
+        }
+
+        def use_shard(group: TensorGroup) -> None:
+            for module in sublayers.values():
+                module.use_shard(group)
+
+        return TensorParallelPlan(splits, use_shard)
+
+    def _part_of(self, name: str) -> str:
+        return next(PARTS[part] for part in name.split(".") if part in PARTS)

@@ -1,0 +1,119 @@
+"""The plan of a run: its numbers, and how they are shown."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import of_objective, small_run
+from torch import nn
+
+from gptlab.data.prepare import prepare
+from gptlab.distributed.devices import Devices
+from gptlab.forecast import PETAFLOPS_DAY, _bytes, _flops, make_plan
+from gptlab.models.base import LanguageModel
+from gptlab.models.build import shape_model
+from gptlab.models.config import ModelConfig
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.nn.loss import LMHead
+from gptlab.training.config import FinetuneConfig, Finetuning
+from gptlab.training.finetune import prepare_finetuning
+
+DEVICES = Devices(accelerator="cpu", per_node=1, world_size=1, precision="32-true", peak_flops=1e12)
+VOCABULARY = 257
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """Returns a plan and what it shows."""
+
+    def planned(objective="causal_lm", *, devices=DEVICES, model_config=None, model=None, **options):
+        if model_config is not None:
+            options["model"] = model_config
+        config = small_run(tmp_path / "run", **of_objective(objective, tmp_path) | options)
+        data = prepare(config.data, config.tokenizer, progress=False)
+        built = config.objective.build(
+            tokenizer=data.tokenizer,
+            model=config.model,
+            data=config.data,
+            context_length=config.context_length,
+            seed=config.seed,
+        )
+        vocab_size = data.tokenizer.vocab_size
+        if model is None:
+            model = shape_model(config.model, vocab_size, config.n_class)
+            prepare_finetuning(model, config.finetune)
+        plan = make_plan(config, data, devices, vocab_size, built, model)
+        return plan, plan.text(config, Path("runs/mine"), 0)
+
+    return planned
+
+
+def test_mfu_is_for_sequences_alone(planned):
+    """Examples of a table are shorter than the context, so their FLOPs are not known beforehand."""
+    assert planned()[0].peak_flops == 1e12
+    assert planned("span_corruption")[0].peak_flops == 1e12
+    assert planned("instruction")[0].peak_flops is None
+    assert planned("classification")[0].peak_flops is None
+    assert planned(devices=replace(DEVICES, peak_flops=None))[0].peak_flops is None
+
+
+def test_flops_of_frozen_weights(planned):
+    block, head = 12 * 32 * 32 + 2 * 16 * 32, 32 * VOCABULARY  # multiply-adds of a token
+    assert planned()[0].flops_per_token == 2 * (3 * 2 * block + 3 * head)
+    last, text = planned(finetune=FinetuneConfig(type=Finetuning.last_layers, n_layer=1))
+    assert last.flops_per_token == 2 * (block + 3 * block + 2 * head)
+    assert f"{last.parameters['trained']:,} trained (" in text
+
+
+def test_the_batch_is_shown_as_its_factors(planned):
+    text = planned(micro_batch_size=2)[1]
+    assert "128 tokens per step = 2 sequences x 16 tokens x 1 device x 4 gradient accumulation steps" in text
+    assert "8 sequences x 16 tokens x 1 device x 1 gradient accumulation step\n" in planned()[1]
+    assert "8 examples x 16 tokens or fewer x 1 device" in planned("instruction")[1]
+
+
+def test_the_budget_is_shown_in_tokens_per_parameter(planned):
+    plan, text = planned(budget_steps=None, tokens_per_parameter=2.0)
+    assert plan.n_steps == 2 * plan.parameters["total"] // 128
+    assert f"{plan.n_steps:,} steps, {128 * plan.n_steps:,} tokens" in text and " 2.0 tokens per parameter" in text
+
+
+def test_active_parameters_are_shown_where_there_are_experts(planned):
+    plan, text = planned(model_config=DecoderConfig(n_layer=2, n_head=2, d_model=32, context_length=16, n_expert=4))
+    inactive = 2 * 2 * (2 * 32 * 128 + 128 + 32)  # two of four experts, in two blocks
+    assert plan.parameters["active"] == plan.parameters["total"] - inactive
+    assert f"{plan.parameters['active']:,} active" in text
+    assert " active" not in planned()[1]
+
+
+class ReadsValues(LanguageModel):
+    """A plugin's model that cannot be counted: what it does depends on its input."""
+
+    def __init__(self):
+        super().__init__(ModelConfig(d_model=8, context_length=16))
+        self.blocks = nn.ModuleList()
+        self.tok_emb = nn.Embedding(VOCABULARY, 8)
+
+    def hidden_states(self, tokens, *, attention_mask=None):
+        return self.tok_emb(tokens) * tokens.max().item()
+
+    @property
+    def head(self):
+        return LMHead(weight=self.tok_emb.weight)
+
+
+def test_a_model_that_cannot_be_counted_has_a_plan(planned):
+    with torch.device("meta"):
+        model = ReadsValues()
+    plan, text = planned(model=model)
+    assert plan.flops_per_token == 6 * 8 * VOCABULARY and "activations" not in plan.memory
+    assert "(6 N: the model does not run on the meta device" in text and "activations unknown" in text
+    assert plan.memory["total"] == 16 * 8 * VOCABULARY
+
+
+def test_units_that_a_person_reads():
+    assert _flops(8_650_752) == "8.7 MFLOP"
+    assert _flops(3.2e15) == "3.2 PFLOP"
+    assert _flops(3640 * PETAFLOPS_DAY) == "3.14e+23 FLOP (3,640.0 petaflop/s-days)"
+    assert (_bytes(5 * 2**20), _bytes(2**30), _bytes(2**41)) == ("5.0 MiB", "1.00 GiB", "2.00 TiB")
