@@ -36,6 +36,7 @@ from gptlab.training.config import (
     SpikeAction,
     TrainerConfig,
 )
+from gptlab.values import coerce
 
 BUDGETS = ("budget_tokens", "budget_steps", "tokens_per_parameter")
 
@@ -319,20 +320,11 @@ def _typed(value: Any, hint: Any, key: str, where: Path | str) -> Any:
     if value is None and types.NoneType in options:
         return None
     for kind in options:
-        if kind is Any:
+        if kind is Any or typing.get_origin(kind) is dict:
             return value
-        if typing.get_origin(kind) in (list, dict) and isinstance(value, typing.get_origin(kind)):
-            return value
-        if not isinstance(kind, type):
-            continue
-        if is_dataclass(kind) and isinstance(value, Mapping):
-            group = key if key in GROUPS else None
-            found = config_class(group, value.get("type"), str(where)) if group else kind
+        if is_dataclass(kind) and isinstance(kind, type):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}: {key}={shown(value)} must be a mapping of keys to values")
+            found = config_class(key, value.get("type"), str(where)) if key in GROUPS else kind
             return _from_plain(found, value, key, where)
-        if issubclass(kind, Enum) and value in [member.value for member in kind]:
-            return kind(value)
-        if kind is float and type(value) is int:
-            return float(value)
-        if type(value) is kind:
-            return value
-    raise UserError(f"{where}: {key}={shown(value)} is not a value of this key; it may be of another version of gptlab")
+    return coerce(f"{where}: {key}", value, hint)

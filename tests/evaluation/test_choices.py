@@ -3,7 +3,7 @@ import torch
 
 from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer
 from gptlab.evaluation.choices import choose
-from gptlab.evaluation.prompts import Prompts, TokenizedExample
+from gptlab.evaluation.prompts import Prompts, Example
 from gptlab.models.build import build_model
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
@@ -11,7 +11,7 @@ from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 def table(n=8, **words):
     texts = ["naïve", "it was", "so it goes on and on", "x"]
     rows = [
-        TokenizedExample(
+        Example(
             where=f"row {i}",
             prompt="was it " + "so " * (i % 4) + "?" * i,
             choices=tuple(texts[i % 2 :]),
@@ -19,7 +19,7 @@ def table(n=8, **words):
         )
         for i in range(n)
     ]
-    return Prompts(**{"rows": rows, "examples": rows, "source": "FILE", "seed": 1} | words)
+    return Prompts(**{"items": rows, "pool": rows, "pool_name": "FILE", "seed": 1} | words)
 
 
 def log_p(model, context, tokens):
@@ -29,40 +29,40 @@ def log_p(model, context, tokens):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 200, 16_384])
-def test_each_choice_costs_what_one_forward_pass_says(small, monkeypatch, batch_tokens):
+def test_each_choice_is_scored_as_by_one_forward_pass(small, monkeypatch, batch_tokens):
     monkeypatch.setattr("gptlab.generation.scoring.BATCH_TOKENS", batch_tokens)
     tokenizer = BPETokenizer.train(270, ["it was so naïve and it goes on and on"] * 3)
     model, prompts = small(vocab_size=270, context_length=200), table()
     found = choose(model, tokenizer, prompts, [0, 2])
-    for n_shots in (0, 2):
-        right = right_per_byte = 0
-        for i, (row, told) in enumerate(zip(prompts.rows, found["rows"], strict=True)):
-            text = prompts.text(i, n_shots)
+    for n_fewshot in (0, 2):
+        correct = correct_per_byte = 0
+        for i, (row, sample) in enumerate(zip(prompts.items, found["samples"], strict=True)):
+            text = prompts.text(i, n_fewshot)
             context = tokenizer.encode(text).tolist()
             expected = [
                 log_p(model, context, tokenizer.encode(f"{text} {choice}").tolist()[len(context) :])
                 for choice in row.choices
             ]
-            told = told["shots"][str(n_shots)]
-            assert told["log_likelihood"] == pytest.approx(expected, abs=1e-3)
+            scored = sample["fewshot"][str(n_fewshot)]
+            assert scored["log_likelihood"] == pytest.approx(expected, abs=1e-3)
             best = max(range(len(expected)), key=expected.__getitem__)
             per_byte = [value / len(choice.encode()) for value, choice in zip(expected, row.choices, strict=True)]
-            assert told["chosen"] == row.choices[best]
-            right += row.choices[best] == row.answer
-            right_per_byte += row.choices[max(range(len(per_byte)), key=per_byte.__getitem__)] == row.answer
-        assert found["numbers"][f"shots={n_shots}/accuracy"] == right / 8
-        assert found["numbers"][f"shots={n_shots}/accuracy_per_byte"] == right_per_byte / 8
-        assert right_per_byte > right  # a long choice is seldom the most likely as a whole
+            assert scored["chosen"] == row.choices[best]
+            correct += row.choices[best] == row.answer
+            correct_per_byte += row.choices[max(range(len(per_byte)), key=per_byte.__getitem__)] == row.answer
+        assert found["numbers"][f"num_fewshot={n_fewshot}/accuracy"] == correct / 8
+        assert found["numbers"][f"num_fewshot={n_fewshot}/accuracy_per_byte"] == correct_per_byte / 8
+        assert correct_per_byte > correct  # a long choice is seldom the most likely as a whole
 
 
-def test_an_encoder_decoder_chooses_what_its_decoder_would_write():
+def test_an_encoder_decoder_scores_choices_with_its_decoder():
     tokenizer = ByteTokenizer()
     model = build_model(EncoderDecoderConfig(n_layer=2, n_head=2, d_model=16), 257, seed=1).eval()
     prompts = table(3)
     found = choose(model, tokenizer, prompts, [1])
-    for i, told in enumerate(found["rows"]):
+    for i, sample in enumerate(found["samples"]):
         source = torch.tensor([[*tokenizer.encode(prompts.text(i, 1)), 256]])
-        for choice, value in zip(told["choices"], told["shots"]["1"]["log_likelihood"], strict=True):
+        for choice, value in zip(sample["choices"], sample["fewshot"]["1"]["log_likelihood"], strict=True):
             ids = tokenizer.encode(choice).tolist()
             with torch.no_grad():
                 logits = model(torch.tensor([[model.config.decoder_start_token_id, *ids[:-1]]]), source=source)[0]
@@ -72,14 +72,14 @@ def test_an_encoder_decoder_chooses_what_its_decoder_would_write():
 
 def test_half_a_pair_of_surrogates_is_three_bytes(small):
     """JSON may hold one."""
-    row = TokenizedExample(where="row 0", prompt="x", choices=("aaaa", "\ud800"), answer="aaaa")
-    found = choose(small(context_length=20), ByteTokenizer(), table(rows=[row], examples=[row]), [0])
-    (told,) = found["rows"]
-    long, half = told["shots"]["0"]["log_likelihood"]
-    assert found["numbers"]["shots=0/accuracy_per_byte"] == float(long / 4 >= half / 3)
+    row = Example(where="row 0", prompt="x", choices=("aaaa", "\ud800"), answer="aaaa")
+    found = choose(small(context_length=20), ByteTokenizer(), table(items=[row], pool=[row]), [0])
+    (sample,) = found["samples"]
+    long, half = sample["fewshot"]["0"]["log_likelihood"]
+    assert found["numbers"]["num_fewshot=0/accuracy_per_byte"] == float(long / 4 >= half / 3)
 
 
 def test_refused_before_any_work(small, monkeypatch):
-    monkeypatch.setattr("gptlab.evaluation.choices.continuation_costs", lambda *_: pytest.fail("worked"))
-    with pytest.raises(ValueError, match="more than the context of 60 holds; with 0 shots every row fits"):
+    monkeypatch.setattr("gptlab.evaluation.choices.score_continuations", lambda *_: pytest.fail("worked"))
+    with pytest.raises(ValueError, match="more than the context of 60 holds; every prompt fits with num_fewshot=0"):
         choose(small(context_length=60), ByteTokenizer(), table(), [0, 3])

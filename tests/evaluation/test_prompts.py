@@ -5,17 +5,18 @@ import pytest
 
 from gptlab.data.examples.template import Template
 from gptlab.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer
-from gptlab.evaluation.prompts import Prompts, TokenizedExample, check_fit, encode_answer, encode_prompt, read_rows
+from gptlab.evaluation.prompts import Example, Prompts, check_fit, encode_answer, read_examples
+from gptlab.generation.prompt import encode_prompt
 from gptlab.models.build import build_model
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
 
 def prompts(n=10, **words):
-    rows = [TokenizedExample(where=f"row {i}", prompt=f"q{i}", answer=f"a{i}") for i in range(n)]
-    return Prompts(**{"rows": rows, "examples": rows, "source": "FILE", "seed": 7} | words)
+    rows = [Example(where=f"row {i}", prompt=f"q{i}", answer=f"a{i}") for i in range(n)]
+    return Prompts(**{"items": rows, "pool": rows, "pool_name": "FILE", "seed": 7} | words)
 
 
-def test_shots_go_before_the_prompt_with_their_answers():
+def test_examples_go_before_the_prompt_with_their_answers():
     found = prompts(separator="##", delimiter="->")
     assert found.text(3, 0) == "q3"
     *shots, last = found.text(3, 4).split("##")
@@ -25,7 +26,7 @@ def test_shots_go_before_the_prompt_with_their_answers():
         assert question[1:] == answer[1:] != "3"
 
 
-def test_more_shots_are_the_same_and_some_more():
+def test_more_examples_are_the_same_and_some_more():
     found = prompts()
     for i in range(10):
         drawn = [found.text(i, n).split("\n\n")[:-1] for n in range(10)]
@@ -35,24 +36,26 @@ def test_more_shots_are_the_same_and_some_more():
         assert f"q{i} a{i}" not in drawn[9]
 
 
-def test_shots_are_drawn_by_seed_and_place_alone():
+def test_examples_are_drawn_by_seed_and_index_alone():
     first, other = prompts(), prompts(seed=8)
-    few = prompts(rows=prompts().rows[:3])
+    few = prompts(items=prompts().items[:3])
     assert [first.text(i, 5) for i in range(3)] == [few.text(i, 5) for i in range(3)]
     assert [first.text(i, 5) for i in range(10)] != [other.text(i, 5) for i in range(10)]
     ahead = [first.text(i, 1).split(" ")[0] for i in range(10)]
     assert len(set(ahead)) > 3  # not one example for all
 
 
-def test_the_row_itself_is_never_an_example_however_often_it_is_there():
-    row = TokenizedExample(where="row 1", prompt="q", answer="a")
-    others = [TokenizedExample(where=f"row {i}", prompt=p, answer="x") for i, p in enumerate(("q", "r", "q", "s"), 2)]
-    found = prompts(rows=[row], examples=[row, *others])
+def test_a_prompt_is_never_its_own_example_however_often_it_occurs():
+    row = Example(where="row 1", prompt="q", answer="a")
+    others = [Example(where=f"row {i}", prompt=p, answer="x") for i, p in enumerate(("q", "r", "q", "s"), 2)]
+    found = prompts(items=[row], pool=[row, *others])
     for seed in range(20):
         found.seed = seed
         assert sorted(found.text(0, 2).split("\n\n")[:-1]) == ["r x", "s x"]
     found.check([0, 2])
-    with pytest.raises(ValueError, match=r"shots=3 needs 3 examples before row 1, and FILE has 2 with another prompt"):
+    with pytest.raises(
+        ValueError, match=r"num_fewshot=3 needs 3 examples before row 1, and FILE has 2 with another prompt"
+    ):
         found.check([0, 3])
 
 
@@ -70,26 +73,26 @@ def test_an_answer_is_what_follows_the_prompts_tokens(small):
     tokenizer = BPETokenizer.train(300, ["yes no maybe the answer is yes and no, is it"] * 3)
     whole = tokenizer.encode("the answer is yes").tolist()
     model = small(vocab_size=300)
-    context = encode_prompt("the answer is", "row 1", tokenizer, model)
+    context = encode_prompt("the answer is", tokenizer, model)
     assert context + encode_answer("the answer is", " ", "yes", tokenizer, model) == whole
     t5 = build_model(EncoderDecoderConfig(n_layer=1, n_head=2, d_model=8), 300, seed=0)
-    assert encode_prompt("the answer", "row 1", tokenizer, t5) == [*tokenizer.encode("the answer"), tokenizer.eot]
+    assert encode_prompt("the answer", tokenizer, t5) == [*tokenizer.encode("the answer"), tokenizer.eot]
     assert encode_answer("the answer is", " ", "yes", tokenizer, t5) == tokenizer.encode("yes").tolist()
-    with pytest.raises(ValueError, match="row 1 has an empty prompt"):
-        encode_prompt("", "row 1", tokenizer, model)
+    with pytest.raises(ValueError, match="row 1 is empty"):
+        encode_prompt("", tokenizer, model, "row 1")
 
 
-def test_a_prompt_that_does_not_fit_is_refused_with_the_shots_that_would(small):
-    rows = [TokenizedExample(where=f"row {i}", prompt="q" * i, answer="yes") for i in (1, 9, 4)]
-    found = Prompts(rows=rows, examples=rows, source="FILE", separator="|", seed=0)
+def test_a_prompt_that_does_not_fit_is_refused_with_the_number_of_examples_that_would(small):
+    rows = [Example(where=f"row {i}", prompt="q" * i, answer="yes") for i in (1, 9, 4)]
+    found = Prompts(items=rows, pool=rows, pool_name="FILE", separator="|", seed=0)
     tokenizer = ByteTokenizer()
     # "qqqq yes|qqqqqqqqq yes|q" has 24 tokens, as the other rows with two shots; an answer's last is not read.
     check_fit(found, [0, 2], [3] * 3, tokenizer, small(context_length=26))
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as refused:
         check_fit(found, [0, 2], [3] * 3, tokenizer, small(context_length=25))
-    assert str(told.value) == (
-        "row 1 with shots=2 has 24 tokens and needs 3 for its answer: 1 more than the context of 25 holds; "
-        "with 1 shot every row fits"
+    assert str(refused.value) == (
+        "row 1 with num_fewshot=2 has 24 tokens and needs 3 for its answer: 1 more than the context of 25 holds; "
+        "every prompt fits with num_fewshot=1"
     )
     with pytest.raises(ValueError, match=r"3 more .* of 8 holds; leave the row out, shorten prompt=, or shorten its"):
         check_fit(found, [0], [3] * 3, tokenizer, small(context_length=8))
@@ -109,13 +112,13 @@ def table(tmp_path):
 def test_rows_of_a_table(table):
     file = table({"q": "one?", "a": 1, "c": [1, 2]}, {"q": "two?", "a": "y", "c": ["x", "y"]})
     prompt, answer = Template("Q: {q}", "prompt"), Template(" {a}", "answer")
-    one, two = read_rows(file, prompt, answer)
+    one, two = read_examples(file, prompt, answer)
     assert (one.prompt, one.answer, two.answer) == ("Q: one?", "1", "y")
     assert one.where == f"row 1 of {file}"
-    one, two = read_rows(file, prompt, answer, "c")
+    one, two = read_examples(file, prompt, answer, "c")
     assert one.choices == ("1", "2") and one.answer == "1"  # the choice itself, not the one with that number
     assert two.choices == ("x", "y") and two.answer == "y"
-    (row,) = read_rows(table({"q": "?", "a": 1}), prompt, answer, ("x", "y"))
+    (row,) = read_examples(table({"q": "?", "a": 1}), prompt, answer, ("x", "y"))
     assert row.answer == "y"
 
 
@@ -129,13 +132,13 @@ def test_bad_rows_are_named(table, tmp_path):
         ({"q": "?", "a": "x"}, "c", r"choices=c is not a column of row 1 of .*, which has q, a; .* choices=\[yes,no\]"),
         ({"q": "?", "a": "x", "c": "x, y"}, "c", "choices=c in row 1 .* is not a list of two or more texts"),
         ({"q": "?", "a": "x", "c": ["x"]}, "c", "choices=c in row 1 .* is not a list of two or more texts"),
-        ({"q": "?", "a": "x", "c": ["x", "x"]}, "c", "has a choice that is empty, or is there twice"),
+        ({"q": "?", "a": "x", "c": ["x", "x"]}, "c", "has a choice that is empty or given twice"),
     ):
         with pytest.raises(ValueError, match=message):
-            read_rows(table(row), prompt, answer, choices)
+            read_examples(table(row), prompt, answer, choices)
     (tmp_path / "rows.csv").write_text('q,a,c\n?,x,"[""x"", ""y""]"\n')
-    (row,) = read_rows(str(tmp_path / "rows.csv"), prompt, answer, "c")
+    (row,) = read_examples(str(tmp_path / "rows.csv"), prompt, answer, "c")
     assert row.choices == ("x", "y")
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"empty.jsonl is empty; give a table with at least one row"):
-        read_rows(str(tmp_path / "empty.jsonl"), prompt, answer)
+        read_examples(str(tmp_path / "empty.jsonl"), prompt, answer)

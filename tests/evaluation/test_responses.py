@@ -6,16 +6,16 @@ import torch
 from torchmetrics.functional.text import rouge as library
 
 from gptlab.data.tokenizers.tokenizer import ByteTokenizer, CharTokenizer
-from gptlab.evaluation.prompts import Prompts, TokenizedExample
-from gptlab.evaluation.responses import Writer, answer
+from gptlab.evaluation.prompts import Example, Prompts
+from gptlab.evaluation.responses import Responder, respond_to_all
 from gptlab.evaluation.rouge import rouge
 from gptlab.generation.beam import beam_search
-from gptlab.generation.config import GenerateConfig
-from gptlab.generation.decode import generate
+from gptlab.generation.config import DecodingConfig
+from gptlab.generation.decode import generate_tokens
 from gptlab.models.build import build_model
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
-GREEDY = GenerateConfig(temperature=0.0)
+GREEDY = DecodingConfig(temperature=0.0)
 
 
 @pytest.mark.parametrize(
@@ -66,89 +66,97 @@ def test_rouge_needs_no_download(monkeypatch):
 
 
 def table(n=5, **words):
-    rows = [TokenizedExample(where=f"row {i}", prompt="ask" + "." * i, answer="ab" * (i + 1)) for i in range(n)]
-    return Prompts(**{"rows": rows, "examples": rows, "source": "FILE", "seed": 1} | words)
+    rows = [Example(where=f"row {i}", prompt="ask" + "." * i, answer="ab" * (i + 1)) for i in range(n)]
+    return Prompts(**{"items": rows, "pool": rows, "pool_name": "FILE", "seed": 1} | words)
 
 
 @pytest.fixture
-def writer(small):
-    return Writer(small(context_length=90, seed=2), ByteTokenizer(), {256})
+def responder(small):
+    return Responder(small(context_length=90, seed=2), ByteTokenizer(), {256})
 
 
 def alone(model, text, n_tokens, stop=()):
-    """What the model writes to one prompt by itself."""
+    """What the model generates for one prompt by itself."""
     ids = list(text.encode())
-    new = generate(model, torch.tensor([ids]), n_tokens, temperature=0.0, vocab_size=257)[0, len(ids) :].tolist()
+    new = generate_tokens(model, torch.tensor([ids]), n_tokens, temperature=0.0, vocab_size=257)[0, len(ids) :].tolist()
     text = bytes(new[: new.index(256)] if 256 in new else new).decode("utf-8", "replace")
     return min((text.split(end)[0] for end in stop), key=len, default=text)
 
 
-def test_rows_together_write_what_each_would_alone(writer, monkeypatch):
+def test_a_batch_gives_the_answers_of_each_prompt_alone(responder, monkeypatch):
     prompts = table()
     texts = [prompts.text(i, 2) for i in range(5)]
     ids = [list(text.encode()) for text in texts]
-    whole = writer.write(ids, GREEDY, n_tokens=30)
-    assert [text.rstrip("�") for text in whole] == [alone(writer.model, text, 30).rstrip("�") for text in texts]
+    whole = responder.respond(ids, GREEDY, max_new_tokens=30)
+    assert [text.rstrip("�") for text in whole] == [alone(responder.model, text, 30).rstrip("�") for text in texts]
     stop = next(text[5:7] for text in whole if len(text) > 9)
-    assert writer.write(ids, GREEDY, n_tokens=30, stop=[stop]) == [text.split(stop)[0] for text in whole]
-    drawn = GenerateConfig(temperature=1.0, top_k=20)
-    first = writer.write(ids, drawn, n_tokens=12, seed=3)
-    monkeypatch.setattr("gptlab.evaluation.responses.BATCH_TOKENS", 60)
-    assert writer.write(ids, GREEDY, n_tokens=30) == whole
-    assert writer.write(ids, drawn, n_tokens=12, seed=3) == first != writer.write(ids, drawn, n_tokens=12, seed=4)
+    assert responder.respond(ids, GREEDY, max_new_tokens=30, stop=[stop]) == [text.split(stop)[0] for text in whole]
+    drawn = DecodingConfig(temperature=1.0, top_k=20)
+    first = responder.respond(ids, drawn, max_new_tokens=12, seed=3)
+    monkeypatch.setattr("gptlab.generation.text.BATCH_TOKENS", 60)
+    assert responder.respond(ids, GREEDY, max_new_tokens=30) == whole
+    assert (
+        responder.respond(ids, drawn, max_new_tokens=12, seed=3)
+        == first
+        != responder.respond(ids, drawn, max_new_tokens=12, seed=4)
+    )
 
 
-def test_beams(writer):
+def test_beams(responder):
     ids = list(b"ask")
-    best = beam_search(writer.model, ids, 12, n_beams=3, vocab_size=257, ends=lambda tokens: tokens[-1] == 256)[0]
-    text = writer.write([ids], GenerateConfig(beams=3), n_tokens=12)[0]
+    best = beam_search(responder.model, ids, 12, num_beams=3, vocab_size=257, ends=lambda tokens: tokens[-1] == 256)[0]
+    text = responder.respond([ids], DecodingConfig(num_beams=3), max_new_tokens=12)[0]
     assert text == bytes(token for token in best.tokens if token != 256).decode("utf-8", "replace")
 
 
-def test_scores_of_each_number_of_shots_and_setting(writer):
+def test_scores_of_each_number_of_examples_and_setting(responder):
     prompts = table()
-    settings = {"temperature=0": GREEDY, "beams=2": GenerateConfig(beams=2)}
-    texts = {n: [alone(writer.model, prompts.text(i, n), 9, ["\n\n"]).strip() for i in range(5)] for n in (0, 1)}
-    prompts.rows[3].answer = texts[0][3]  # one that is met
-    prompts.examples = table().rows
-    found = answer(writer, prompts, [0, 1], settings, n_tokens=9)
+    settings = {"temperature=0": GREEDY, "num_beams=2": DecodingConfig(num_beams=2)}
+    texts = {n: [alone(responder.model, prompts.text(i, n), 9, ["\n\n"]).strip() for i in range(5)] for n in (0, 1)}
+    prompts.items[3].answer = texts[0][3]  # one that is met
+    prompts.pool = table().items
+    found = respond_to_all(responder, prompts, [0, 1], settings, max_new_tokens=9)
     keys = ("rouge1", "rouge2", "rougeL", "exact_match")
-    names = {f"shots={n}/{name}/{key}" for n in (0, 1) for name in settings for key in keys}
+    names = {f"num_fewshot={n}/{name}/{key}" for n in (0, 1) for name in settings for key in keys}
     assert set(found["numbers"]) == names
     for n in (0, 1):
-        told = [entry for row in found["rows"] for entry in row["answers"]]
-        told = [entry for entry in told if entry["shots"] == n and entry["setting"] == "temperature=0"]
-        assert [entry["text"] for entry in told] == texts[n]
+        answers = [entry for row in found["samples"] for entry in row["answers"]]
+        answers = [entry for entry in answers if entry["num_fewshot"] == n and entry["setting"] == "temperature=0"]
+        assert [entry["text"] for entry in answers] == texts[n]
         for key in keys:
-            mean = sum(entry[key] for entry in told) / 5
-            assert found["numbers"][f"shots={n}/temperature=0/{key}"] == pytest.approx(mean)
-    assert found["numbers"]["shots=0/temperature=0/exact_match"] == 1 / 5
-    assert [row["reference"] for row in found["rows"]] == [row.answer for row in prompts.rows]
+            mean = sum(entry[key] for entry in answers) / 5
+            assert found["numbers"][f"num_fewshot={n}/temperature=0/{key}"] == pytest.approx(mean)
+    assert found["numbers"]["num_fewshot=0/temperature=0/exact_match"] == 1 / 5
+    assert [row["reference"] for row in found["samples"]] == [row.answer for row in prompts.items]
 
 
 def test_an_answer_ends_where_the_next_example_would_begin(small):
-    writer = Writer(small(vocab_size=8, context_length=90, seed=2), CharTokenizer("\n .abks"), frozenset())
+    responder = Responder(small(vocab_size=8, context_length=90, seed=2), CharTokenizer("\n .abks"), frozenset())
     prompts = table(separator="k")
-    found = answer(writer, prompts, [0], {"temperature=0": GREEDY}, n_tokens=30)
-    whole = answer(writer, prompts, [0], {"temperature=0": GREEDY}, n_tokens=30, stop=())
-    texts = [[row["answers"][0]["text"] for row in result["rows"]] for result in (found, whole)]
+    found = respond_to_all(responder, prompts, [0], {"temperature=0": GREEDY}, max_new_tokens=30)
+    whole = respond_to_all(responder, prompts, [0], {"temperature=0": GREEDY}, max_new_tokens=30, stop=())
+    texts = [[row["answers"][0]["text"] for row in result["samples"]] for result in (found, whole)]
     assert texts[0] == [text.split("k")[0].strip() for text in texts[1]]
     assert any("k" in text for text in texts[1])
 
 
-def test_refused_before_any_work(writer, monkeypatch):
-    monkeypatch.setattr(Writer, "write", lambda *_, **__: pytest.fail("worked"))
-    with pytest.raises(ValueError, match=r"row 0 with shots=4 .* the context of 90 holds; with 2 shots every row fits"):
-        answer(writer, table(), [0, 4], {"temperature=0": GREEDY}, n_tokens=45)
+def test_refused_before_any_work(responder, monkeypatch):
+    monkeypatch.setattr(Responder, "respond", lambda *_, **__: pytest.fail("worked"))
+    with pytest.raises(
+        ValueError, match=r"row 0 with num_fewshot=4 .* the context of 90 holds; every prompt fits with num_fewshot=2"
+    ):
+        respond_to_all(responder, table(), [0, 4], {"temperature=0": GREEDY}, max_new_tokens=45)
 
 
 def test_an_encoder_decoder_answers_prompts_of_any_length():
     tokenizer = ByteTokenizer()
     model = build_model(EncoderDecoderConfig(n_layer=1, n_head=2, d_model=16, context_length=8), 257, seed=1).eval()
     prompts = table(3)
-    found = answer(Writer(model, tokenizer, {256}), prompts, [2], {"temperature=0": GREEDY}, n_tokens=6, stop=())
-    for i, row in enumerate(found["rows"]):
+    found = respond_to_all(
+        Responder(model, tokenizer, {256}), prompts, [2], {"temperature=0": GREEDY}, max_new_tokens=6, stop=()
+    )
+    for i, row in enumerate(found["samples"]):
         source = torch.tensor([[*prompts.text(i, 2).encode(), 256]])
-        ids = generate(model, source, 6, temperature=0.0, vocab_size=257)[0].tolist()
+        ids = generate_tokens(model, source, 6, temperature=0.0, vocab_size=257)[0].tolist()
         ids = ids[: ids.index(256)] if 256 in ids else ids
         assert row["answers"][0]["text"] == bytes(ids).decode("utf-8", "replace").strip()

@@ -9,16 +9,16 @@ PROMPT = [3, 17, 22]
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0, -0.5])
-@pytest.mark.parametrize("n_beams, n_best", [(2, 1), (4, 4), (7, 3)])
-def test_equals_transformers(gpt2_pair, length_penalty, n_beams, n_best):
+@pytest.mark.parametrize("num_beams, num_return_sequences", [(2, 1), (4, 4), (7, 3)])
+def test_equals_transformers(gpt2_pair, length_penalty, num_beams, num_return_sequences):
     for eos in (None, 5, 11):
         theirs, ours = gpt2_pair(eos=eos)
         theirs.generation_config.eos_token_id = eos
         expected = theirs.generate(
             torch.tensor([PROMPT]),
             do_sample=False,
-            num_beams=n_beams,
-            num_return_sequences=n_best,
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
             length_penalty=length_penalty,
             max_new_tokens=12,
             output_scores=True,
@@ -28,21 +28,21 @@ def test_equals_transformers(gpt2_pair, length_penalty, n_beams, n_best):
             ours,
             PROMPT,
             12,
-            n_beams=n_beams,
-            n_best=n_best,
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
             length_penalty=length_penalty,
             ends=lambda tokens, eos=eos: tokens[-1] == eos,
         )
-        assert len(found) == n_best
+        assert len(found) == num_return_sequences
         for beam, sequence, score in zip(found, expected.sequences, expected.sequences_scores, strict=True):
             assert beam.tokens == sequence[3 : 3 + len(beam.tokens)].tolist()
             assert beam.score == pytest.approx(score.item(), abs=1e-4)
 
 
-def test_as_many_beams_as_words_find_the_best_of_all(small):
+def test_as_many_beams_as_sequences_find_the_best_of_all(small):
     model, prompt, vocab_size = small(vocab_size=4), [1, 2], 4
     best = max(itertools.product(range(vocab_size), repeat=3), key=lambda tokens: log_p(model, prompt, tokens))
-    found = beam_search(model, prompt, 3, n_beams=16, n_best=2)
+    found = beam_search(model, prompt, 3, num_beams=16, num_return_sequences=2)
     assert found[0].tokens == list(best)
     assert found[0].score == pytest.approx(log_p(model, prompt, best) / 3, abs=1e-5)
 
@@ -57,11 +57,9 @@ def test_one_beam_is_greedy(small):
     sequence = [3]
     for _ in range(8):
         sequence.append(model(torch.tensor([sequence]))[0, -1].argmax().item())
-    assert beam_search(model, [3], 8, n_beams=1)[0].tokens == sequence[1:]
+    assert beam_search(model, [3], 8, num_beams=1)[0].tokens == sequence[1:]
 
 
-def test_refusals(small):
-    with pytest.raises(ValueError, match="beams=0 is below 1"):
-        beam_search(small(), [1], 1, n_beams=0)
-    with pytest.raises(ValueError, match="n_samples=3 is more than beams=2 can give"):
-        beam_search(small(), [1], 1, n_beams=2, n_best=3)
+def test_more_sequences_than_beams_are_refused(small):
+    with pytest.raises(ValueError, match="num_return_sequences=3 must be 1 to num_beams=2"):
+        beam_search(small(), [1], 1, num_beams=2, num_return_sequences=3)

@@ -25,12 +25,12 @@ VARIANTS = {
 }
 
 
-def logits_on_the_way(model, prompts, n_tokens, **options):
-    reader = DecodingState(model, prompts, **options)
-    steps = [reader.logits]
+def logits_of_each_step(model, prompts, n_tokens, **options):
+    state = DecodingState(model, prompts, **options)
+    steps = [state.logits]
     for _ in range(n_tokens):
-        steps.append(reader.append(steps[-1].argmax(-1).tolist()))
-    return torch.stack(steps), reader.sequences
+        steps.append(state.append(steps[-1].argmax(-1).tolist()))
+    return torch.stack(steps), state.sequences
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -38,11 +38,11 @@ def logits_on_the_way(model, prompts, n_tokens, **options):
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[1:2]], ids=["batch", "one"])
 def test_cache_and_no_cache_agree_also_past_the_context(small, position, variant, prompts):
     model = small(position=position, **VARIANTS[variant])
-    cached, tokens = logits_on_the_way(model, prompts, 3 * CONTEXT, n_more=3 * CONTEXT)
-    plain, same = logits_on_the_way(model, prompts, 3 * CONTEXT, cached=False)
+    cached, tokens = logits_of_each_step(model, prompts, 3 * CONTEXT, n_more=3 * CONTEXT)
+    plain, same = logits_of_each_step(model, prompts, 3 * CONTEXT, cached=False)
     assert tokens == same
     assert (cached - plain).abs().max() <= 1e-4 * plain.abs().max()
-    # What no cache means, spelled out: each row alone, its window through the whole model.
+    # Without a cache, spelled out: each sequence alone, its window through the whole model.
     for row, sequence in enumerate(tokens):
         for step in (0, CONTEXT, 3 * CONTEXT):
             read = sequence[: len(prompts[row]) + step]
@@ -62,42 +62,42 @@ def test_the_window_is_half_kept_when_it_is_full():
 def test_short_contexts_slide_too(small, context_length):
     model = small()
     options = {"context_length": context_length}
-    cached, tokens = logits_on_the_way(model, PROMPTS, 20, **options)
-    plain, same = logits_on_the_way(model, PROMPTS, 20, cached=False, **options)
+    cached, tokens = logits_of_each_step(model, PROMPTS, 20, **options)
+    plain, same = logits_of_each_step(model, PROMPTS, 20, cached=False, **options)
     assert tokens == same and torch.allclose(cached, plain, atol=1e-4)
 
 
-def test_the_memory_is_allocated_once_and_written_in_place(small):
+def test_the_cache_is_allocated_once_and_written_in_place(small):
     model = small(n_kv_head=2)
-    reader = DecodingState(model, PROMPTS, n_more=50)
-    held = [(layer.keys, layer.values) for layer in reader.cache.layers]
+    state = DecodingState(model, PROMPTS, n_more=50)
+    held = [(layer.keys, layer.values) for layer in state.cache.layers]
     assert all(keys.shape == values.shape == (3, 2, CONTEXT, 4) for keys, values in held)
     places = [(keys.data_ptr(), values.data_ptr()) for keys, values in held]
     for _ in range(2 * CONTEXT):
-        reader.append([1, 2, 3])
-    assert places == [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in reader.cache.layers]
+        state.append([1, 2, 3])
+    assert places == [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in state.cache.layers]
     assert DecodingState(model, [[1, 2]], n_more=3).cache.n_positions == 5  # no more than will be needed
 
 
 def test_several_tokens_at_once_and_back_again(small):
     model = small(position=Position.rotary)
-    reader, plain = DecodingState(model, [[1, 2, 3]]), DecodingState(model, [[1, 2, 3]], cached=False)
+    state, plain = DecodingState(model, [[1, 2, 3]]), DecodingState(model, [[1, 2, 3]], cached=False)
     near = dict(atol=1e-5, rtol=1e-4)
     for tokens in ([4, 5, 6], [7], list(range(8, 28))):  # the last crosses the context twice
-        assert torch.allclose(reader.extend(tokens), plain.extend(tokens), **near)
+        assert torch.allclose(state.extend(tokens), plain.extend(tokens), **near)
     for keep in (25, 8):  # within the window, and before it moved
-        reader.truncate(keep)
+        state.truncate(keep)
         plain.truncate(keep)
-        assert reader.sequences == plain.sequences
-        assert torch.allclose(reader.append([9]), plain.append([9]), **near)
+        assert state.sequences == plain.sequences
+        assert torch.allclose(state.append([9]), plain.append([9]), **near)
 
 
-def test_rows_can_be_chosen_repeated_and_dropped(small):
+def test_sequences_can_be_selected_repeated_and_dropped(small):
     model = small()
     cached, plain = DecodingState(model, PROMPTS), DecodingState(model, PROMPTS, cached=False)
     for rows in ([2, 0, 1], [1, 1, 0, 2, 2], [3, 0], [1]):
-        for reader in (cached, plain):
-            reader.select(rows)
+        for state in (cached, plain):
+            state.select(rows)
         tokens = list(range(1, len(rows) + 1))
         assert torch.allclose(cached.append(tokens), plain.append(tokens), atol=1e-5, rtol=1e-4)
         assert cached.sequences == plain.sequences
@@ -108,7 +108,7 @@ def test_beam_search_agrees_past_the_context(small):
     found = [
         [
             (beam.tokens, round(beam.score, 4))
-            for beam in beam_search(model, [3, 1], 30, n_beams=3, n_best=3, cached=cached)
+            for beam in beam_search(model, [3, 1], 30, num_beams=3, num_return_sequences=3, cached=cached)
         ]
         for cached in (True, False)
     ]
@@ -117,13 +117,13 @@ def test_beam_search_agrees_past_the_context(small):
 
 def test_bfloat16_caches_its_own_type(small):
     model = small(position=Position.rotary, n_kv_head=2).bfloat16()
-    reader, plain = DecodingState(model, PROMPTS), DecodingState(model, PROMPTS, cached=False)
-    assert reader.cache.layers[0].keys.dtype is torch.bfloat16
-    assert (reader.append([1, 2, 3]) - plain.append([1, 2, 3])).abs().max() < 0.1 * plain.logits.abs().max()
+    state, plain = DecodingState(model, PROMPTS), DecodingState(model, PROMPTS, cached=False)
+    assert state.cache.layers[0].keys.dtype is torch.bfloat16
+    assert (state.append([1, 2, 3]) - plain.append([1, 2, 3])).abs().max() < 0.1 * plain.logits.abs().max()
     with torch.autocast("cpu", torch.bfloat16):
-        reader = DecodingState(small(), PROMPTS)
-        reader.append([1, 2, 3])
-    assert reader.cache.layers[0].keys.dtype is torch.bfloat16  # what the projections gave, not what weights are
+        state = DecodingState(small(), PROMPTS)
+        state.append([1, 2, 3])
+    assert state.cache.layers[0].keys.dtype is torch.bfloat16  # what the projections gave, not what weights are
 
 
 def test_a_layer_may_look_at_states_computed_once():
@@ -168,7 +168,7 @@ def test_another_layout_changes_nothing(small, variant):
 
 def test_int8_decodes_with_the_cache(small):
     model = Int8Model(small(position=Position.rotary, n_kv_head=2, tie_embeddings=False))
-    reader, plain = DecodingState(model, PROMPTS), DecodingState(model, PROMPTS, cached=False)
+    state, plain = DecodingState(model, PROMPTS), DecodingState(model, PROMPTS, cached=False)
     for _ in range(15):
-        cached, alone = reader.append([1, 2, 3]), plain.append([1, 2, 3])
+        cached, alone = state.append([1, 2, 3]), plain.append([1, 2, 3])
         assert (cached - alone).abs().max() < 0.1 * alone.abs().max()

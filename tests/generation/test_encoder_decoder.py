@@ -1,4 +1,4 @@
-"""Writing with T5: what its decoder writes of what its encoder reads."""
+"""Generation with T5: the decoder's text for what the encoder reads."""
 
 import json
 
@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from gptlab.cli.generate import main
 from gptlab.generation.beam import beam_search
-from gptlab.generation.decode import decode, generate, seeded
+from gptlab.generation.decode import decode, generate_tokens, seeded
 from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.precision import Precision, prepare
 from gptlab.generation.sampling import Sampling
@@ -24,7 +24,7 @@ PROMPTS = [[5, 9, 33, 2, 40, 8, 21, 1], [7, 1], [30, 31, 32, 1]]
 @pytest.fixture(params=["t5 few buckets", "t5 tied, not scaled", "t5 1.1"])
 def pair(request, tmp_path):
     theirs = T5S[request.param].model()
-    with torch.no_grad():  # or the most likely word would be the same at each step
+    with torch.no_grad():  # or the most likely token would be the same at each step
         theirs.shared.weight *= 0.3
         for name, parameter in theirs.named_parameters():
             parameter *= 30 if "relative_attention_bias" in name else 1
@@ -46,11 +46,11 @@ def padded():
     return {"input_ids": tokens, "attention_mask": (tokens != 0).long()}
 
 
-def drawn(reader, n_tokens, sampling, **options):
-    rows = [[] for _ in reader.sequences]
-    for draws in decode(reader, n_tokens, sampling, **options):
+def drawn(state, n_tokens, sampling, **options):
+    rows = [[] for _ in state.sequences]
+    for draws in decode(state, n_tokens, sampling, **options):
         for draw in draws:
-            rows[draw.row].append(draw.token)
+            rows[draw.index].append(draw.token)
     return rows
 
 
@@ -61,8 +61,8 @@ def test_greedy_equals_transformers(pair, cached, penalty):
     n_tokens = 530 if cached else 30  # beyond the context, which relative positions do not know
     how = {"do_sample": False, "eos_token_id": None, "repetition_penalty": penalty}
     expected = theirs.generate(**padded(), max_new_tokens=n_tokens, **how).tolist()
-    reader = DecodingState(ours, PROMPTS, n_more=n_tokens, cached=cached)
-    rows = drawn(reader, n_tokens, Sampling(temperature=0.0, repetition_penalty=penalty))
+    state = DecodingState(ours, PROMPTS, n_more=n_tokens, cached=cached)
+    rows = drawn(state, n_tokens, Sampling(temperature=0.0, repetition_penalty=penalty))
     assert [[0, *row] for row in rows] == expected
     assert penalty == 1 or len({token for row in rows for token in row}) > 8
 
@@ -71,23 +71,23 @@ def test_rows_end_one_by_one(pair):
     theirs, ours = pair
     ends = {3, 17, 44, 21, 8, 29}
     expected = theirs.generate(**padded(), max_new_tokens=25, do_sample=False, eos_token_id=[*ends], pad_token_id=0)
-    reader = DecodingState(ours, PROMPTS, n_more=25)
-    rows = drawn(reader, 25, Sampling(temperature=0.0), ends=lambda row, token: token in ends)
+    state = DecodingState(ours, PROMPTS, n_more=25)
+    rows = drawn(state, 25, Sampling(temperature=0.0), ends=lambda row, token: token in ends)
     for row, theirs_row in zip(rows, expected.tolist(), strict=True):
         assert row == theirs_row[1 : 1 + len(row)] and not any(theirs_row[1 + len(row) :])
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 2.0])
-@pytest.mark.parametrize("n_beams, n_best", [(2, 1), (5, 4)])
-def test_beam_search_equals_transformers(pair, length_penalty, n_beams, n_best):
+@pytest.mark.parametrize("num_beams, num_return_sequences", [(2, 1), (5, 4)])
+def test_beam_search_equals_transformers(pair, length_penalty, num_beams, num_return_sequences):
     theirs, ours = pair
     for prompt in PROMPTS:
         for eos in (None, 5, 11):
             expected = theirs.generate(
                 torch.tensor([prompt]),
                 do_sample=False,
-                num_beams=n_beams,
-                num_return_sequences=n_best,
+                num_beams=num_beams,
+                num_return_sequences=num_return_sequences,
                 length_penalty=length_penalty,
                 max_new_tokens=12,
                 eos_token_id=eos,
@@ -98,8 +98,8 @@ def test_beam_search_equals_transformers(pair, length_penalty, n_beams, n_best):
                 ours,
                 prompt,
                 12,
-                n_beams=n_beams,
-                n_best=n_best,
+                num_beams=num_beams,
+                num_return_sequences=num_return_sequences,
                 length_penalty=length_penalty,
                 ends=lambda tokens, eos=eos: tokens[-1] == eos,
             )
@@ -117,7 +117,7 @@ def test_the_encoder_runs_once(ours, monkeypatch):
     assert calls == ["encoder", *["keys"] * len(ours.decoder.blocks)]
 
 
-def test_an_answer_does_not_depend_on_those_beside_it(ours):
+def test_a_sequence_does_not_depend_on_the_rest_of_the_batch(ours):
     sampling = Sampling(temperature=0.7, top_k=20)
     together = drawn(DecodingState(ours, PROMPTS, n_more=20), 20, sampling, generators=seeded(3, 3))
     for cached in (True, False):
@@ -131,10 +131,10 @@ def test_an_answer_does_not_depend_on_those_beside_it(ours):
 def test_precisions(pair, precision):
     theirs, ours = pair
     reference = theirs(**padded(), decoder_input_ids=torch.zeros((3, 1), dtype=torch.int64)).logits[:, 0]
-    reader = DecodingState(prepare(ours, precision, torch.device("cpu")), PROMPTS, n_more=4)
+    state = DecodingState(prepare(ours, precision, torch.device("cpu")), PROMPTS, n_more=4)
     near = {Precision.float32: 1e-4, Precision.bfloat16: 0.15, Precision.int8: 0.2}[precision]
-    assert (reader.logits.float() - reference).abs().max() <= near * reference.abs().max()
-    assert len(drawn(reader, 4, Sampling(temperature=0.0))[0]) == 4
+    assert (state.logits.float() - reference).abs().max() <= near * reference.abs().max()
+    assert len(drawn(state, 4, Sampling(temperature=0.0))[0]) == 4
 
 
 def test_a_draft_model_changes_nothing_at_temperature_zero(ours):
@@ -144,14 +144,14 @@ def test_a_draft_model_changes_nothing_at_temperature_zero(ours):
     assert [one.token for one in speculate(ours, draft, PROMPTS[0], 20, greedy)] == expected
 
 
-def test_a_context_that_is_said_is_obeyed(ours):
-    readers = [DecodingState(ours, PROMPTS, n_more=30, context_length=8, cached=cached) for cached in (True, False)]
-    rows = [drawn(reader, 30, Sampling(temperature=0.0)) for reader in readers]
+def test_a_given_context_length_is_used(ours):
+    states = [DecodingState(ours, PROMPTS, n_more=30, context_length=8, cached=cached) for cached in (True, False)]
+    rows = [drawn(state, 30, Sampling(temperature=0.0)) for state in states]
     assert rows[0] == rows[1] != drawn(DecodingState(ours, PROMPTS, n_more=30), 30, Sampling(temperature=0.0))
 
 
 def test_from_python(ours):
-    answers = generate(ours, torch.tensor([PROMPTS[0]]), 6, temperature=0.0)
+    answers = generate_tokens(ours, torch.tensor([PROMPTS[0]]), 6, temperature=0.0)
     assert answers.tolist() == drawn(DecodingState(ours, PROMPTS[:1], n_more=6), 6, Sampling(temperature=0.0))
 
 
@@ -182,15 +182,15 @@ def test_the_command(folder, capsys):
     assert ids[0, -1] == 1
     never = list(range(len(tokenizer), WORDS))
     for beams in (1, 3):
-        words = [f"beams={beams}"] if beams > 1 else ["temperature=0"]
-        assert main([f"run={folder}", f"prompt={prompt}", "n_tokens=12", "output=json", *words]) == 0
+        options = [f"num_beams={beams}"] if beams > 1 else ["temperature=0"]
+        assert main([f"run={folder}", f"prompt={prompt}", "max_new_tokens=12", "output=json", *options]) == 0
         (answer,) = json.loads(capsys.readouterr().out)["results"]
         (expected,) = theirs.generate(
             ids, max_new_tokens=12, do_sample=False, num_beams=beams, suppress_tokens=never or None
         ).tolist()
         assert answer["tokens"] == expected[1:]
         assert answer["text"] == tokenizer.decode(answer["tokens"], skip_special_tokens=True)
-    assert main([f"run={folder}", f"prompt={prompt}", "n_tokens=12", "temperature=0"]) == 0
+    assert main([f"run={folder}", f"prompt={prompt}", "max_new_tokens=12", "temperature=0"]) == 0
     assert prompt not in capsys.readouterr().out
 
 
@@ -201,6 +201,9 @@ def test_what_cannot_write_is_refused(folder, tmp_path, capsys):
         case.save(tmp_path / name)
         (tmp_path / name / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     assert main([f"run={tmp_path / 'bert'}", "prompt=aa"]) == 2
-    assert "is an encoder, which writes no text" in capsys.readouterr().err
-    assert main([f"run={folder}", f"draft={tmp_path / 'gpt2'}", "prompt=aa"]) == 2
-    assert "one with architecture=encoder_decoder; use two of the same" in capsys.readouterr().err
+    assert "is a model of type encoder, which generates no text" in capsys.readouterr().err
+    assert main([f"run={folder}", f"draft_model={tmp_path / 'gpt2'}", "prompt=aa"]) == 2
+    assert (
+        "is a causal model and the model a encoder_decoder one; use two of the same capability"
+        in capsys.readouterr().err
+    )

@@ -2,15 +2,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_runs import small_run
 
-from gptlab.config import RunConfig
 from gptlab.data.prepare import prepare
 from gptlab.data.tokenizers.tokenizer import ByteTokenizer, CharTokenizer, FileTokenizer
 from gptlab.generation.scoring import score, token_nats
 from gptlab.models.build import build_model
 from gptlab.models.encoder.config import EncoderConfig
-from gptlab.objectives.causal_lm import CausalLM
 from gptlab.runs import checkpoint
 from gptlab.training.loop import train
 
@@ -20,8 +19,7 @@ CONTEXT = 12
 def test_equals_the_training_loss_within_one_window(small):
     model = small()
     windows = torch.randint(31, (1, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
-    objective = CausalLM(RunConfig())
-    loss = objective.loss(model, objective.collate(windows))["loss"].sum
+    loss = F.cross_entropy(model(windows[:, :-1])[0], windows[0, 1:], reduction="sum")
     assert sum(token_nats(model, windows[0].tolist())) == pytest.approx(loss.item(), rel=1e-5)
 
 
@@ -57,14 +55,15 @@ def test_without_an_end_of_text_the_first_token_is_only_read(small):
             score(small(vocab_size=3), CharTokenizer("abé"), text)
 
 
-def test_all_rows_take_part_as_in_training(small):
+def test_the_whole_vocabulary_takes_part_as_in_training(small):
     model = small(vocab_size=300)
     result = score(model, ByteTokenizer(), "ab")
     expected = -torch.log_softmax(model(torch.tensor([[256, 97]]))[0], -1)[[0, 1], [97, 98]]
     assert result.nats == pytest.approx(expected.tolist(), abs=1e-4)
-    windows = torch.tensor([[256, *b"eleven more"]])  # a window of training, with rows that no word has
-    objective = CausalLM(RunConfig())
-    loss = objective.loss(model, objective.collate(windows))["loss"].sum
+    windows = torch.tensor(
+        [[256, *b"eleven more"]]
+    )  # a training sequence, with vocabulary entries that the tokenizer lacks
+    loss = F.cross_entropy(model(windows[:, :-1])[0], windows[0, 1:], reduction="sum")
     assert score(model, ByteTokenizer(), "eleven more").loss == pytest.approx(loss.item() / 11, rel=1e-5)
 
 
@@ -83,7 +82,7 @@ def test_a_tokenizers_own_beginning_goes_first(small):
 
 
 def test_equals_the_validation_loss_of_a_run(tmp_path):
-    """Window by window, as validation reads the split; the model has rows that no word stands for."""
+    """Window by window, as validation reads the split; the model's vocabulary is larger than the tokenizer's."""
     config = small_run(tmp_path / "run")
     config.model.vocab_size = 300
     with torch.enable_grad():
@@ -97,11 +96,13 @@ def test_equals_the_validation_loss_of_a_run(tmp_path):
     assert len(nats) == len(ids) - 1
     assert sum(nats) / len(nats) == pytest.approx(reported, abs=1e-5)
     first = data.tokenizer.decode(ids[: context + 1])
-    ours = score(model, CharTokenizer("".join(map(chr, range(256)))), first)  # the same ids, and no word to begin with
+    ours = score(
+        model, CharTokenizer("".join(map(chr, range(256)))), first
+    )  # the same ids, and no beginning-of-text token
     assert ours.nats == pytest.approx(nats[:context], abs=1e-4)
 
 
-def test_only_a_decoder_predicts_a_text():
+def test_only_a_causal_model_predicts_a_text():
     model = build_model(EncoderConfig(n_layer=1, n_head=2, d_model=8), 256, seed=0)
-    with pytest.raises(ValueError, match="architecture=encoder does not predict a text; use a decoder"):
+    with pytest.raises(ValueError, match="of type encoder does not predict the next token"):
         token_nats(model, [1, 2])

@@ -17,9 +17,9 @@ def plain(model, sampling, n_tokens, **options):
     return [draws[0].token for draws in decode(DecodingState(model, [PROMPT]), n_tokens, sampling, **options)]
 
 
-@pytest.mark.parametrize("n_draft", [1, 3, 5])
+@pytest.mark.parametrize("num_draft_tokens", [1, 3, 5])
 @pytest.mark.parametrize("position", list(Position), ids=lambda position: position.value)
-def test_greedy_is_the_targets_greedy_also_past_the_context(small, n_draft, position):
+def test_greedy_is_the_targets_greedy_also_past_the_context(small, num_draft_tokens, position):
     target = small(position=position)
     drafts = {
         "another": small(seed=1, n_layer=1),
@@ -28,45 +28,52 @@ def test_greedy_is_the_targets_greedy_also_past_the_context(small, n_draft, posi
         "longer context": small(seed=1, n_layer=1, context_length=40),
     }
     for name, draft in drafts.items():
-        found = [draw.token for draw in speculate(target, draft, PROMPT, 40, GREEDY, n_draft=n_draft)]
+        found = [draw.token for draw in speculate(target, draft, PROMPT, 40, GREEDY, num_draft_tokens=num_draft_tokens)]
         assert found == plain(target, GREEDY, 40), name
     penalized = Sampling(temperature=0.0, repetition_penalty=1.5)
-    found = [draw.token for draw in speculate(target, drafts["another"], PROMPT, 40, penalized, n_draft=n_draft)]
+    found = [
+        draw.token
+        for draw in speculate(target, drafts["another"], PROMPT, 40, penalized, num_draft_tokens=num_draft_tokens)
+    ]
     assert found == plain(target, penalized, 40)
 
 
-class Table(nn.Module):
-    """A model of which only the last word matters: fast enough for many draws."""
+class Bigram(nn.Module):
+    """A bigram model: fast enough for many draws. It has no cache."""
 
     def __init__(self, seed):
         super().__init__()
         self.config = DecoderConfig(n_layer=0, context_length=8)
         generator = torch.Generator().manual_seed(seed)
-        self.rows = nn.Parameter(1.2 * torch.randn(4, 4, generator=generator))
+        self.table = nn.Parameter(1.2 * torch.randn(4, 4, generator=generator))
 
-    def hidden_states(self, tokens, *, cache):
-        cache.read(tokens.shape[1], tokens.device)
-        return self.rows[tokens]
+    def new_cache(self, batch_size, n_positions):
+        return None
+
+    def hidden_states(self, tokens):
+        return self.table[tokens]
 
     @property
-    def output(self):
+    def head(self):
         return LMHead(torch.eye(4))
 
 
 @pytest.mark.parametrize("filters", [{}, {"temperature": 0.7, "top_k": 3}, {"repetition_penalty": 1.5}], ids=str)
 def test_the_distribution_is_exactly_the_targets(fits, filters):
-    """All 64 texts of three words, each with the probability that the target alone gives it."""
-    sampling, target, draft = Sampling(**filters), Table(2), Table(3)
+    """All 64 sequences of three tokens, each with the probability that the target alone gives it."""
+    sampling, target, draft = Sampling(**filters), Bigram(2), Bigram(3)
     expected = torch.ones(64, dtype=torch.float64)
     for code in range(64):
         text = [code // 16, code // 4 % 4, code % 4]
         for i in range(3):
             seen = [1, 2, *text[:i]]
-            expected[code] *= sampling.probabilities(target.rows[seen[-1:]], [seen])[0, text[i]].double()
+            expected[code] *= sampling.probabilities(target.table[seen[-1:]], [seen])[0, text[i]].double()
     generator = torch.Generator().manual_seed(11)
     draws = []
     for _ in range(4_000 if filters else 20_000):
-        a, b, c = (d.token for d in speculate(target, draft, [1, 2], 3, sampling, n_draft=2, generator=generator))
+        a, b, c = (
+            d.token for d in speculate(target, draft, [1, 2], 3, sampling, num_draft_tokens=2, generator=generator)
+        )
         draws.append(16 * a + 4 * b + c)
     assert fits(draws, expected)
     assert not fits(draws, expected.roll(1))

@@ -1,68 +1,74 @@
-"""The command `gptlab amend`: a planned change of a run in mid-flight."""
+"""The command `gptlab amend`: a planned change to the config of a run in progress."""
 
+import typing
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from gptlab import composition
 from gptlab.cli.guard import guard
+from gptlab.cli.options import load_plugins, split
 from gptlab.config import ALTERNATIVES, RunConfig, to_plain
 from gptlab.errors import UserError
 from gptlab.runs import amendments
 from gptlab.runs.folder import RunFolder
+from gptlab.values import coerce
 
-HELP = """gptlab amend run=PATH word=value ...
+HELP = """gptlab amend run=PATH key=value ...
 
-Writes down a change of a run's config, which the run takes up at its next step, or when it is continued. Every later
-start of the run replays it at the same step.
+Records overrides of a run's config. The run applies them at its next optimizer step, or when it is resumed; every
+later resume applies them at the same step.
 
     run        the run folder
+    plugins    modules that register components of your own, as [MODULE]
     optimizer  lr, adamw_lr, weight_decay, grad_clip, beta1, beta2, eps, momentum
-    schedule   every word, such as schedule.min_lr_ratio=0
+    schedule   every key, such as schedule.min_lr_ratio=0
     callbacks.checkpoint
-               every word, such as callbacks.checkpoint.every_minutes=10
+               every key, such as callbacks.checkpoint.every_minutes=10
 
     gptlab amend run=runs/NAME optimizer.lr=3e-4 optimizer.grad_clip=0.5
 """
 
 
-def main(words: list[str]) -> int:
-    """Write the amendment that the words say; returns the exit code."""
-    if not words or {"-h", "--help"} & set(words):
+def main(arguments: list[str]) -> int:
+    """Record the overrides that the arguments give; returns the exit code."""
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0
-    return guard(lambda: amend(words))
+    return guard(lambda: amend(load_plugins(arguments)))
 
 
-def amend(words: list[str]) -> None:
-    """Check the words against the run's config and let them wait for the run."""
-    said = {}
-    for word in words:
-        key, sign, value = word.partition("=")
-        if not sign or not value:
+def amend(arguments: list[str]) -> None:
+    """Check the overrides against the run's config and record them for the run to apply."""
+    overrides: dict[str, str] = {}
+    for key, value in split(arguments):
+        if not value:
             raise UserError(f"{key} needs a value; write {key}=...")
-        said[key] = value
-    if "run" not in said:
+        if key in overrides:
+            raise UserError(f"{key}= is given twice; give it once")
+        overrides[key] = value
+    if "run" not in overrides:
         raise UserError("gptlab amend needs run=PATH, such as run=runs/NAME")
-    folder = RunFolder(Path(said.pop("run")).expanduser(), writes=True)
+    folder = RunFolder(Path(overrides.pop("run")).expanduser(), writes=True)
     if not (folder.path / "config.yaml").is_file():
-        raise UserError(f"run={folder.path} holds no run: it has no config.yaml; name a folder such as runs/NAME")
-    if not said:
-        raise UserError(f"gptlab amend needs a word that changes, such as optimizer.lr=3e-4 (run={folder.path})")
+        raise UserError(f"run={folder.path} is not a run: it has no config.yaml; name a folder such as runs/NAME")
+    if not overrides:
+        raise UserError(f"gptlab amend needs an override, such as optimizer.lr=3e-4 (run={folder.path})")
     summary = folder.summary()
     if summary is not None and summary["finished"]:
-        raise UserError(f"run={folder.path} is finished; a longer run starts from it with resume= and a larger budget")
-    config, n_steps = _as_it_stands(folder)
-    values = _values(config, said)
+        raise UserError(
+            f"run={folder.path} is finished; to train it longer, start a run with resume= and a larger budget"
+        )
+    config, n_steps = _current(folder)
+    values = _values(config, overrides)
     amendments.amended(config, values, n_steps=n_steps)
     amendment = amendments.add(folder, values)
     print(f"amendment {amendment.number} of {folder.path}: {amendment}")
-    print("a run that is going takes it up at its next step, any other when it is continued")
+    print("a run in progress applies it at its next step, any other when it is resumed")
 
 
-def _as_it_stands(folder: RunFolder) -> tuple[RunConfig, int | None]:
-    """The run's config with all that was amended before, and its length where it has started."""
+def _current(folder: RunFolder) -> tuple[RunConfig, int | None]:
+    """The run's config with all earlier amendments, and its number of steps where it has started."""
     config = composition.load_config(folder.path / "config.yaml")
     waiting, _ = amendments.read(folder.path)
     _, refused = amendments.on_record(folder)
@@ -73,18 +79,22 @@ def _as_it_stands(folder: RunFolder) -> tuple[RunConfig, int | None]:
     return config, lengths[-1] if lengths else None
 
 
-def _values(config: RunConfig, said: dict[str, str]) -> dict[str, Any]:
-    """What was typed, with the types of the config, and null for the alternatives that it replaces."""
+def _values(config: RunConfig, overrides: dict[str, str]) -> dict[str, Any]:
+    """The overrides with the types of the config, and null for the alternatives that they replace."""
     allowed = amendments.amendable(config)
-    for word in said:
-        if word not in allowed:
-            if word not in composition.preset_names():
-                composition.refuse_unknown([f"{word}={said[word]}"])
-            amendments.refuse(word, allowed)
-    typed = OmegaConf.merge(OmegaConf.structured(config), OmegaConf.from_dotlist([f"{k}={v}" for k, v in said.items()]))
-    values = {word: OmegaConf.select(typed, word) for word in said}
+    values = {}
+    for key, text in overrides.items():
+        if key not in allowed:
+            if key not in composition.preset_names():
+                composition.refuse_unknown([f"{key}={text}"])
+            amendments.refuse(key, allowed)
+        *path, name = key.split(".")
+        part = reduce(getattr, path, config)
+        values[key] = coerce(key, text, typing.get_type_hints(type(part))[name])
     for names in ALTERNATIVES:
         chosen = [name for name in names if values.get(name) is not None]
         if len(chosen) == 1:
             values |= {name: None for name in names if name != chosen[0]}
-    return to_plain(values)
+    plain = to_plain(values)
+    assert isinstance(plain, dict)
+    return plain

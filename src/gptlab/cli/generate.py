@@ -7,255 +7,164 @@ import time
 import typing
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gptlab.cli.guard import guard
-from gptlab.cli.options import read
+from gptlab.cli.options import load_plugins, read
 from gptlab.errors import UserError
-from gptlab.generation.config import N_DRAFT, SEED, GenerateConfig, OutputFormat
-from gptlab.models.encoder.config import EncoderConfig
-from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
+from gptlab.generation.config import SEED, GenerateConfig, OutputFormat
 
 if typing.TYPE_CHECKING:
     from torch import nn
 
     from gptlab.data.tokenizers.tokenizer import Tokenizer
-    from gptlab.generation.text import TextStream
+    from gptlab.generation.text import Generation
 
 HELP = """gptlab generate run=PATH prompt="..." [key=value ...]
 
     run                 a run folder (its best checkpoint), a .ckpt file, a transformers folder, a hub name
                         or the folder of GPT-2 that OpenAI released
-    prompt              the text to continue; said several times, several prompts are answered together
-    prompt_file         a text file with one prompt, or a .jsonl file with one on each line; without either
-                        word the prompt is read from standard input
-    n_tokens            at most so many new tokens of each answer (100)
-    temperature         0: the most likely word; 1: the model's own distribution (1)
-    top_k top_p min_p   of the words, keep the k most likely; the most likely with mass p together; those at
-                        least p times as likely as the most likely
-    repetition_penalty  above 1: what was said becomes less likely (1)
-    beams               search for the most likely text with so many beams, instead of drawing
+    prompt              the text to continue; given several times, the prompts are answered in one batch
+    prompt_file         a text file with one prompt, or a .jsonl file with one per line; without prompt= and
+                        prompt_file= the prompt is read from standard input
+    max_new_tokens      at most so many new tokens per sequence (100)
+    temperature         0: greedy decoding; 1: the model's own distribution (1)
+    top_k top_p min_p   sample among the k most likely tokens; among the most likely ones with a total
+                        probability of p; among those at least p times as likely as the most likely one
+    repetition_penalty  above 1: tokens that have occurred before become less likely (1)
+    num_beams           beam search with so many beams, instead of sampling
     length_penalty      scores of beams are divided by their length to this power (1)
-    n_samples           answers to each prompt; with beams, the best so many (1)
-    stop                end before this text; may be said several times
+    num_return_sequences
+                        sequences per prompt; with beam search, the best ones (1)
+    stop                end before this text; may be given several times
     seed                same seed, same text (1337)
     precision           32, bf16 or int8, which is the fastest on a CPU (32)
     device              cpu, cuda, cuda:1 ... (a GPU where there is one)
-    draft n_draft       a smaller model that proposes n_draft tokens at a time (4); the text keeps its distribution
-    logprobs            show each token's log-probability and so many of the most likely words
+    draft_model         a smaller model for speculative decoding, which keeps the distribution of the text
+    num_draft_tokens    tokens that the draft model proposes at a time (4)
+    logprobs            show each token's log-probability and so many of the most likely tokens
     output              text, or json with nothing else on standard output (text)
+    plugins             modules that register components of your own, as [MODULE]
 """
 
+# Other programs' names for ours, and earlier ones, where spelling alone would not find them.
+FOREIGN = {
+    "n_tokens": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "max_length": "max_new_tokens",
+    "max_gen_toks": "max_new_tokens",
+    "length": "max_new_tokens",
+    "beams": "num_beams",
+    "beam_size": "num_beams",
+    "n_beams": "num_beams",
+    "n": "num_return_sequences",
+    "n_samples": "num_return_sequences",
+    "num_samples": "num_return_sequences",
+    "best_of": "num_return_sequences",
+    "assistant_model": "draft_model",
+    "draft": "draft_model",
+    "num_assistant_tokens": "num_draft_tokens",
+    "num_speculative_tokens": "num_draft_tokens",
+    "n_draft": "num_draft_tokens",
+    "frequency_penalty": "repetition_penalty",
+    "do_sample": "temperature",
+    "start": "prompt",
+    "text": "prompt",
+    "input": "prompt",
+    "model": "run",
+    "checkpoint": "run",
+    "out_dir": "run",
+    "init_from": "run",
+    "dtype": "precision",
+    "format": "output",
+}
 
-@dataclass(slots=True)
-class Answer:
-    """One continuation of one prompt, while it grows and when it is done."""
 
-    prompt: int
-    sample: int
-    stream: "TextStream"
-    tokens: list[int] = field(default_factory=list)
-    steps: list[dict[str, Any]] = field(default_factory=list)  # with logprobs=
-    score: float | None = None  # with beams=
-
-
-def main(words: list[str]) -> int:
-    """Write as the words say; returns the exit code."""
-    if not words or {"-h", "--help"} & set(words):
+def main(arguments: list[str]) -> int:
+    """Generate text as the arguments ask; returns the exit code."""
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0
+    return guard(lambda: generate(arguments))
+
+
+def generate(arguments: list[str]) -> None:
+    """Read the model, generate, and print the text as it comes."""
     hints = typing.get_type_hints(GenerateConfig)
-    return guard(lambda: generate(GenerateConfig(**read(words, hints, "gptlab generate"))))
-
-
-def generate(config: GenerateConfig) -> None:
-    """Read the model, continue the prompts, and show the text as it comes."""
+    config = GenerateConfig(**read(load_plugins(arguments), hints, "gptlab generate", FOREIGN))
     config.check()
     prompts = _prompts(config)
     # Threads that spin while they wait stop each other for milliseconds wherever other programs want the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch  # takes seconds: not for a wrong word
-
+    # torch takes seconds to import: not for a wrong option.
     from gptlab.generation.precision import find_device, prepare
-    from gptlab.generation.sampling import Sampling
-    from gptlab.generation.text import TextStream
+    from gptlab.generation.text import encode_prompts, generate_encoded
     from gptlab.runs.load import load_model
 
-    sampling = Sampling.of(config)
-    sampling.check()
     device = find_device(config.device)
-    model, tokenizer, ends = load_model(config.run, "run")
-    if isinstance(model.config, EncoderConfig):
-        raise UserError(f"run={config.run} is an encoder, which writes no text; name a decoder or an encoder-decoder")
-    draft = _draft(config, tokenizer, model) if config.draft else None
-    ids = [_encoded(prompt, i, len(prompts), tokenizer, model) for i, prompt in enumerate(prompts, 1)]
-    anew = _begins_anew(model)
-    answers = [
-        Answer(i, sample, TextStream(tokenizer, [] if anew else row, stop=config.stop, ends=ends))
-        for i, row in enumerate(ids)
-        for sample in range(config.n_samples)
-    ]
+    model, tokenizer, end_ids = load_model(config.run, "run")
+    draft = _draft_model(config, tokenizer, model) if config.draft_model else None
+    encoded = encode_prompts(prompts, tokenizer, model, f"run={config.run}")
     model = prepare(model, config.precision, device)
     if draft is not None:
         draft = prepare(draft, config.precision, device)
-    screen = (
-        None
-        if config.output is OutputFormat.json
-        else _Screen(config, [""] * len(prompts) if anew else prompts, answers)
-    )
+    screen = None if config.output is OutputFormat.json else _Screen(config, prompts, model)
     started = time.perf_counter()
-    with torch.no_grad():
-        if config.beams is not None:
-            _search(config, model, tokenizer, ends, ids, answers)
-            if screen:
-                for answer in answers:
-                    screen.piece(answer, answer.stream.text)
-                    screen.end(answer)
-        else:
-            _draw(config, model, draft, tokenizer, sampling, ids, answers, screen)
+    results = generate_encoded(
+        model,
+        tokenizer,
+        encoded,
+        config,
+        texts=prompts,
+        draft_model=draft,
+        end_ids=end_ids,
+        on_text=None if screen is None else screen.show,
+    )
     seconds = time.perf_counter() - started
-    n_tokens = sum(len(answer.tokens) for answer in answers)
     if screen is None:
-        report = _report(config, prompts, answers, seconds)
+        report = _report(config, results, seconds)
         text = json.dumps(report, ensure_ascii=False)
         print(text if text == _encodable(text) else json.dumps(report))
     sys.stdout.flush()
+    n_tokens = sum(len(result.tokens) for result in results)
     print(f"{n_tokens:,} tokens in {seconds:.2f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
 
-def _draw(config, model, draft, tokenizer, sampling, ids, answers, screen) -> None:
-    """Draw all answers at once, or with a draft model one after another."""
-    from gptlab.generation.decode import Draw, decode, seeded
-    from gptlab.generation.decoding_state import DecodingState
-    from gptlab.generation.speculative import speculate
-
-    device = next(model.parameters()).device
-    generators = seeded(SEED if config.seed is None else config.seed, len(answers), device)
-    done: set[int] = set()
-
-    def take(row: int, draw: Draw) -> bool:
-        answer = answers[row]
-        answer.tokens.append(draw.token)
-        if config.logprobs is not None:
-            answer.steps.append(_step(draw, tokenizer))
-        piece = answer.stream.feed(draw.token)
-        ended = answer.stream.finished is not None or len(answer.tokens) == config.n_tokens
-        if ended:
-            piece += answer.stream.close()
-            done.add(row)
-        if screen:
-            screen.piece(answer, piece)
-            if ended:
-                screen.end(answer)
-        return ended
-
-    if draft is None:
-        rows = [ids[answer.prompt] for answer in answers]
-        reader = DecodingState(model, rows, n_more=config.n_tokens, vocab_size=tokenizer.vocab_size)
-        steps = decode(
-            reader,
-            config.n_tokens,
-            sampling,
-            generators=generators,
-            ends=lambda row, token: row in done,
-            n_top=config.logprobs,
-        )
-        for draws in steps:
-            for one in draws:
-                take(one.row, one)
-        return
-    for row, answer in enumerate(answers):
-        for one in speculate(
-            model,
-            draft,
-            ids[answer.prompt],
-            config.n_tokens,
-            sampling,
-            n_draft=config.n_draft or N_DRAFT,
-            generator=generators[row],
-            vocab_size=tokenizer.vocab_size,
-            n_top=config.logprobs,
-        ):
-            if take(row, one):
-                break
-
-
-def _search(config, model, tokenizer, text_ends, ids, answers) -> None:
-    """Find the best answers of each prompt with beam search."""
-    from gptlab.generation.beam import beam_search
-    from gptlab.generation.text import TextStream
-
-    for i, prompt in enumerate(ids):
-
-        def written(tokens: list[int], prompt=prompt) -> TextStream:
-            stream = TextStream(tokenizer, [] if _begins_anew(model) else prompt, stop=config.stop, ends=text_ends)
-            for token in tokens:
-                stream.feed(token)
-                if stream.finished:
-                    break
-            return stream
-
-        beams = beam_search(
-            model,
-            prompt,
-            config.n_tokens,
-            n_beams=config.beams,
-            length_penalty=1.0 if config.length_penalty is None else config.length_penalty,
-            n_best=config.n_samples,
-            # Reading a text again for each candidate takes time that only stop strings are worth.
-            ends=lambda tokens: tokens[-1] in text_ends or (bool(config.stop) and written(tokens).finished is not None),
-            vocab_size=tokenizer.vocab_size,
-        )
-        if len(beams) < config.n_samples:
-            raise UserError(
-                f"n_samples={config.n_samples} is more than the {len(beams)} answers that the search found; "
-                f"use n_samples={len(beams)}, or raise n_tokens"
-            )
-        own = [answer for answer in answers if answer.prompt == i]
-        for answer, beam in zip(own, beams, strict=True):
-            answer.tokens, answer.score, answer.stream = beam.tokens, beam.score, written(beam.tokens)
-            answer.stream.close()
-
-
 class _Screen:
-    """Standard output for people: a single answer as it comes, several one after another."""
+    """Standard output for people: a single sequence as it is generated, several one after another."""
 
-    def __init__(self, config: GenerateConfig, prompts: list[str], answers: list[Answer]):
-        self.prompts, self.answers = prompts, answers
-        self.steps = config.logprobs is not None
-        self.single = len(answers) == 1
-        if self.single and not self.steps:
+    def __init__(self, config: GenerateConfig, prompts: list[str], model: "nn.Module"):
+        from gptlab.generation.prompt import has_encoder
+
+        self.continues = not has_encoder(model)  # the text is shown after its prompt
+        self.n_prompts, self.n_sequences = len(prompts), config.num_return_sequences
+        self.logprobs = config.logprobs is not None
+        self.single = self.n_prompts * self.n_sequences == 1
+        if self.single and self.continues and not self.logprobs:
             self._write(prompts[0])
 
-    def piece(self, answer: Answer, piece: str) -> None:
-        if not self.single:
-            return
-        if not self.steps:
-            self._write(piece)
-        elif answer.steps:
-            self._write(self._line(answer.steps[-1]))
-
-    def end(self, answer: Answer) -> None:
+    def show(self, result: "Generation", piece: str) -> None:
         if self.single:
-            if not self.steps:
-                self._write("\n")
+            self._write(self._line(result.logprobs[-1]) if self.logprobs else piece)
+        if result.finished is None:
             return
-        n_prompts = len(self.prompts)
-        head = [f"prompt {answer.prompt + 1}"] if n_prompts > 1 else []
-        if len(self.answers) > n_prompts:
-            head.append(f"sample {answer.sample + 1}")
-        if answer.score is not None:
-            head.append(f"score {answer.score:.4f}")
+        if self.single:
+            self._write("" if self.logprobs else "\n")
+            return
+        head = [f"prompt {result.prompt_index + 1}"] if self.n_prompts > 1 else []
+        if self.n_sequences > 1:
+            head.append(f"sequence {result.sequence_index + 1}")
+        if result.score is not None:
+            head.append(f"score {result.score:.4f}")
         self._write(f"--- {', '.join(head)}\n")
-        if self.steps:
-            self._write("".join(map(self._line, answer.steps)))
+        if self.logprobs:
+            self._write("".join(map(self._line, result.logprobs)))
         else:
-            self._write(f"{self.prompts[answer.prompt]}{answer.stream.text}\n")
+            self._write(f"{result.prompt if self.continues else ''}{result.text}\n")
 
     def _line(self, step: dict[str, Any]) -> str:
-        top = "  ".join(f"{word['text']!r} {word['log_p']:.4f}" for word in step["top"])
+        top = "  ".join(f"{token['text']!r} {token['log_p']:.4f}" for token in step["top"])
         return f"{step['text']!r} {step['log_p']:.4f}    {top}\n"
 
     def _write(self, text: str) -> None:
@@ -264,80 +173,46 @@ class _Screen:
 
 
 def _encodable(text: str) -> str:
-    """The text without what standard output cannot show: lone surrogates, and much on a terminal of few letters."""
+    """The text without what standard output cannot show: lone surrogates, and much else on an ASCII terminal."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
 
 
-def _step(draw, tokenizer: "Tokenizer") -> dict[str, Any]:
-    def word(token: int, log_p: float) -> dict[str, Any]:
-        return {"token": token, "text": tokenizer.decode([token]), "log_p": log_p}
-
-    return {**word(draw.token, draw.log_p), "top": [word(*pair) for pair in draw.top]}
-
-
-def _report(config: GenerateConfig, prompts: list[str], answers: list[Answer], seconds: float) -> dict[str, Any]:
-    results = []
-    for answer in answers:
-        result = {
-            "prompt": prompts[answer.prompt],
-            "text": answer.stream.text,
-            "tokens": answer.tokens,
-            "finished": answer.stream.finished or "length",
+def _report(config: GenerateConfig, results: list["Generation"], seconds: float) -> dict[str, Any]:
+    shown = []
+    for result in results:
+        entry: dict[str, Any] = {
+            "prompt": result.prompt,
+            "text": result.text,
+            "tokens": result.tokens,
+            "finished": result.finished,
         }
-        if answer.score is not None:
-            result["score"] = answer.score
+        if result.score is not None:
+            entry["score"] = result.score
         if config.logprobs is not None:
-            result["logprobs"] = answer.steps
-        results.append(result)
-    n_tokens = sum(len(answer.tokens) for answer in answers)
+            entry["logprobs"] = result.logprobs
+        shown.append(entry)
+    n_tokens = sum(len(result.tokens) for result in results)
     return {
         "run": config.run,
-        "seed": SEED if config.seed is None and config.beams is None else config.seed,
-        "results": results,
+        "seed": SEED if config.seed is None and config.num_beams is None else config.seed,
+        "results": shown,
         "n_tokens": n_tokens,
         "seconds": seconds,
         "tokens_per_second": n_tokens / seconds,
     }
 
 
-def _begins_anew(model: "nn.Module") -> bool:
-    """Whether the model answers a prompt that its encoder reads, instead of going on with it."""
-    return isinstance(model.config, EncoderDecoderConfig)
-
-
-def _draft(config: GenerateConfig, tokenizer: "Tokenizer", target: "nn.Module") -> "nn.Module":
+def _draft_model(config: GenerateConfig, tokenizer: "Tokenizer", target: "nn.Module") -> "nn.Module":
+    from gptlab.generation.speculative import check_draft
     from gptlab.runs.load import load_model
 
-    model, own, _ = load_model(config.draft, "draft")
-    if type(model.config) is not type(target.config):
-        raise UserError(
-            f"draft={config.draft} is a model with architecture={model.config.type} and run={config.run} one "
-            f"with architecture={target.config.type}; use two of the same"
-        )
+    name = f"draft_model={config.draft_model}"
+    model, own, _ = load_model(config.draft_model, "draft_model")
+    check_draft(target, model, tokenizer.vocab_size, name)
     if not tokenizer.agrees_with(own):
-        raise UserError(f"draft={config.draft} has another tokenizer than run={config.run}; use one trained with it")
+        raise UserError(f"{name} has another tokenizer than run={config.run}; use one trained with the same")
     return model
-
-
-def _encoded(prompt: str, number: int, n_prompts: int, tokenizer: "Tokenizer", model) -> list[int]:
-    """A prompt's tokens after the tokenizer's beginning; ValueError where the context does not hold them.
-
-    An encoder's end with the end-of-text word, as T5 was trained.
-    """
-    row = tokenizer.encode(prompt).tolist()
-    which = f"prompt {number} of {n_prompts}" if n_prompts > 1 else "the prompt"
-    if not row:
-        raise UserError(f"{which} is empty; give it at least one character")
-    if _begins_anew(model):  # positions are relative: there is no limit
-        return [*tokenizer.beginning, *row] + ([] if tokenizer.eot is None else [tokenizer.eot])
-    row, limit = [*tokenizer.beginning, *row], model.config.context_length
-    if len(row) > limit:
-        raise UserError(
-            f"{which} has {len(row):,} tokens and the model's context holds {limit:,}; "
-            f"leave out at least {len(row) - limit:,} of them"
-        )
-    return row
 
 
 def _prompts(config: GenerateConfig) -> list[str]:
@@ -357,22 +232,18 @@ def _prompts(config: GenerateConfig) -> list[str]:
         raise UserError(f"prompt_file={config.prompt_file} cannot be read: {reason}") from None
     if path.suffix != ".jsonl":
         return [text.removesuffix("\n")]
-    return list(_rows(path, text))
+    return list(_prompts_of_lines(path, text))
 
 
-def _rows(path: Path, text: str) -> Iterator[str]:
+def _prompts_of_lines(path: Path, text: str) -> Iterator[str]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"prompt_file={path} has no prompt")
     for number, line in lines:
-        row = None
+        content = None
         with suppress(ValueError):
-            row = json.loads(line)
-        prompt = row.get("prompt") if isinstance(row, dict) else row
+            content = json.loads(line)
+        prompt = content.get("prompt") if isinstance(content, dict) else content
         if not isinstance(prompt, str):
             raise UserError(f'{path}, line {number}: use a JSON string, or {{"prompt": "..."}}')
         yield prompt
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

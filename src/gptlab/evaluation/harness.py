@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-eval, through its own library."""
+"""Tasks of EleutherAI's lm-eval, run by its own library."""
 
 import difflib
 import os
@@ -14,10 +14,10 @@ from torch import nn
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.evaluation.progress import progress
-from gptlab.evaluation.prompts import answers_anew
-from gptlab.evaluation.responses import Writer
-from gptlab.generation.config import GenerateConfig
-from gptlab.generation.scoring import Continuation, continuation_costs
+from gptlab.evaluation.responses import Responder
+from gptlab.generation.config import DecodingConfig
+from gptlab.generation.prompt import has_encoder
+from gptlab.generation.scoring import Continuation, score_continuations
 
 try:
     from lm_eval import evaluator
@@ -25,37 +25,37 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-except ImportError as error:  # not there, or older than pyproject.toml asks for
+except ImportError as error:  # missing, or older than pyproject.toml asks for
     raise UserError(f'tasks= needs the lm-eval library ({error}); type: pip install "gptlab[evaluation]"') from error
 
-MAX_TOKENS = 256  # of an answer, where a task says nothing: lm-eval's own
+MAX_NEW_TOKENS = 256  # of an answer, where a task has no limit of its own: lm-eval's default
 BOOTSTRAP_DRAWS = 1000
-TOLD = 300  # characters of an error of another library
-SETTINGS = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "num_beams": "beams"}
+ERROR_CHARACTERS = 300  # that are shown of an error of another library
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "num_beams")
 ROLLING = "loglikelihood_rolling"
 
 
 def evaluate_tasks(
-    harness: "Harness", names: Sequence[str], *, shots: Sequence[int] | None = None, n_rows: int | None = None
+    harness: "Harness", names: Sequence[str], *, num_fewshot: Sequence[int] | None = None, limit: int | None = None
 ) -> dict[str, Any]:
-    """The metrics of each task, its version and its rows; `names` are names that lm-eval knows, or task files.
+    """The metrics of each task, its version and its samples; `names` are tasks of lm-eval, or task files.
 
-    Each of `shots` replaces the number of examples that a task says (None: the task's own). ValueError for a task that
-    is not known, that cannot be loaded, or that fixes its examples. A task file may name functions of Python files
-    beside it, which are carried out: it is to be trusted like a program.
+    Each value of `num_fewshot` replaces a task's own (None: the task's own). `limit` is the number of samples per task.
+    UserError for a task that is unknown, cannot be loaded, or fixes its few-shot examples. A task file may name
+    functions of Python files beside it, which are run: trust it as you would a program.
     """
     # Workers would be forks of a process with running threads.
     os.environ["DISABLE_MULTIPROC"] = "1"
-    told: dict[str, Any] = {"numbers": {}, "standard_errors": {}, "rows": []}
-    for n_shots in (None,) if shots is None else shots:
+    result: dict[str, Any] = {"numbers": {}, "standard_errors": {}, "samples": []}
+    for n_fewshot in (None,) if num_fewshot is None else num_fewshot:
         with redirect_stdout(sys.stderr):
-            tasks = load_tasks(names)  # anew, since it keeps the shots of before
-            _refuse(tasks, harness, shots or ())
+            tasks = load_tasks(names)  # again, since a task keeps the number of few-shot examples
+            _refuse(tasks, harness, num_fewshot or ())
             found = evaluator.simple_evaluate(
                 harness,
                 tasks=tasks,
-                num_fewshot=n_shots,
-                limit=n_rows,
+                num_fewshot=n_fewshot,
+                limit=limit,
                 bootstrap_iters=BOOTSTRAP_DRAWS,
                 random_seed=harness.seed,
                 numpy_random_seed=harness.seed % 2**32,
@@ -63,47 +63,51 @@ def evaluate_tasks(
                 fewshot_random_seed=harness.seed,
                 task_manager=_manager(False),
             )
-        prefix = "" if shots is None else f"shots={n_shots}/"
+        prefix = "" if num_fewshot is None else f"num_fewshot={n_fewshot}/"
         for task, metrics in found["results"].items():
             for key, value in metrics.items():
                 metric, _, choice = key.partition(",")  # acc,none
                 if choice and not isinstance(value, str):
-                    into = told["standard_errors" if metric.endswith("_stderr") else "numbers"]
+                    into = result["standard_errors" if metric.endswith("_stderr") else "numbers"]
                     name = f"{prefix}{task}/{metric.removesuffix('_stderr')}"
                     into[name if choice == "none" else f"{name}({choice})"] = value
         for task, samples in found["samples"].items():
-            told["rows"] += [_row(task, found["n-shot"][task], sample) for sample in samples]
-    return told | {"task_versions": found["versions"], "n_cut": harness.n_cut}
+            result["samples"] += [_sample(task, found["n-shot"][task], sample) for sample in samples]
+    return result | {"task_versions": found["versions"], "n_truncated": harness.n_truncated}
 
 
-def _refuse(tasks: Sequence[Any], harness: "Harness", shots: Sequence[int]) -> None:
+def _refuse(tasks: Sequence[Any], harness: "Harness", num_fewshot: Sequence[int]) -> None:
     for task in _leaves(tasks):
-        if any(shots) and task.get_config("num_fewshot") == 0:
+        if any(num_fewshot) and task.get_config("num_fewshot") == 0:
             raise UserError(
-                f"the task {task.task_name} is fixed at 0 examples; leave out shots={max(shots)} or the task"
+                f"the task {task.task_name} is fixed at 0 examples; leave out num_fewshot={max(num_fewshot)} or "
+                "the task"
             )
-        if any(shots) and max(shots) > (there := _n_examples(task)):
+        if any(num_fewshot) and max(num_fewshot) > (available := _n_examples(task)):
             raise UserError(
-                f"shots={max(shots)} needs {max(shots)} examples and the task {task.task_name} has {there}; use fewer"
+                f"num_fewshot={max(num_fewshot)} needs {max(num_fewshot)} examples and the task {task.task_name} has "
+                f"{available}; use fewer"
             )
         if harness.backend == "seq2seq" and task.OUTPUT_TYPE == ROLLING:
-            raise UserError(f"the task {task.task_name} predicts a text from its beginning; name a decoder")
+            raise UserError(
+                f"the task {task.task_name} predicts each token of a text; use a model with the capability causal"
+            )
 
 
 def _n_examples(task: Any) -> int:
-    """How many examples a task has for a row; where they are of the split that is asked about, the row is none."""
+    """How many few-shot examples a task has for a sample; one of the evaluated split cannot be its own example."""
     own = task.fewshot_cfg.split is not None and task.fewshot_cfg.split == task.config.test_split
     return len(task.sampler.fewshot_indices or task.sampler.df) - own
 
 
 @cache
 def _manager(everything: bool) -> TaskManager:
-    """What finds tasks: `everything` that lm-eval brings, which takes seconds to list, or files alone."""
+    """lm-eval's registry: `everything` that it ships, which takes seconds to list, or task files alone."""
     return TaskManager(include_defaults=everything)
 
 
 def load_tasks(names: Sequence[str]) -> list[Any]:
-    """The tasks and groups of those names or files, with their data; ValueError says which cannot be had."""
+    """The tasks and groups of those names or files, with their data; UserError for one that cannot be loaded."""
     manager = _manager(not all(Path(name).is_file() for name in names))
     loaded = []
     for name in names:
@@ -114,7 +118,7 @@ def load_tasks(names: Sequence[str]) -> list[Any]:
         try:
             found = manager.load([name])
         except Exception as error:  # hub, network, YAML, the task's own code: each has its own
-            raise UserError(f"the task {name} cannot be loaded ({_told(error)}){_advice(error)}") from error
+            raise UserError(f"the task {name} cannot be loaded ({_shortened(error)}){_advice(error)}") from error
         groups = found["groups"].values()
         within = {task.task_name for group in groups for task in group.get_all_tasks()}
         inner = {child for children in found["group_map"].values() for child in children}
@@ -127,8 +131,8 @@ def _leaves(tasks: Sequence[Any]) -> list[Any]:
     return [task for item in tasks for task in (item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item])]
 
 
-def _told(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:TOLD]
+def _shortened(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:ERROR_CHARACTERS]
 
 
 def _advice(error: BaseException) -> str:
@@ -137,74 +141,74 @@ def _advice(error: BaseException) -> str:
         if isinstance(link, ConnectionError) or "offline" in str(link).lower() or "reach" in str(link):
             return (
                 ": its data is not on this machine and there is no network for it; load the task once on a machine "
-                "with one and carry the folder of HF_HOME over, or give a task file with data_files of your own"
+                "with one and copy the folder HF_HOME, or give a task file with data_files of your own"
             )
         link = link.__cause__ or link.__context__
     return ""
 
 
-def _row(task: str, n_shots: int, sample: dict[str, Any]) -> dict[str, Any]:
-    told = {"task": task, "shots": n_shots, "row": sample["doc_id"], "reference": sample["target"]}
+def _sample(task: str, n_fewshot: int, sample: dict[str, Any]) -> dict[str, Any]:
+    facts = {"task": task, "num_fewshot": n_fewshot, "doc_id": sample["doc_id"], "reference": sample["target"]}
     metrics = {metric: sample[metric] for metric in sample["metrics"] if metric in sample}
-    return told | {"answer": sample["filtered_resps"], **metrics}
+    return facts | {"answer": sample["filtered_resps"], **metrics}
 
 
 class Harness(TemplateLM):
-    """A model as lm-eval asks it; the numbers are those of its own model for transformers.
+    """A model behind lm-eval's interface; the numbers are those of its own model for transformers.
 
-    `n_cut` counts the requests that lost their beginning because the context does not hold them: lm-eval's way, which a
-    caller has to tell.
+    `n_truncated` counts the requests that were truncated on the left because the context does not hold them, as lm-eval
+    does.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, ends: Collection[int], *, seed: int = 0, show: bool = False
+        self, model: nn.Module, tokenizer: Tokenizer, end_ids: Collection[int], *, seed: int = 0, show: bool = False
     ):
         super().__init__()
-        self.model, self.words, self.seed, self.show = model, tokenizer, seed, show
-        self.writer = Writer(model, tokenizer, ends)
-        self.backend = "seq2seq" if answers_anew(model) else "causal"
+        self.model, self.tokens, self.seed, self.show = model, tokenizer, seed, show
+        self.responder = Responder(model, tokenizer, end_ids)
+        self.backend = "seq2seq" if has_encoder(model) else "causal"
         self.max_length = model.config.context_length
-        self.n_cut = 0
+        self.n_truncated = 0
 
     @property
     def eot_token_id(self) -> int | None:
-        return self.words.eot
+        return self.tokens.eot
 
     @property
     def prefix_token_id(self) -> int:
-        """What goes before a text that has nothing before it."""
-        before = [*self.words.beginning[-1:], *([] if self.words.eot is None else [self.words.eot])]
+        """The token that the first one of a text is predicted from."""
+        before = [*self.tokens.beginning[-1:], *([] if self.tokens.eot is None else [self.tokens.eot])]
         if not before:
             raise UserError(
-                "the task predicts a text from its beginning and the tokenizer has no word for that; use a model with "
-                "an end-of-text word, or a task with prompts"
+                "the task predicts a text from its beginning and the tokenizer has no token to start from; use a model "
+                "with an end-of-text token, or a task with prompts"
             )
         return before[0]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        ids = self.words.encode(string).tolist()
+        ids = self.tokens.encode(string).tolist()
         if add_special_tokens is False:
             return ids
-        ends = [self.words.eot] if self.backend == "seq2seq" and self.words.eot is not None else []
-        return [*self.words.beginning, *ids, *ends]
+        ends = [self.tokens.eot] if self.backend == "seq2seq" and self.tokens.eot is not None else []
+        return [*self.tokens.beginning, *ids, *ends]
 
     def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
-        asked = [self._continuation(context, tokens) for _, context, tokens in requests]
-        with self._progress("likelihoods", len(asked)) as advance:
-            costs = continuation_costs(self.model, asked, advance)
-        return [(-cost.nats.sum().item(), cost.is_greedy) for cost in costs]
+        continuations = [self._continuation(context, tokens) for _, context, tokens in requests]
+        with self._progress("likelihoods", len(continuations)) as advance:
+            scores = score_continuations(self.model, continuations, advance)
+        return [(-score.nats.sum().item(), score.is_greedy) for score in scores]
 
     def _continuation(self, context: list[int], tokens: list[int]) -> Continuation:
         if self.backend == "seq2seq":
             return Continuation(context, tokens)  # positions are relative: there is no limit
-        room = self.max_length + 1 - len(tokens)
-        if room < 1:
+        n_context = self.max_length + 1 - len(tokens)
+        if n_context < 1:
             raise UserError(
                 f"the task has an answer of {len(tokens):,} tokens and the model's context holds {self.max_length:,}; "
                 "use another task or a model with a longer context"
             )
-        self.n_cut += len(context) > room
-        return Continuation(context[-room:], tokens)
+        self.n_truncated += len(context) > n_context
+        return Continuation(context[-n_context:], tokens)
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         sums = []
@@ -222,50 +226,50 @@ class Harness(TemplateLM):
             by_setting.setdefault(repr(request.args[1]), []).append(i)
         texts = [""] * len(requests)
         with self._progress("answers", len(requests)) as advance:
-            for rows in by_setting.values():
-                setting, n_tokens, stop = self._setting(requests[rows[0]].args[1])
-                prompts = [self._prompt(requests[row].args[0], n_tokens) for row in rows]
-                found = self.writer.write(
-                    prompts, setting, n_tokens=n_tokens, stop=stop, seed=self.seed, advance=advance
+            for indices in by_setting.values():
+                setting, max_new_tokens, stop = self._setting(requests[indices[0]].args[1])
+                prompts = [self._prompt(requests[i].args[0], max_new_tokens) for i in indices]
+                found = self.responder.respond(
+                    prompts, setting, max_new_tokens=max_new_tokens, stop=stop, seed=self.seed, advance=advance
                 )
-                for row, text in zip(rows, found, strict=True):
-                    texts[row] = text
+                for i, text in zip(indices, found, strict=True):
+                    texts[i] = text
         return texts
 
-    def _setting(self, said: dict[str, Any]) -> tuple[GenerateConfig, int, list[str]]:
-        """How a task wants to have written: the setting, at most how many tokens, and what ends a text."""
-        said = dict(normalize_gen_kwargs(dict(said), MAX_TOKENS))
-        stop, n_tokens, draws = said.pop("until"), said.pop("max_gen_toks"), said.pop("do_sample")
-        if not draws:
-            said["temperature"] = 0.0
-        unknown = sorted(set(said) - set(SETTINGS))
+    def _setting(self, generation_kwargs: dict[str, Any]) -> tuple[DecodingConfig, int, list[str]]:
+        """A task's decoding settings, its number of new tokens, and the texts that end an answer."""
+        options = dict(normalize_gen_kwargs(dict(generation_kwargs), MAX_NEW_TOKENS))
+        stop, max_new_tokens, samples = options.pop("until"), options.pop("max_gen_toks"), options.pop("do_sample")
+        if not samples:
+            options["temperature"] = 0.0
+        unknown = sorted(set(options) - set(SETTINGS))
         if unknown:
             raise UserError(
-                f"the task asks to write with {unknown[0]}={said[unknown[0]]}, which gptlab does not know; it knows "
-                f"until, max_gen_toks, do_sample, {', '.join(SETTINGS)}"
+                f"the task's generation_kwargs have {unknown[0]}={options[unknown[0]]}, which gptlab does not support; "
+                f"it supports until, max_gen_toks, do_sample, {', '.join(SETTINGS)}"
             )
-        setting = GenerateConfig(**{SETTINGS[word]: value for word, value in said.items()})
-        if setting.beams is not None:
+        setting = DecodingConfig(**options)
+        if setting.num_beams is not None:
             setting.temperature = None
-            setting.beams = setting.beams if setting.beams > 1 else None
-        if setting.beams is None and not draws:
+            setting.num_beams = setting.num_beams if setting.num_beams > 1 else None
+        if setting.num_beams is None and not samples:
             setting.temperature = 0.0
-        return setting, n_tokens, [text for text in stop if text]
+        return setting, max_new_tokens, [text for text in stop if text]
 
-    def _prompt(self, text: str, n_tokens: int) -> list[int]:
+    def _prompt(self, text: str, max_new_tokens: int) -> list[int]:
         ids = self.tok_encode(text)
         if not ids:
-            raise UserError("the task has an empty prompt, and the tokenizer has no word for the beginning of a text")
-        room = self.max_length - n_tokens
+            raise UserError("the task has an empty prompt, and the tokenizer has no beginning-of-text token")
+        n_prompt = self.max_length - max_new_tokens
         if self.backend == "seq2seq":
             return ids
-        if room < 1:
+        if n_prompt < 1:
             raise UserError(
-                f"the task asks for up to {n_tokens:,} tokens and the model's context holds {self.max_length:,}; set "
-                "max_gen_toks in the task's generation_kwargs, or use a model with a longer context"
+                f"the task asks for up to {max_new_tokens:,} tokens and the model's context holds {self.max_length:,}; "
+                "set max_gen_toks in the task's generation_kwargs, or use a model with a longer context"
             )
-        self.n_cut += len(ids) > room
-        return ids[-room:]
+        self.n_truncated += len(ids) > n_prompt
+        return ids[-n_prompt:]
 
     def _progress(self, what: str, total: int):
         return progress(what, total, show=self.show)

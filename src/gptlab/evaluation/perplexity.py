@@ -1,4 +1,4 @@
-"""How well a model predicts a corpus."""
+"""Perplexity and bits per byte of a corpus."""
 
 import math
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from gptlab.generation.scoring import strided_nats
 
 @dataclass(kw_only=True, slots=True)
 class EncodedText:
-    """The tokens of a corpus in one row, documents divided by the end-of-text word, and what they stand for."""
+    """The tokens of a corpus, documents separated by the end-of-text token."""
 
     tokens: np.ndarray
-    n_bytes: int  # of text
+    n_bytes: int  # of the text
     description: str
 
 
 def encode(corpus: Corpus, tokenizer: Tokenizer) -> EncodedText:
-    """The tokens of all documents; ValueError names the one that the tokenizer cannot spell."""
+    """The tokens of all documents; UserError names the one that the tokenizer cannot encode."""
     parts: list[np.ndarray] = []
     n_bytes = n_documents = 0
     between = np.array([] if tokenizer.eot is None else [tokenizer.eot], dtype=np.int64)
@@ -32,7 +32,7 @@ def encode(corpus: Corpus, tokenizer: Tokenizer) -> EncodedText:
             parts.append(between)
         try:
             parts.append(tokenizer.encode(text).astype(np.int32))
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{corpus.description}, {name}: {error}") from None
         n_bytes += len(text.encode("utf-8", "surrogatepass"))
         n_documents += 1
@@ -52,15 +52,15 @@ def perplexity(
 ) -> dict[str, float]:
     """Loss in nats per token, perplexity, and bits per byte of a text.
 
-    Windows move as `strided_nats` says, with None for its defaults. The first token is predicted from the tokenizer's
-    beginning, or without one only read. Bytes are those of all the text, as in the validation of a run. ValueError
-    where there is no token to predict.
+    The window moves as in `strided_nats`, with None for its defaults. The first token is predicted from the tokenizer's
+    beginning-of-text token; without one it is context alone. Bytes are those of the whole text, as in a run's
+    validation. UserError where there is no token to predict.
     """
     context_length = context_length or model.config.context_length
     stride = stride or context_length - context_length // 2
     if stride > context_length:
         raise UserError(
-            f"stride={stride} is more than the context of {context_length}, and would leave out tokens; "
+            f"stride={stride} is more than the context of {context_length}, and would skip tokens; "
             f"use stride={context_length} or less"
         )
     tokens = text.tokens

@@ -1,4 +1,4 @@
-"""Prompts with any number of worked examples before them, and whether they fit the model."""
+"""Few-shot prompts, and whether they fit the model's context."""
 
 import json
 import random
@@ -14,15 +14,15 @@ from gptlab.data.examples.template import Template
 from gptlab.data.sources.table import read_table
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
-from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
+from gptlab.generation.prompt import encode_prompt, has_encoder
 
 SEPARATOR = "\n\n"
 DELIMITER = " "
 
 
 @dataclass(kw_only=True, slots=True)
-class TokenizedExample:
-    """A row of a table as text: what is asked, and what should be answered."""
+class Example:
+    """A row of a table as text: a prompt and its reference answer."""
 
     where: str  # in the file, for errors
     prompt: str
@@ -30,27 +30,25 @@ class TokenizedExample:
     choices: tuple[str, ...] = ()
 
 
-def read_rows(
+def read_examples(
     file: str, prompt: Template, answer: Template, choices: str | tuple[str, ...] | None = None
-) -> list[TokenizedExample]:
-    """The rows of a table; `choices` is a column that holds a list for each, or the choices of all.
+) -> list[Example]:
+    """Read a table, one example per row; `choices` is a column that holds a list, or the same choices for all.
 
-    ValueError names the row that lacks a field, or whose answer is not among its choices. An answer may also be the
-    number of the right choice, from 0, where no choice is spelled like that.
+    An answer may also be the index of the correct choice, from 0, where no choice is spelled like that. UserError names
+    the row that lacks a field, or whose answer is not among its choices.
     """
-    rows = []
+    examples = []
     for number, values in enumerate(read_table(file), 1):
         where = f"row {number} of {file}"
-        row = TokenizedExample(
-            where=where, prompt=prompt.fill(values, where), answer=answer.fill(values, where).strip()
-        )
-        if not row.answer:
+        example = Example(where=where, prompt=prompt.fill(values, where), answer=answer.fill(values, where).strip())
+        if not example.answer:
             raise UserError(f"{where} has no answer: answer={answer.text!r} gives an empty text; leave the row out")
         if choices is not None:
-            row.choices = choices if isinstance(choices, tuple) else _choices(choices, values, where)
-            row.answer = _right(row)
-        rows.append(row)
-    return rows
+            example.choices = choices if isinstance(choices, tuple) else _choices(choices, values, where)
+            example.answer = _correct(example)
+        examples.append(example)
+    return examples
 
 
 def _choices(column: str, values: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -59,126 +57,116 @@ def _choices(column: str, values: Mapping[str, Any], where: str) -> tuple[str, .
             f"choices={column} is not a column of {where}, which has {', '.join(map(str, values))}; "
             "name one, or write the choices as choices=[yes,no]"
         )
-    held = values[column]
-    if isinstance(held, str):  # as CSV has it
+    cell = values[column]
+    if isinstance(cell, str):  # as CSV has it
         try:
-            held = json.loads(held)
+            cell = json.loads(cell)
         except ValueError:
-            held = None
-    if not isinstance(held, list) or len(held) < 2 or not all(isinstance(c, str | int | float) for c in held):
+            cell = None
+    if not isinstance(cell, list) or len(cell) < 2 or not all(isinstance(c, str | int | float) for c in cell):
         raise UserError(f'choices={column} in {where} is not a list of two or more texts, such as ["yes", "no"]')
-    found = tuple(str(choice).strip() for choice in held)
+    found = tuple(str(choice).strip() for choice in cell)
     if not all(found) or len(set(found)) < len(found):
-        raise UserError(f"choices={column} in {where} has a choice that is empty, or is there twice")
+        raise UserError(f"choices={column} in {where} has a choice that is empty or given twice")
     return found
 
 
-def _right(row: TokenizedExample) -> str:
-    if row.answer in row.choices:
-        return row.answer
-    if row.answer.isdecimal() and int(row.answer) < len(row.choices):
-        return row.choices[int(row.answer)]
-    raise UserError(f"{row.where}: the answer {row.answer!r} is not among the choices {', '.join(row.choices)}")
+def _correct(example: Example) -> str:
+    answer, choices = example.answer, example.choices
+    if answer in choices:
+        return answer
+    if answer.isdecimal() and int(answer) < len(choices):
+        return choices[int(answer)]
+    raise UserError(f"{example.where}: the answer {answer!r} is not among the choices {', '.join(choices)}")
 
 
 @dataclass(kw_only=True, slots=True)
 class Prompts:
-    """What is asked of a model: the first `n_rows` rows of a table, each after examples from a table.
+    """Prompts to evaluate, each after few-shot examples from a pool.
 
-    An example is drawn for a row by `seed` and the row's place alone: with more shots a row has the same and some more.
-    A row whose prompt is the row's own is never an example for it.
+    The examples of a prompt are drawn by `seed` and the prompt's index alone: with more of them a prompt has the same
+    ones and some more. An example with the same prompt is never drawn.
     """
 
-    rows: list[TokenizedExample]
-    examples: list[TokenizedExample]
-    source: str  # of the examples, for errors
+    items: list[Example]  # to evaluate
+    pool: list[Example]  # that few-shot examples are drawn from
+    pool_name: str  # for errors
     separator: str = SEPARATOR
     delimiter: str = DELIMITER
     seed: int
 
-    def check(self, shots: Sequence[int]) -> None:
-        """ValueError where a row has fewer examples than `shots` asks for."""
-        same = Counter(example.prompt for example in self.examples)
-        for row in self.rows:
-            there = len(self.examples) - same[row.prompt]
-            if there < max(shots):
+    def check(self, num_fewshot: Sequence[int]) -> None:
+        """UserError where a prompt has fewer examples than `num_fewshot` asks for."""
+        same, most = Counter(example.prompt for example in self.pool), max(num_fewshot)
+        for item in self.items:
+            available = len(self.pool) - same[item.prompt]
+            if available < most:
                 raise UserError(
-                    f"shots={max(shots)} needs {max(shots)} examples before {row.where}, and {self.source} has {there} "
-                    "with another prompt; use fewer shots, or name a larger table with examples=FILE"
+                    f"num_fewshot={most} needs {most} examples before {item.where}, and {self.pool_name} has "
+                    f"{available} with another prompt; lower num_fewshot, or name a larger table with examples=FILE"
                 )
 
-    def text(self, i: int, n_shots: int) -> str:
-        """The prompt of row i after `n_shots` examples."""
-        shots = [f"{shot.prompt}{self.delimiter}{shot.answer}" for shot in islice(self.shots(i), n_shots)]
-        return self.separator.join([*shots, self.rows[i].prompt])
+    def text(self, i: int, n_fewshot: int) -> str:
+        """Prompt i after `n_fewshot` examples."""
+        shots = [f"{shot.prompt}{self.delimiter}{shot.answer}" for shot in islice(self.fewshot(i), n_fewshot)]
+        return self.separator.join([*shots, self.items[i].prompt])
 
-    def shots(self, i: int) -> Iterator[TokenizedExample]:
-        """All examples of row i, in the order in which they are taken up."""
+    def fewshot(self, i: int) -> Iterator[Example]:
+        """All examples that prompt i may have, in the order in which they are drawn."""
         draw, seen = random.Random(f"{self.seed} {i}"), set()
-        while len(seen) < len(self.examples):
-            found = draw.randrange(len(self.examples))
-            if found not in seen and self.examples[found].prompt != self.rows[i].prompt:
-                yield self.examples[found]
+        while len(seen) < len(self.pool):
+            found = draw.randrange(len(self.pool))
+            if found not in seen and self.pool[found].prompt != self.items[i].prompt:
+                yield self.pool[found]
             seen.add(found)
 
-
-def encode_prompt(text: str, where: str, tokenizer: Tokenizer, model: nn.Module) -> list[int]:
-    """A prompt's tokens after the tokenizer's beginning; for an encoder they end with the end-of-text word."""
-    try:
-        ids = tokenizer.encode(text).tolist()
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
-    if not ids:
-        raise UserError(f"{where} has an empty prompt; give it at least one character")
-    ends = [tokenizer.eot] if answers_anew(model) and tokenizer.eot is not None else []
-    return [*tokenizer.beginning, *ids, *ends]
+    def encoded(self, i: int, n_fewshot: int, tokenizer: Tokenizer, model: nn.Module) -> list[int]:
+        """The tokens of prompt i after `n_fewshot` examples."""
+        where = self.items[i].where
+        return encode_prompt(self.text(i, n_fewshot), tokenizer, model, f"the prompt of {where}")
 
 
 def encode_answer(prompt: str, delimiter: str, answer: str, tokenizer: Tokenizer, model: nn.Module) -> list[int]:
-    """The tokens of an answer as it follows its prompt: those that the two together have more than the prompt alone."""
-    if answers_anew(model):
+    """The tokens of an answer as it follows its prompt: what the two together have beyond the prompt's tokens."""
+    if has_encoder(model):
         return tokenizer.encode(answer).tolist()
     return tokenizer.encode(f"{prompt}{delimiter}{answer}").tolist()[len(tokenizer.encode(prompt)) :]
 
 
-def answers_anew(model: nn.Module) -> bool:
-    """Whether the model answers a prompt that its encoder reads, instead of going on with it."""
-    return isinstance(model.config, EncoderDecoderConfig)
-
-
 def check_fit(
     prompts: Prompts,
-    shots: Sequence[int],
-    rooms: Sequence[int],
+    num_fewshot: Sequence[int],
+    answer_lengths: Sequence[int],
     tokenizer: Tokenizer,
     model: nn.Module,
     *,
     advice: str = "shorten its choices",
 ) -> None:
-    """Refuse prompts that do not fit the model's context with `rooms` tokens for each row's answer.
+    """Refuse prompts that do not fit the model's context with `answer_lengths` tokens for each prompt's answer.
 
-    ValueError names the longest, and how many shots would fit, or `advice` on how an answer gets shorter. A model with
-    an encoder has no limit.
+    UserError names the longest, and how many few-shot examples would fit, or `advice` on how an answer gets shorter. A
+    model with an encoder has no limit.
     """
-    if answers_anew(model):
+    if has_encoder(model):
         return
     limit = model.config.context_length
 
-    def excess(i: int, n_shots: int) -> int:
-        n_prompt = len(encode_prompt(prompts.text(i, n_shots), prompts.rows[i].where, tokenizer, model))
-        return n_prompt + rooms[i] - 1 - limit  # the last token of an answer is not read
+    def excess(i: int, n_fewshot: int) -> int:
+        n_prompt = len(prompts.encoded(i, n_fewshot, tokenizer, model))
+        return n_prompt + answer_lengths[i] - 1 - limit  # the last token of an answer is not read
 
-    most = max(shots)
-    over, worst = max((excess(i, most), -i) for i in range(len(prompts.rows)))
+    most = max(num_fewshot)
+    over, worst = max((excess(i, most), -i) for i in range(len(prompts.items)))
     if over <= 0:
         return
     worst = -worst
-    fits = next((n for n in range(most - 1, -1, -1) if all(excess(i, n) <= 0 for i in range(len(rooms)))), None)
-    n_prompt, room = over + limit + 1 - rooms[worst], rooms[worst]
+    n_answer = answer_lengths[worst]
+    n_prompt = over + limit + 1 - n_answer
+    fits = next((n for n in range(most - 1, -1, -1) if all(excess(i, n) <= 0 for i in range(len(prompts.items)))), None)
     advice = f"leave the row out, shorten prompt=, or {advice}"
     if fits is not None:
-        advice = f"with {fits} shot{'' if fits == 1 else 's'} every row fits"
+        advice = f"every prompt fits with num_fewshot={fits}"
     raise UserError(
-        f"{prompts.rows[worst].where} with shots={most} has {n_prompt:,} tokens and needs {room:,} for its answer: "
-        f"{over:,} more than the context of {limit:,} holds; {advice}"
+        f"{prompts.items[worst].where} with num_fewshot={most} has {n_prompt:,} tokens and needs {n_answer:,} for its "
+        f"answer: {over:,} more than the context of {limit:,} holds; {advice}"
     )

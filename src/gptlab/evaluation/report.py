@@ -1,11 +1,11 @@
-"""Results as people read them."""
+"""Results as text."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def headline(result: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a result that it is compared by."""
+    """The numbers by which results are compared."""
     numbers = result["numbers"]
     if result["what"] == "perplexity":
         return {name: numbers[name] for name in ("perplexity", "bits_per_byte")}
@@ -15,7 +15,7 @@ def headline(result: dict[str, Any]) -> dict[str, float]:
 
 
 def text(result: dict[str, Any], *, n_shown: int) -> str:
-    """What people read of one result; its last line is for scripts too."""
+    """One result as text; its last line is for scripts, too."""
     parts = []
     if result["what"] == "perplexity":
         numbers = result["numbers"]
@@ -24,41 +24,40 @@ def text(result: dict[str, Any], *, n_shown: int) -> str:
             f"stride {numbers['stride']:,}"
         )
     elif result["what"] == "answers":
-        parts += [_side_by_side(row) for row in result["rows"][:n_shown]]
-        parts.append(_score_table(result["numbers"], ("shots", "setting")))
+        parts += [_with_answers(sample) for sample in result["samples"][:n_shown]]
+        parts.append(_score_table(result["numbers"], ("num_fewshot", "setting")))
     elif result["what"] == "choices":
-        parts.append(_score_table(result["numbers"], ("shots",)))
+        parts.append(_score_table(result["numbers"], ("num_fewshot",)))
     else:
         rows = []
         for name, value in result["numbers"].items():
-            error = result["standard_errors"].get(name)  # lm-eval says N/A where it knows none
+            error = result["standard_errors"].get(name)  # N/A where lm-eval has none
             rows.append([*name.rsplit("/", 1), _number(value), _number(error) if isinstance(error, float) else ""])
         parts.append(_table([["task", "metric", "value", "standard error"], *rows]))
     line = " ".join(f"{name} {_number(value)}" for name, value in headline(result).items())
     return "\n\n".join(parts) + f"\n{line} run {result['run']}\n"
 
 
-def _side_by_side(row: dict[str, Any]) -> str:
-    """A prompt, what should be answered, and what was, with the names of the settings before it."""
-    lines = [["prompt", row["prompt"]], ["reference", row["reference"]]]
-    for answer in row["answers"]:
-        plural = "" if answer["shots"] == 1 else "s"
-        lines.append([f"{answer['shots']} shot{plural}, {answer['setting']}", answer["text"]])
+def _with_answers(sample: dict[str, Any]) -> str:
+    """A prompt, the reference, and the answers, each after the name of its setting."""
+    lines = [["prompt", sample["prompt"]], ["reference", sample["reference"]]]
+    for answer in sample["answers"]:
+        lines.append([f"{answer['num_fewshot']}-shot, {answer['setting']}", answer["text"]])
     width = max(len(name) for name, _ in lines)
     indented = [(name, text.replace("\n", "\n" + " " * (width + 2))) for name, text in lines]
-    return "\n".join([f"--- {row['row']}", *(f"{name:<{width}}  {text}".rstrip() for name, text in indented)])
+    return "\n".join([f"--- {sample['row']}", *(f"{name:<{width}}  {text}".rstrip() for name, text in indented)])
 
 
 def _score_table(numbers: dict[str, float], names: Sequence[str]) -> str:
-    """Numbers with names such as shots=5/temperature=0/rougeL: a row for each but the last part, which is a column."""
+    """Numbers with names such as num_fewshot=5/temperature=0/rougeL: the last part is a column, the others a row."""
     rows: dict[tuple[str, ...], dict[str, float]] = {}
     for name, value in numbers.items():
-        *place, metric = name.split("/")
-        rows.setdefault(tuple(place), {})[metric] = value
+        *key, metric = name.split("/")
+        rows.setdefault(tuple(key), {})[metric] = value
     metrics = list(next(iter(rows.values())))
     body = [
-        [*(part.removeprefix("shots=") for part in place), *(_number(row[metric]) for metric in metrics)]
-        for place, row in rows.items()
+        [*(part.removeprefix("num_fewshot=") for part in key), *(_number(row[metric]) for metric in metrics)]
+        for key, row in rows.items()
     ]
     return _table([[*names, *metrics], *body])
 

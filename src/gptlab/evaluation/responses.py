@@ -1,139 +1,88 @@
-"""Free answers: what a model writes to a prompt, held against a reference."""
+"""Open-ended answers: generated text against a reference."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.evaluation.progress import progress
-from gptlab.evaluation.prompts import Prompts, answers_anew, check_fit, encode_prompt
+from gptlab.evaluation.prompts import Prompts, check_fit
 from gptlab.evaluation.rouge import KEYS, rouge
-from gptlab.generation.beam import beam_search
-from gptlab.generation.config import GenerateConfig
-from gptlab.generation.decode import decode, seeded
-from gptlab.generation.decoding_state import DecodingState
-from gptlab.generation.sampling import Sampling
-from gptlab.generation.scoring import BATCH_TOKENS
-from gptlab.generation.text import TextStream
-
-N_TOKENS = 100
+from gptlab.generation.config import MAX_NEW_TOKENS, DecodingConfig
+from gptlab.generation.text import Generation, generate_encoded
 
 
-class Writer:
-    """A model that writes answers to encoded prompts, each up to `stop` or a word of `ends`."""
+class Responder:
+    """A model that answers encoded prompts, each up to a stop text or a token of `end_ids`."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, ends: Collection[int]):
-        self.model, self.tokenizer, self.ends = model, tokenizer, ends
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, end_ids: Collection[int]):
+        self.model, self.tokenizer, self.end_ids = model, tokenizer, end_ids
 
-    def write(
+    def respond(
         self,
         prompts: Sequence[Sequence[int]],
-        setting: GenerateConfig,
+        setting: DecodingConfig,
         *,
-        n_tokens: int,
+        max_new_tokens: int,
         stop: Sequence[str] = (),
         seed: int = 0,
         advance: Callable[[int], None] = lambda n: None,
     ) -> list[str]:
-        """One answer to each prompt, as `setting` says. What a prompt draws does not depend on those beside it."""
-        streams = [self._stream(prompt, stop) for prompt in prompts]
-        with torch.no_grad():
-            if setting.beams is not None:
-                for prompt, stream in zip(prompts, streams, strict=True):
-                    self._search(prompt, stream, setting, n_tokens, stop)
-                    advance(1)
-            else:
-                self._draw(prompts, streams, Sampling.of(setting), n_tokens, seed, advance)
-        return [stream.text for stream in streams]
+        """One answer to each prompt, decoded by `setting`. What a prompt draws does not depend on the others."""
 
-    def _stream(self, prompt: Sequence[int], stop: Sequence[str]) -> TextStream:
-        return TextStream(self.tokenizer, [] if answers_anew(self.model) else prompt, stop=stop, ends=self.ends)
+        def on_text(result: Generation, piece: str) -> None:
+            if result.finished is not None:
+                advance(1)
 
-    def _draw(self, prompts, streams, sampling, n_tokens, seed, advance) -> None:
-        generators = seeded(seed, len(prompts), next(self.model.parameters()).device)
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        while order:
-            n_rows = max(1, BATCH_TOKENS // (len(prompts[order[0]]) + n_tokens))
-            rows, order = order[:n_rows], order[n_rows:]
-            reader = DecodingState(
-                self.model, [prompts[row] for row in rows], n_more=n_tokens, vocab_size=self.tokenizer.vocab_size
-            )
-
-            def ended(i: int, token: int, rows=rows) -> bool:
-                stream = streams[rows[i]]
-                stream.feed(token)
-                return stream.finished is not None
-
-            for _ in decode(reader, n_tokens, sampling, generators=[generators[row] for row in rows], ends=ended):
-                pass
-            for row in rows:
-                streams[row].close()
-            advance(len(rows))
-
-    def _search(self, prompt, stream, setting, n_tokens, stop) -> None:
-        def completes(tokens: list[int]) -> bool:
-            if tokens[-1] in self.ends:
-                return True
-            if not stop:  # reading a text again for each candidate takes time
-                return False
-            return self._fed(self._stream(prompt, stop), tokens).finished is not None
-
-        (best,) = beam_search(
-            self.model,
-            prompt,
-            n_tokens,
-            n_beams=setting.beams,
-            length_penalty=1.0 if setting.length_penalty is None else setting.length_penalty,
-            ends=completes,
-            vocab_size=self.tokenizer.vocab_size,
+        own = replace(
+            setting,
+            max_new_tokens=max_new_tokens,
+            stop=list(stop),
+            seed=seed if setting.num_beams is None else None,
+            num_return_sequences=1,
         )
-        self._fed(stream, best.tokens).close()
-
-    @staticmethod
-    def _fed(stream: TextStream, tokens: list[int]) -> TextStream:
-        for token in tokens:
-            stream.feed(token)
-            if stream.finished:
-                break
-        return stream
+        results = generate_encoded(self.model, self.tokenizer, prompts, own, end_ids=self.end_ids, on_text=on_text)
+        return [result.text for result in results]
 
 
-def answer(
-    writer: Writer,
+def respond_to_all(
+    responder: Responder,
     prompts: Prompts,
-    shots: Sequence[int],
-    settings: dict[str, GenerateConfig],
+    num_fewshot: Sequence[int],
+    settings: dict[str, DecodingConfig],
     *,
-    n_tokens: int = N_TOKENS,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     stop: Sequence[str] | None = None,
     show: bool = False,
 ) -> dict[str, Any]:
-    """ROUGE and exact matches of what is written with each number of shots and each setting, by its name.
+    """ROUGE and exact matches of answers, for each number of few-shot examples and each of the named settings.
 
-    An answer ends at `stop` (None: at the separator, with which the next example would begin). Spaces around a text do
-    not count. ValueError where a prompt does not fit, before any work.
+    An answer ends at `stop` (None: at the separator, which would precede the next example). Surrounding spaces do not
+    count. UserError where a prompt does not fit, before any work.
     """
-    rooms = [n_tokens] * len(prompts.rows)
-    check_fit(prompts, shots, rooms, writer.tokenizer, writer.model, advice="lower n_tokens=")
+    model, tokenizer = responder.model, responder.tokenizer
+    lengths = [max_new_tokens] * len(prompts.items)
+    check_fit(prompts, num_fewshot, lengths, tokenizer, model, advice="lower max_new_tokens=")
     stop = (prompts.separator,) if stop is None else stop
     numbers: dict[str, float] = {}
-    rows = [{"row": row.where, "prompt": row.prompt, "reference": row.answer, "answers": []} for row in prompts.rows]
-    for n_shots in shots:
-        encoded = [
-            encode_prompt(prompts.text(i, n_shots), row.where, writer.tokenizer, writer.model)
-            for i, row in enumerate(prompts.rows)
-        ]
+    samples: list[dict[str, Any]] = [
+        {"row": item.where, "prompt": item.prompt, "reference": item.answer, "answers": []} for item in prompts.items
+    ]
+    for n in num_fewshot:
+        encoded = [prompts.encoded(i, n, tokenizer, model) for i in range(len(prompts.items))]
         for name, setting in settings.items():
-            with progress(f"{n_shots} shots, {name}", len(rows), show=show) as advance:
-                texts = writer.write(encoded, setting, n_tokens=n_tokens, stop=stop, seed=prompts.seed, advance=advance)
+            with progress(f"num_fewshot={n}, {name}", len(samples), show=show) as advance:
+                texts = responder.respond(
+                    encoded, setting, max_new_tokens=max_new_tokens, stop=stop, seed=prompts.seed, advance=advance
+                )
             scores = [
-                rouge(text, row.answer) | {"exact_match": float(text.strip() == row.answer)}
-                for text, row in zip(texts, prompts.rows, strict=True)
+                rouge(text, item.answer) | {"exact_match": float(text.strip() == item.answer)}
+                for text, item in zip(texts, prompts.items, strict=True)
             ]
-            for told, text, score in zip(rows, texts, scores, strict=True):
-                told["answers"].append({"shots": n_shots, "setting": name, "text": text.strip(), **score})
+            for sample, text, score in zip(samples, texts, scores, strict=True):
+                sample["answers"].append({"num_fewshot": n, "setting": name, "text": text.strip(), **score})
             for key in (*KEYS, "exact_match"):
-                numbers[f"shots={n_shots}/{name}/{key}"] = sum(score[key] for score in scores) / len(scores)
-    return {"numbers": numbers, "rows": rows}
+                numbers[f"num_fewshot={n}/{name}/{key}"] = sum(score[key] for score in scores) / len(scores)
+    return {"numbers": numbers, "samples": samples}

@@ -1,4 +1,4 @@
-"""How much a text shares with a reference."""
+"""ROUGE."""
 
 from torchmetrics.functional.text.rouge import rouge_score
 

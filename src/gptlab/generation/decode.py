@@ -1,4 +1,4 @@
-"""Continuing prompts token by token."""
+"""Decoding loop: continues prompts token by token."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,66 +12,66 @@ from gptlab.generation.sampling import Sampling
 
 @dataclass(slots=True)
 class Draw:
-    """A token that was chosen for a row, its log-probability and those of the most likely words, by the model alone.
+    """A token chosen for a sequence, its log-probability and the most likely tokens with theirs.
 
-    That is before temperature and filters; both are left out where they were not asked for.
+    Log-probabilities are the model's own, before temperature and filters; None and empty where not asked for.
     """
 
-    row: int
+    index: int  # of the sequence in the batch, as it was given
     token: int
     log_p: float | None = None
     top: list[tuple[int, float]] = field(default_factory=list)
 
 
-def seeded(seed: int, n_rows: int, device: torch.device | str = "cpu") -> list[torch.Generator]:
-    """A generator for each row, so that what a row draws does not depend on the rows beside it."""
-    seeds = torch.randint(2**62, (n_rows,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [torch.Generator(device).manual_seed(row_seed) for row_seed in seeds]
+def seeded(seed: int, n_sequences: int, device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """A generator for each sequence, so that what it draws does not depend on the rest of the batch."""
+    seeds = torch.randint(2**62, (n_sequences,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [torch.Generator(device).manual_seed(own) for own in seeds]
 
 
 def choose(logits: Tensor, sampling: Sampling, seen: Sequence[Sequence[int]], generators: Sequence) -> list[int]:
-    """One token a row of logits (B, V); a generator of None is torch's global one."""
+    """One token for each sequence, from logits (B, V); a generator of None is torch's global one."""
     if sampling.temperature == 0 and sampling.repetition_penalty == 1:
         return logits.argmax(-1).tolist()
     probabilities = sampling.probabilities(logits, seen)
     pairs = zip(probabilities, generators, strict=True)
-    return [int(torch.multinomial(row, 1, generator=generator)) for row, generator in pairs]
+    return [int(torch.multinomial(p, 1, generator=generator)) for p, generator in pairs]
 
 
 @torch.no_grad()  # not inference_mode, whose tensors no later training step may use
 def decode(
-    reader: DecodingState,
-    n_tokens: int,
+    state: DecodingState,
+    max_new_tokens: int,
     sampling: Sampling,
     *,
     generators: Sequence[torch.Generator | None] | None = None,
     ends: Callable[[int, int], bool] | None = None,
     n_top: int | None = None,
 ) -> Iterator[list[Draw]]:
-    """Draw up to `n_tokens` for each sequence of `reader`; yields the newest draw of each row that goes on.
+    """Draw up to `max_new_tokens` for each sequence of `state`; yields the newest draw of each unfinished sequence.
 
-    `ends(row, token)` says, once for each draw, whether the row ends with it. Rows are numbered as they were given.
-    `n_top` asks for log-probabilities, and for those of so many of the most likely words.
+    `ends(index, token)` is asked once for each draw whether the sequence ends with it. Sequences keep the index that
+    they were given with. `n_top` asks for log-probabilities, also of so many most likely tokens.
     """
-    rows = list(range(len(reader.sequences)))
-    generators = list(generators) if generators is not None else [None] * len(rows)
-    for left in range(n_tokens, 0, -1):
-        tokens = choose(reader.logits, sampling, reader.sequences, [generators[row] for row in rows])
-        draws = [Draw(row, token) for row, token in zip(rows, tokens, strict=True)]
+    indices = list(range(len(state.sequences)))
+    generators = list(generators) if generators is not None else [None] * len(indices)
+    for left in range(max_new_tokens, 0, -1):
+        tokens = choose(state.logits, sampling, state.sequences, [generators[i] for i in indices])
+        draws = [Draw(i, token) for i, token in zip(indices, tokens, strict=True)]
         if n_top is not None:
-            annotate(draws, reader.logits, n_top)
+            annotate(draws, state.logits, n_top)
         yield draws
-        going = [i for i, draw in enumerate(draws) if ends is None or not ends(draw.row, draw.token)]
-        if not going or left == 1:
+        unfinished = [i for i, draw in enumerate(draws) if ends is None or not ends(draw.index, draw.token)]
+        if not unfinished or left == 1:
             return
-        if len(going) < len(rows):
-            reader.select(going)
-            rows, tokens = [rows[i] for i in going], [tokens[i] for i in going]
-        reader.append(tokens)
+        if len(unfinished) < len(indices):
+            state.select(unfinished)
+            indices, tokens = [indices[i] for i in unfinished], [tokens[i] for i in unfinished]
+        state.append(tokens)
 
 
 def annotate(draws: list[Draw], logits: Tensor, n_top: int) -> None:
-    """Write into each draw its log-probability and the most likely words', of the logits (B, V) it was drawn from."""
+    """Add to each draw its log-probability and the most likely tokens, of the logits (B, V) it was drawn from."""
     log_p = torch.log_softmax(logits.float(), -1)
     best = log_p.topk(min(n_top, log_p.shape[-1]))
     for i, draw in enumerate(draws):
@@ -80,29 +80,29 @@ def annotate(draws: list[Draw], logits: Tensor, n_top: int) -> None:
 
 
 @torch.no_grad()
-def generate(
+def generate_tokens(
     model: nn.Module,
     tokens: Tensor,
-    n_tokens: int,
+    max_new_tokens: int,
     *,
     context_length: int | None = None,
     temperature: float = 1.0,
     vocab_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Continue prompts of one length: tokens (B, T) -> (B, T + n_tokens); an encoder-decoder's answers begin anew.
+    """Continue prompts of one length: tokens (B, T) -> (B, T + max_new_tokens).
 
-    Past `context_length` (None: the model's) the window moves as `window_start` says. Of the model's rows only the
-    first `vocab_size` are drawn (None: all): a tokenizer may have fewer words.
+    Of an encoder-decoder it gives the decoder's tokens alone, (B, max_new_tokens). Beyond `context_length` (None: the
+    model's) the window moves as in `window_start`. Only the first `vocab_size` tokens of the vocabulary are drawn
+    (None: all): a tokenizer may have fewer than the model.
     """
     sampling = Sampling(temperature=temperature)
-    sampling.check()
-    reader = DecodingState(
-        model, tokens.tolist(), n_more=n_tokens, context_length=context_length, vocab_size=vocab_size
+    state = DecodingState(
+        model, tokens.tolist(), n_more=max_new_tokens, context_length=context_length, vocab_size=vocab_size
     )
     drawn = [
         [draw.token for draw in draws]
-        for draws in decode(reader, n_tokens, sampling, generators=[generator] * len(tokens))
+        for draws in decode(state, max_new_tokens, sampling, generators=[generator] * len(tokens))
     ]
-    answers = tokens.new_tensor(drawn).view(n_tokens, len(tokens)).T  # (B, n_tokens)
-    return torch.cat((tokens, answers), 1) if reader.memory is None else answers
+    new = tokens.new_tensor(drawn).view(max_new_tokens, len(tokens)).T  # (B, max_new_tokens)
+    return torch.cat((tokens, new), 1) if state.source is None else new

@@ -1,98 +1,111 @@
-"""Weights as 8-bit integers: a quarter of the bytes to read for each token."""
+"""Int8 weights: a quarter of the bytes to read for each token."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptlab.errors import UserError
+from gptlab.generation.layout import is_plain_linear
 from gptlab.nn.attention import Attention
+from gptlab.nn.cache import KVCache
 from gptlab.nn.loss import LMHead
 from gptlab.nn.moe import GroupedLinear
 
-# Up to so many rows the integers are multiplied as they are. More rows share the cost of turning them to bfloat16.
-KERNEL_ROWS = 16
-# Where the inputs are no multiple of this, the kernel reads beyond its rows: garbage, or the end of the process.
+# Up to so many vectors are multiplied by the integers as they are. More share the cost of converting them to bfloat16.
+KERNEL_VECTORS = 16
+# Where the inputs are no multiple of this, the kernel reads out of bounds: garbage, or a crash.
 KERNEL_INPUTS = 16
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weight is an integer matrix times one scale for each output, symmetric about 0.
+    """A linear layer whose weight is an int8 matrix times one scale per output, symmetric about 0.
 
     The largest weight of each output becomes 127 or -127. torch's own kernel for it is private: where it is missing or
-    does not take the input's type, device or width, the same product is written out.
+    does not support the input's type, device or width, the same product is computed by public operations. The matrix is
+    called `quantized`, so that code that reads a layer's `weight` fails instead of computing without the scale.
     """
+
+    quantized: Tensor
+    scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
         weight = weight.detach().float()
         scale = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        scale = scale.bfloat16()  # the type the kernel needs; rounding to integers then makes up for what it lost
-        self.register_buffer("weight", (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
+        scale = scale.bfloat16()  # the type that the kernel needs; rounding the weights makes up for what it lost
+        self.register_buffer("quantized", (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if bias is None else bias.detach().bfloat16())
         self.out_features, self.in_features = weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features)
-        product = self.by_kernel(rows) if kernel_takes(rows) else self.written_out(rows)
+        vectors = x.reshape(-1, self.in_features)
+        product = self.by_kernel(vectors) if kernel_supports(vectors) else self.by_public_operations(vectors)
         product = product if self.bias is None else product + self.bias.to(x.dtype)
         return product.view(*x.shape[:-1], self.out_features)
 
-    def by_kernel(self, rows: Tensor) -> Tensor:
-        return torch._weight_int8pack_mm(rows, self.weight, self.scale)
+    def by_kernel(self, vectors: Tensor) -> Tensor:
+        return torch._weight_int8pack_mm(vectors, self.quantized, self.scale)
 
-    def written_out(self, rows: Tensor) -> Tensor:
-        return F.linear(rows, self.weight.to(rows.dtype)) * self.scale.to(rows.dtype)
+    def by_public_operations(self, vectors: Tensor) -> Tensor:
+        return F.linear(vectors, self.quantized.to(vectors.dtype)) * self.scale.to(vectors.dtype)
 
 
-def kernel_takes(rows: Tensor) -> bool:
-    """Whether torch's kernel is there for this input, and the faster way."""
+def kernel_supports(vectors: Tensor) -> bool:
+    """Whether torch's kernel supports this input, and is the faster way."""
     return (
         hasattr(torch, "_weight_int8pack_mm")
-        and rows.device.type == "cpu"
-        and rows.dtype is torch.bfloat16
-        and len(rows) <= KERNEL_ROWS
-        and rows.shape[-1] % KERNEL_INPUTS == 0
+        and vectors.device.type == "cpu"
+        and vectors.dtype is torch.bfloat16
+        and len(vectors) <= KERNEL_VECTORS
+        and vectors.shape[-1] % KERNEL_INPUTS == 0
     )
 
 
-class Int8Output:
-    """A head in integers, with what `nn.loss.LMHead` does to its logits."""
+class Int8LMHead:
+    """An `LMHead` with int8 weights."""
 
-    def __init__(self, output: LMHead):
-        self.linear = Int8Linear(output.weight, output.bias)
-        self.scale, self.softcap = output.scale, output.softcap
+    def __init__(self, head: LMHead):
+        self.linear = Int8Linear(head.weight, head.bias)
+        self.scale, self.softcap = head.scale, head.softcap
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Score every word: hidden (..., D) -> (..., V)."""
+        """Logits over the vocabulary: hidden (..., D) -> (..., V)."""
         logits = self.linear(hidden * self.scale if self.scale != 1.0 else hidden)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 class Int8Model(nn.Module):
-    """A model whose matrices and head are integers and whose other weights and activations are bfloat16.
+    """A model whose linear layers and head have int8 weights, and all else is bfloat16.
 
-    It takes the model's modules over: the model itself can be used no longer. Embeddings are only looked up, and stay.
+    It takes over the modules of the model, which can no longer be used by itself. Token embeddings stay in bfloat16.
+    So do linear layers with hooks, adapters or parametrizations, which go on working.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         if any(isinstance(module, GroupedLinear) for module in model.modules()):
-            raise UserError("precision=int8 knows no stacks of experts, as this model has; use 32 or bf16")
+            raise UserError("precision=int8 does not support mixture-of-experts models; use precision=32 or bf16")
         self.config = model.config
-        self.output = Int8Output(model.head)
+        self.head = Int8LMHead(model.head)
         if getattr(model, "lm_head", None) is not None:
             model.lm_head = None
         for module in model.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attention):  # q, k and v are called as modules
                 module._joined = None
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
+                if is_plain_linear(child):
                     setattr(module, name, Int8Linear(child.weight, child.bias))
         self.model = model.bfloat16()
         if hasattr(model, "encode"):
             self.encode = model.encode
 
-    def hidden_states(self, tokens: Tensor, **options) -> Tensor:
+    def new_cache(self, batch_size: int, n_positions: int) -> KVCache | None:
+        return self.model.new_cache(batch_size, n_positions)
+
+    def hidden_states(self, tokens: Tensor, **options: Any) -> Tensor:
         return self.model.hidden_states(tokens, **options)

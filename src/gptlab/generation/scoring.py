@@ -1,4 +1,4 @@
-"""How likely a model finds a given text."""
+"""Log-likelihood of given texts."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
-from gptlab.models.decoder.config import DecoderConfig
+from gptlab.generation.prompt import has_encoder
+from gptlab.models.config import Capability
 
-CHUNK_POSITIONS = 256  # whose logits are held at a time
-BATCH_TOKENS = 16_384  # read in one forward pass
+CHUNK_POSITIONS = 256  # logits that are in memory at a time
+BATCH_TOKENS = 16_384  # in one forward pass
 
 
 @dataclass(slots=True)
 class Score:
-    """The tokens of a text, what each cost in nats, and the means over the text."""
+    """The tokens of a text, the loss of each in nats, and the means over the text."""
 
     tokens: list[int]  # those that were predicted
     nats: list[float]
@@ -40,11 +41,11 @@ class Score:
 
 
 def score(model: nn.Module, tokenizer: Tokenizer, text: str) -> Score:
-    """Score a text of any length by all of the model's rows, as training does; ValueError where it predicts nothing.
+    """Score a text of any length over the model's whole vocabulary, as training does.
 
-    The first token is predicted from the tokenizer's beginning, else from the end-of-text word, or without either only
-    read. Past the context the window moves by half of it, so that every later token is predicted from at least half a
-    context.
+    The first token is predicted from the tokenizer's beginning-of-text token, else from its end-of-text token; without
+    either it is context alone. Beyond the context the window moves by half of it, so that every later token is
+    predicted from at least half a context. UserError where there is no token to predict.
     """
     ids = tokenizer.encode(text).tolist()
     skipped, before = 0, list(tokenizer.beginning)
@@ -60,7 +61,7 @@ def score(model: nn.Module, tokenizer: Tokenizer, text: str) -> Score:
 
 
 def token_nats(model: nn.Module, ids: Sequence[int]) -> list[float]:
-    """-log p of each token but the first, given those before it in its window; ValueError where no decoder reads it."""
+    """-log p of each token but the first, given those before it in its window; UserError for a non-causal model."""
     return torch.cat([*strided_nats(model, ids), torch.empty(0)]).tolist()
 
 
@@ -69,89 +70,93 @@ def strided_nats(
 ) -> Iterator[Tensor]:
     """-log p of each token but the first, in their order and each once, a batch at a time.
 
-    The window moves by `stride` (None: half the context, rounded up) and what is new in it is scored. So each token is
-    predicted from `context_length - stride` tokens at least (None: the model's context), as far as there are so many
-    before it. ValueError where no decoder reads it.
+    The window moves by `stride` (None: half the context, rounded up) and its new tokens are scored. So each token is
+    predicted from at least `context_length - stride` tokens (None: the model's context), where there are so many before
+    it. UserError for a model that is not causal.
     """
-    if not isinstance(model.config, DecoderConfig):
-        raise UserError(f"a model of model.type={model.config.type} does not predict a text; use a decoder")
+    if Capability.causal not in model.config.capabilities:
+        raise UserError(
+            f"a model of type {model.config.type} does not predict the next token of a text; use one with the "
+            "capability causal"
+        )
     context_length = context_length or model.config.context_length
     stride = stride or context_length - context_length // 2
     ids = np.asarray(ids)
     batch: list[Continuation] = []
-    done = 1  # tokens that are scored, or never are
+    done = 1  # tokens that are scored, and the first, which never is
     while done < len(ids):
         n_new = context_length if done == 1 else stride
         context = ids[max(0, done + stride - 1 - context_length) if done > 1 else 0 : done]
         batch.append(Continuation(context.tolist(), ids[done : done + n_new].tolist()))
         done += n_new
         if done >= len(ids) or (len(batch) + 1) * context_length > BATCH_TOKENS:
-            yield torch.cat([cost.nats for cost in _costs(model, batch)])
+            yield torch.cat([found.nats for found in _score_batch(model, batch)])
             batch = []
 
 
 class Continuation(NamedTuple):
-    """Tokens to score, and those that a model has read before: a decoder goes on from them, an encoder reads them."""
+    """Tokens to score and the context that they follow; of an encoder-decoder the context is what its encoder reads."""
 
     context: Sequence[int]
     tokens: Sequence[int]
 
 
-class Cost(NamedTuple):
-    """What a continuation cost."""
+class ContinuationScore(NamedTuple):
+    """The log-likelihood of a continuation."""
 
     nats: Tensor  # -log p of each of its tokens (T), on the CPU
-    is_greedy: bool  # whether each was the most likely word at its place
+    is_greedy: bool  # whether each was the most likely token at its position
 
 
-def continuation_costs(
+def score_continuations(
     model: nn.Module, continuations: Sequence[Continuation], advance: Callable[[int], None] = lambda n: None
-) -> list[Cost]:
-    """What each continuation costs after its context, by all of the model's rows.
+) -> list[ContinuationScore]:
+    """Score each continuation given its context, over the model's whole vocabulary.
 
-    Those of similar length are read together. `advance` is called with how many are done since its last call.
+    Those of similar length are batched. `advance` is called with how many were done since its last call.
     """
     lengths = [len(one.context) + len(one.tokens) for one in continuations]
     order = sorted(range(len(continuations)), key=lambda i: -lengths[i])
-    costs: list[Cost] = [None] * len(continuations)
+    scores: list[ContinuationScore | None] = [None] * len(continuations)
     while order:
-        n_rows = max(1, BATCH_TOKENS // lengths[order[0]])
-        rows, order = order[:n_rows], order[n_rows:]
-        for row, cost in zip(rows, _costs(model, [continuations[row] for row in rows]), strict=True):
-            costs[row] = cost
-        advance(len(rows))
-    return costs
+        size = max(1, BATCH_TOKENS // lengths[order[0]])
+        batch, order = order[:size], order[size:]
+        for i, found in zip(batch, _score_batch(model, [continuations[i] for i in batch]), strict=True):
+            scores[i] = found
+        advance(len(batch))
+    return [found for found in scores if found is not None]
 
 
 @torch.no_grad()
-def _costs(model: nn.Module, batch: Sequence[Continuation]) -> list[Cost]:
+def _score_batch(model: nn.Module, batch: Sequence[Continuation]) -> list[ContinuationScore]:
     device = next(model.parameters()).device
-    if hasattr(model, "encode"):
+    if has_encoder(model):
         read = [[model.config.decoder_start_token_id, *one.tokens[:-1]] for one in batch]
-        source, filled = _filled_up([one.context for one in batch], device)
-        beside = {"source": source, "source_mask": None if filled.all() else filled}
+        source, mask = _padded([one.context for one in batch], device)
+        beside = {"source": source, "source_mask": None if mask.all() else mask}
     else:
-        # Rows are filled up at their ends, where no position before looks.
+        # Padding is on the right: no earlier position depends on it.
         read, beside = [[*one.context, *one.tokens[:-1]] for one in batch], {}
-    hidden = model.hidden_states(_filled_up(read, device)[0], **beside)  # (B, T, D)
+    hidden = model.hidden_states(_padded(read, device)[0], **beside)  # (B, T, D)
     lengths = [len(one.tokens) for one in batch]
-    ends = [(row, len(tokens)) for row, tokens in enumerate(read)]
-    places = [(row, at) for (row, end), n in zip(ends, lengths, strict=True) for at in range(end - n, end)]
-    rows, columns = torch.tensor(places, device=device).T
-    scored = hidden[rows, columns]  # (N, D)
-    words = torch.tensor([word for one in batch for word in one.tokens], device=device)  # (N)
-    nats, greedy, output = [], [], model.head
-    for part, targets in zip(scored.split(CHUNK_POSITIONS), words.split(CHUNK_POSITIONS), strict=True):
-        log_p = torch.log_softmax(output.logits(part).float(), -1)
+    ends = [(i, len(tokens)) for i, tokens in enumerate(read)]
+    positions = [(i, at) for (i, end), n in zip(ends, lengths, strict=True) for at in range(end - n, end)]
+    indices, columns = torch.tensor(positions, device=device).T
+    scored = hidden[indices, columns]  # (N, D)
+    labels = torch.tensor([token for one in batch for token in one.tokens], device=device)  # (N)
+    nats, greedy, head = [], [], model.head
+    for part, targets in zip(scored.split(CHUNK_POSITIONS), labels.split(CHUNK_POSITIONS), strict=True):
+        log_p = torch.log_softmax(head.logits(part).float(), -1)
         nats.append(-log_p.gather(1, targets[:, None])[:, 0])
         greedy.append(log_p.argmax(-1) == targets)
     nats, greedy = torch.cat(nats).cpu().split(lengths), torch.cat(greedy).cpu().split(lengths)
-    return [Cost(row, bool(best.all())) for row, best in zip(nats, greedy, strict=True)]
+    return [ContinuationScore(own, bool(best.all())) for own, best in zip(nats, greedy, strict=True)]
 
 
-def _filled_up(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of any lengths as one tensor (B, T), and where it holds them (B, T)."""
-    longest = max(len(row) for row in rows)
-    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
+def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sequences of any lengths as one tensor (B, T), and a mask (B, T) that is True on their tokens."""
+    longest = max(len(sequence) for sequence in sequences)
+    padded = [[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences]
+    tokens = torch.tensor(padded, device=device)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
     return tokens, torch.arange(longest, device=device) < lengths[:, None]

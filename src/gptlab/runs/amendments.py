@@ -5,10 +5,8 @@ import fcntl
 import json
 import os
 import time
-import types
 import typing
 from dataclasses import dataclass, fields
-from enum import Enum
 from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -16,6 +14,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from gptlab.errors import UserError
 from gptlab.runs.folder import RunFolder, write_text
 from gptlab.training.config import CallbacksConfig, OptimizerConfig, ScheduleConfig
+from gptlab.values import coerce
 
 FILE = "amendments.jsonl"
 TAKEN, REFUSED = "amended", "amendment refused"  # events
@@ -77,7 +76,7 @@ def amended(config: A, overrides: dict[str, Any], *, n_steps: int | None = None)
             refuse(key, allowed)
         *path, name = key.split(".")
         part = reduce(getattr, path, changed)
-        setattr(part, name, _typed(key, value, typing.get_type_hints(type(part))[name]))
+        setattr(part, name, coerce(key, value, typing.get_type_hints(type(part))[name]))
     for part in (changed.optimizer, changed.schedule, changed.callbacks):
         part.check()
     if n_steps is not None:
@@ -88,19 +87,6 @@ def amended(config: A, overrides: dict[str, Any], *, n_steps: int | None = None)
 def refuse(key: str, allowed: list[str]) -> NoReturn:
     """Refuse a key that may not change, and name those that may."""
     raise UserError(f"{key} may not change in mid-flight; these may: {', '.join(allowed)}")
-
-
-def _typed(key: str, value: Any, hint: Any) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for kind in kinds:
-        if issubclass(kind, Enum) and value in [member.value for member in kind]:
-            return kind(value)
-        if kind is float and type(value) is int:
-            return float(value)
-        if type(value) is kind:
-            return value
-    names = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
-    raise UserError(f"{key}={value} is not of type {names}")
 
 
 def read(folder: Path) -> tuple[list[Amendment], list[str]]:

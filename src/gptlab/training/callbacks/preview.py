@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
-from gptlab.generation.decode import generate
+from gptlab.generation.decode import generate_tokens
 from gptlab.objectives.base import Examples, Objective, PreviewContext
 from gptlab.runs.folder import RunFolder
 from gptlab.training.config import SampleConfig
@@ -45,7 +45,7 @@ class Preview(Callback):
 
         def write(tokens: list[int]) -> list[int]:
             prompt = torch.tensor([tokens[-self.context_length :]], device=module.device)
-            return generate(
+            return generate_tokens(
                 module.model,
                 prompt,
                 self.config.max_new_tokens,

@@ -1,0 +1,185 @@
+"""Evaluation of models as an `EvaluateConfig` asks: the results, with what is needed to reproduce them."""
+
+import json
+import platform
+import sys
+import time
+import typing
+from collections.abc import Callable
+from dataclasses import fields
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlab.data.examples.template import Template
+from gptlab.data.sources.config import TextConfig
+from gptlab.data.sources.corpus import Corpus, open_corpus
+from gptlab.errors import UserError
+from gptlab.evaluation.config import EvaluateConfig, Kind
+from gptlab.evaluation.perplexity import encode, perplexity
+from gptlab.evaluation.prompts import DELIMITER, SEPARATOR, Prompts, read_examples
+from gptlab.evaluation.subject import ReadConfig, Subject, check_causal, check_exists, open_subject, validation_split
+from gptlab.generation.config import MAX_NEW_TOKENS, SEED, DecodingConfig
+from gptlab.generation.precision import find_device, prepare
+from gptlab.generation.prompt import has_encoder
+from gptlab.runs.folder import write_text
+
+FOLDER = "evaluations"  # in the run folder
+LIBRARIES = {Kind.answers: ("torchmetrics",), Kind.tasks: ("lm-eval", "datasets")}
+NOT_A_SETTING = ("run", "output", "to", "device")  # options that change no number
+
+Result = dict[str, Any]
+
+
+def evaluate(
+    config: EvaluateConfig,
+    settings: dict[str, DecodingConfig],
+    *,
+    read_config: ReadConfig,
+    on_result: Callable[[list[Result]], None] = lambda results: None,
+    show: bool = False,
+) -> list[Result]:
+    """Evaluate each run, one after another, and write the results into the run folders.
+
+    `config` and the named decoding `settings` are checked already. `read_config` reads a run's config.yaml. `on_result`
+    is called with the results so far after each run, so that an error in the next one does not cost them. `show` shows
+    progress on standard error. UserError where something cannot work, if possible before any work.
+    """
+    prompts = _prompts(config) if config.kind in (Kind.choices, Kind.answers) else None
+    corpus = _corpus(config.corpus) if config.corpus else None
+    for name in config.run:
+        check_exists(name)
+    device = find_device(config.device)
+    results: list[Result] = []
+    for name in config.run:
+        started = time.perf_counter()
+        subject = open_subject(name, read_config)
+        found = _evaluate(subject, config, corpus, prompts, settings, device, show)
+        results.append(_facts(subject, config) | found | {"seconds": time.perf_counter() - started})
+        _write_into_run(results[-1], subject)
+        on_result(results)
+    return results
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")  # lm-eval's samples may hold any type
+
+
+def _evaluate(
+    subject: Subject,
+    config: EvaluateConfig,
+    corpus: Corpus | None,
+    prompts: Prompts | None,
+    settings: dict[str, DecodingConfig],
+    device: torch.device,
+    show: bool,
+) -> Result:
+    model, tokenizer, end_ids = subject.trained
+    num_fewshot = config.num_fewshot or (0,)
+    if config.kind is Kind.perplexity:
+        check_causal(subject)
+        text = validation_split(subject, show=show) if corpus is None else encode(corpus, tokenizer)
+        context = subject.config.context_length if subject.config and subject.data else None  # as it was trained
+        model = prepare(model, config.precision, device)
+        numbers = perplexity(model, tokenizer, text, stride=config.stride, context_length=context, show=show)
+        return {"corpus": text.description, "numbers": numbers}
+    model = prepare(model, config.precision, device)
+    if config.kind is Kind.tasks:
+        from gptlab.evaluation.harness import Harness, evaluate_tasks
+
+        harness = Harness(model, tokenizer, end_ids, seed=SEED if config.seed is None else config.seed, show=show)
+        found = evaluate_tasks(harness, config.tasks or (), num_fewshot=config.num_fewshot, limit=config.limit)
+        if found["n_truncated"]:
+            print(
+                f"{found['n_truncated']:,} requests were longer than the context and were truncated on the left, as "
+                "lm-eval does",
+                file=sys.stderr,
+            )
+        return found
+    assert prompts is not None
+    if config.kind is Kind.choices:
+        from gptlab.evaluation.choices import choose
+
+        if config.delimiter is not None and not any(num_fewshot) and has_encoder(model):
+            raise UserError(
+                f"delimiter= has no effect on run={subject.name}, whose decoder starts each answer as a text of its "
+                "own; it goes before the answers of few-shot examples: add num_fewshot=[0,1,5]"
+            )
+        return choose(model, tokenizer, prompts, num_fewshot, show=show)
+    from gptlab.evaluation.responses import Responder, respond_to_all
+
+    return respond_to_all(
+        Responder(model, tokenizer, end_ids),
+        prompts,
+        num_fewshot,
+        settings,
+        max_new_tokens=config.max_new_tokens or MAX_NEW_TOKENS,
+        stop=config.stop,
+        show=show,
+    )
+
+
+def _corpus(paths: list[str]) -> Corpus:
+    try:
+        return open_corpus(TextConfig(paths=paths))
+    except UserError as error:
+        raise UserError(str(error).replace("data.path=", "corpus=")) from None  # the option that was typed
+
+
+def _prompts(config: EvaluateConfig) -> Prompts:
+    data = typing.cast(str, config.data)
+    prompt, answer = Template(config.prompt or "", "prompt"), Template(config.answer or "", "answer")
+    for option, template in (("prompt", prompt), ("answer", answer)):
+        if not template.fields:
+            raise UserError(
+                f"{option}={template.text!r} names no column, so that it is the same for all rows; write a column as "
+                "{name}"
+            )
+    items = read_examples(data, prompt, answer, config.choices)
+    pool_name, pool = data, items
+    if config.examples is not None:
+        pool_name, pool = config.examples, read_examples(config.examples, prompt, answer, config.choices)
+    prompts = Prompts(
+        items=items[: config.limit],
+        pool=pool,
+        pool_name=pool_name,
+        separator=SEPARATOR if config.separator is None else config.separator,
+        delimiter=DELIMITER if config.delimiter is None else config.delimiter,
+        seed=SEED if config.seed is None else config.seed,
+    )
+    prompts.check(config.num_fewshot or (0,))
+    return prompts
+
+
+def _facts(subject: Subject, config: EvaluateConfig) -> Result:
+    """What was measured of what, so that the numbers can be reproduced."""
+    given = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NOT_A_SETTING}
+    given = {option: getattr(value, "value", value) for option, value in given.items() if value not in (None, [])}
+    libraries = ("gptlab", "torch", *LIBRARIES.get(config.kind, ()))
+    return {
+        "what": config.kind.value,
+        "run": subject.name,
+        "checkpoint": None if subject.checkpoint is None else str(subject.checkpoint),
+        "step": subject.step,
+        "run_id": None if subject.config is None else subject.config.run_id(),
+        "seed": SEED if config.seed is None else config.seed,
+        "settings": given,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
+    }
+
+
+def _write_into_run(result: Result, subject: Subject) -> None:
+    """Write the result into the run folder, named by its step, what it measures, and a hash of the settings."""
+    if subject.folder is None:
+        return
+    digest = sha256(json.dumps(result["settings"], sort_keys=True).encode()).hexdigest()[:8]
+    path = subject.folder / FOLDER / f"{subject.step:08}-{result['what']}-{digest}.json"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, result)
+    except OSError as error:  # the numbers were the work, and are shown
+        print(f"{path} cannot be written ({error.strerror}); use to=FILE", file=sys.stderr)

@@ -1,0 +1,49 @@
+"""What a model is prompted with: the tokens of a text, and where its answer begins."""
+
+from torch import nn
+
+from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.errors import UserError
+from gptlab.models.config import Capability, ModelConfig
+
+WRITES = frozenset({Capability.causal, Capability.encoder_decoder})  # either lets a model generate text
+
+
+def has_encoder(model: nn.Module) -> bool:
+    """Whether an encoder reads the prompt and a decoder starts a text of its own, instead of continuing the prompt."""
+    return Capability.encoder_decoder in model.config.capabilities
+
+
+def check_generates(config: ModelConfig, what: str) -> None:
+    """Refuse a model that generates no text; `what` names it in the error, as "run=PATH"."""
+    if not WRITES & config.capabilities:
+        raise UserError(
+            f"{what} is a model of type {config.type}, which generates no text; use a model with one of the "
+            f"capabilities {', '.join(sorted(capability.value for capability in WRITES))}"
+        )
+
+
+def encode_prompt(text: str, tokenizer: Tokenizer, model: nn.Module, name: str = "the prompt") -> list[int]:
+    """A prompt's tokens after the tokenizer's beginning-of-text token; an encoder's end with the end-of-text token, as
+    T5 was trained.
+
+    UserError where it is empty or cannot be encoded; `name` is how the error refers to it.
+    """
+    try:
+        ids = tokenizer.encode(text).tolist()
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    if not ids:
+        raise UserError(f"{name} is empty; give it at least one character")
+    ends = [tokenizer.eot] if has_encoder(model) and tokenizer.eot is not None else []
+    return [*tokenizer.beginning, *ids, *ends]
+
+
+def check_length(ids: list[int], model: nn.Module, name: str = "the prompt") -> None:
+    """Refuse a prompt longer than the context of a model that continues it; an encoder's has no limit."""
+    limit = model.config.context_length
+    if not has_encoder(model) and len(ids) > limit:
+        raise UserError(
+            f"{name} has {len(ids):,} tokens and the model's context holds {limit:,}; leave out at least "
+            f"{len(ids) - limit:,} of them"
+        )
