@@ -98,9 +98,9 @@ def convert(source: str, to: str, kind: str | None = None, *, overwrite: bool = 
 def _for_transformers(checkpoint: "Checkpoint") -> Callable[[Path], None]:
     """What writes a checkpoint for transformers; ValueError where that cannot be done."""
     from gptlab.interop.transformers_folder import architecture_for, write_folder
+    from gptlab.models.base import CLASS_HEAD
     from gptlab.models.config import model_from_plain
     from gptlab.runs.run_tokenizer import run_of, tokenizer_of
-    from gptlab.training.finetune import CLASS_HEAD
 
     config = model_from_plain(checkpoint.state.config["model"])
     architecture = architecture_for(config)
@@ -184,9 +184,9 @@ def _card(checkpoint: "Checkpoint", weights: Mapping[str, Any], task: str) -> st
     """README.md of an exported model: what it is, what it reached and how it was trained."""
     import yaml
 
+    from gptlab.models.base import CLASS_HEAD
     from gptlab.runs.folder import read_metrics
     from gptlab.runs.run_tokenizer import run_of
-    from gptlab.training.finetune import CLASS_HEAD
 
     path, state = checkpoint.path, checkpoint.state
     run = run_of(path)

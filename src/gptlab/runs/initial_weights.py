@@ -14,13 +14,12 @@ from gptlab.interop.architecture import differences, shapes
 from gptlab.interop.external_folder import ExternalFolder
 from gptlab.interop.openai_checkpoint import OpenAIFolder, is_openai_folder
 from gptlab.interop.transformers_folder import TransformersFolder, from_hub, is_transformers_folder
+from gptlab.models.base import CLASS_HEAD
 from gptlab.models.build import initial_values
-from gptlab.models.config import ModelConfig, model_from_plain
-from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
+from gptlab.models.config import Capability, ModelConfig, model_from_plain
 from gptlab.runs import checkpoint
 from gptlab.runs.checkpoint import Checkpoint
 from gptlab.runs.run_tokenizer import tokenizer_file, tokenizer_of
-from gptlab.training.finetune import CLASS_HEAD
 
 
 class Initial(NamedTuple):
@@ -71,7 +70,7 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
         overrides.append(f"model.vocab_size={their_size}")
     elif vocab_size != their_size:
         overrides.append(f"model.vocab_size={their_size} and a tokenizer with a vocabulary no larger than that")
-    if config.context_length > theirs.context_length and not isinstance(theirs, EncoderDecoderConfig):
+    if config.context_length > theirs.context_length and Capability.encoder_decoder not in theirs.capabilities:
         overrides.append(f"model.context_length={theirs.context_length}")
     if overrides:
         what = "was trained with another tokenizer" if overrides == [other] else "holds another model"

@@ -8,8 +8,6 @@ from gptlab.models.base import LanguageModel
 from gptlab.nn.lora import ADAPTERS, LoRALinear
 from gptlab.training.config import FinetuneConfig, Finetuning
 
-CLASS_HEAD = "class_head."
-
 
 def prepare_finetuning(model: LanguageModel, config: FinetuneConfig) -> None:
     """Add adapters to `model`, which may be on the meta device, and freeze what is not trained.
