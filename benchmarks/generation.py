@@ -29,7 +29,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all of them: as `gptl
 
 import torch
 
-from gptlab import composition
 from gptlab.data.prepare import prepare as prepare_data
 from gptlab.generation.config import Precision
 from gptlab.generation.decode import decode
@@ -39,6 +38,7 @@ from gptlab.generation.sampling import Sampling
 from gptlab.models.build import shape_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.runs.load import load_model
+from gptlab.runs.run import Run
 
 VOCAB_SIZE, CONTEXT = 50_257, 1024
 PROMPTS = (16, 512)
@@ -215,7 +215,7 @@ def perplexity(run: str, text: Path | None) -> None:
 def held_out(run: str) -> list[int]:
     """The first tokens of a run's validation split, as training prepared them."""
     file = Path(run) / "config.yaml"
-    config = composition.load_config(file) if file.is_file() else None
+    config = Run(file.parent).config if file.is_file() else None
     if config is None or not Path(run, "metrics.csv").is_file():
         raise ValueError(f"--run {run} is no folder that a run left, so nothing is held out; add --text FILE")
     split = prepare_data(config.data, config.tokenizer, progress=False).val

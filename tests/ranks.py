@@ -48,7 +48,7 @@ def carry_out(jobs: list[dict], n_ranks: int, folder: Path, *, timeout: float = 
         assert process.returncode == 0, output.read_text()[-4000:]
 
 
-def take_back(run: Path, target: Path, step: int) -> None:
+def roll_back_to(run: Path, target: Path, step: int) -> None:
     """Copy a run as it was when it had just saved that step."""
     from gptlab.runs import checkpoint
 
@@ -85,11 +85,11 @@ def one(job: dict) -> None:
     )
     from gptlab.training.loop import train
 
-    words = dict(job.get("strategy", {}))
-    if "name" in words:
-        words["name"] = Sharding(words["name"])
-    if "activation_checkpointing" in words:
-        words["activation_checkpointing"] = Recompute(words["activation_checkpointing"])
+    strategy = dict(job.get("strategy", {}))
+    if "type" in strategy:
+        strategy["type"] = Sharding(strategy["type"])
+    if "activation_checkpointing" in strategy:
+        strategy["activation_checkpointing"] = Recompute(strategy["activation_checkpointing"])
     optimizer = {"adamw": AdamWConfig, "muon": MuonConfig}[job.get("optimizer", "adamw")]
     saved = {"every_steps": 5, "keep_last": 9} | job.get("checkpoint", {})
     more = dict(job.get("run", {}))
@@ -98,7 +98,7 @@ def one(job: dict) -> None:
     if "objective" in job:
         more |= of_objective(job["objective"], Path(job["folder"]).parent)
     if "finetune" in more:
-        more["finetune"] = FinetuneConfig(**more["finetune"] | {"mode": Finetuning(more["finetune"]["mode"])})
+        more["finetune"] = FinetuneConfig(**more["finetune"] | {"type": Finetuning(more["finetune"]["type"])})
     if "text" in job:  # read in its order
         more["data"] = TextConfig(path=job["text"], shuffle=False)
     spike = SpikeConfig()
@@ -106,17 +106,17 @@ def one(job: dict) -> None:
         spike = SpikeConfig(action=SpikeAction(job["action"]), **job["spike"])
 
     class Amends(Callback):
-        """Writes an amendment while the run is going, on the first rank."""
+        """Writes an amendment while the run is going, on rank 0."""
 
         def on_train_batch_start(self, trainer, module, *_):
             if trainer.global_rank == 0 and module.finished_steps == job["amend"]["at"] - 1:
-                amendments.add(RunFolder(Path(job["folder"]), writes=True), job["amend"]["words"])
+                amendments.add(RunFolder(Path(job["folder"]), writes=True), job["amend"]["overrides"])
 
     train(
         small_run(
             Path(job["folder"]),
             optimizer=optimizer(lr=1e-2, grad_clip=0.3),
-            strategy=StrategyConfig(**words),
+            strategy=StrategyConfig(**strategy),
             trainer=TrainerConfig(
                 accelerator="cpu",
                 devices=int(os.environ.get("WORLD_SIZE", 1)),
@@ -153,7 +153,7 @@ def _bytes_callback(folder: Path):
 
         def on_before_backward(self, trainer, module, loss):
             self.held["weights_before_backward"] = size(module.model.parameters())
-            # What the passes before this one of the same step left: FSDP may hold it apart from p.grad.
+            # What earlier micro-batches of the same step left: FSDP may hold it apart from p.grad.
             parameters = [p for group in _fsdp_groups(module.model) for p in group.fsdp_params]
             whole = size(p.unsharded_accumulated_grad for p in parameters)
             self.held["whole_gradients"] = max(self.held.get("whole_gradients", 0), whole)
@@ -163,8 +163,8 @@ def _bytes_callback(folder: Path):
             self.held["gradients"] = size(p.grad for p in module.model.parameters())
 
         def on_train_end(self, trainer, module):
-            memories = trainer.optimizers[0].state.values()
-            self.held["optimizer"] = size(v for memory in memories for v in memory.values() if v.ndim)
+            states = trainer.optimizers[0].state.values()
+            self.held["optimizer"] = size(v for state in states for v in state.values() if v.ndim)
             self.held["resident"] = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             (folder / f"bytes_{trainer.global_rank}.json").write_text(json.dumps(self.held))
 

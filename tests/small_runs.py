@@ -17,6 +17,7 @@ from gptlab.models.encoder.config import EncoderConfig
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.objectives.config import ClassificationConfig, InstructionConfig, MaskedLMConfig, SpanCorruptionConfig
 from gptlab.runs import checkpoint
+from gptlab.runs.checkpoint_state import CheckpointState
 from gptlab.training.config import (
     AdamWConfig,
     CallbacksConfig,
@@ -45,23 +46,23 @@ def write_text(path: Path, n_characters: int = 20_000) -> Path:
 OBJECTIVES = ("causal_lm", "masked_lm", "span_corruption", "classification", "instruction")
 
 
-def write_rows(path: Path, n: int = 160) -> Path:
+def write_examples(path: Path, n: int = 160) -> Path:
     """Questions about sums, with their answers and whether these are even."""
-    rows = ({"question": f"{i} + {7 * i % 13} =", "answer": str(i + 7 * i % 13)} for i in range(n))
-    path.write_text("".join(json.dumps(row | {"even": str(int(row["answer"]) % 2 == 0)}) + "\n" for row in rows))
+    examples = ({"question": f"{i} + {7 * i % 13} =", "answer": str(i + 7 * i % 13)} for i in range(n))
+    path.write_text("".join(json.dumps(e | {"even": str(int(e["answer"]) % 2 == 0)}) + "\n" for e in examples))
     return path
 
 
-def of_objective(name: str, place: Path) -> dict:
-    """What a small run needs for an objective beside the text; tables are written into `place`."""
+def of_objective(name: str, folder: Path) -> dict:
+    """What a small run needs for an objective beside the text; tables are written into `folder`."""
     sizes = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16}
     if name == "causal_lm":
         return {}
     if name == "masked_lm":
-        texts = place / "texts"
+        texts = folder / "texts"
         if not texts.exists():  # sentence pairs are of several documents
             texts.mkdir()
-            words = write_text(place / "of_texts.txt").read_text()
+            words = write_text(folder / "of_texts.txt").read_text()
             for i in range(40):
                 (texts / f"{i:02}.txt").write_text(words[500 * i : 500 * (i + 1)])
         return {
@@ -77,9 +78,9 @@ def of_objective(name: str, place: Path) -> dict:
             "model": EncoderDecoderConfig(**sizes),
             "tokenizer": ByteConfig(n_sentinel_tokens=8),
         }
-    table = place / "rows.jsonl"
+    table = folder / "examples.jsonl"
     if not table.exists():
-        write_rows(table)
+        write_examples(table)
     if name == "classification":
         return {
             "objective": ClassificationConfig(lm_weight=0.5),
@@ -93,13 +94,13 @@ def of_objective(name: str, place: Path) -> dict:
     }
 
 
-def small_run(folder: Path, **words) -> RunConfig:
+def small_run(folder: Path, **given) -> RunConfig:
     """A run of ten steps on bytes, without dropout, as an object."""
     text = folder.parent / "text.txt"
     if not text.exists():
         write_text(text)
     model = DecoderConfig(n_layer=2, n_head=2, d_model=32, context_length=16)
-    given = {
+    usual = {
         "model": model,
         "data": TextConfig(path=str(text)),
         "tokenizer": ByteConfig(),
@@ -111,35 +112,28 @@ def small_run(folder: Path, **words) -> RunConfig:
         "budget_steps": 10,
         "run_dir": str(folder),
     }
-    return RunConfig(**given | words)
+    return RunConfig(**usual | given)
 
 
-def write_run(folder, *, tokenizer=None, seed=0, rows=None, **options):
+def write_run(folder, *, tokenizer=None, seed=0, vocab_size=None, **options):
     """A run folder as training leaves it, of a model with random weights."""
     tokenizer = tokenizer or ByteTokenizer()
     given = {"n_layer": 2, "n_head": 2, "d_model": 16, "context_length": 24, "init_std": 0.4}
     config = RunConfig(
         model=DecoderConfig(**given | options), data=TextConfig(path="none"), tokenizer=ByteConfig(), budget_steps=1
     )
-    model = build_model(config.model, rows or tokenizer.vocab_size, seed=seed)
+    model = build_model(config.model, vocab_size or tokenizer.vocab_size, seed=seed)
     tokenizer_file = folder / "tokenizer.json"
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(tokenizer_file)
-    state = {
-        "gptlab_format": checkpoint.FORMAT,
-        "step": 1,
-        "model": model.state_dict(),
-        "config": to_plain(config),
-        "tokenizer": tokenizer.fingerprint,
-        "best": None,
-    }
-    checkpoint.save(state, folder / "checkpoints" / "best.ckpt")
+    state = CheckpointState(step=1, config=to_plain(config), tokenizer=tokenizer.fingerprint)
+    checkpoint.save(folder / "checkpoints" / "best.ckpt", state, model.state_dict())
     return folder
 
 
-def words_of(text: Path, **more) -> list[str]:
-    """The same run as words for train.py."""
-    words = {
+def overrides_of(text: Path, **more) -> list[str]:
+    """The same run as overrides for train.py."""
+    values = {
         "data": "text",
         "data.path": text,
         "tokenizer": "byte",
@@ -158,33 +152,33 @@ def words_of(text: Path, **more) -> list[str]:
         "callbacks.sample": "null",
         "callbacks.plot": "false",
     }
-    return [f"{key}={value}" for key, value in {**words, **more}.items()]
+    return [f"{key}={value}" for key, value in {**values, **more}.items()]
 
 
-def objective_words(name: str, place: Path) -> dict[str, object]:
-    """What `of_objective` says, as words for train.py."""
-    words, files = {"objective": name}, of_objective(name, place)
-    if "data" in files:
-        words["data.path"] = files["data"].path
+def objective_overrides(name: str, folder: Path) -> dict[str, object]:
+    """What `of_objective` says, as overrides for train.py."""
+    overrides, parts = {"objective": name}, of_objective(name, folder)
+    if "data" in parts:
+        overrides["data.path"] = parts["data"].path
     match name:
         case "masked_lm":
-            words |= {"model": "bert_laptop", "tokenizer.special_tokens": '["<mask>","<cls>","<sep>","<pad>"]'}
+            overrides |= {"model": "bert_laptop", "tokenizer.special_tokens": '["<mask>","<cls>","<sep>","<pad>"]'}
         case "span_corruption":
-            words |= {"model": "t5_laptop", "model.n_layer": 1, "tokenizer.n_sentinel_tokens": 8}
+            overrides |= {"model": "t5_laptop", "model.n_layer": 1, "tokenizer.n_sentinel_tokens": 8}
         case "classification":
-            words |= {"data": "table", "data.prompt": "{question}", "data.label_column": "even"}
-            words |= {"data.class_names": "['False','True']", "objective.lm_weight": 0.5}
+            overrides |= {"data": "table", "data.prompt": "{question}", "data.label_column": "even"}
+            overrides |= {"data.class_names": "['False','True']", "objective.lm_weight": 0.5}
         case "instruction":
-            words |= {"data": "table", "data.prompt": "{question}", "data.response": " {answer}"}
-    return words
+            overrides |= {"data": "table", "data.prompt": "{question}", "data.response": " {answer}"}
+    return overrides
 
 
 def train(
-    words: list[str], folder: Path, *, program: Path = ROOT / "train.py", **environment
+    overrides: list[str], folder: Path, *, program: Path = ROOT / "train.py", **environment
 ) -> subprocess.CompletedProcess:
     """Run the real command in `folder`."""
     return subprocess.run(
-        [sys.executable, str(program), *words],
+        [sys.executable, str(program), *overrides],
         cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gptlab import UserError, compose, composition
+from gptlab import UserError, compose, composition, open_run
 from gptlab.config import to_plain
 from gptlab.training.config import OWNED, trainer_keys
 
@@ -268,9 +268,8 @@ def test_every_foreign_name_leads_to_a_key_of_ours():
 
 def test_a_saved_config_reads_back(tmp_path):
     config = compose("experiment=verdict", "logger=wandb")
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(to_plain(config)))
-    again = composition.load_config(path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_plain(config)))
+    again = open_run(tmp_path).config
     assert again == config and type(again.data) is type(config.data)
 
 

@@ -51,7 +51,7 @@ SIDEWAYS = {
 
 # Each framework has one home.
 HOMES = {
-    "lightning": ("training", "distributed/launch", "distributed/parallelize"),
+    "lightning": ("training", "distributed/internals", "distributed/launch", "distributed/parallelize"),
     "hydra": ("composition", "cli"),
     "omegaconf": ("composition", "cli"),
     "datasets": ("data/sources/huggingface",),

@@ -23,14 +23,13 @@ if TYPE_CHECKING:
     from gptlab.registry import register
     from gptlab.runs.load import load
     from gptlab.runs.run import Run, open_run
-    from gptlab.training.batches import batch
-    from gptlab.training.loop import train
+    from gptlab.training.loop import batch, train
 
 _HOMES = {
     "RunConfig": "config",
     "Run": "runs.run",
     "UserError": "errors",
-    "batch": "training.batches",
+    "batch": "training.loop",
     "compose": "composition",
     "generate": "generation.text",
     "load": "runs.load",

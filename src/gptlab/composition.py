@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gptlab import plugins
 from gptlab.config import ALTERNATIVES, RunConfig
 from gptlab.errors import UserError, did_you_mean
-from gptlab.registry import GROUPS, config_class, variants
+from gptlab.registry import GROUPS, variants
 from gptlab.training.config import OWNED
 
 CONF = "gptlab.conf"
@@ -189,21 +189,6 @@ def resolve(config: DictConfig, overrides: Sequence[str] = ()) -> RunConfig:
     assert isinstance(found, RunConfig)
     found.check()
     return found
-
-
-def load_config(path: Path) -> RunConfig:
-    """Read a run's config.yaml; UserError where it needs a plugin that was not named."""
-    plain = OmegaConf.load(path)
-    plugins.require(plain.get("plugins") or (), path)
-    schema = OmegaConf.structured(_root())
-    for group in GROUPS:
-        schema[group] = OmegaConf.structured(config_class(group, plain[group].get("type"), str(path)))
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, plain))
-    except OmegaConfBaseException as error:
-        raise UserError(
-            f"{path}: {' '.join(str(error).split())}; it was written by another version of gptlab"
-        ) from error
 
 
 def refuse_unknown(overrides: Iterable[str], config_dir: str | Path | None = None) -> None:

@@ -16,10 +16,10 @@ import yaml
 from interop.external import CASES, Case, gpt2, run_convert
 from small_runs import of_objective, small_run
 
-from gptlab import composition
+from gptlab import open_run
 from gptlab.cli import generate, main
 from gptlab.data.examples.windows import SlidingWindows
-from gptlab.data.order import window_index
+from gptlab.data.order import example_index
 from gptlab.data.prepare import prepare
 from gptlab.data.tokenizers.char import CharTokenizer
 from gptlab.data.tokenizers.config import ByteConfig, TokenizerFileConfig
@@ -135,7 +135,7 @@ def test_into_gptlab_and_out_again(name, tmp_path, capsys):
     )
     before, after = TransformersFolder(theirs), TransformersFolder(tmp_path / "back")
     assert all(torch.equal(after.read(key), value) for key, value in before.tensors())
-    config = composition.load_config(tmp_path / "ours" / "config.yaml")
+    config = open_run(tmp_path / "ours").config
     assert config.model.vocab_size == 61 and config.model.n_layer == before.config.n_layer
 
 
@@ -327,7 +327,7 @@ def test_training_starts_from_external_weights(tmp_path):
     config = small_run(tmp_path / "a", model=DecoderConfig(**OURS, init_from=str(path)), budget_steps=2)
     data = prepare(config.data, config.tokenizer, progress=False)
     sequences = SlidingWindows(data.train.tokens, 16, 16)
-    first = torch.as_tensor(sequences.gather(window_index(config.seed, np.arange(8), len(sequences))))
+    first = torch.as_tensor(sequences.gather(example_index(config.seed, np.arange(8), len(sequences))))
     with torch.no_grad():
         log_p = model(first[:, :-1]).logits.log_softmax(-1).gather(-1, first[:, 1:, None])
     assert float(-log_p.mean()) == pytest.approx(losses[0], abs=1e-4)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from ranks import carry_out, take_back
+from ranks import carry_out, roll_back_to
 from small_runs import learned
 
 from gptlab.config import to_plain
@@ -15,19 +15,19 @@ from gptlab.runs.load import load_model
 
 MODEL = DecoderConfig(n_layer=2, n_head=2, d_model=32, context_length=16, attention_scale=0.5)
 TUNED = {
-    "lora": {"mode": "lora", "rank": 3, "alpha": 300.0, "layers": ["attn.q", "attn.v", "ffn.down"]},
-    "last": {"mode": "last", "n_layer": 1},
+    "lora": {"type": "lora", "rank": 3, "alpha": 300.0, "target_modules": ["attn.q", "attn.v", "ffn.down"]},
+    "last": {"type": "last_layers", "n_layer": 1},
 }
 WAYS = {
     "auto": (1, {}),
     "compile": (1, {"strategy": {"compile": True}}),
     "auto muon": (1, {"optimizer": "muon"}),
-    "ddp": (2, {"strategy": {"name": "ddp"}}),
-    "zero1": (2, {"strategy": {"name": "zero1"}}),
-    "fsdp full": (2, {"strategy": {"name": "fsdp", "activation_checkpointing": "full"}}),
-    "fsdp muon": (2, {"optimizer": "muon", "strategy": {"name": "fsdp"}}),
-    "tp": (2, {"strategy": {"name": "tp"}}),
-    "hsdp": (4, {"strategy": {"name": "hsdp"}}),
+    "ddp": (2, {"strategy": {"type": "ddp"}}),
+    "zero1": (2, {"strategy": {"type": "zero1"}}),
+    "fsdp full": (2, {"strategy": {"type": "fsdp", "activation_checkpointing": "full"}}),
+    "fsdp muon": (2, {"optimizer": "muon", "strategy": {"type": "fsdp"}}),
+    "tp": (2, {"strategy": {"type": "tp"}}),
+    "hsdp": (4, {"strategy": {"type": "hsdp"}}),
 }
 CASES = [("lora", way) for way in WAYS if way not in ("tp", "hsdp")]
 CASES += [("last", way) for way in ("auto", "ddp", "zero1", "fsdp full", "tp")]
@@ -79,8 +79,8 @@ def test_gradients_tell_apart_what_is_trained(trained):
 
 
 def saved(run):
-    state = checkpoint.load(checkpoint.linked(run / "checkpoints", "last"))
-    return {name: state["model"][name] for name in state["model"]}, set(state["optimizer"])
+    last = checkpoint.load(checkpoint.linked(run / "checkpoints", "last"))
+    return dict(last.model), set(last.optimizer)
 
 
 @pytest.mark.parametrize(("name", "way"), CASES)
@@ -116,7 +116,7 @@ def test_a_run_goes_on_from_what_any_saved(trained):
     jobs = []
     for source in ("auto muon", "fsdp muon"):
         target = trained / f"continued-{source}"
-        take_back(trained / f"lora-{source}", target, 5)
+        roll_back_to(trained / f"lora-{source}", target, 5)
         jobs.append(job_of("lora", "auto muon", trained, target))
     carry_out(jobs, 1, trained)
     uninterrupted = trained / "lora-auto muon"

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from small_runs import ROOT, learned, train, words_of, write_text
+from small_runs import ROOT, learned, overrides_of, train, write_text
 
 from gptlab.distributed.devices import find_devices
 from gptlab.runs.folder import read_metrics
@@ -57,7 +57,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def words(place):
-    return words_of(place / "text.txt", micro_batch_size=2, **{"callbacks.checkpoint.every_steps": 5})
+    return overrides_of(place / "text.txt", micro_batch_size=2, **{"callbacks.checkpoint.every_steps": 5})
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_torchrun_starts_a_killed_rank_again_and_no_bit_changes(place, words, st
     ("how", "said"),
     [
         ("kill", "rank 0 lost the other ranks at step 6: rank 1 (process "),
-        ("deaf", "was ended by SIGKILL, and the others wait for it"),
+        ("deaf", "was killed by SIGKILL, and the others wait for it"),
         ("disk", "rank 1: error: No space left on device: /full"),
     ],
 )
@@ -200,7 +200,7 @@ def given(monkeypatch, environment):
         (
             {**TORCHRUN, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2, "GROUP_WORLD_SIZE": 2},
             {"devices": 4},
-            "torchrun started 2 x 2 (GROUP_WORLD_SIZE x LOCAL_WORLD_SIZE); say trainer.devices=2 trainer.num_nodes=2, "
+            "torchrun started 2 x 2 (GROUP_WORLD_SIZE x LOCAL_WORLD_SIZE); use trainer.devices=2 trainer.num_nodes=2, "
             "or start torchrun --nnodes=1 --nproc-per-node=4",
         ),
         (
@@ -211,13 +211,13 @@ def given(monkeypatch, environment):
         (
             {**SRUN, "SLURM_NTASKS": 4, "SLURM_NNODES": 2, "SLURM_NTASKS_PER_NODE": 2, "SLURM_STEP_NUM_TASKS": 4},
             {"devices": 2},
-            "SLURM started 2 x 2 (SLURM_NNODES x SLURM_NTASKS_PER_NODE); say trainer.devices=2 trainer.num_nodes=2",
+            "SLURM started 2 x 2 (SLURM_NNODES x SLURM_NTASKS_PER_NODE); use trainer.devices=2 trainer.num_nodes=2",
         ),
         ({**SRUN, "SLURM_NTASKS": 4, "SLURM_NNODES": 2, "SLURM_NTASKS_PER_NODE": 2}, {}, "put srun before it"),
         (
             {**SRUN, "SLURM_NTASKS": 4, "SLURM_NNODES": 2, "SLURM_STEP_NUM_TASKS": 4},
             {"num_nodes": 2},
-            "say srun --nodes=2 --ntasks-per-node=2 in place of --ntasks",
+            "use srun --nodes=2 --ntasks-per-node=2 instead of --ntasks",
         ),
         ({**SRUN, "SLURM_NTASKS": 1}, {"devices": 2}, "SLURM started 1 x 1"),
         ({"WORLD_SIZE": 4}, {"devices": 2}, "the environment has WORLD_SIZE=4; unset WORLD_SIZE"),

@@ -1,7 +1,7 @@
 """Each objective learns under ddp and fsdp what it learns on one process, and a continued run changes no bit."""
 
 import pytest
-from ranks import carry_out, take_back
+from ranks import carry_out, roll_back_to
 from small_runs import OBJECTIVES, learned
 
 from gptlab.runs.folder import read_metrics
@@ -11,7 +11,7 @@ MICRO = {"run": {"micro_batch_size": 1}}  # each device accumulates
 
 
 def job_of(objective, strategy, folder):
-    return {**MICRO, "objective": objective, "strategy": {"name": strategy}, "folder": str(folder)}
+    return {**MICRO, "objective": objective, "strategy": {"type": strategy}, "folder": str(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
         carry_out(jobs, n_ranks, place)
         for objective in others:
             for strategy in strategies:
-                take_back(place / f"{objective}-{strategy}", place / f"{objective}-{strategy}-again", 5)
+                roll_back_to(place / f"{objective}-{strategy}", place / f"{objective}-{strategy}-again", 5)
         carry_out([job | {"folder": f"{job['folder']}-again"} for job in jobs], n_ranks, place)
     return place
 

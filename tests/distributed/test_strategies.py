@@ -5,7 +5,7 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from ranks import carry_out, take_back
+from ranks import carry_out, roll_back_to
 
 from gptlab.cli.convert import main as convert
 from gptlab.models.build import shape_model
@@ -29,7 +29,7 @@ COMPILED = ("auto", "ddp", "fsdp", "tp")  # the others use the same two ways of 
 
 def job_of(strategy: str, option: str, folder) -> dict:
     job = {**MICRO, **OPTIONS[option], "folder": str(folder)}
-    return job | {"strategy": {"name": strategy, **job.get("strategy", {})}}
+    return job | {"strategy": {"type": strategy, **job.get("strategy", {})}}
 
 
 def cases():
@@ -102,7 +102,7 @@ def continued(trained):
         for column in (s for s in RANKS if RANKS[s] == n_ranks):
             for row in RANKS:
                 target = trained / f"{row}-to-{column}"
-                take_back(trained / f"{row}-plain", target, 5)
+                roll_back_to(trained / f"{row}-plain", target, 5)
                 jobs.append(job_of(column, "plain", target))
         carry_out(jobs, n_ranks, trained)
     return trained
@@ -123,11 +123,11 @@ def test_a_folder_is_joined_and_exported(trained, tmp_path):
     assert convert([f"from={run}", f"to={tmp_path / 'one'}", "format=gptlab"]) == 0
     joined = checkpoint.load(tmp_path / "one" / "checkpoints" / "last.ckpt")
     parts = checkpoint.load(run / "checkpoints" / "best")
-    assert joined["step"] == parts["step"] and joined["config"] == parts["config"]
-    for name, value in parts["model"].items():
-        assert torch.equal(joined["model"][name], value), name
-        for key, memory in parts["optimizer"][name].items():
-            assert torch.equal(joined["optimizer"][name][key], memory), (name, key)
+    assert joined.state.step == parts.state.step and joined.state.config == parts.state.config
+    for name, value in parts.model.items():
+        assert torch.equal(joined.model[name], value), name
+        for key, memory in parts.optimizer[name].items():
+            assert torch.equal(joined.optimizer[name][key], memory), (name, key)
     assert convert([f"from={run}", f"to={tmp_path / 'theirs'}"]) == 0
     exported = safetensors.torch.load_file(tmp_path / "theirs" / "model.safetensors")
-    assert torch.equal(exported["transformer.wte.weight"], joined["model"]["tok_emb.weight"])
+    assert torch.equal(exported["transformer.wte.weight"], joined.model["tok_emb.weight"])

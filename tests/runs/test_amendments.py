@@ -6,7 +6,7 @@ import signal
 import pytest
 from lightning.pytorch.callbacks import Callback
 from ranks import carry_out
-from small_runs import ROOT, learned, small_run, words_of, write_text
+from small_runs import ROOT, learned, overrides_of, small_run, write_text
 from small_runs import train as train_command
 
 from gptlab.cli import amend
@@ -17,6 +17,7 @@ from gptlab.training.config import (
     CheckpointConfig,
     MuonConfig,
     TrainerConfig,
+    WSDConfig,
 )
 from gptlab.training.loop import train
 
@@ -71,11 +72,11 @@ def test_a_running_run_takes_it_up_at_its_next_step(tmp_path, algorithm):
     words = ["optimizer.lr=3e-3", "optimizer.weight_decay=0.3", "optimizer.grad_clip=0.2", "optimizer.beta2=0.9"]
     words += ["optimizer.momentum=0.8", "optimizer.adamw_lr=1e-3"] if algorithm is MuonConfig else []
     config = run_of(run, optimizer=algorithm(lr=1e-2))
-    summary = train(config, [At(7, amends(run, *words, "schedule.min_lr_ratio=0"))])
+    summary = train(config, [At(7, amends(run, *words, "schedule.min_lr_ratio=0"))]).summary
     (event,) = events(run, "amended")
-    assert (event["step"], event["number"], event["words"]["optimizer.lr"]) == (7, 1, 3e-3)
+    assert (event["step"], event["number"], event["overrides"]["optimizer.lr"]) == (7, 1, 3e-3)
     assert [(a["number"], a["step"]) for a in summary["amendments"]] == [(1, 7)]
-    assert summary["config"] == config.identity(), "the run is still the one that was started"
+    assert summary["config"] == config.run_id(), "the run is still the one that was started"
 
     def by_hand(trainer, module):
         for group in trainer.optimizers[0].param_groups:
@@ -85,7 +86,7 @@ def test_a_running_run_takes_it_up_at_its_next_step(tmp_path, algorithm):
             group["betas"] = (0.9, 0.9)
             if muon:
                 group["momentum"] = 0.8
-        module.config.optimizer.grad_clip = 0.2
+        module.optimizer_config.grad_clip = 0.2
         object.__setattr__(module.schedule, "min_lr_ratio", 0.0)
 
     train(run_of(other, optimizer=algorithm(lr=1e-2)), [At(8, by_hand)])
@@ -98,7 +99,7 @@ def test_a_run_that_is_not_running_takes_it_up_when_it_is_continued(tmp_path):
     run = tmp_path / "run"
     with pytest.raises(Killed):
         train(run_of(run), [At(13, kill)])
-    assert amend.main([f"run={run}", "optimizer.lr=1e-3", "schedule.shape=constant"]) == 0
+    assert amend.main([f"run={run}", "optimizer.lr=1e-3", "schedule.min_lr_ratio=1"]) == 0
     train(run_of(run))
     (event,) = events(run, "amended")
     assert event["step"] == 10
@@ -153,7 +154,7 @@ if __name__ == "__main__":
 def test_the_real_command_killed_after_it_was_amended(tmp_path):
     write_text(tmp_path / "text.txt")
     (tmp_path / "driver.py").write_text(DRIVER.format(program=str(ROOT / "train.py")))
-    words = words_of(
+    words = overrides_of(
         tmp_path / "text.txt", **{"callbacks.checkpoint.every_steps": 5, "callbacks.checkpoint.best": "false"}
     )
 
@@ -176,8 +177,8 @@ def test_two_processes_take_it_up_as_one_does(tmp_path):
     words = {"optimizer.lr": 1e-3, "optimizer.grad_clip": None, "schedule.min_lr_ratio": 1.0}
     for n_ranks, names in ((1, ["auto"]), (2, ["ddp", "zero1", "fsdp"])):
         jobs = [
-            {"folder": str(tmp_path / name), "strategy": {"name": name}, "optimizer": "muon"}
-            | {"amend": {"at": 4, "words": words}}
+            {"folder": str(tmp_path / name), "strategy": {"type": name}, "optimizer": "muon"}
+            | {"amend": {"at": 4, "overrides": words}}
             for name in names
         ]
         carry_out(jobs, n_ranks, tmp_path)
@@ -190,7 +191,7 @@ def test_two_processes_take_it_up_as_one_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"number": 1, "wo', "[]", '{"number": 1, "words": 7}', "\x00\x01", '{"number": "x", "words": {}}']
+    "line", ['{"number": 1, "ov', "[]", '{"number": 1, "overrides": 7}', "\x00\x01", '{"number": "x", "overrides": {}}']
 )
 def test_a_damaged_file_does_not_end_a_running_run(tmp_path, capsys, line):
     run = tmp_path / "run"
@@ -198,17 +199,17 @@ def test_a_damaged_file_does_not_end_a_running_run(tmp_path, capsys, line):
     def damage(trainer, module):
         (run / "amendments.jsonl").write_text(line)
 
-    assert train(run_of(run), [At(7, damage)])["finished"]
+    assert train(run_of(run), [At(7, damage)]).summary["finished"]
     (event,) = events(run, "amendment unreadable")
     assert event["step"] == 7 and "line 1 of" in event["reason"] and event["reason"] in capsys.readouterr().err
     assert not events(run, "amended")
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("overrides", "reason"),
     [
         ({"model.n_layer": 3}, "model.n_layer may not change"),
-        ({"optimizer.lr": "fast"}, "optimizer.lr=fast is no float"),
+        ({"optimizer.lr": "fast"}, "optimizer.lr=fast is not of type float"),
         ({"optimizer.lr": -1.0}, "must be above 0"),
         ({"schedule.warmup_steps": 1000}, "warms up for 1000 steps"),
     ],
@@ -217,7 +218,7 @@ def test_what_the_command_would_refuse_the_run_refuses_once(tmp_path, words, rea
     run = tmp_path / "run"
 
     def by_hand(trainer, module):
-        (run / "amendments.jsonl").write_text(json.dumps({"number": 1, "words": words}) + "\n")
+        (run / "amendments.jsonl").write_text(json.dumps({"number": 1, "overrides": words}) + "\n")
 
     with pytest.raises(Killed):
         train(run_of(run), [At(7, by_hand), At(12, kill)])
@@ -239,7 +240,7 @@ def halted(tmp_path_factory):
 
 
 REFUSED = {
-    "optimizer.lrr=1": "optimizer.lrr is not a word of the config; did you mean optimizer.lr?",
+    "optimizer.lrr=1": "optimizer.lrr ; did you mean optimizer.lr?",
     "lr=1": "did you mean optimizer.lr?",
     "model.n_layer=3": "model.n_layer may not change in mid-flight; these may: optimizer.lr, ",
     "model=gpt124m": "model may not change in mid-flight",
@@ -248,7 +249,7 @@ REFUSED = {
     "optimizer.lr=fast": "optimizer.lr=fast: ",
     "optimizer.lr=-1": "optimizer.lr=-1.0 must be above 0",
     "optimizer.lr": "optimizer.lr needs a value",
-    "schedule.shape=line": "did you mean linear?",
+    "schedule.decay=3": "unknown config key schedule.decay",
     "schedule.warmup_steps=100": "warms up for 100 steps and is to end after 20",
     "schedule.warmup_steps=1 schedule.warmup_tokens=128": "say the same thing twice",
     "callbacks.checkpoint.keep_last=0": "must be at least 1",
@@ -256,7 +257,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
+@pytest.mark.parametrize("overrides", REFUSED)
 def test_a_wrong_word_is_answered(halted, words, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["gptlab", "amend", f"run={halted}", *words.split()])
     assert amend.main([f"run={halted}", *words.split()]) == 2
@@ -268,7 +269,7 @@ def test_an_alternative_replaces_what_it_is_one_of(halted, monkeypatch):
     assert amend.main([f"run={halted}", "schedule.warmup_steps=1"]) == 0
     (line,) = (halted / "amendments.jsonl").read_text().splitlines()
     entry = json.loads(line)
-    assert entry["words"] == {
+    assert entry["overrides"] == {
         "schedule.warmup_steps": 1,
         "schedule.warmup_tokens": None,
         "schedule.warmup_fraction": None,

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from ranks import roll_back_to
 from small_runs import small_run
 
 from gptlab.data.sources.config import TextConfig
@@ -31,7 +32,7 @@ def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys):
     run = tmp_path / "run"
     config = small_run(run)
     config.callbacks.plot = True
-    summary = train(config)
+    summary = train(config).summary
     out = capsys.readouterr().out
     last = out.rstrip("\n").splitlines()[-1]
     assert re.fullmatch(LAST_LINE, last) and last.endswith(str(run))
@@ -60,10 +61,10 @@ def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys):
 
 def test_validation_is_the_mean_over_every_token_of_the_split(tmp_path):
     config = small_run(tmp_path / "run")
-    summary = train(config)
+    summary = train(config).summary
     state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
     model = build_model(config.model, 257, seed=0)
-    checkpoint.restore_model(model, state["model"])
+    checkpoint.restore_model(model, state.model)
     text = (tmp_path / "text.txt").read_bytes()
     split = torch.tensor(list(text[int(0.9 * len(text)) :]))
     total = 0.0
@@ -77,8 +78,8 @@ def test_validation_is_the_mean_over_every_token_of_the_split(tmp_path):
 
 
 def test_accumulation_is_one_large_batch(tmp_path):
-    whole = train(small_run(tmp_path / "whole"))
-    parts = train(small_run(tmp_path / "parts", micro_batch_size=2))
+    whole = train(small_run(tmp_path / "whole")).summary
+    parts = train(small_run(tmp_path / "parts", micro_batch_size=2)).summary
     a, b = (read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "parts"))
     for x, y in zip(a, b, strict=True):
         for name in ("train/loss", "train/grad_norm"):
@@ -89,7 +90,7 @@ def test_accumulation_is_one_large_batch(tmp_path):
 def test_the_first_loss_and_norm_are_those_of_the_definition(tmp_path):
     """Step 1 worked out without the trainer: the samples, their loss, the gradient's norm, the clipped update."""
     from gptlab.data.examples.windows import SlidingWindows
-    from gptlab.data.order import window_index
+    from gptlab.data.order import example_index
     from gptlab.data.prepare import prepare
 
     config = small_run(tmp_path / "run", optimizer=AdamWConfig(lr=1e-2, grad_clip=0.5))
@@ -97,7 +98,7 @@ def test_the_first_loss_and_norm_are_those_of_the_definition(tmp_path):
     row = read_metrics(tmp_path / "run" / "metrics.csv")[0]
     data = prepare(config.data, config.tokenizer, progress=False)
     windows = SlidingWindows(data.train.tokens, 16, 16)
-    batch = torch.from_numpy(windows.gather(window_index(config.seed, torch.arange(8).numpy(), len(windows))))
+    batch = torch.from_numpy(windows.gather(example_index(config.seed, torch.arange(8).numpy(), len(windows))))
     model = build_model(config.model, 257, seed=config.seed)
     loss = torch.nn.functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
     loss.backward()
@@ -108,19 +109,44 @@ def test_the_first_loss_and_norm_are_those_of_the_definition(tmp_path):
     assert row["train/lr"] == pytest.approx(1e-2 / 3)
 
 
-def test_one_batch_is_learned_by_heart(tmp_path):
+def test_one_batch_is_overfit(tmp_path):
     config = small_run(tmp_path / "run", budget_steps=120, optimizer=MuonConfig(lr=1e-2, weight_decay=0.0))
     config.data.max_sequences = 8
     config.trainer.val_check_interval = 1.0
-    assert train(config)["train/loss"] < 0.1
+    assert train(config).summary["train/loss"] < 0.1
 
 
 def test_a_finished_run_says_so(tmp_path, capsys):
-    first = train(small_run(tmp_path / "run"))
+    first = train(small_run(tmp_path / "run")).summary
     capsys.readouterr()
-    assert train(small_run(tmp_path / "run")) == first
+    assert train(small_run(tmp_path / "run")).summary == first
     out = capsys.readouterr().out
     assert "is finished after 10 steps" in out and re.fullmatch(LAST_LINE, out.rstrip().splitlines()[-1])
+
+
+def test_where_and_how_a_run_is_shown_may_change_but_not_what_is_learned(tmp_path, capsys):
+    """Every field that is not of the identity, changed before a run is continued: no bit changes."""
+    straight = train(small_run(tmp_path / "straight")).metrics()
+    config = small_run(
+        tmp_path / "run", callbacks=CallbacksConfig(checkpoint=CheckpointConfig(every_steps=5, keep_last=9))
+    )
+    config.callbacks.plot = False
+    train(config)
+    roll_back_to(tmp_path / "run", tmp_path / "again", 5)
+    changed = small_run(
+        tmp_path / "again",
+        model_tag="another",
+        data_tag="another",
+        name="another",
+        plugins=[],
+        callbacks=CallbacksConfig(sample=None, plot=False),
+    )
+    changed.data.n_processes = 1
+    changed.trainer.log_every_n_steps = 3
+    assert changed.identity_fields() == config.identity_fields() and changed.run_id() == config.run_id()
+    run = train(changed)
+    assert [event["step"] for event in run.events() if event["event"] == "continued"] == [5]
+    assert run.metrics()["train/loss"].tolist() == straight["train/loss"].tolist()
 
 
 def test_a_changed_config_is_refused_with_the_difference(tmp_path):
@@ -135,13 +161,13 @@ def test_another_place_is_no_change(tmp_path):
     train(small_run(tmp_path / "run", budget_steps=10))
     (tmp_path / "run" / "summary.json").unlink()
     moved = small_run(tmp_path / "run", micro_batch_size=4)
-    assert train(moved)["steps"] == 10
+    assert train(moved).summary["steps"] == 10
 
 
 def test_a_path_continues_under_another_budget(tmp_path):
     train(small_run(tmp_path / "short"))
     last = tmp_path / "short" / "checkpoints" / "last.ckpt"
-    summary = train(small_run(tmp_path / "long", budget_steps=15, resume=str(last)))
+    summary = train(small_run(tmp_path / "long", budget_steps=15, resume=str(last))).summary
     rows = read_metrics(tmp_path / "long" / "metrics.csv")
     assert summary["steps"] == 15 and [row["step"] for row in rows] == list(range(1, 16))
     with pytest.raises(ValueError, match=r"another model or batch: model\.d_model was 32 and is 64"):
@@ -153,16 +179,16 @@ def test_a_path_continues_under_another_budget(tmp_path):
 
 def test_a_run_goes_back_to_a_checkpoint_of_its_own(tmp_path):
     settings = CallbacksConfig(checkpoint=CheckpointConfig(every_steps=5, keep_last=9), sample=None, plot=False)
-    straight = train(small_run(tmp_path / "run", callbacks=settings))
+    straight = train(small_run(tmp_path / "run", callbacks=settings)).summary
     expected = read_metrics(tmp_path / "run" / "metrics.csv")
     middle = tmp_path / "run" / "checkpoints" / "step_00000005.ckpt"
-    again = train(small_run(tmp_path / "run", callbacks=settings, resume=str(middle)))
+    again = train(small_run(tmp_path / "run", callbacks=settings, resume=str(middle))).summary
     rows = read_metrics(tmp_path / "run" / "metrics.csv")
     assert [row["train/loss"] for row in rows] == [row["train/loss"] for row in expected]
     assert again["val/loss"] == straight["val/loss"]
     other = small_run(tmp_path / "other", callbacks=settings, resume=str(middle))
     train(other)
-    with pytest.raises(ValueError, match=r"has gone on from resume=.*leave resume out"):
+    with pytest.raises(ValueError, match=r"already continued from resume=.*leave resume out"):
         train(other)
 
 
@@ -192,7 +218,7 @@ def test_it_refuses_to_train_through_nan(tmp_path):
     assert not all(map(math.isfinite, failed)), "the step that failed is on the record"
     path, _ = checkpoint.newest(tmp_path / "run" / "checkpoints")
     if path is not None:
-        assert all(t.isfinite().all() for t in checkpoint.load(path)["model"].values()), "what is saved is sound"
+        assert all(t.isfinite().all() for t in checkpoint.load(path).model.values()), "what is saved is sound"
 
 
 def test_text_shorter_than_a_window_is_refused(tmp_path):
@@ -213,26 +239,26 @@ def test_more_devices_than_there_are(tmp_path):
 def test_without_a_validation_split(tmp_path, capsys):
     config = small_run(tmp_path / "run")
     config.data = TextConfig(path=config.data.path, val_fraction=0.0)
-    assert "val/loss" not in train(config)
+    assert "val/loss" not in train(config).summary
     assert re.fullmatch(r"train/loss \d+\.\d{4} run \S+", capsys.readouterr().out.rstrip().splitlines()[-1])
 
 
 def test_a_test_split_is_scored_once_at_the_end(tmp_path):
     config = small_run(tmp_path / "run")
     config.data = TextConfig(path=config.data.path, test_fraction=0.1)
-    summary = train(config)
+    summary = train(config).summary
     assert 0 < summary["test/loss"] < 6 and summary["test/loss"] != summary["val/loss"]
 
 
 def test_a_part_of_the_split_has_another_name(tmp_path):
     config = small_run(tmp_path / "run")
     config.trainer.limit_val_batches = 1
-    summary = train(config)
+    summary = train(config).summary
     assert "val_part/loss" in summary and "val/loss" not in summary
 
 
 def test_the_training_split_in_eval_mode(tmp_path):
-    summary = train(small_run(tmp_path / "run", eval_train=True))
+    summary = train(small_run(tmp_path / "run", eval_train=True)).summary
     assert summary["train_eval/loss"] == pytest.approx(summary["train/loss"], rel=0.1)
     assert "train_eval/loss" in read_metrics(tmp_path / "run" / "metrics.csv")[-1]
 
@@ -254,13 +280,13 @@ def test_other_peoples_callbacks_find_their_metrics(tmp_path):
     from lightning.pytorch.callbacks import EarlyStopping
 
     config = small_run(tmp_path / "run", budget_steps=100, optimizer=AdamWConfig(lr=1e-9))
-    summary = train(config, callbacks=[EarlyStopping("val/loss", patience=2, min_delta=0.1)])
+    summary = train(config, callbacks=[EarlyStopping("val/loss", patience=2, min_delta=0.1)]).summary
     assert summary["steps"] == 15 and not summary["finished"]
 
 
 def test_samples_are_text_of_the_corpus_alphabet(tmp_path):
     config = small_run(tmp_path / "run")
-    config.callbacks.sample = SampleConfig(prompt="the ", n_tokens=12)
+    config.callbacks.sample = SampleConfig(prompt="the ", max_new_tokens=12)
     train(config)
     assert (tmp_path / "run" / "samples.txt").read_text().count("--- step") == 2
     assert "the " in (tmp_path / "run" / "samples.txt").read_text()
@@ -269,9 +295,9 @@ def test_samples_are_text_of_the_corpus_alphabet(tmp_path):
 def test_a_run_killed_after_its_last_save_scores_the_trained_model(tmp_path):
     config = small_run(tmp_path / "run")
     config.data = TextConfig(path=config.data.path, test_fraction=0.1)
-    first = train(config)
+    first = train(config).summary
     (tmp_path / "run" / "summary.json").unlink()
-    again = train(config)
+    again = train(config).summary
     assert again["test/loss"] == first["test/loss"] and again["val/loss"] == first["val/loss"]
 
 
@@ -327,7 +353,7 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path):
     train(config)
     losses = {r["step"]: r["val/loss"] for r in read_metrics(tmp_path / "run" / "metrics.csv") if "val/loss" in r}
     best = checkpoint.load(tmp_path / "run" / "checkpoints" / "best.ckpt")
-    assert best["step"] == min(losses, key=losses.get) and best["best"]["val/loss"] == min(losses.values())
+    assert best.state.step == min(losses, key=losses.get) and best.state.best["val/loss"] == min(losses.values())
 
 
 def test_gradients_are_measured_and_clipped_without_the_loss_scale(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.training.config import AdamWConfig, Decay, MuonConfig
-from gptlab.training.optimizers import build_optimizer, retune
+from gptlab.training.optimizers import retune
 
 CPU = torch.device("cpu")
 
@@ -18,7 +18,7 @@ def model():
 
 def treated(model, config):
     """Parameter name -> its group."""
-    optimizer = build_optimizer(model.named_parameters(), config, device=CPU)
+    optimizer = config.build(model.named_parameters(), device=CPU)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert len(groups) == len(list(model.parameters())), "each parameter is in exactly one group"
     return {name: groups[id(p)] for name, p in model.named_parameters()}
@@ -44,7 +44,7 @@ def test_a_group_that_begins_with_stacks_of_biases_is_retuned_as_biases():
     """As a group does where these are divided otherwise than the norms."""
     stacked = DecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=4, n_expert=3)
     parameters = [(name, p) for name, p in build_model(stacked, 11, seed=0).named_parameters() if ".experts." in name]
-    optimizer = build_optimizer(parameters, AdamWConfig(weight_decay=0.3), device=CPU)
+    optimizer = AdamWConfig(weight_decay=0.3).build(parameters, device=CPU)
     retune(optimizer, AdamWConfig(weight_decay=0.2))
     decays = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["param_names"]}
     assert decays == {name: 0.2 if name.endswith("weight") else 0.0 for name, _ in parameters}
@@ -70,7 +70,7 @@ def test_adamw_takes_the_papers_first_step(model):
     """arXiv 1711.05101, algorithm 2: after one step the moments are the gradient itself."""
     config = AdamWConfig(lr=0.1, weight_decay=0.2, eps=1e-8)
     before = {name: p.detach().clone().double() for name, p in model.named_parameters()}
-    optimizer = build_optimizer(model.named_parameters(), config, device=CPU)
+    optimizer = config.build(model.named_parameters(), device=CPU)
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():
         p.grad = torch.randn(p.shape, generator=generator)

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from small_runs import OBJECTIVES, ROOT, learned, objective_words, train, words_of, write_text
+from small_runs import OBJECTIVES, ROOT, learned, objective_overrides, overrides_of, train, write_text
 
 # Runs train.py as it is, and pulls the plug at a chosen moment.
 DRIVER = """
@@ -60,7 +60,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_sigkill_between_and_inside_saves_changes_no_bit(place, objective):
-    words = words_of(
+    words = overrides_of(
         place / "text.txt",
         budget_steps=24,
         **{
@@ -69,7 +69,7 @@ def test_sigkill_between_and_inside_saves_changes_no_bit(place, objective):
             "trainer.val_check_interval": 6,
             "optimizer": "muon",
             **({"data.stride": 5, "data.n_workers": 2} if objective == "causal_lm" else {}),
-            **objective_words(objective, place),
+            **objective_overrides(objective, place),
         },
     )
     done = train([*words, "run_dir=straight"], place)
@@ -93,7 +93,7 @@ def test_sigkill_between_and_inside_saves_changes_no_bit(place, objective):
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_run_and_says_how_to_go_on(place, signum, code):
-    words = [*words_of(place / "text.txt", budget_steps=100_000), "run_dir=run"]
+    words = [*overrides_of(place / "text.txt", budget_steps=100_000), "run_dir=run"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *words], cwd=place, stderr=subprocess.PIPE, text=True, env=os.environ
     )

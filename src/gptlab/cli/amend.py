@@ -12,6 +12,7 @@ from gptlab.config import ALTERNATIVES, RunConfig, to_plain
 from gptlab.errors import UserError
 from gptlab.runs import amendments
 from gptlab.runs.folder import RunFolder
+from gptlab.runs.run import Run
 from gptlab.values import coerce
 
 HELP = """gptlab amend run=PATH key=value ...
@@ -69,12 +70,12 @@ def amend(arguments: list[str]) -> None:
 
 def _current(folder: RunFolder) -> tuple[RunConfig, int | None]:
     """The run's config with all earlier amendments, and its number of steps where it has started."""
-    config = composition.load_config(folder.path / "config.yaml")
+    config = Run(folder.path).config
     waiting, _ = amendments.read(folder.path)
     _, refused = amendments.on_record(folder)
     for amendment in waiting:
         if amendment.number not in refused:
-            config = amendments.amended(config, amendment.words)
+            config = amendments.amended(config, amendment.overrides)
     lengths = [event["n_steps"] for event in folder.events() if "n_steps" in event]
     return config, lengths[-1] if lengths else None
 

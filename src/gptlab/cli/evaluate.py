@@ -100,7 +100,6 @@ def evaluate(arguments: list[str]) -> None:
     target = None if config.to is None else _writable(config.to)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `gptlab generate` does
     # torch takes seconds to import: not for a wrong option.
-    from gptlab.composition import load_config
     from gptlab.evaluation import measure, report
 
     def on_result(results: list[measure.Result]) -> None:
@@ -109,7 +108,7 @@ def evaluate(arguments: list[str]) -> None:
         if config.output is OutputFormat.text:
             _print(report.text(results[-1], n_shown=N_SHOWN if config.n_shown is None else config.n_shown))
 
-    results = measure.evaluate(config, settings, read_config=load_config, on_result=on_result, show=sys.stderr.isatty())
+    results = measure.evaluate(config, settings, on_result=on_result, show=sys.stderr.isatty())
     if config.output is OutputFormat.json:
         print(json.dumps({"results": results}, default=str))
     elif len(results) > 1:

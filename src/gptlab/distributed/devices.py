@@ -1,4 +1,4 @@
-"""What the machine has: devices, precisions, peak speeds, memory."""
+"""Devices, precision, peak FLOP/s and memory of the machine."""
 
 import ctypes
 import os
@@ -53,7 +53,7 @@ class Devices:
 
 
 def find_devices(config: TrainerConfig) -> Devices:
-    """Settle what the config leaves to the machine; ValueError for devices that are not there."""
+    """Resolve what the config leaves to the machine; UserError for devices that are not there."""
     accelerator = {"gpu": "cuda"}.get(config.accelerator, config.accelerator)
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,7 +72,7 @@ def find_devices(config: TrainerConfig) -> Devices:
     if accelerator == "cpu" and asked > 1 and config.accelerator == "auto":
         raise UserError(
             f"{source} asks for {asked} devices and this machine has no GPU; "
-            "for processes on the CPU say trainer.accelerator=cpu"
+            "for processes on the CPU use trainer.accelerator=cpu"
         )
     precision = config.precision
     if precision is None:
@@ -95,7 +95,7 @@ def _peak(accelerator: str) -> float | None:
 def keep_freed_memory() -> None:
     """Let the C library reuse the large blocks that it frees, instead of giving each back to the system.
 
-    A training step on a CPU allocates the same activations again and again: fetching their pages anew took about
+    A training step on a CPU allocates the same activations again and again: fetching their pages again took about
     a third of the step's time on small models. Does nothing where the C library is not glibc.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h

@@ -11,35 +11,36 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from gptlab.distributed.internals import replace_launcher, subprocess_launcher
 from gptlab.distributed.signals import SIGNALS, STARTER, Failure
 from gptlab.errors import UserError
 
 WATCH_SECONDS = 1  # between two looks at the other processes
 GRACE_SECONDS = 30  # in which a rank notices by itself that another one died
-END_SECONDS = 10  # in which the others may end by themselves, once the first rank has failed
+END_SECONDS = 10  # in which the others may end by themselves, once rank 0 has failed
 ORDERLY = (0, *(128 + signum for signum in SIGNALS))  # exit codes
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """What torchrun or SLURM started, as their variables tell it."""
+    """What torchrun or SLURM started, according to their environment variables."""
 
     by: str
     n_nodes: int
     per_node: int
     world_size: int
     variables: str
-    words: str  # the launcher's own, for {n_nodes} and {per_node}
+    template: str  # the launcher's command, with {n_nodes} and {per_node}
 
 
 def find_launched() -> Launched | None:
-    """What started this process; None where no launcher did. ValueError for a way that cannot work."""
+    """What started this process; None where no launcher did. UserError for a launch that cannot work."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         return Launched(
@@ -50,18 +51,18 @@ def find_launched() -> Launched | None:
             "GROUP_WORLD_SIZE x LOCAL_WORLD_SIZE",
             "torchrun --nnodes={n_nodes} --nproc-per-node={per_node}",
         )
-    # In a shell within an allocation Lightning starts the processes itself, and tells such a shell by its name.
+    # In a shell within an allocation Lightning starts the processes itself; it knows such a shell by its name.
     if "SLURM_NTASKS" not in env or env.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
     n_tasks, n_nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_NNODES", 1))
     if n_tasks > 1 and "SLURM_STEP_NUM_TASKS" not in env:
         raise UserError(
-            f"SLURM_NTASKS={n_tasks} and srun did not start this process; put srun before it: srun python train.py ..."
+            f"SLURM_NTASKS={n_tasks} and srun did not start this process; start it with srun: srun python train.py ..."
         )
     if n_tasks > 1 and "SLURM_NTASKS_PER_NODE" not in env:
         raise UserError(
-            f"SLURM_NTASKS={n_tasks} was given as a total; say srun --nodes={n_nodes} "
-            f"--ntasks-per-node={-(-n_tasks // n_nodes)} in place of --ntasks"
+            f"SLURM_NTASKS={n_tasks} is a total; use srun --nodes={n_nodes} "
+            f"--ntasks-per-node={-(-n_tasks // n_nodes)} instead of --ntasks"
         )
     return Launched(
         "SLURM",
@@ -74,25 +75,25 @@ def find_launched() -> Launched | None:
 
 
 def check_launch(launched: Launched | None, *, per_node: int, n_nodes: int) -> None:
-    """Refuse a number of processes that is not there, and a meeting point that is taken."""
+    """Refuse a number of processes that was not started, and a rendezvous address that cannot be used."""
     env = os.environ
     asked = f"trainer.devices={per_node} x trainer.num_nodes={n_nodes} is {per_node * n_nodes} processes"
     if launched is not None:
         there = launched.n_nodes * launched.per_node
         if there != launched.world_size:
             raise UserError(
-                f"{launched.by} started {launched.world_size} processes on {launched.n_nodes} nodes, not as many on "
-                f"each; start {launched.words.format(n_nodes=launched.n_nodes, per_node=per_node)}"
+                f"{launched.by} started {launched.world_size} processes on {launched.n_nodes} nodes, unevenly; "
+                f"start {launched.template.format(n_nodes=launched.n_nodes, per_node=per_node)}"
             )
         if (launched.n_nodes, launched.per_node) != (n_nodes, per_node):
             raise UserError(
                 f"{asked}, and {launched.by} started {launched.n_nodes} x {launched.per_node} ({launched.variables}); "
-                f"say trainer.devices={launched.per_node} trainer.num_nodes={launched.n_nodes}, "
-                f"or start {launched.words.format(n_nodes=n_nodes, per_node=per_node)}"
+                f"use trainer.devices={launched.per_node} trainer.num_nodes={launched.n_nodes}, "
+                f"or start {launched.template.format(n_nodes=n_nodes, per_node=per_node)}"
             )
     elif n_nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= set(env):
         raise UserError(
-            f"trainer.num_nodes={n_nodes}, and nothing started a process on the other nodes; use torchrun or srun "
+            f"trainer.num_nodes={n_nodes}, and no process was started on the other nodes; use torchrun or srun "
             "(docs/multi-node.md)"
         )
     elif env.get("WORLD_SIZE", str(per_node * n_nodes)) != str(per_node * n_nodes):
@@ -101,13 +102,13 @@ def check_launch(launched: Launched | None, *, per_node: int, n_nodes: int) -> N
             "unset WORLD_SIZE, or start the processes with torchrun"
         )
     if per_node * n_nodes > 1 and (launched is None or launched.by != "torchrun"):
-        _check_meeting_point(launched)
+        _check_rendezvous(launched)
 
 
-def _check_meeting_point(launched: Launched | None) -> None:
-    # PyTorch tries an address that leads nowhere again and again, until strategy.timeout_seconds are over.
+def _check_rendezvous(launched: Launched | None) -> None:
+    # PyTorch retries an unreachable address until strategy.timeout_seconds are over.
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if launched is not None:  # by SLURM; what is not said is Lightning's choice
+    if launched is not None:  # by SLURM; what is not set is Lightning's choice
         address = address or SLURMEnvironment.resolve_root_node_address(os.environ.get("SLURM_NODELIST", "127.0.0.1"))
         port = port or str(15000 + int(os.environ.get("SLURM_JOB_ID", "0")[-4:]))
     try:
@@ -115,10 +116,10 @@ def _check_meeting_point(launched: Launched | None) -> None:
             socket.getaddrinfo(address, None)
     except OSError as error:
         raise UserError(
-            f"{address}, where the processes of this run would meet, is not known here ({error.strerror}); "
+            f"the address {address}, at which the processes of this run connect, is not known here ({error.strerror}); "
             "set MASTER_ADDR to the first node's name or address"
         ) from None
-    if port is None or not first_rank():
+    if port is None or not is_rank_0():
         return
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(f"MASTER_PORT={port} is not a port; use a number from 1024 to 65535")
@@ -128,27 +129,30 @@ def _check_meeting_point(launched: Launched | None) -> None:
             probe.bind(("", int(port)))
         except OSError as error:
             raise UserError(
-                f"port {port}, at which the processes of this run would meet, cannot be used ({error.strerror}); "
+                f"port {port}, at which the processes of this run connect, cannot be used ({error.strerror}); "
                 "set MASTER_PORT to a free one"
             ) from None
 
 
-def first_rank() -> bool:
-    """Whether this process is the one that writes and speaks, as the launchers' variables tell it."""
+def is_rank_0() -> bool:
+    """Whether this process is rank 0, which writes and prints, according to the launchers' variables."""
     names = ("RANK", "SLURM_PROCID") if "LOCAL_RANK" not in os.environ or "RANK" in os.environ else ("LOCAL_RANK",)
     if "NODE_RANK" in os.environ and int(os.environ["NODE_RANK"]) > 0:
         return False
     return all(int(os.environ.get(name, 0)) == 0 for name in names)
 
 
-class Ranks(_SubprocessScriptLauncher):
+SubprocessLauncher: Any = subprocess_launcher()
+
+
+class Ranks(SubprocessLauncher):
     """The other processes of this machine, where gptlab starts them itself.
 
-    Lightning's own observer is left out: five seconds after one process has ended it kills the first rank without a
-    word, and that one may still be saving.
+    Lightning's own observer is left out: five seconds after one process has ended it kills rank 0 without a message,
+    and rank 0 may still be saving.
     """
 
-    def __init__(self, launcher: _SubprocessScriptLauncher, record: Callable[[str], None]):
+    def __init__(self, launcher: Any, record: Callable[[str], None]):
         super().__init__(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
         self.record = record
         self._ended = False
@@ -161,24 +165,26 @@ class Ranks(_SubprocessScriptLauncher):
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
-                raise Failure("this machine has no free port; close what holds them, or set MASTER_PORT") from error
+                raise Failure("this machine has no free port; end what holds them, or set MASTER_PORT") from error
             threading.Thread(target=self._watch, daemon=True).start()
         return super().launch(function, *args, trainer=trainer, **kwargs)  # starts no process now
 
     def failed(self) -> str | None:
-        """Which process did not end by itself or in good order, as a text."""
+        """Which process was killed or failed, as a text; None where none did."""
         for i, process in enumerate(self.procs, 1):
             code = process.poll()
             if code is None or code in ORDERLY:
                 continue
             rank = f"rank {self.cluster_environment.node_rank() * self.num_processes + i} (process {process.pid})"
             return (
-                f"{rank} was ended by {signal.Signals(-code).name}" if code < 0 else f"{rank} failed with its own error"
+                f"{rank} was killed by {signal.Signals(-code).name}"
+                if code < 0
+                else f"{rank} failed with its own error"
             )
         return None
 
     def end(self) -> str | None:
-        """Wait for the others a little, end those that are left, and return what `failed` says."""
+        """Give the others a moment to end, kill those that are left, and return what `failed` says."""
         self._ended = True
         deadline = time.monotonic() + END_SECONDS
         for process in self.procs:
@@ -205,15 +211,15 @@ class Ranks(_SubprocessScriptLauncher):
 
 
 def watch(trainer: Trainer, record: Callable[[str], None]) -> None:
-    """Let the processes of this machine end together; `record` is told what ended them."""
+    """Let the processes of this machine end together; `record` is called with the cause."""
     launcher = trainer.strategy.launcher
-    ours = isinstance(launcher, _SubprocessScriptLauncher)
+    ours = isinstance(launcher, SubprocessLauncher)
     if ours and not launcher.cluster_environment.creates_processes_externally:
-        trainer.strategy._launcher = Ranks(launcher, record)
+        replace_launcher(trainer, Ranks(launcher, record))
 
 
 def end_together(trainer: Trainer, error: Exception, *, step: int, timeout_seconds: int) -> Exception:
-    """End what is left of the other ranks after `error`; returns the error that tells a person the cause."""
+    """End what is left of the other ranks after `error`; returns the error that names the cause."""
     launcher = trainer.strategy.launcher
     failed = launcher.end() if isinstance(launcher, Ranks) else None
     text = str(error)

@@ -1,4 +1,4 @@
-"""Which part of a tensor this rank holds."""
+"""Sharded tensors: which part this rank holds, filling and gathering them, norms over them."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import Placement
+
+from gptlab.distributed.internals import local_shape_and_offset
 
 Part = tuple[slice, ...]
 
@@ -22,13 +23,13 @@ def part_of(tensor: Tensor) -> Part:
     """Where in the whole tensor `local(tensor)` lies."""
     if not isinstance(tensor, DTensor):
         return tuple(slice(0, size) for size in tensor.shape)
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    # A rank without a share has no offset that means anything.
+    shape, offset = local_shape_and_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    # The offset of an empty shard means nothing.
     return tuple(slice(start, start + size) if size else slice(0, 0) for start, size in zip(offset, shape, strict=True))
 
 
 def is_first_holder(tensor: Tensor) -> bool:
-    """Whether no rank before this one holds the same part."""
+    """Whether no lower rank holds the same part."""
     if not isinstance(tensor, DTensor):
         return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     return _holds_first(tensor.device_mesh, tensor.placements)
@@ -48,12 +49,12 @@ def fill(tensor: Tensor, whole: Tensor) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor's values; a collective where it is divided."""
+    """All of a tensor's values; a collective where it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def by_mesh(tensors: Iterable[Tensor]) -> list[list[int]]:
-    """The positions of tensors that one operation may take together: those divided over the same ranks."""
+    """The positions of tensors that one operation may take together: those sharded over the same ranks."""
     groups: dict[object, list[int]] = {}
     for i, tensor in enumerate(tensors):
         groups.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(i)
@@ -62,7 +63,7 @@ def by_mesh(tensors: Iterable[Tensor]) -> list[list[int]]:
 
 @torch.no_grad()
 def global_norm(gradients: list[Tensor]) -> Tensor:
-    """The 2-norm over all elements, wherever they are; a collective where some are divided."""
+    """The 2-norm over all elements, wherever they are; a collective where some are sharded."""
     if not any(isinstance(gradient, DTensor) for gradient in gradients):
         return torch.nn.utils.get_total_norm(gradients)
     own = [local(gradient) for gradient in gradients if is_first_holder(gradient)]

@@ -1,4 +1,4 @@
-"""How a run ends before its last step, and how it goes on."""
+"""Signals, SLURM requeue, and how a run ends before its last step."""
 
 import ctypes
 import os
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
-# Ctrl-C; a scheduler's or `kill`; SLURM's warning as this project asks for it; submitit's warning.
+# Ctrl-C; a scheduler's end or `kill`; SLURM's warning as gptlab's job scripts request it; submitit's warning.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -15,7 +15,7 @@ STARTER = "GPTLAB_STARTER"  # the process that started this one, in the environm
 
 
 def end_with_starter() -> None:
-    """Let this process end when the first rank does that started it, which may be killed and could not end it."""
+    """Let this process end when rank 0, which started it, does: rank 0 may be killed and unable to end it."""
     starter = os.environ.get(STARTER)
     if starter is None or starter == str(os.getpid()) or sys.platform != "linux":
         return
@@ -34,7 +34,7 @@ class Stopped(Exception):
 
 
 class Failure(Exception):
-    """The run cannot go on, through no fault in what was typed."""
+    """The run cannot go on, through no mistake of the user."""
 
     exit_code = 1
 
@@ -43,8 +43,8 @@ def requeue_before_the_first_step() -> None:
     """Answer a scheduler's warning while there is nothing to save yet; the run's own answer replaces this one."""
 
     def leave(signum: int, frame: object) -> None:
-        first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
-        queued = requeue() if signum == signal.SIGUSR1 and first else ""
+        rank_0 = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+        queued = requeue() if signum == signal.SIGUSR1 and rank_0 else ""
         raise Stopped(signum, f"stopped by {signal.Signals(signum).name} before the first step{queued}")
 
     if "SLURM_JOB_ID" in os.environ:
@@ -53,7 +53,7 @@ def requeue_before_the_first_step() -> None:
 
 
 def requeue() -> str:
-    """Ask SLURM to start this job again, where there is one; returns what to say about it."""
+    """Ask SLURM to start this job again, where there is one; returns the outcome for a message."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return ""

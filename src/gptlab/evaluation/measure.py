@@ -22,7 +22,7 @@ from gptlab.errors import UserError
 from gptlab.evaluation.config import EvaluateConfig, Kind
 from gptlab.evaluation.perplexity import encode, perplexity
 from gptlab.evaluation.prompts import DELIMITER, SEPARATOR, Prompts, read_examples
-from gptlab.evaluation.subject import ReadConfig, Subject, check_causal, check_exists, open_subject, validation_split
+from gptlab.evaluation.subject import Subject, check_causal, check_exists, open_subject, validation_split
 from gptlab.generation.config import MAX_NEW_TOKENS, SEED, DecodingConfig
 from gptlab.generation.precision import find_device, prepare
 from gptlab.generation.prompt import has_encoder
@@ -39,13 +39,12 @@ def evaluate(
     config: EvaluateConfig,
     settings: dict[str, DecodingConfig],
     *,
-    read_config: ReadConfig,
     on_result: Callable[[list[Result]], None] = lambda results: None,
     show: bool = False,
 ) -> list[Result]:
     """Evaluate each run, one after another, and write the results into the run folders.
 
-    `config` and the named decoding `settings` are checked already. `read_config` reads a run's config.yaml. `on_result`
+    `config` and the named decoding `settings` are checked already. `on_result`
     is called with the results so far after each run, so that an error in the next one does not cost them. `show` shows
     progress on standard error. UserError where something cannot work, if possible before any work.
     """
@@ -57,7 +56,7 @@ def evaluate(
     results: list[Result] = []
     for name in config.run:
         started = time.perf_counter()
-        subject = open_subject(name, read_config)
+        subject = open_subject(name)
         found = _evaluate(subject, config, corpus, prompts, settings, device, show)
         results.append(_facts(subject, config) | found | {"seconds": time.perf_counter() - started})
         _write_into_run(results[-1], subject)

@@ -1,6 +1,5 @@
 """A model to evaluate, and what is known of the run that it comes from."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +12,11 @@ from gptlab.interop.external_folder import ExternalFolder
 from gptlab.models.config import Capability
 from gptlab.runs.initial_weights import open_weights
 from gptlab.runs.load import Trained, read_model
+from gptlab.runs.run import Run
 from gptlab.runs.run_tokenizer import run_of
 
 if TYPE_CHECKING:
     from gptlab.config import RunConfig
-
-ReadConfig = Callable[[Path], "RunConfig"]
 
 
 @dataclass(slots=True)
@@ -34,20 +32,19 @@ class Subject:
     data: str = ""  # fingerprint of what it was trained on
 
 
-def open_subject(name: str, read_config: ReadConfig) -> Subject:
-    """The model at a path or of a hub name; `read_config` reads a run's config.yaml. UserError where it generates no
-    text."""
+def open_subject(name: str) -> Subject:
+    """The model at a path or of a hub name; UserError where it generates no text."""
     source = open_weights(name, "run")
     subject = Subject(name, read_model(source, name))
     check_generates(subject.trained.model.config, f"run={name}")
     if isinstance(source, ExternalFolder):
         return subject
-    path, state = source
-    subject.checkpoint, subject.step, subject.data = path, state["step"], state.get("data", "")
+    path = source.path
+    subject.checkpoint, subject.step, subject.data = path, source.state.step, source.state.data
     if path.resolve().parent.name == "checkpoints":
         subject.folder = run_of(path)
         if (subject.folder / "config.yaml").is_file():
-            subject.config = read_config(subject.folder / "config.yaml")
+            subject.config = Run(subject.folder).config
     return subject
 
 

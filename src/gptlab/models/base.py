@@ -14,6 +14,8 @@ from gptlab.nn.lora import ADAPTERS
 from gptlab.nn.loss import Auxiliary, LMHead
 from gptlab.nn.tensor_parallel import TensorParallelPlan
 
+CLASS_HEAD = "class_head."  # how the names of its parameters begin
+
 
 class LanguageModel(nn.Module, ABC):
     """A network that turns tokens into hidden states, and a head that turns these into logits.

@@ -1,18 +1,17 @@
-"""What a checkpoint is: the state of a run by parameter name, so that it does not depend on how the work was spread.
+"""Checkpoints: weights, optimizer state and `CheckpointState`, by parameter name and so independent of the strategy.
 
 One file, `step_00000200.ckpt`, or where no device holds the whole model a folder, `step_00000200/`, with a file for
-each rank. Checksums are kept in the form of `sha256sum`: beside the files, and within the folders.
+each rank. All are files in the safetensors format, whose metadata holds the state as JSON; nothing in them is code.
+Checksums are kept in the form of `sha256sum`: beside the files, and within the folders.
 """
 
-import errno
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,57 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from gptlab.distributed.sharded_tensors import Part, fill, is_first_holder, local, part_of, whole
+from gptlab.distributed.sharded_tensors import fill, is_first_holder, local, part_of, whole
 from gptlab.errors import UserError
+from gptlab.runs.checkpoint_state import FORMAT, CheckpointState, format_of
 from gptlab.runs.folder import write_text
-from gptlab.training.optimizers import named
+from gptlab.runs.tensor_files import BLOCK_BYTES, Shard, ShardedTensors, TensorFiles, write_tensors
 
-FORMAT = 1
 SUMS = "SHA256SUMS"
-REST = "state.pt"  # of a folder: all that is no weight and no memory of the optimizer
 STEP = re.compile(r"step_(\d{8,})(\.ckpt)?")
-BLOCK_BYTES = 2**22
+MODEL, OPTIMIZER, STATE = "model/", "optimizer/", "state/"  # how the keys of tensors begin
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint holds; tensors are read from the disk when they are asked for."""
+
+    path: Path
+    state: CheckpointState
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Mapping[str, Any]]  # by parameter name
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token embeddings."""
+        weights, name = self.model, "tok_emb.weight"
+        shape = weights.shapes[name] if isinstance(weights, ShardedTensors) else weights[name].shape
+        return (shape or (0,))[0]
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The weights to use the model with: LoRA's adapters are merged."""
+        from gptlab.nn.lora import Merged
+
+        finetune = self.state.config.get("finetune", {})
+        return Merged(self.model, alpha=finetune["alpha"]) if finetune.get("type") == "lora" else self.model
+
+
+def named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that an optimizer updates, by name."""
+    for group in optimizer.param_groups:
+        yield from zip(group["param_names"], group["params"], strict=True)
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """All weights by name, whole; a collective where they are divided."""
+    """All weights by name, whole; a collective where they are sharded."""
     return {name: whole(value).detach() for name, value in model.state_dict().items()}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """What the optimizer remembers of each parameter, by the parameter's name; a collective where it is divided."""
+    """The optimizer state by parameter name, whole; a collective where it is sharded."""
     return {
-        name: {key: _gathered(value) if isinstance(value, DTensor) else value for key, value in memory.items()}
-        for name, memory in _memories(optimizer)
+        name: {key: _gathered(value) if isinstance(value, DTensor) else value for key, value in state.items()}
+        for name, state in _states(optimizer)
     }
 
 
@@ -49,53 +77,63 @@ def _gathered(value: DTensor) -> Tensor:
     return whole(value).cpu()  # one at a time: together they might not fit the device
 
 
-def local_shards(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What this rank keeps in a folder, by key: all ranks' parts together are everything, once."""
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-    for name, memory in _memories(optimizer):
-        tensors |= {f"optimizer/{name}/{key}": value for key, value in memory.items()}
-    return {key: value.detach() for key, value in tensors.items() if is_first_holder(value) and local(value).numel()}
+def local_shards(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What this rank writes of a sharded checkpoint, by key: all ranks' shards together are everything, once."""
+    tensors = by_key(model.state_dict(), dict(_states(optimizer)))
+    return {
+        key: value.detach() if isinstance(value, Tensor) else value
+        for key, value in tensors.items()
+        if not isinstance(value, Tensor) or (is_first_holder(value) and local(value).numel())
+    }
 
 
-def _memories(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
+def by_key(model: Mapping[str, Tensor], optimizer: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Weights and optimizer state under their keys in a file."""
+    keys = {f"{MODEL}{name}": value for name, value in model.items()}
+    for name, state in optimizer.items():
+        keys |= {f"{OPTIMIZER}{name}/{key}": value for key, value in state.items()}
+    return keys
+
+
+def _states(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, parameter in named(optimizer):
         if parameter in optimizer.state:
             yield name, optimizer.state[parameter]
 
 
-def restore_model(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy weights into `model`, each rank its part; ValueError where names or shapes differ."""
+def restore_model(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into `model`, each rank its shard; UserError where names or shapes differ."""
     own = model.state_dict()
-    if own.keys() != state.keys():
-        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        parts = [f"{word} {_some(names)}" for word, names in (("lacks", missing), ("also has", extra)) if names]
+    if own.keys() != weights.keys():
+        missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+        parts = [f"{verb} {_some(names)}" for verb, names in (("lacks", missing), ("also has", extra)) if names]
         raise UserError(f"the checkpoint is of another architecture: it {' and '.join(parts)}")
     for name, target in own.items():
-        there = state.shapes[name] if isinstance(state, ShardedTensors) else tuple(state[name].shape)
-        if tuple(target.shape) != there:
+        shape = weights.shapes[name] if isinstance(weights, ShardedTensors) else tuple(weights[name].shape)
+        if tuple(target.shape) != shape:
             raise UserError(
-                f"the checkpoint is of another architecture: {name} is {there} there and {tuple(target.shape)} here"
+                f"the checkpoint is of another architecture: {name} is {shape} there and {tuple(target.shape)} here"
             )
     for name, target in own.items():
-        _fill_from(target, state, name)
+        _fill_from(target, weights, name)
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give the optimizer its memory of each parameter back, each rank its part."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Restore the optimizer state of each parameter, each rank its shard."""
     for name, parameter in named(optimizer):
-        memory = state.get(name, {})
+        state = saved.get(name, {})
         shapes = (
-            memory.shapes
-            if isinstance(memory, ShardedTensors)
-            else {k: getattr(v, "shape", None) for k, v in memory.items()}
+            state.shapes
+            if isinstance(state, ShardedTensors)
+            else {k: getattr(v, "shape", None) for k, v in state.items()}
         )
         restored = {}
         for key, shape in shapes.items():
             if shape == tuple(parameter.shape):
                 restored[key] = torch.empty_like(parameter, memory_format=torch.preserve_format).detach()
-                _fill_from(restored[key], memory, key)
+                _fill_from(restored[key], state, key)
             else:  # a count of steps; fused updates read it on the parameter's device
-                value = memory[key]
+                value = state[key]
                 restored[key] = value.to(local(parameter).device, copy=True) if isinstance(value, Tensor) else value
         if restored:
             optimizer.state[parameter] = restored
@@ -113,82 +151,38 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-class ShardedTensors(Mapping):
-    """Tensors that lie in parts over the files of a folder; reading one joins it."""
+def write_file(
+    path: Path, tensors: Mapping[str, Any], state: CheckpointState | None, shards: Mapping[str, Shard] | None = None
+) -> str:
+    """Write one file of a checkpoint and return its checksum.
 
-    def __init__(self, pieces: dict[str, list[tuple[Path, str, list[int], list[int]]]], shapes: dict[str, tuple]):
-        self._pieces = pieces  # of each tensor: file, key there, offset, shape
-        self.shapes = shapes
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._pieces)
-
-    def __len__(self) -> int:
-        return len(self._pieces)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.part(name, tuple(slice(0, size) for size in self.shapes[name]))
-
-    def part(self, name: str, part: Part) -> Tensor:
-        """A block of one tensor, of which only the files that hold some are read."""
-        from safetensors import safe_open
-
-        result = None
-        for path, key, offset, shape in self._pieces[name]:
-            low = [max(want.start, at) for want, at in zip(part, offset, strict=True)]
-            high = [min(want.stop, at + size) for want, at, size in zip(part, offset, shape, strict=True)]
-            if any(a >= b for a, b in zip(low, high, strict=True)):
-                continue
-            there = tuple(slice(a - at, b - at) for a, b, at in zip(low, high, offset, strict=True))
-            with safe_open(path, framework="pt") as file:
-                value = file.get_slice(key)[there] if shape else file.get_tensor(key)
-            if result is None:
-                result = value.new_empty([want.stop - want.start for want in part])
-            result[tuple(slice(a - want.start, b - want.start) for a, b, want in zip(low, high, part, strict=True))] = (
-                value
-            )
-        return torch.empty([want.stop - want.start for want in part]) if result is None else result
+    `tensors` are by key, as `by_key` and `local_shards` give them. The file of rank 0 holds the state too.
+    """
+    values = {key: value for key, value in tensors.items() if not isinstance(value, Tensor)}
+    own = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    metadata = {"values": json.dumps(values)}
+    if state is not None:
+        metadata["state"], extra = state.to_json()
+        own |= {f"{STATE}{key}": value for key, value in extra.items()}
+    return write_tensors(path, own, metadata, shards)
 
 
-class _Writer:
-    """A file that knows the checksum of what was written, and why a write failed, which torch.save would not say."""
-
-    def __init__(self, file):
-        self._file = file
-        self.sum = hashlib.sha256()
-        self.error: OSError | None = None
-
-    def write(self, data) -> int:
-        try:
-            self.sum.update(data)
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def write_file(state: dict[str, Any], path: Path) -> str:
-    """Write `state` to the disk and return its checksum; OSError with the reason where that fails."""
-    with open(path, "wb") as file:
-        writer = _Writer(file)
-        try:
-            torch.save(state, writer)
-            file.flush()
-            os.fsync(file.fileno())
-        except Exception as error:
-            raise (writer.error or error) from None
-    return writer.sum.hexdigest()
-
-
-def save(state: dict[str, Any], path: Path) -> None:
+def save(
+    path: Path,
+    state: CheckpointState,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Write a checkpoint of one file, so that `path` is at every moment absent, the old file or the whole new one."""
+    save_file(path, state, by_key(model, optimizer or {}))
+
+
+def save_file(path: Path, state: CheckpointState, tensors: Mapping[str, Any]) -> None:
+    """The same of tensors by key."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        checksum = write_file(state, temporary)
+        checksum = write_file(temporary, tensors, state)
         _write_sums(path.parent, {**_known_sums(path.parent), path.name: checksum})
         os.replace(temporary, path)
         sync_folder(path.parent)
@@ -199,30 +193,16 @@ def save(state: dict[str, Any], path: Path) -> None:
 
 
 def unsaved(error: OSError, path: Path) -> OSError:
-    """The same error, saying what it means for the run."""
+    """The same error, with what it means for the run."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    there = kept(path.parent) or linked(path.parent, "last")
-    meaning = "the run stays saved at its last checkpoint" if there else "nothing of the run is saved yet"
+    saved = kept(path.parent) or linked(path.parent, "last")
+    meaning = "the run stays saved at its last checkpoint" if saved else "nothing of the run is saved yet"
     return OSError(error.errno, f"{reason}; {meaning}", str(path))
 
 
-def write_shards(parts: dict[str, Tensor], where: dict[str, tuple[Part, torch.Size]], path: Path) -> str:
-    """Write this rank's file of a folder and return its checksum."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    places = {
-        key: {"offset": [along.start for along in part], "shape": list(shape)} for key, (part, shape) in where.items()
-    }
-    try:
-        save_file(parts, path, metadata={"places": json.dumps(places)})
-    except SafetensorError as error:  # which hides what the system said
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None
-    path.chmod(path.parent.stat().st_mode & 0o666)  # the library lets the owner alone read it
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-    return checksum_of(path)
+def rank_file(rank: int) -> str:
+    """The name of a rank's file in a checkpoint that is a folder."""
+    return f"rank_{rank:05d}.safetensors"
 
 
 def checksum_of(path: Path) -> str:
@@ -317,8 +297,8 @@ def rollback(folder: Path, step: int, best: dict[str, Any] | None) -> list[str]:
 
 def _step_of(path: Path) -> int | None:
     try:
-        return load(path)["step"]
-    except ValueError:  # it is damaged
+        return load(path).state.step
+    except UserError:  # it is damaged
         return None
 
 
@@ -345,95 +325,59 @@ def _write_sums(folder: Path, sums: dict[str, str]) -> None:
     write_text(folder / SUMS, "".join(f"{checksum}  {name}\n" for name, checksum in sums.items()))
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; nothing in it is run, and tensors stay on disk until they are copied."""
+def load(path: Path) -> Checkpoint:
+    """Open a checkpoint; nothing in it is run, and tensors stay on the disk until they are asked for."""
     if path.is_dir():
-        return _load_folder(path)
-    if not path.is_file():
-        raise UserError(f"resume={path} is no checkpoint; name one such as runs/NAME/checkpoints/last.ckpt")
-    if path.name == REST:
+        files = [path / name for name in _sums_within(path)]
+    elif path.is_file() and re.fullmatch(r"rank_\d+\.safetensors", path.name):
         raise UserError(f"{path} is a part of a checkpoint; name the folder that it lies in")
-    return _read(path, path)
-
-
-def _read(path: Path, shown: Path) -> dict[str, Any]:
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is damaged or no checkpoint (torch.save wrote no such file); resume from another one")
+    elif path.is_file():
+        files = [path]
+    else:
+        raise UserError(f"resume={path} is no checkpoint; name one such as runs/NAME/checkpoints/last.ckpt")
+    found = TensorFiles.open(files)
+    first = path / rank_file(0) if path.is_dir() else path
+    if "state" not in found.metadata[first]:
+        raise UserError(f"{first} is not a checkpoint of gptlab; use one such as runs/NAME/checkpoints/last.ckpt")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path} is damaged or no checkpoint ({reason}); resume from another file") from error
-    if not isinstance(state, dict) or "gptlab_format" not in state:
-        raise UserError(f"{path} is not a checkpoint of gptlab; resume from runs/NAME/checkpoints/last.ckpt")
-    if state["gptlab_format"] > FORMAT:
-        raise UserError(
-            f"{shown} has format {state['gptlab_format']} and this version reads up to {FORMAT}; upgrade gptlab"
-        )
-    return state
-
-
-def _load_folder(folder: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    state = {}
-    pieces: dict[str, list] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in _sums_within(folder):
-        if name == REST:
-            state = _read(folder / name, folder)
-            continue
-        try:
-            with safe_open(folder / name, framework="pt") as file:
-                places = json.loads(file.metadata()["places"])
-                for key in file.keys():  # noqa: SIM118
-                    place = places[key]
-                    shape = file.get_slice(key).get_shape()
-                    pieces.setdefault(key, []).append((folder / name, key, place["offset"], shape))
-                    shapes[key] = tuple(place["shape"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / name} is damaged ({error}); resume from another checkpoint") from error
-    for key, found in pieces.items():
-        if sum(math.prod(shape) for *_, shape in found) != math.prod(shapes[key]):
-            raise UserError(f"{folder} lacks a part of {key}; restore it, or resume from another checkpoint")
-    model, memories = {}, {}
-    for key, found in pieces.items():
-        kind, _, rest = key.partition("/")
-        if kind == "model":
-            model[rest] = key, found
-        else:
-            name, _, what = rest.rpartition("/")
-            memories.setdefault(name, {})[what] = key, found
-
-    def joined(tensors: dict[str, tuple[str, list]]) -> ShardedTensors:
-        return ShardedTensors(
-            {name: found for name, (_, found) in tensors.items()},
-            {name: shapes[key] for name, (key, _) in tensors.items()},
-        )
-
-    return state | {"model": joined(model), "optimizer": {name: joined(memory) for name, memory in memories.items()}}
+        version = format_of(found.metadata[first]["state"])
+        if version > FORMAT:
+            raise UserError(f"{path} has format {version} and this version reads up to {FORMAT}; upgrade gptlab")
+        state = CheckpointState.from_json(found.metadata[first]["state"], found.below(STATE).__getitem__)
+        values = {k: v for about in found.metadata.values() for k, v in json.loads(about["values"]).items()}
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{first} is damaged ({type(error).__name__}: {error}); use another checkpoint") from error
+    keys: dict[str, dict[str, str]] = {}  # of each parameter's optimizer state
+    for key in (*found.stored, *values):
+        if key.startswith(OPTIMIZER):
+            parameter, _, name = key.removeprefix(OPTIMIZER).rpartition("/")
+            keys.setdefault(parameter, {})[name] = key
+    optimizer = {parameter: found.select(names, values) for parameter, names in keys.items()}
+    return Checkpoint(path, state, found.below(MODEL), optimizer)
 
 
 def _sums_within(folder: Path) -> dict[str, str]:
-    """The checksum of each file of a checkpoint that is a folder; ValueError where one is missing."""
+    """The checksum of each file of a checkpoint that is a folder; UserError where one is missing."""
     if not (folder / SUMS).is_file():
         raise UserError(f"{folder} is no whole checkpoint: it has no {SUMS}; name a folder such as checkpoints/last")
     sums = _parse(folder / SUMS)
-    missing = [name for name in {**sums, REST: ""} if not (folder / name).is_file()]
-    if REST not in sums or len(sums) < 2:
-        raise UserError(f"{folder} is no whole checkpoint: its {SUMS} names too few files; resume from another one")
+    missing = [name for name in sums if not (folder / name).is_file()]
+    if rank_file(0) not in sums:
+        raise UserError(f"{folder} is no whole checkpoint: its {SUMS} lacks {rank_file(0)}; use another one")
     if missing:
-        raise UserError(f"{folder} lacks {_some(missing)}; restore it, or resume from another checkpoint")
+        raise UserError(f"{folder} lacks {_some(missing)}; restore it, or use another checkpoint")
     return sums
 
 
 def _parse(sums: Path) -> dict[str, str]:
-    rows = [line.split("  ", 1) for line in sums.read_text().splitlines()]
-    return {row[1]: row[0] for row in rows if len(row) == 2}
+    lines = [line.split("  ", 1) for line in sums.read_text().splitlines()]
+    return {line[1]: line[0] for line in lines if len(line) == 2}
 
 
 def verify(path: Path) -> None:
-    """Hold a checkpoint against its checksums; ValueError where it is not what was written."""
+    """Compare a checkpoint with its checksums; UserError where it is not what was written."""
     try:
         if path.is_dir():
             for name, checksum in _sums_within(path).items():
@@ -458,7 +402,7 @@ def newest(folder: Path, *, until: int | None = None) -> tuple[Path | None, list
         try:
             verify(path)
             load(path)
-        except ValueError as error:
+        except UserError as error:
             skipped.append(str(error))
         else:
             return path, skipped

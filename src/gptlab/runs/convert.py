@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -27,12 +26,14 @@ from gptlab.interop.external_folder import ExternalFolder
 from gptlab.interop.openai_checkpoint import OpenAIFolder
 from gptlab.interop.special_tokens import SpecialTokens
 from gptlab.interop.transformers_folder import architecture_for, write_folder
+from gptlab.models.base import CLASS_HEAD
 from gptlab.models.config import model_from_plain
 from gptlab.runs import checkpoint
+from gptlab.runs.checkpoint import Checkpoint
+from gptlab.runs.checkpoint_state import CheckpointState
 from gptlab.runs.folder import read_metrics
 from gptlab.runs.initial_weights import open_weights
 from gptlab.runs.run_tokenizer import run_of, tokenizer_file, tokenizer_of
-from gptlab.training.finetune import CLASS_HEAD, weights_of
 
 # The files that a conversion writes, for transformers and for gptlab: required, and optional.
 WRITTEN = (
@@ -83,25 +84,25 @@ def convert(source: str, to: str, format: Format | None = None, *, overwrite: bo
             raise UserError(same)
         format, job = Format.gptlab, _for_gptlab(opened)
     elif format is Format.gptlab:
-        if not opened[0].is_dir():
+        if not opened.path.is_dir():
             raise UserError(same)
-        job = _joined(*opened)
+        job = _joined(opened)
     else:
-        format, job = Format.transformers, _for_transformers(*opened)
+        format, job = Format.transformers, _for_transformers(opened)
     with appearing(target) as folder:
         job.write(folder)
     return Converted(format, job.notes)
 
 
-def _for_transformers(path: Path, state: dict[str, Any]) -> _Job:
+def _for_transformers(source: Checkpoint) -> _Job:
     """How to write a checkpoint for transformers; UserError where that cannot be done."""
     notes: list[str] = []
-    config = model_from_plain(state["config"]["model"])
+    config = model_from_plain(source.state.config["model"])
     architecture = architecture_for(config)
-    tokenizer = tokenizer_of(path, state)
+    tokenizer = tokenizer_of(source)
     if tokenizer is None:
-        notes.append(f"there is no {run_of(path) / 'tokenizer.json'}: the folder gets no tokenizer")
-    weights = weights_of(state)
+        notes.append(f"there is no {run_of(source.path) / 'tokenizer.json'}: the folder gets no tokenizer")
+    weights = source.weights()
     if any(name.startswith(CLASS_HEAD) for name in weights):
         notes.append(f"the class head is left out: {architecture.class_name} of transformers has none")
     write = partial(
@@ -109,21 +110,20 @@ def _for_transformers(path: Path, state: dict[str, Any]) -> _Job:
         config=config,
         tensor=weights.__getitem__,
         tokenizer=tokenizer,
-        card=_card(path, state, weights, architecture.task),
-        special_tokens=state.get("special_tokens", {}),
+        card=_card(source, weights, architecture.task),
+        special_tokens=source.state.special_tokens,
     )
     return _Job(write, notes)
 
 
-def _joined(path: Path, state: dict[str, Any]) -> _Job:
+def _joined(source: Checkpoint) -> _Job:
     """How to write a sharded checkpoint as one file, from which a run can be resumed."""
 
     def write(folder: Path) -> None:
-        (folder / "config.yaml").write_text(yaml.safe_dump(state["config"], sort_keys=False))
-        if (tokenizer := tokenizer_file(path)) is not None:
+        (folder / "config.yaml").write_text(yaml.safe_dump(source.state.config, sort_keys=False))
+        if (tokenizer := tokenizer_file(source.path)) is not None:
             shutil.copyfile(tokenizer, folder / "tokenizer.json")
-        whole = {"model": dict(state["model"]), "optimizer": {k: dict(v) for k, v in state["optimizer"].items()}}
-        checkpoint.save(state | whole, folder / "checkpoints" / "last.ckpt")
+        checkpoint.save(folder / "checkpoints" / "last.ckpt", source.state, source.model, source.optimizer)
 
     return _Job(write, [])
 
@@ -151,22 +151,10 @@ def _write_gptlab(
         )
     )
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    state = {
-        "gptlab_format": checkpoint.FORMAT,
-        "step": 0,
-        "samples": 0,
-        "model": dict(external.tensors()),
-        "optimizer": {},
-        "precision": {},
-        "callbacks": {},
-        "random": torch.get_rng_state(),
-        "config": config,
-        "best": None,
-        "data": "",
-        "tokenizer": "" if tokenizer is None else tokenizer.fingerprint,
-        "special_tokens": special,
-    }
-    checkpoint.save(state, folder / "checkpoints" / "last.ckpt")
+    state = CheckpointState(
+        config=config, tokenizer="" if tokenizer is None else tokenizer.fingerprint, special_tokens=special
+    )
+    checkpoint.save(folder / "checkpoints" / "last.ckpt", state, dict(external.tensors()))
 
 
 def _return_freed_memory() -> None:
@@ -180,12 +168,13 @@ def _return_freed_memory() -> None:
             ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 17)
 
 
-def _card(path: Path, state: dict[str, Any], weights: Mapping[str, Tensor], task: str) -> str:
+def _card(source: Checkpoint, weights: Mapping[str, Tensor], task: str) -> str:
     """README.md of an exported model: its size, its metrics and its config."""
 
+    path, state = source.path, source.state
     run = run_of(path)
     own = run != path.resolve().parent  # the files beside a checkpoint that was copied elsewhere are other runs'
-    rows = [row for row in read_metrics(run / "metrics.csv") if own and row["step"] == state["step"]]
+    rows = [row for row in read_metrics(run / "metrics.csv") if own and row["step"] == state.step]
     metrics = {name: value for row in rows for name, value in row.items() if name.startswith(("train/", "val/"))}
     summary = json.loads((run / "summary.json").read_text()) if own and (run / "summary.json").is_file() else {}
     n_parameters = sum(value.numel() for name, value in weights.items() if not name.startswith(CLASS_HEAD))
@@ -197,7 +186,7 @@ def _card(path: Path, state: dict[str, Any], weights: Mapping[str, Tensor], task
         "",
         f"# {run.name if own else path.stem}",
         "",
-        f"A language model of {n_parameters:,} parameters, trained with gptlab for {state['step']:,} steps"
+        f"A language model of {n_parameters:,} parameters, trained with gptlab for {state.step:,} steps"
         + (f" on {summary['corpus']}" if "corpus" in summary else "")
         + ".",
         "",
@@ -205,7 +194,7 @@ def _card(path: Path, state: dict[str, Any], weights: Mapping[str, Tensor], task
     if metrics:
         lines += ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in metrics.items())]
         lines += ["", "Losses are in nats per token, measured at this checkpoint's step.", ""]
-    lines += ["## Config", "", "```yaml", yaml.safe_dump(state["config"], sort_keys=False).rstrip(), "```", ""]
+    lines += ["## Config", "", "```yaml", yaml.safe_dump(state.config, sort_keys=False).rstrip(), "```", ""]
     return "\n".join(lines)
 
 

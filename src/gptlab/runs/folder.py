@@ -1,4 +1,4 @@
-"""The run folder: its lock, its metrics, its events and its summary."""
+"""Writing a run folder: its lock, events, metrics and summary; and reading them back."""
 
 import csv
 import fcntl
@@ -15,7 +15,7 @@ from gptlab.errors import UserError
 
 
 class RunFolder:
-    """`runs/<name>/`; only the first rank writes in it."""
+    """`runs/<name>/` while it is written; only rank 0 does."""
 
     def __init__(self, path: Path, *, writes: bool):
         self.path = path
@@ -24,14 +24,14 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep every other process out; ValueError where another is in."""
+        """Keep every other process out; UserError where one holds the lock."""
         if not self.writes:
             yield
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"run_dir={self.path} cannot be made ({error.strerror}); name a folder") from error
+            raise UserError(f"run_dir={self.path} cannot be created ({error.strerror}); name another folder") from error
         with open(self.path / "lock", "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,20 +54,15 @@ class RunFolder:
                     self.path.rmdir()
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Put one line on the record in events.jsonl."""
+        """Append one line to events.jsonl."""
         if self.writes:
             moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             with open(self.path / "events.jsonl", "a") as file:
                 file.write(json.dumps({"time": moment, "event": kind, **facts}) + "\n")
 
     def events(self) -> list[dict[str, Any]]:
-        """What is on the record, oldest first; lines that were not written to their end are left out."""
-        path = self.path / "events.jsonl"
-        found = []
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            with suppress(ValueError):
-                found.append(json.loads(line))
-        return found
+        """What happened so far, oldest first."""
+        return read_events(self.path)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         temporary = self.path / f".{name}.tmp"
@@ -75,9 +70,24 @@ class RunFolder:
         os.replace(temporary, self.path / name)
 
     def summary(self) -> dict[str, Any] | None:
-        """summary.json of a run that was finished, None of any other."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        """summary.json of a run that has ended; None for any other."""
+        return read_summary(self.path)
+
+
+def read_events(run: Path) -> list[dict[str, Any]]:
+    """The lines of events.jsonl, oldest first; one that was cut off by a kill is left out."""
+    path = run / "events.jsonl"
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """summary.json of a run that has ended; None for any other."""
+    path = run / "summary.json"
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 class MetricsFile:
@@ -97,7 +107,7 @@ class MetricsFile:
         self._file.flush()
 
     def sync(self) -> None:
-        """Bring the rows to the disk."""
+        """Flush the rows to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -134,7 +144,7 @@ def cut_metrics(source: Path, target: Path, step: int, columns: list[str]) -> No
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a small file, at once and on the disk."""
+    """Replace a small file atomically; it is synced first."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "w") as file:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from pathlib import Path
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -15,12 +15,12 @@ from gptlab.interop.architecture import differences, shapes
 from gptlab.interop.external_folder import ExternalFolder
 from gptlab.interop.openai_checkpoint import OpenAIFolder, is_openai_folder
 from gptlab.interop.transformers_folder import TransformersFolder, from_hub, is_transformers_folder
+from gptlab.models.base import CLASS_HEAD
 from gptlab.models.build import initial_values
-from gptlab.models.config import ModelConfig, model_from_plain
-from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
+from gptlab.models.config import Capability, ModelConfig, model_from_plain
 from gptlab.runs import checkpoint
+from gptlab.runs.checkpoint import Checkpoint
 from gptlab.runs.run_tokenizer import tokenizer_file, tokenizer_of
-from gptlab.training.finetune import CLASS_HEAD, weights_of
 
 
 class Initial(NamedTuple):
@@ -31,10 +31,10 @@ class Initial(NamedTuple):
 
 
 def load_initial(model: nn.Module, config: ModelConfig, vocab_size: int, *, seed: int) -> None:
-    """Give `model` the weights that `model.init_from` names, one tensor at a time.
+    """Fill `model` with the weights that `model.init_from` names, one tensor at a time.
 
-    A model with a shorter context takes as many learned positions as it has. What only this model has, adapters and
-    heads, has values by the seed, and so has a head for another number of classes. ValueError as `open_initial`
+    A model with a shorter context takes as many learned positions as it has. Parameters that only this model has
+    (adapters, heads, a class head for another number of classes) are drawn from the seed. UserError as `open_initial`
     raises it.
     """
     source, new = open_initial(config, vocab_size), set()
@@ -49,51 +49,51 @@ def load_initial(model: nn.Module, config: ModelConfig, vocab_size: int, *, seed
 
 
 def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Initial:
-    """The weights that `model.init_from` names, of which none is read yet; an encoder's heads may be other ones.
+    """The weights that `model.init_from` names, none of them read yet; an encoder may have other heads.
 
-    ValueError where there are none, or they are of a model that computes something else, with the words that would
-    make this one the same. `tokenizer` (None: not looked at) has to be the one they were trained with, as far as they
-    tell.
+    UserError where there are none, or they are of a model that computes something else, with the overrides that make
+    this one the same. `tokenizer` (None: not checked) must be the one they were trained with, as far as they tell.
     """
-    source = open_weights(config.init_from, "model.init_from")
+    name = config.init_from
+    assert name is not None
+    source = open_weights(name, "model.init_from")
     if isinstance(source, ExternalFolder):
-        theirs, rows = source.config, source.vocab_size
-        initial = Initial(shapes(theirs, rows), source.read)
+        theirs, their_size = source.config, source.vocab_size
+        initial = Initial(shapes(theirs, their_size), source.read)
     else:
-        _, state = source
-        theirs, weights = model_from_plain(state["config"]["model"]), weights_of(state)
-        rows, initial = len(weights["tok_emb.weight"]), Initial(weights.keys(), weights.__getitem__)
-    words = [word for word in differences(theirs, config) if not word.startswith("model.heads=")]
-    other = None if tokenizer is None else _other_tokenizer(source, config.init_from, tokenizer)
+        theirs, weights = model_from_plain(source.state.config["model"]), source.weights()
+        their_size, initial = source.vocab_size, Initial(weights.keys(), weights.__getitem__)
+    overrides = [override for override in differences(theirs, config) if not override.startswith("model.heads=")]
+    other = None if tokenizer is None else _other_tokenizer(source, name, tokenizer)
     if other:
-        words.append(other)
-    elif vocab_size != rows and (tokenizer is None or tokenizer.vocab_size <= rows):
-        words.append(f"model.vocab_size={rows}")
-    elif vocab_size != rows:
-        words.append(f"model.vocab_size={rows} and a tokenizer of no more words than that")
-    if config.context_length > theirs.context_length and not isinstance(theirs, EncoderDecoderConfig):
-        words.append(f"model.context_length={theirs.context_length}")
-    if words:
-        what = "was trained with another tokenizer" if words == [other] else "holds another model"
-        raise UserError(f"model.init_from={config.init_from} {what}; add {' '.join(words)}")
+        overrides.append(other)
+    elif vocab_size != their_size and (tokenizer is None or tokenizer.vocab_size <= their_size):
+        overrides.append(f"model.vocab_size={their_size}")
+    elif vocab_size != their_size:
+        overrides.append(f"model.vocab_size={their_size} and a tokenizer with a vocabulary no larger than that")
+    if config.context_length > theirs.context_length and Capability.encoder_decoder not in theirs.capabilities:
+        overrides.append(f"model.context_length={theirs.context_length}")
+    if overrides:
+        what = "was trained with another tokenizer" if overrides == [other] else "holds another model"
+        raise UserError(f"model.init_from={name} {what}; add {' '.join(overrides)}")
     return initial
 
 
-def _other_tokenizer(source: ExternalFolder | tuple[Path, dict[str, Any]], name: str, own: Tokenizer) -> str | None:
-    """The words that name the tokenizer of the weights at `name` where it is another than `own`."""
+def _other_tokenizer(source: ExternalFolder | Checkpoint, name: str, own: Tokenizer) -> str | None:
+    """The overrides that name the tokenizer of the weights at `name` where it differs from `own`."""
     if isinstance(source, ExternalFolder):
         theirs = source.tokenizer()
         if theirs is None or own.agrees_with(theirs):
             return None
         file = source.tokenizer_file
+        assert file is not None  # what it was read from
         return f"tokenizer=file tokenizer.path={file}" if file.name == "tokenizer.json" else "tokenizer=gpt2"
-    path, state = source
-    if state["tokenizer"] in ("", own.fingerprint):
+    if source.state.tokenizer in ("", own.fingerprint):
         return None
-    theirs = tokenizer_of(path, state)
+    theirs = tokenizer_of(source)
     if theirs is not None and own.agrees_with(theirs):  # GPT-2's, from a file there and by its name here
         return None
-    file = tokenizer_file(path)
+    file = tokenizer_file(source.path)
     if file is None:
         return f"the tokenizer.json of {name}, which is missing, as tokenizer=file tokenizer.path=FILE"
     if file.is_relative_to(Path.cwd()):
@@ -101,37 +101,37 @@ def _other_tokenizer(source: ExternalFolder | tuple[Path, dict[str, Any]], name:
     return f"tokenizer=file tokenizer.path={quote(str(file))}"
 
 
-def open_weights(name: str, word: str) -> ExternalFolder | tuple[Path, dict[str, Any]]:
-    """What is at a path or of that name on the hub: a foreign folder, or a checkpoint's path and content.
+def open_weights(name: str, key: str) -> ExternalFolder | Checkpoint:
+    """The weights at a path or of a name on the hub: a folder of another library, or a checkpoint.
 
-    A run folder stands for its best checkpoint. `word` is what the user said it with.
+    A run folder stands for its best checkpoint. `key` is what the user typed it with.
     """
     path = Path(name).expanduser()
     if path.is_file():
-        return path, _checked(path)
+        return _verified(path)
     if is_transformers_folder(path):
         return TransformersFolder(path)
     if path.is_dir():
         if (path / checkpoint.SUMS).is_file():
-            return path, _checked(path)
-        kept = path / "checkpoints"
-        found = checkpoint.linked(kept, "best") or checkpoint.linked(kept, "last")
+            return _verified(path)
+        folder = path / "checkpoints"
+        found = checkpoint.linked(folder, "best") or checkpoint.linked(folder, "last")
         if found is not None:
-            return found, _checked(found)
+            return _verified(found)
         if is_openai_folder(path):
             return OpenAIFolder(path)
         raise UserError(
-            f"{word}={name} is a folder that holds no model: neither config.json, as transformers writes it, "
+            f"{key}={name} is a folder that holds no model: neither config.json, as transformers writes it, "
             "nor checkpoints/ of a run, nor hparams.json, as OpenAI released it"
         )
     fetched = from_hub(name)
     if fetched is None:
-        raise UserError(f"{word}={name} does not exist; name a run folder, a .ckpt file or a transformers folder")
+        raise UserError(f"{key}={name} does not exist; name a run folder, a .ckpt file or a transformers folder")
     return TransformersFolder(fetched)
 
 
-def _checked(path: Path) -> dict[str, Any]:
+def _verified(path: Path) -> Checkpoint:
     checkpoint.verify(path)
-    state = checkpoint.load(path)
-    plugins.require(state["config"].get("plugins") or (), path)
-    return state
+    found = checkpoint.load(path)
+    plugins.require(found.state.config.get("plugins") or (), path)
+    return found

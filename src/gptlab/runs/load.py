@@ -1,61 +1,69 @@
-"""A trained model to write with, from wherever it is."""
+"""A trained model with its tokenizer, from a run, a checkpoint or a folder of another library."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.interop.external_folder import ExternalFolder
 from gptlab.interop.special_tokens import end_ids
+from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import model_from_plain
-from gptlab.runs import checkpoint
+from gptlab.runs.checkpoint import Checkpoint, restore_model
 from gptlab.runs.initial_weights import open_weights
 from gptlab.runs.run_tokenizer import run_of, tokenizer_of
-from gptlab.training.finetune import weights_of
 
 
 class Trained(NamedTuple):
-    """A model, its tokenizer, and the ids of the words that end its texts."""
+    """A model, its tokenizer, and the ids of the tokens that end its texts."""
 
-    model: nn.Module
+    model: LanguageModel
     tokenizer: Tokenizer
     ends: frozenset[int]
 
 
-def load_model(name: str, word: str = "run") -> Trained:
-    """The model at a path or of a hub name, in float32 on the CPU; `word` is what the user said it with.
+def load(source: str | Path) -> tuple[LanguageModel, Tokenizer]:
+    """The model and the tokenizer of a run folder, a checkpoint, a transformers folder or a hub name.
 
-    ValueError where there is no model, where its weights do not fit, and where it has no tokenizer.
+    In float32 on the CPU and in eval mode. A run stands for its best checkpoint. UserError where there is no model or
+    no tokenizer, where the weights do not fit, and where the run needs a plugin that was not named.
     """
-    return read_model(open_weights(name, word), name, word)
+    model, tokenizer, _ = load_model(str(source), "source")
+    return model, tokenizer
 
 
-def read_model(source: ExternalFolder | tuple[Path, dict[str, Any]], name: str, word: str = "run") -> Trained:
-    """The same of what `open_weights` found there."""
+def load_model(name: str, key: str = "run") -> Trained:
+    """The model at a path or of a hub name, in float32 on the CPU and in eval mode; `key` is what the user typed.
+
+    UserError where there is no model, where its weights do not fit, and where it has no tokenizer.
+    """
+    return read_model(open_weights(name, key), name, key)
+
+
+def read_model(source: ExternalFolder | Checkpoint, name: str, key: str = "run") -> Trained:
+    """The same from what `open_weights` found."""
     if isinstance(source, ExternalFolder):
         tokenizer, special = source.tokenizer(), source.special_tokens
         if tokenizer is None:
-            raise UserError(f"{word}={name} has no tokenizer that can be read; put the model's tokenizer.json there")
+            raise UserError(f"{key}={name} has no tokenizer that can be read; put the model's tokenizer.json there")
         model = shape_model(source.config, source.vocab_size).to_empty(device="cpu")
         with torch.no_grad():
-            for key, parameter in model.named_parameters():
-                parameter.copy_(source.read(key))
+            for parameter_name, parameter in model.named_parameters():
+                parameter.copy_(source.read(parameter_name))
     else:
-        path, state = source
-        tokenizer, special = tokenizer_of(path, state), state.get("special_tokens", {})
+        tokenizer, special = tokenizer_of(source), source.state.special_tokens
         if tokenizer is None:
             raise UserError(
-                f"{path} has no tokenizer: there is no {run_of(path) / 'tokenizer.json'}; "
+                f"{source.path} has no tokenizer: there is no {run_of(source.path) / 'tokenizer.json'}; "
                 "put the tokenizer.json there that it was trained with"
             )
-        config, weights = model_from_plain(state["config"]["model"]), weights_of(state)
+        config, weights = model_from_plain(source.state.config["model"]), source.weights()
         n_class = len(weights["class_head.weight"]) if "class_head.weight" in weights else None
-        model = shape_model(config, len(weights["tok_emb.weight"]), n_class).to_empty(device="cpu")
-        checkpoint.restore_model(model, weights)
-    said = end_ids(special)
+        model = shape_model(config, source.vocab_size, n_class).to_empty(device="cpu")
+        restore_model(model, weights)
+    given = end_ids(special)
     usual = frozenset() if tokenizer.eot is None else frozenset({tokenizer.eot})
-    return Trained(model.eval(), tokenizer, said or usual)
+    return Trained(model.eval(), tokenizer, given or usual)

@@ -1,5 +1,6 @@
-"""Writing checkpoints, beside the steps if asked: a checkpoint gets its name when every rank's part is on the disk."""
+"""Writing checkpoints, in the background if asked: a checkpoint gets its name when every rank's file is on the disk."""
 
+import copy
 import os
 import shutil
 import threading
@@ -16,19 +17,22 @@ from torch import Tensor
 from gptlab.distributed.sharded_tensors import local, part_of
 from gptlab.distributed.signals import Failure
 from gptlab.runs import checkpoint
+from gptlab.runs.checkpoint_state import CheckpointState
 from gptlab.runs.folder import write_text
+from gptlab.runs.tensor_files import Shard
 
 
 @dataclass(slots=True)
 class Save:
-    """One checkpoint to be written. `parts` is None where one file holds everything, which the first rank writes."""
+    """One checkpoint to be written."""
 
     path: Path
-    state: dict[str, Any]
-    parts: dict[str, Tensor] | None
-    links: list[str]  # names that it gets beside its own
-    # Called by the first rank with the seconds that it took, and those that the steps had to wait.
-    done: Callable[[float, float], None] = field(default=lambda seconds, held: None)
+    state: CheckpointState
+    tensors: dict[str, Any]  # by key: all of them on rank 0, or if `sharded` those that this rank writes
+    sharded: bool
+    links: list[str]  # further names that it gets: last, best
+    # Called by rank 0 with the seconds that it took, and those that training had to wait.
+    done: Callable[[float, float], None] = field(default=lambda seconds, waited: None)
 
 
 class CheckpointWriter:
@@ -42,33 +46,37 @@ class CheckpointWriter:
         self.keep_last = keep_last
         self.rank = rank
         self.world_size = world_size
-        # Of its own, so that exchanges of a thread do not mix with those of the steps.
+        # A process group of its own, so that collectives of the thread do not mix with those of training.
         timeout = timedelta(seconds=timeout_seconds)
         self._group = torch.distributed.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
     def save(self, save: Save) -> None:
-        """Write a checkpoint; if asynchronous, only copy it and return."""
+        """Write a checkpoint; if asynchronous, copy it, start the writing and return."""
         self.wait()
         started = time.perf_counter()
-        where = {}
-        if save.parts is not None:
-            where = {key: (part_of(value), value.shape) for key, value in save.parts.items()}
-            save.parts = {key: self._copied(local(value)) for key, value in save.parts.items()}
-        if self.rank == 0:
-            save.state = self._all_copied(save.state)
+        shards = None
+        if save.sharded:
+            shards = {
+                key: Shard([along.start for along in part_of(value)], list(value.shape))
+                for key, value in save.tensors.items()
+                if isinstance(value, Tensor)
+            }
+        if save.sharded or self.rank == 0:
+            save.tensors = {key: self._copied(value) for key, value in save.tensors.items()}
         if self.asynchronous:
-            held = time.perf_counter() - started
-            self._thread = threading.Thread(target=self._try, args=(save, where, started, held), name="save")
+            save.state = copy.deepcopy(save.state)  # callbacks may return what they go on to change
+            waited = time.perf_counter() - started
+            self._thread = threading.Thread(target=self._try, args=(save, shards, started, waited), name="save")
             self._thread.start()
         else:
-            self._try(save, where, started)
+            self._try(save, shards, started)
             self._raise()
 
     @property
     def failed(self) -> bool:
-        """Whether the newest save has ended badly; it says so at once, before the next `wait`."""
+        """Whether the newest save failed, known before the next `wait` raises its error."""
         return self._error is not None
 
     def wait(self) -> None:
@@ -83,49 +91,46 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise error
 
-    def _copied(self, value: Tensor) -> Tensor:
-        """On the CPU, in one piece, and where steps go on meanwhile apart from what they change."""
-        return value.to("cpu", copy=self.asynchronous, memory_format=torch.contiguous_format).contiguous()
+    def _copied(self, value: Any) -> Any:
+        """On the CPU and contiguous; where training goes on meanwhile, in memory of its own."""
+        if not isinstance(value, Tensor):
+            return value
+        return local(value).to("cpu", copy=self.asynchronous, memory_format=torch.contiguous_format).contiguous()
 
-    def _all_copied(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._copied(value)
-        return {key: self._all_copied(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-    def _try(self, save: Save, where: dict, started: float, held: float | None = None) -> None:
+    def _try(self, save: Save, shards: dict[str, Shard] | None, started: float, waited: float | None = None) -> None:
         try:
-            self._write(save, where)
+            self._write(save, shards)
             if self.rank == 0:
                 seconds = time.perf_counter() - started
-                save.done(seconds, seconds if held is None else held)
-        except Exception as error:  # of a thread, or of another rank: raised where the steps are
+                save.done(seconds, seconds if waited is None else waited)
+        except Exception as error:  # of a thread, or of another rank: raised where training goes on
             self._error = error
 
-    def _write(self, save: Save, where: dict) -> None:
+    def _write(self, save: Save, shards: dict[str, Shard] | None) -> None:
         save.path.parent.mkdir(parents=True, exist_ok=True)
-        if save.parts is None:
-            self._together(save.path, lambda: checkpoint.save(save.state, save.path), only_first=True)
+        if shards is None:
+            self._together(save.path, lambda: checkpoint.save_file(save.path, save.state, save.tensors), rank_0=True)
         else:
             temporary = save.path.with_name(f".{save.path.name}.tmp")
             try:
-                self._together(save.path, lambda: self._prepare(temporary), only_first=True)
-                sums = self._together(save.path, lambda: self._write_part(temporary, save, where))
-                self._together(save.path, lambda: self._commit(temporary, save.path, dict(sums)), only_first=True)
+                self._together(save.path, lambda: self._prepare(temporary), rank_0=True)
+                sums = self._together(save.path, lambda: self._write_shards(temporary, save, shards))
+                self._together(save.path, lambda: self._commit(temporary, save.path, dict(sums)), rank_0=True)
             finally:
                 if self.rank == 0:
                     shutil.rmtree(temporary, ignore_errors=True)
-        self._together(save.path, lambda: self._name(save), only_first=True)
+        self._together(save.path, lambda: self._name(save), rank_0=True)
 
-    def _together(self, path: Path, work: Callable[[], Any], *, only_first: bool = False) -> list:
-        """Every rank's result of `work`, or on every rank the first error of any."""
+    def _together(self, path: Path, work: Callable[[], Any], *, rank_0: bool = False) -> list:
+        """Every rank's result of `work`, which with `rank_0` it alone does; or on every rank the first error of any."""
         result, own = None, None
-        if self.rank == 0 or not only_first:
+        if self.rank == 0 or not rank_0:
             try:
                 result = work()
             except Exception as error:
                 own = error
         outcome = result, None if own is None else (getattr(own, "errno", None), f"{type(own).__name__}: {own}")
-        outcomes = [outcome]
+        outcomes: list[Any] = [outcome]
         if self._group is not None:
             outcomes = [None] * self.world_size
             torch.distributed.all_gather_object(outcomes, outcome, group=self._group)
@@ -137,25 +142,23 @@ class CheckpointWriter:
                 error = checkpoint.unsaved(OSError(number, text) if number else OSError(text), path)
                 if self._group is None:
                     raise error
-                raise Failure(f"{error.strerror}: {path}")  # of all ranks, and said once
+                raise Failure(f"{error.strerror}: {path}")  # of all ranks, and printed once
         return [result for result, _ in outcomes]
 
     def _prepare(self, temporary: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
 
-    def _write_part(self, temporary: Path, save: Save, where: dict) -> tuple[str, str]:
-        name = f"rank_{self.rank:05d}.safetensors"
-        if self.rank == 0:
-            self._rest_sum = checkpoint.write_file(save.state, temporary / checkpoint.REST)
-        return name, checkpoint.write_shards(save.parts, where, temporary / name)
+    def _write_shards(self, temporary: Path, save: Save, shards: dict[str, Shard]) -> tuple[str, str]:
+        name = checkpoint.rank_file(self.rank)
+        state = save.state if self.rank == 0 else None
+        return name, checkpoint.write_file(temporary / name, save.tensors, state, shards)
 
     def _commit(self, temporary: Path, path: Path, sums: dict[str, str]) -> None:
-        sums = {checkpoint.REST: self._rest_sum, **sums}
         text = "".join(f"{checksum}  {name}\n" for name, checksum in sums.items())
         write_text(temporary / checkpoint.SUMS, text)
         checkpoint.sync_folder(temporary)
-        if path.exists():  # the run was taken back to before this step
+        if path.exists():  # the run went back to before this step
             replaced = path.with_name(f".{path.name}.old.tmp")
             os.replace(path, replaced)
             os.replace(temporary, path)

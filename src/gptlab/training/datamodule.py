@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gptlab.config import RunConfig
+from gptlab.data.config import DataConfig
 from gptlab.data.order import example_index
 from gptlab.data.prepare import PreparedData
 from gptlab.distributed.config import Layout
 from gptlab.objectives.base import Batch, Examples, Objective
 
-ORDER_SAMPLES = 4096  # whose order is worked out at once
+ORDER_SAMPLES = 4096  # whose order is computed at once
 EVAL_TOKENS = 16_384  # of one forward pass without gradients
 
 
 class TrainBatches(Dataset):
-    """Item s is what this rank trains on in optimizer step s, or later by the steps whose samples were left out."""
+    """Item s is this rank's batch for the step after s finished ones; steps that were skipped count as finished."""
 
     def __init__(
         self,
@@ -45,20 +45,20 @@ class TrainBatches(Dataset):
         self._samples = self._indices = np.empty((0, 0), dtype=np.int64)  # (steps, this rank's examples)
 
     def __getitem__(self, step: int) -> Batch:
-        # The order of many samples takes hardly longer to work out than that of a few.
+        # The order of many samples takes hardly longer to compute than that of a few.
         n_steps = max(1, ORDER_SAMPLES // self.per_step)
-        block, row = divmod(step, n_steps)
+        block, within = divmod(step, n_steps)
         if block != self._block:
-            share = self.per_step // self.world_size
+            per_rank = self.per_step // self.world_size
             steps = np.arange(block * n_steps, (block + 1) * n_steps)[:, None]
-            self._samples = steps * self.per_step + self.rank * share + np.arange(share)
+            self._samples = steps * self.per_step + self.rank * per_rank + np.arange(per_rank)
             self._indices = example_index(self.seed, self._samples, self.n_examples, self.shuffle)
             self._block = block
-        return self.objective.collate(self.examples.gather(self._indices[row]), self._samples[row])
+        return self.objective.collate(self.examples.gather(self._indices[within]), self._samples[within])
 
 
 class Steps(Sampler):
-    """The items that remain, one a step."""
+    """The steps that remain."""
 
     def __init__(self, start: int, end: int):
         self.start, self.end = start, end
@@ -71,7 +71,7 @@ class Steps(Sampler):
 
 
 class EvalBatches(Dataset):
-    """A whole split in order, dealt to the ranks in turn."""
+    """A whole split in order; batches go to the ranks in turn."""
 
     def __init__(self, examples: Examples, objective: Objective, *, per_batch: int, rank: int, world_size: int):
         self.examples = examples
@@ -110,16 +110,32 @@ def _leave_signals_to_the_run(worker: int) -> None:
 class ExamplesDataModule(lightning.LightningDataModule):
     """The examples that an objective makes of the prepared splits."""
 
-    def __init__(self, config: RunConfig, data: PreparedData, objective: Objective, *, layout: Layout, n_steps: int):
+    def __init__(
+        self,
+        data: PreparedData,
+        objective: Objective,
+        config: DataConfig,
+        *,
+        seed: int,
+        sequences_per_step: int,
+        context_length: int,
+        micro_batch_size: int | None = None,
+        eval_train: bool = False,
+        layout: Layout,
+        n_steps: int,
+    ):
         super().__init__()
         self.config = config
+        self.seed = seed
+        self.sequences_per_step = sequences_per_step
+        self.eval_batch_size = max(micro_batch_size or 1, EVAL_TOKENS // context_length, 1)
         self.layout = layout
         self.objective = objective
         self.start_step = 0
         self.skipped_steps = 0  # so many steps' samples are left out before the first that remains
         self.n_steps = n_steps
         self.train_examples = objective.examples(data, "train", evaluating=False)
-        parts = {"val": "val", "test": "test"} | ({"train_eval": "train"} if config.eval_train else {})
+        parts = {"val": "val", "test": "test"} | ({"train_eval": "train"} if eval_train else {})
         self.eval_examples = {
             split: objective.examples(data, part, evaluating=True)
             for split, part in parts.items()
@@ -131,18 +147,21 @@ class ExamplesDataModule(lightning.LightningDataModule):
         """What each validation dataloader holds, in their order."""
         return [split for split in self.eval_examples if split != "test"]
 
-    def train_dataloader(self) -> DataLoader:
-        config = self.config
-        batches = TrainBatches(
+    def train_batches(self, rank: int) -> TrainBatches:
+        """What a rank trains on, by step."""
+        return TrainBatches(
             self.train_examples,
             self.objective,
-            seed=config.seed,
-            shuffle=config.data.shuffle,
-            per_step=config.sequences_per_step,
-            rank=self.layout.data_rank(self.trainer.global_rank),
+            seed=self.seed,
+            shuffle=self.config.shuffle,
+            per_step=self.sequences_per_step,
+            rank=self.layout.data_rank(rank),
             world_size=self.layout.data,
-            max_examples=config.data.max_sequences,
+            max_examples=self.config.max_sequences,
         )
+
+    def train_dataloader(self) -> DataLoader:
+        batches = self.train_batches(self.trainer.global_rank)
         return self._loader(batches, Steps(self.start_step + self.skipped_steps, self.n_steps + self.skipped_steps))
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -157,18 +176,17 @@ class ExamplesDataModule(lightning.LightningDataModule):
         return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
     def _eval_loader(self, split: str) -> DataLoader:
-        config = self.config
         batches = EvalBatches(
             self.eval_examples[split],
             self.objective,
-            per_batch=max(config.micro_batch_size or 1, EVAL_TOKENS // config.context_length, 1),
+            per_batch=self.eval_batch_size,
             rank=self.layout.data_rank(self.trainer.global_rank),
             world_size=self.layout.data,
         )
         return self._loader(batches, range(len(batches)))
 
     def _loader(self, batches: Dataset, sampler) -> DataLoader:
-        workers = self.config.data.n_workers
+        workers = self.config.n_workers
         return DataLoader(
             batches,
             batch_size=None,
@@ -180,5 +198,5 @@ class ExamplesDataModule(lightning.LightningDataModule):
             multiprocessing_context="spawn" if workers else None,
             pin_memory=torch.cuda.is_available(),
             # Without one of its own the loader draws from the global generator, which is the model's.
-            generator=torch.Generator().manual_seed(self.config.seed),
+            generator=torch.Generator().manual_seed(self.seed),
         )

@@ -1,17 +1,12 @@
-"""Fine-tuning: which parameters of a model are trained, and what a checkpoint trained in part holds."""
+"""Fine-tuning: which parameters of a model are trained."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 
 from gptlab.errors import UserError
 from gptlab.fields import shown
 from gptlab.models.base import LanguageModel
-from gptlab.nn.lora import ADAPTERS, LoRALinear, Merged
+from gptlab.nn.lora import ADAPTERS, LoRALinear
 from gptlab.training.config import FinetuneConfig, Finetuning
-
-CLASS_HEAD = "class_head."
 
 
 def prepare_finetuning(model: LanguageModel, config: FinetuneConfig) -> None:
@@ -40,14 +35,6 @@ def prepare_finetuning(model: LanguageModel, config: FinetuneConfig) -> None:
     model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
-
-
-def weights_of(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The weights by name in a checkpoint's content `state`, with adapters merged in."""
-    finetune = state["config"].get("finetune", {})
-    if finetune.get("type") != Finetuning.lora.value:
-        return state["model"]
-    return Merged(state["model"], alpha=finetune["alpha"])
 
 
 def _add_adapters(model: LanguageModel, config: FinetuneConfig) -> None:

@@ -1,27 +1,32 @@
-"""Where a run's rows go beside metrics.csv."""
+"""Loggers beside metrics.csv: W&B and TensorBoard."""
 
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from gptlab.config import RunConfig, to_plain
 from gptlab.errors import UserError
-from gptlab.training.config import TensorboardConfig, WandbConfig
+from gptlab.training.config import LoggersConfig, TensorboardConfig, WandbConfig
 
 
-def build_loggers(config: RunConfig, folder: Path) -> list[Logger]:
-    """The loggers that the config asks for, opened on the first rank."""
+def build_loggers(
+    config: LoggersConfig, folder: Path, *, group: str, tags: list[str], hyperparameters: dict[str, Any]
+) -> list[Logger]:
+    """The loggers that the config asks for, opened on rank 0.
+
+    `group` and `tags` say what W&B shows the run under, beside what the config says.
+    """
     loggers: list[Logger] = []
-    if config.logger.wandb is not None:
-        loggers.append(_wandb(config.logger.wandb, config, folder))
-    if config.logger.tensorboard is not None:
-        loggers.append(_tensorboard(config.logger.tensorboard, folder))
+    if config.wandb is not None:
+        loggers.append(_wandb(config.wandb, folder, group, tags, hyperparameters))
+    if config.tensorboard is not None:
+        loggers.append(_tensorboard(config.tensorboard, folder))
     return loggers
 
 
-def _wandb(settings: WandbConfig, config: RunConfig, folder: Path) -> Logger:
+def _wandb(settings: WandbConfig, folder: Path, group: str, tags: list[str], hyperparameters: dict[str, Any]) -> Logger:
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
@@ -36,14 +41,14 @@ def _wandb(settings: WandbConfig, config: RunConfig, folder: Path) -> Logger:
         logger = WandbLogger(
             project=settings.project,
             entity=settings.entity,
-            group=settings.group or (folder.parent.name if swept else f"{config.model_tag}-{config.corpus}"),
+            group=settings.group or (folder.parent.name if swept else group),
             name=settings.name or folder.name,
-            tags=[config.model_tag, config.data_tag, config.optimizer.type, *settings.tags],
+            tags=[*tags, *settings.tags],
             id=identity.read_text(),
             resume="allow",
             save_dir=str(folder),
             offline=offline,
-            config=to_plain(config),
+            config=hyperparameters,
             settings=wandb.Settings(silent=True),  # the last line on the screen is gptlab's
         )
         run = logger.experiment

@@ -5,6 +5,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from gptlab.distributed.internals import leave_loss_scale_to_the_scaler
 from gptlab.distributed.sharded_tensors import local, part_of, whole
 from gptlab.errors import UserError
 from gptlab.training.config import MuonConfig
@@ -14,7 +15,7 @@ from gptlab.training.optimizers import fused, parameter_groups
 def muon(parameters, config: MuonConfig, *, device: torch.device) -> "Muon":
     """Muon on the hidden matrices of a model's `named_parameters()`, AdamW on the rest.
 
-    Embeddings and the head are no hidden matrices (Jordan et al. 2024).
+    Embeddings and the head are not hidden matrices (Jordan et al. 2024).
     """
     return Muon(parameter_groups(parameters, config), n_steps=config.newton_schulz_steps, fused=fused(config, device))
 
@@ -27,7 +28,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 def orthogonalize(matrices: Tensor, n_steps: int = 5) -> Tensor:
     """Bring the singular values of each matrix near 1 by Newton-Schulz steps: (n, r, c) -> (n, r, c).
 
-    In bfloat16 on an accelerator, in float32 on a CPU. Where they end is between 0.7 and 1.2, not at 1.
+    In bfloat16 on an accelerator, in float32 on a CPU. The values end between 0.7 and 1.2, not at 1.
     """
     a, b, c = QUINTIC
     x = matrices.to(torch.float32 if matrices.device.type == "cpu" else torch.bfloat16)
@@ -42,8 +43,8 @@ def orthogonalize(matrices: Tensor, n_steps: int = 5) -> Tensor:
 
 
 def _orthogonalize_all(matrices: list[Tensor], n_steps: int) -> list[Tensor]:
-    """This rank's part of each update; what a part alone would become is not a part of what the whole becomes."""
-    if matrices[0].ndim == 3:  # divided by experts, so that the matrices of this rank are whole
+    """This rank's shard of each update; a shard cannot be orthogonalized alone, so whole matrices are gathered."""
+    if matrices[0].ndim == 3:  # sharded by experts, so that the matrices of this rank are whole
         stacks = torch.stack([local(matrix) for matrix in matrices])  # (n, E, r, c)
         return list(orthogonalize(stacks.flatten(0, 1), n_steps).view(stacks.shape))
     updates = orthogonalize(torch.stack([whole(matrix) for matrix in matrices]), n_steps)
@@ -53,7 +54,7 @@ def _orthogonalize_all(matrices: list[Tensor], n_steps: int) -> list[Tensor]:
 class Muon(torch.optim.AdamW):
     """AdamW whose groups with `muon=True` take steps of orthogonalized Nesterov momentum instead.
 
-    Such a group holds matrices (r, c) or stacks of them (E, r, c), as those of experts, each of which is taken for
+    Such a group holds matrices (r, c) or stacks of them (E, r, c), as those of experts, each of which is treated by
     itself. Its update is scaled by 0.2 sqrt(max(r, c)), which gives it the size of AdamW's, so that one learning rate
     and one weight decay serve all groups (Moonlight, arXiv:2502.16982, equation 4).
     """
@@ -68,11 +69,10 @@ class Muon(torch.optim.AdamW):
             for parameter in group["params"] if group["muon"] else ():
                 if parameter.ndim not in (2, 3):
                     raise UserError(
-                        f"Muon is for matrices and a parameter of shape {tuple(parameter.shape)} is none; "
+                        f"Muon is for matrices, and a parameter of shape {tuple(parameter.shape)} is not one; "
                         "put it into a group with muon=False"
                     )
-        # A fused AdamW divides by the gradient scaler's factor itself; Muon leaves that to the scaler.
-        self._step_supports_amp_scaling = False
+        leave_loss_scale_to_the_scaler(self)
 
     def _init_group(self, group, params_with_grad, *state):
         # AdamW's step collects each group's tensors here. A Muon group takes its step at once and leaves AdamW nothing.

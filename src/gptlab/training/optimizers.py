@@ -1,11 +1,12 @@
 """Parameter groups of optimizers, and AdamW."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gptlab.distributed.internals import leave_loss_scale_to_the_scaler
 from gptlab.distributed.sharded_tensors import by_mesh
 from gptlab.training.config import OptimizerConfig
 
@@ -35,8 +36,7 @@ def parameter_groups(parameters: Iterable[tuple[str, Tensor]], config: Optimizer
 def adamw(parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig, *, device: torch.device):
     """AdamW over a model's `named_parameters()`."""
     optimizer = torch.optim.AdamW(parameter_groups(parameters, config), fused=fused(config, device))
-    # A fused AdamW would divide by the loss scale itself: the norm is measured, and clipped, before that.
-    optimizer._step_supports_amp_scaling = False
+    leave_loss_scale_to_the_scaler(optimizer)
     return optimizer
 
 
@@ -46,16 +46,10 @@ def fused(config: OptimizerConfig, device: torch.device) -> bool:
 
 
 def retune(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> None:
-    """Continue an optimizer with the config's settings; its state stays."""
+    """Continue an optimizer with the settings of a config; its state stays."""
     for group in optimizer.param_groups:
         hidden, matrix = _kind(group["param_names"][0], group["params"][0])
         group |= _settings(config, hidden=hidden, matrix=matrix)
-
-
-def named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """What an optimizer updates, by the parameters' names."""
-    for group in optimizer.param_groups:
-        yield from zip(group["param_names"], group["params"], strict=True)
 
 
 def _kind(name: str, parameter: Tensor) -> tuple[bool, bool]:

@@ -1,4 +1,4 @@
-"""loss.png: what a person looks at first."""
+"""loss.png: loss, accuracies and learning rate over the tokens seen."""
 
 import math
 from pathlib import Path
@@ -9,9 +9,9 @@ from gptlab.runs.folder import read_metrics
 def plot_loss(
     metrics: Path, target: Path, *, title: str, unigram_entropy: float | None = None, perplexity: bool = True
 ) -> None:
-    """Draw the loss over the tokens seen, accuracies where there are some, and the learning rate beneath.
+    """Draw loss.png from a metrics.csv; nothing where it has no rows.
 
-    `perplexity` says that the loss is per token, and has one.
+    `perplexity` adds an axis for exp(loss), where the loss is per token.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -19,10 +19,14 @@ def plot_loss(
     rows = read_metrics(metrics)
     if not rows:
         return
-    told = [name.removeprefix("train/") for name in rows[-1] if name.startswith("train/") and name.endswith("accuracy")]
-    figure = Figure(figsize=(9, 8 if told else 6), layout="constrained")
+    accuracies = [
+        name.removeprefix("train/") for name in rows[-1] if name.startswith("train/") and name.endswith("accuracy")
+    ]
+    figure = Figure(figsize=(9, 8 if accuracies else 6), layout="constrained")
     FigureCanvasAgg(figure)
-    above, *between, beneath = figure.subplots(2 + bool(told), 1, sharex=True, height_ratios=[4, *[2] * bool(told), 1])
+    above, *between, beneath = figure.subplots(
+        2 + bool(accuracies), 1, sharex=True, height_ratios=[4, *[2] * bool(accuracies), 1]
+    )
 
     tokens, losses = _series(rows, "train/loss")
     above.plot(tokens, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
@@ -43,7 +47,7 @@ def plot_loss(
     if perplexity:
         _add_perplexity(above)
     for panel in between:
-        _draw_accuracies(panel, rows, told)
+        _draw_accuracies(panel, rows, accuracies)
 
     beneath.plot(*_series(rows, "train/lr"), color="tab:purple", linewidth=1.5)
     beneath.set_ylabel("learning rate")
@@ -58,7 +62,7 @@ def plot_loss(
 
 
 def _add_perplexity(panel) -> None:
-    """It is exp(loss): the same curve read on another scale."""
+    """An axis for exp(loss) beside that of the loss."""
     right = panel.twinx()
     low, high = panel.get_ylim()
     right.set_ylim(low, high)
@@ -71,12 +75,12 @@ def _add_perplexity(panel) -> None:
 
 def _draw_accuracies(panel, rows: list[dict[str, float]], names: list[str]) -> None:
     for name, color in zip(names, ("tab:blue", "tab:red", "tab:green"), strict=False):
-        tokens, shares = _series(rows, f"train/{name}")
-        panel.plot(tokens, _smooth(shares), color=color, alpha=0.5, linewidth=1.2)
-        tokens, shares = _series(rows, f"val/{name}")
-        label = name.replace("_", " ") + (f" (validation, last {shares[-1]:.3f})" if shares else "")
-        panel.plot(tokens, shares, "o-", color=color, markersize=3.5, linewidth=1.5, label=label)
-    panel.set_ylabel("share right")
+        tokens, values = _series(rows, f"train/{name}")
+        panel.plot(tokens, _smooth(values), color=color, alpha=0.5, linewidth=1.2)
+        tokens, values = _series(rows, f"val/{name}")
+        label = name.replace("_", " ") + (f" (validation, last {values[-1]:.3f})" if values else "")
+        panel.plot(tokens, values, "o-", color=color, markersize=3.5, linewidth=1.5, label=label)
+    panel.set_ylabel("accuracy")
     panel.grid(alpha=0.25)
     panel.legend(frameon=False)
 

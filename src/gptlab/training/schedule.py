@@ -15,7 +15,7 @@ class Schedule:
     decay_start: int
     decay_end: int
     min_lr_ratio: float
-    remaining: Callable[[float], float]  # of the way from floor to peak, by progress through the decay
+    remaining: Callable[[float], float]  # fraction of the distance from floor to peak, by progress through the decay
 
     def factor(self, step: int) -> float:
         """The factor for the update that follows `step` finished ones."""
@@ -30,7 +30,7 @@ class Schedule:
 
 
 def build_schedule(config: ScheduleConfig, *, n_steps: int, batch_tokens: int) -> Schedule:
-    """Turn the config's steps and tokens into steps of a run of `n_steps`."""
+    """Convert the config's lengths into steps of a run of `n_steps`; UserError for a warmup longer than the run."""
 
     def in_steps(steps: int | None, tokens: int | None) -> int | None:
         return -(-tokens // batch_tokens) if tokens is not None else steps
@@ -40,7 +40,7 @@ def build_schedule(config: ScheduleConfig, *, n_steps: int, batch_tokens: int) -
     end = n_steps if end is None else end
     if warmup > end:
         raise UserError(
-            f"the schedule warms up for {warmup} steps and is to end after {end}; "
+            f"the schedule warms up for {warmup} steps and ends after {end}; "
             "lower schedule.warmup_steps (or warmup_tokens), or raise the budget"
         )
     return Schedule(warmup, config.decay_start(warmup, end), end, config.min_lr_ratio, config.remaining)

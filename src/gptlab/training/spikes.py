@@ -1,4 +1,7 @@
-"""Which losses are spikes: decided from the losses before them alone, so that a resumed run decides alike."""
+"""Loss spikes, and whether a run can go on after a step.
+
+Decided from the losses before alone, so that a resumed run decides alike.
+"""
 
 import math
 from collections import deque
@@ -6,7 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gptlab.training.config import SpikeConfig
+from gptlab.distributed.signals import Failure
+from gptlab.runs.folder import RunFolder
+from gptlab.training.config import SpikeAction, SpikeConfig
 
 
 class Spike(Exception):
@@ -59,6 +64,58 @@ def describe(step: int, loss: float, grad_norm: float, usual: tuple[float, float
     return (
         f"step {step} is a spike: loss {loss:.4f} where {low:.4f} to {high:.4f} is usual, gradient norm {grad_norm:.4g}"
     )
+
+
+class LossGuard:
+    """Decides after each step whether the run can go on."""
+
+    def __init__(self, config: SpikeConfig, folder: RunFolder):
+        self.config = config
+        self.folder = folder
+        self.spikes = SpikeDetector(config) if config.action is not None else None
+
+    def problem(self, step: int, loss: float, grad_norm: float, measured: dict[str, Any]) -> Exception | None:
+        """What ends the run, or lets it go back, after a step that measured this; None: nothing.
+
+        Where spikes are skipped, `measured["skipped"]` says that this step was one, judged before its update.
+        """
+        if "skipped" in measured:
+            return self._skipped(step, loss, grad_norm, **measured["skipped"])
+        scaled = "loss_scale" in measured  # then the gradient scaler deals with infinite gradients
+        judge = self.spikes if self.config.action is not SpikeAction.skip else None
+        if judge is not None and judge.finds(loss, 0.0 if scaled else grad_norm):
+            message = describe(step, loss, grad_norm, judge.usual())
+            if self.config.action is SpikeAction.rollback:
+                return Spike(step, loss, message)
+            return Failure(
+                f"{message}; what is saved is from before. The same command continues from there with "
+                "callbacks.spike.action=rollback or skip, with a higher callbacks.spike.threshold, or after "
+                f"gptlab amend run={self.folder.path} optimizer.lr=..."
+            )
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or scaled):
+            return None
+        return Failure(
+            f"step {step} has loss {loss} and gradient norm {grad_norm}, and training on would only spoil the model; "
+            "what is saved is from before. Lower optimizer.lr, lengthen schedule.warmup_steps or set "
+            "optimizer.grad_clip"
+        )
+
+    def _skipped(self, step: int, loss: float, grad_norm: float, *, usual, in_a_row: int) -> Exception | None:
+        self.folder.event("skipped", step=step, loss=loss, grad_norm=grad_norm, usual=list(usual))
+        if in_a_row <= self.config.max_skips:
+            return None
+        return Failure(
+            f"{describe(step, loss, grad_norm, usual)}; it is number {in_a_row} in a row, and "
+            f"callbacks.spike.max_skips={self.config.max_skips}; the same command continues with a higher max_skips, "
+            "with a higher callbacks.spike.threshold, or with callbacks.spike.action=rollback"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"spikes": self.spikes.state_dict()} if self.spikes is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.spikes is not None:
+            self.spikes.load_state_dict(state["spikes"])
 
 
 ROLLED_BACK = "rolled back"

@@ -1,40 +1,42 @@
-"""Taking up what is amended while a run is going."""
+"""Applying amendments while a run is going."""
 
 import sys
 
 from lightning.pytorch.callbacks import Callback
 
-from gptlab.config import RunConfig
+from gptlab.errors import UserError
 from gptlab.runs import amendments
-from gptlab.runs.amendments import Amendment
+from gptlab.runs.amendments import Amendable, Amendment
 from gptlab.runs.folder import RunFolder
+from gptlab.training.callbacks.agreement import Agreement
 from gptlab.training.callbacks.checkpoints import Checkpoints
-from gptlab.training.callbacks.recorder import Recorder
 from gptlab.training.optimizers import retune
 
 
 class Amender(Callback):
-    """Takes amendments up between two steps, and those on the record again at the same steps."""
+    """Applies amendments between two steps, and those in events.jsonl again at the same steps."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, recorder: Recorder, checkpoints: Checkpoints):
-        self.config = config  # as it was composed: what the run's identity and its checkpoints are made of
+    def __init__(
+        self, config: Amendable, folder: RunFolder, agreement: Agreement, checkpoints: Checkpoints, *, n_steps: int
+    ):
+        self.config = config  # as it was composed: the run's identity and its checkpoints are made of it
         self.folder = folder
-        self.recorder = recorder
+        self.agreement = agreement
         self.checkpoints = checkpoints
+        self.n_steps = n_steps
         self.taken, self._refused = amendments.on_record(folder)
         self._seen: tuple[int, int] | None = None  # size and time of the file that was read
         self._complaints: set[str] = set()
-        recorder.requests["amend"] = self._has_news
+        agreement.requests["amend"] = self._has_news
 
     def on_train_start(self, trainer, module) -> None:
-        self._take_up(trainer, module.finished_steps)
+        self._read_all(trainer, module.finished_steps)
         if self.taken:
             self._apply(trainer, module)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        if "amend" in self.recorder.agreed:
-            self.recorder.agreed -= {"amend"}
-            self._take_up(trainer, module.finished_steps)
+        if self.agreement.take("amend"):
+            self._read_all(trainer, module.finished_steps)
         if any(amendment.step == module.finished_steps for amendment in self.taken):
             self._apply(trainer, module)
 
@@ -48,10 +50,10 @@ class Amender(Callback):
             return None
         return about.st_size, about.st_mtime_ns
 
-    def _take_up(self, trainer, step: int) -> None:
-        # The first rank reads, so that all have read the same.
+    def _read_all(self, trainer, step: int) -> None:
+        # Rank 0 reads, so that all have read the same.
         new = trainer.strategy.broadcast(self._read(step) if self.folder.writes else None)
-        self.taken += [Amendment(number, words, step) for number, words in new]
+        self.taken += [Amendment(number, overrides, step) for number, overrides in new]
 
     def _read(self, step: int) -> list[tuple[int, dict]]:
         self._seen = self._stamp()  # first: what is written meanwhile is news
@@ -65,15 +67,15 @@ class Amender(Callback):
         for waiting in found:
             if waiting.number in decided:
                 continue
-            facts = {"step": step, "number": waiting.number, "words": waiting.words}
+            facts = {"step": step, "number": waiting.number, "overrides": waiting.overrides}
             try:
-                config = amendments.amended(config, waiting.words, n_steps=self.recorder.n_steps)
-            except ValueError as error:
+                config = amendments.amended(config, waiting.overrides, n_steps=self.n_steps)
+            except UserError as error:
                 self._refused.add(waiting.number)
                 message = f"amendment {waiting.number} ({waiting}) is refused: {error}"
                 self._say(amendments.REFUSED, message, **facts, reason=str(error))
             else:
-                new.append((waiting.number, waiting.words))
+                new.append((waiting.number, waiting.overrides))
                 self._say(amendments.TAKEN, f"amendment {waiting.number} from step {step + 1} on: {waiting}", **facts)
         return new
 
@@ -83,7 +85,7 @@ class Amender(Callback):
 
     def _apply(self, trainer, module) -> None:
         config = amendments.at_step(self.config, self.taken, module.finished_steps)
-        module.config = config
-        module.schedule = config.schedule.build(n_steps=self.recorder.n_steps, batch_tokens=self.config.batch_tokens)
+        module.optimizer_config = config.optimizer
+        module.schedule = config.schedule.build(n_steps=self.n_steps, batch_tokens=self.config.batch_tokens)
         retune(trainer.optimizers[0], config.optimizer)
         self.checkpoints.change(config.callbacks.checkpoint)

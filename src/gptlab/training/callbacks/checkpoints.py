@@ -2,35 +2,59 @@
 
 import signal
 import time
+from dataclasses import replace
 
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
 
-from gptlab.config import RunConfig, to_plain
 from gptlab.distributed.signals import Failure, Stopped, requeue
 from gptlab.runs import checkpoint
+from gptlab.runs.checkpoint import Checkpoint
+from gptlab.runs.checkpoint_state import CheckpointState
 from gptlab.runs.folder import RunFolder
 from gptlab.runs.writer import CheckpointWriter, Save
-from gptlab.training.callbacks.recorder import Recorder
+from gptlab.training.callbacks.metrics import Metrics
+from gptlab.training.callbacks.signals import SignalListener
 from gptlab.training.config import CheckpointConfig
 from gptlab.training.spikes import Spike
 
 
 class Checkpoints(Callback):
-    """Saves the run between two steps, and continues it from where it was saved."""
+    """Saves the run between two steps, and continues it from where it was saved.
 
-    def __init__(self, config: RunConfig, folder: RunFolder, recorder: Recorder, *, identity: dict, state: dict | None):
-        self.settings = config.callbacks.checkpoint if config.trainer.enable_checkpointing else None
-        self.config = config
+    `prototype` is the state that every checkpoint of the run has: its config and fingerprints. `source` is the
+    checkpoint to continue from. `sharded`: each rank writes a file of its own.
+    """
+
+    def __init__(
+        self,
+        settings: CheckpointConfig | None,
+        folder: RunFolder,
+        metrics: Metrics,
+        signals: SignalListener,
+        *,
+        prototype: CheckpointState,
+        source: Checkpoint | None,
+        sharded: bool,
+        sequences_per_step: int,
+        timeout_seconds: int,
+    ):
+        self.settings = settings  # None: nothing is saved
         self.folder = folder
-        self.recorder = recorder
-        self.identity = identity  # fingerprints that a continued run has to match
-        self.best = state["best"] if state and state["data"] == identity["data"] else None
-        self.saved_step = state["step"] if state else 0
-        self._state = state
-        self._saver: CheckpointWriter | None = None
+        self.metrics = metrics
+        self.signals = signals
+        self.agreement = metrics.agreement
+        self.prototype = prototype
+        self.sharded = sharded
+        self.sequences_per_step = sequences_per_step
+        self.timeout_seconds = timeout_seconds
+        # Of other data the best loss means nothing.
+        self.best = source.state.best if source is not None and source.state.data == prototype.data else None
+        self.saved_step = source.state.step if source is not None else 0
+        self._source = source
+        self._writer: CheckpointWriter | None = None
         self._saved_at = time.monotonic()
-        recorder.requests |= {"save": self._wants_save, "failed": self._has_failed}
+        self.agreement.requests |= {"save": self._asks_to_save, "failed": self._has_failed}
 
     def setup(self, trainer, module, stage: str) -> None:
         if trainer.world_size == 1 or stage != "fit":
@@ -40,41 +64,42 @@ class Checkpoints(Callback):
         for rank, step in enumerate(steps):
             if step != steps[0]:
                 raise Failure(
-                    f"rank {rank} would go on from step {step} and the first rank from step {steps[0]}: they do not "
+                    f"rank {rank} would continue from step {step} and rank 0 from step {steps[0]}: they do not "
                     f"see the same checkpoints in {self.folder.checkpoints}; the run folder has to be on a file system "
                     "that all nodes share"
                 )
 
     def on_train_start(self, trainer, module) -> None:
         if self.settings is not None:
-            self._saver = CheckpointWriter(
+            self._writer = CheckpointWriter(
                 asynchronous=self.settings.async_save,
                 keep_last=self.settings.keep_last,
                 rank=trainer.global_rank,
                 world_size=trainer.world_size,
-                timeout_seconds=self.config.strategy.timeout_seconds,
+                timeout_seconds=self.timeout_seconds,
             )
-        if self._state is None:
+        if self._source is None:
             return
-        checkpoint.restore_model(module.model, self._state["model"])
-        checkpoint.restore_optimizer(trainer.optimizers[0], self._state["optimizer"])
-        trainer.precision_plugin.load_state_dict(self._state["precision"])
-        torch.set_rng_state(self._state["random"])  # steps draw from their own; what is around them goes on
+        state = self._source.state
+        checkpoint.restore_model(module.model, self._source.model)
+        checkpoint.restore_optimizer(trainer.optimizers[0], self._source.optimizer)
+        trainer.precision_plugin.load_state_dict(state.precision)
+        torch.set_rng_state(state.rng)  # each step seeds its own; this is for what draws between steps
         for callback in trainer.callbacks:
-            if callback.state_key in self._state["callbacks"]:
-                callback.load_state_dict(self._state["callbacks"][callback.state_key])
-        self._state = None
+            if callback.state_key in state.callbacks:
+                callback.load_state_dict(state.callbacks[callback.state_key])
+        self._source = None
 
     def change(self, settings: CheckpointConfig) -> None:
-        """Save by other words from now on."""
+        """Save by other settings from now on."""
         if self.settings is not None:
             self.settings = settings
-            self._saver.wait()  # for what is being written by the old ones
-            self._saver.asynchronous, self._saver.keep_last = settings.async_save, settings.keep_last
+            self._writer.wait()
+            self._writer.asynchronous, self._writer.keep_last = settings.async_save, settings.keep_last
 
     def on_test_start(self, trainer, module) -> None:
-        if self._state is not None:  # nothing was left to train
-            checkpoint.restore_model(module.model, self._state["model"])
+        if self._source is not None:  # nothing was left to train
+            checkpoint.restore_model(module.model, self._source.model)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         self._between_steps(trainer, module)
@@ -83,36 +108,36 @@ class Checkpoints(Callback):
         if module.finished_steps > self.saved_step:
             self.save(trainer, module)
         self._between_steps(trainer, module)
-        if self._saver is not None:
-            self._saver.wait()
+        if self._writer is not None:
+            self._writer.wait()
 
     def on_exception(self, trainer, module, exception) -> None:
-        # Alone, and between two updates, the state is sound; with other ranks it cannot be gathered without them.
+        # Between two updates the state is consistent; with other ranks it cannot be gathered without them.
         alone = trainer.world_size == 1
         known = isinstance(exception, Stopped | Failure | Spike | OSError)
         if alone and not known and not module.updating and module.finished_steps > self.saved_step:
             self.save(trainer, module)
         together = alone or isinstance(exception, Spike)  # which all ranks find after the same step
-        if together and self._saver is not None and not isinstance(exception, OSError):
-            self._saver.wait()
+        if together and self._writer is not None and not isinstance(exception, OSError):
+            self._writer.wait()
 
     def _between_steps(self, trainer, module) -> None:
-        step, stop = module.finished_steps, self.recorder.stop_signal
-        if self._saver is not None and "failed" in self.recorder.agreed:
-            self._saver.wait()  # which raises on every rank
+        step, stop = module.finished_steps, self.signals.agreed
+        if self._writer is not None and "failed" in self.agreement.agreed:
+            self._writer.wait()  # which raises on every rank
         if stop and step:
             if step > self.saved_step:
                 self.save(trainer, module)
-            if self._saver is not None:
-                self._saver.wait()
-            if step < self.recorder.n_steps:
+            if self._writer is not None:
+                self._writer.wait()
+            if step < self.metrics.n_steps:
                 name = signal.Signals(stop).name
                 self.folder.event("stopped", step=step, signal=name)
                 queued = requeue() if stop == signal.SIGUSR1 and self.folder.writes else ""
                 if self.settings is None:
                     saved = f" at step {step}; nothing is saved, as checkpoints are off{queued}"
                 else:
-                    saved = f", saved at step {step}{queued}; the same command continues it:\n  {self.recorder.command}"
+                    saved = f", saved at step {step}{queued}; the same command continues it:\n  {self.signals.command}"
                 raise Stopped(stop, f"stopped by {name}{saved}")
         elif self._is_due(step):
             self.save(trainer, module)
@@ -120,64 +145,60 @@ class Checkpoints(Callback):
     def _is_due(self, step: int) -> bool:
         if self.settings is None or step <= self.saved_step:
             return False
-        if "save" in self.recorder.agreed or (self.settings.best and self._improves()):
+        if "save" in self.agreement.agreed or (self.settings.best and self._improves()):
             return True
         if self.settings.every_steps is not None:
-            return step % self.settings.every_steps == 0 or step == self.recorder.n_steps
-        return self.recorder.validates_after(step) or step == self.recorder.n_steps
+            return step % self.settings.every_steps == 0 or step == self.metrics.n_steps
+        return self.metrics.validates_after(step) or step == self.metrics.n_steps
 
     def _improves(self) -> bool:
-        loss = self.recorder.row.get("val/loss")  # of the newest step, if it was followed by an evaluation
+        loss = self.metrics.row.get("val/loss")  # of the newest step, if it was followed by an evaluation
         return loss is not None and (self.best is None or loss < self.best["val/loss"])
 
-    def _wants_save(self) -> bool:
+    def _asks_to_save(self) -> bool:
         minutes = self.settings.every_minutes if self.settings is not None else None
         return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _has_failed(self) -> bool:
-        return self._saver is not None and self._saver.failed
+        return self._writer is not None and self._writer.failed
 
     def save(self, trainer, module) -> None:
-        """Write step_<n> and let `last`, and `best` where it is, be the same."""
+        """Write step_<n>, and let `last`, and `best` if it is the best, name it."""
         if self.settings is None:
             return
-        self.recorder.read(trainer, module)  # refuses to save what is not finite
-        self.recorder.flush(trainer)
+        self.metrics.read(trainer, module)  # refuses to save what is not finite
+        self.metrics.flush(trainer)
         started, step = time.perf_counter(), module.finished_steps
         improves = self._improves()
         if improves:
-            self.best = {"val/loss": self.recorder.row["val/loss"], "step": step}
-        state = {
-            "gptlab_format": checkpoint.FORMAT,
-            "step": step,
-            "samples": step * self.config.sequences_per_step,
-            "skipped_steps": module.skipped_steps,  # whose samples were left out between those
-            "precision": trainer.precision_plugin.state_dict(),
-            # A limit on time is one on this start of the run, not on all of them.
-            "callbacks": {
-                c.state_key: s for c in trainer.callbacks if not isinstance(c, Timer) and (s := c.state_dict())
-            },
-            "random": torch.get_rng_state(),
-            "config": to_plain(self.config),
-            "best": self.best,
-            **self.identity,
+            self.best = {"val/loss": self.metrics.row["val/loss"], "step": step}
+        # A limit on time is one on this start of the run, not on all of them.
+        callbacks = {
+            c.state_key: own for c in trainer.callbacks if not isinstance(c, Timer) and (own := c.state_dict())
         }
-        optimizer, path, parts = trainer.optimizers[0], self.folder.checkpoints / f"step_{step:08d}", None
-        if self.config.strategy.shards_model:
-            parts = checkpoint.local_shards(module.model, optimizer)
+        state = replace(
+            self.prototype,
+            step=step,
+            samples=step * self.sequences_per_step,
+            skipped_steps=module.skipped_steps,
+            precision=trainer.precision_plugin.state_dict(),
+            callbacks={key: own for key, own in callbacks.items() if own},
+            rng=torch.get_rng_state(),
+            best=self.best,
+        )
+        optimizer, path = trainer.optimizers[0], self.folder.checkpoints / f"step_{step:08d}"
+        if self.sharded:
+            tensors = checkpoint.local_shards(module.model, optimizer)
         else:
             path = path.with_name(f"{path.name}.ckpt")
-            state |= {
-                "model": checkpoint.model_state(module.model),
-                "optimizer": checkpoint.optimizer_state(optimizer),
-            }
+            tensors = checkpoint.by_key(checkpoint.model_state(module.model), checkpoint.optimizer_state(optimizer))
         links = ["last", "best"] if improves and self.settings.best else ["last"]
 
-        def done(seconds: float, held: float) -> None:
-            self.folder.event("saved", step=step, seconds=round(seconds, 3), held=round(collected + held, 3))
+        def done(seconds: float, waited: float) -> None:
+            self.folder.event("saved", step=step, seconds=round(seconds, 3), held=round(collected + waited, 3))
 
         collected = time.perf_counter() - started
-        self._saver.save(Save(path, state, parts, links, done))
+        self._writer.save(Save(path, state, tensors, self.sharded, links, done))
         self.saved_step, self._saved_at = step, time.monotonic()
-        self.recorder.agreed -= {"save", "failed"}
-        self.recorder.pause(module)
+        self.agreement.agreed -= {"save", "failed"}
+        self.metrics.throughput.restart(step)

@@ -1,21 +1,21 @@
-"""One line that moves, or a line now and then where there is no terminal."""
+"""Progress: a bar on a terminal, else a line now and then."""
 
 import sys
 import time
 
 from lightning.pytorch.callbacks import Callback
 
-from gptlab.training.callbacks.recorder import Recorder
+from gptlab.training.callbacks.metrics import Metrics
 
-SHOW_SECONDS = 0.25  # between two pictures of the progress bar
+SHOW_SECONDS = 0.25  # between two updates of the bar
 LINE_SECONDS = 10  # between two lines where there is no terminal
 
 
 class ProgressBar(Callback):
-    """One line that moves: step, loss, tokens per second, time left."""
+    """Shows step, loss, tokens per second and time left."""
 
-    def __init__(self, recorder: Recorder, n_steps: int):
-        self.recorder = recorder
+    def __init__(self, metrics: Metrics, n_steps: int):
+        self.metrics = metrics
         self.n_steps = n_steps
         self._bar = None
         self._shown = 0.0
@@ -57,12 +57,12 @@ class ProgressBar(Callback):
 
     def _show(self, now: float) -> None:
         self._shown = now
-        row = self.recorder.row
+        row = self.metrics.row
         if not row:
             return
         numbers = f"loss {row['train/loss']:.4f}"
-        if "val/loss" in self.recorder.validated:
-            numbers += f"  val {self.recorder.validated['val/loss']:.4f}"
+        if "val/loss" in self.metrics.validated:
+            numbers += f"  val {self.metrics.validated['val/loss']:.4f}"
         if "perf/tokens_per_second" in row:
             numbers += f"  {row['perf/tokens_per_second']:,.0f} tokens/s"
         if "perf/mfu" in row:

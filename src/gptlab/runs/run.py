@@ -1,0 +1,91 @@
+"""A run folder as one value: its config, metrics, summary, events, checkpoints, tokenizer and model."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptlab.config import RunConfig, config_from_plain
+from gptlab.errors import UserError
+from gptlab.runs.folder import read_events, read_metrics, read_summary
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from torch import nn
+
+    from gptlab.data.tokenizers.tokenizer import Tokenizer
+
+
+class Run:
+    """A run on the disk, read when asked; the run may be going on meanwhile."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The config that the run was started with; UserError where it needs a plugin that was not named."""
+        import yaml
+
+        file = self.path / "config.yaml"
+        return config_from_plain(yaml.safe_load(file.read_text()), file)
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The numbers at the end of the run; None while it has not ended."""
+        return read_summary(self.path)
+
+    def metrics(self) -> "DataFrame":
+        """metrics.csv, a row per optimizer step; NaN where a column was not measured at that step."""
+        import pandas
+
+        file = self.path / "metrics.csv"
+        with open(file) as lines:
+            columns = lines.readline().strip().split(",")
+        return pandas.DataFrame(read_metrics(file), columns=columns)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, oldest first: started, saved, validated, stopped, ..."""
+        return read_events(self.path)
+
+    @property
+    def checkpoints(self) -> dict[int | str, Path]:
+        """The checkpoints on the disk by step, and under the names "last" and "best"."""
+        from gptlab.runs import checkpoint
+
+        folder = self.path / "checkpoints"
+        names = {name: path for name in ("last", "best") if (path := checkpoint.linked(folder, name)) is not None}
+        return {**dict(checkpoint.kept(folder)), **names}
+
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        """The tokenizer that the run was trained with."""
+        from gptlab.data.tokenizers.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.path / "tokenizer.json")
+
+    def load(self, checkpoint: int | str = "best") -> "tuple[nn.Module, Tokenizer]":
+        """The model of a checkpoint (a step, "best" or "last"), in eval mode on the CPU, and the tokenizer.
+
+        Where a run keeps no best checkpoint, "best" is the last one. UserError where there is no such checkpoint.
+        """
+        from gptlab.runs.load import load_model
+
+        found = self.checkpoints
+        path = found.get(checkpoint) or (found.get("last") if checkpoint == "best" else None)
+        if path is None:
+            names = ", ".join(map(str, found)) or "none"
+            raise UserError(f"{self.path} has no checkpoint {checkpoint}; it has: {names}")
+        model, tokenizer, _ = load_model(str(path))
+        return model, tokenizer
+
+
+def open_run(path: str | Path) -> Run:
+    """The run in a folder; UserError where the folder holds none."""
+    path = Path(path).expanduser()
+    if not (path / "config.yaml").is_file():
+        what = "holds no run: it has no config.yaml" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; name a run folder such as runs/NAME")
+    return Run(path)

@@ -1,0 +1,28 @@
+"""Decisions that all ranks take after the same step, though one rank alone may ask for them."""
+
+from collections.abc import Callable, Sequence
+
+
+class Agreement:
+    """What ranks request, and which of the requests some rank made: these are agreed.
+
+    The flags travel with the numbers of a step, in one collective. Every rank adds the same requests in the same order.
+    """
+
+    def __init__(self):
+        self.requests: dict[str, Callable[[], bool]] = {}  # whether this rank asks for it
+        self.agreed: set[str] = set()
+
+    def flags(self) -> list[float]:
+        """This rank's requests: 1 where it asks, else 0."""
+        return [float(request()) for request in self.requests.values()]
+
+    def settle(self, means: Sequence[float]) -> None:
+        """Agree on what any rank asked for; `means` are those of all ranks' flags."""
+        self.agreed = {name for name, mean in zip(self.requests, means, strict=True) if mean > 0}
+
+    def take(self, name: str) -> bool:
+        """Whether it is agreed; from then on it counts as done."""
+        agreed = name in self.agreed
+        self.agreed.discard(name)
+        return agreed

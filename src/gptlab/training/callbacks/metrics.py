@@ -1,0 +1,161 @@
+"""What each step measured: read from the device, checked, and written to metrics.csv and the loggers."""
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
+
+from gptlab.runs.folder import MetricsFile, RunFolder
+from gptlab.training.callbacks.agreement import Agreement
+from gptlab.training.callbacks.throughput import Throughput
+from gptlab.training.spikes import LossGuard
+
+
+class Metrics(Callback):
+    """Reads what each step measured, lets it be checked, and writes the rows of metrics.csv and the loggers.
+
+    On a GPU the numbers of several steps are read at once, so that no step waits for the device.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        guard: LossGuard,
+        agreement: Agreement,
+        throughput: Throughput,
+        *,
+        columns: list[str],
+        devices: str,
+        n_steps: int,
+        val_every: int | None,
+        log_every: int,
+    ):
+        self.folder = folder
+        self.guard = guard
+        self.agreement = agreement
+        self.throughput = throughput
+        self.columns = columns
+        self.devices = devices
+        self.n_steps = n_steps
+        self.val_every = val_every  # steps; None: no evaluations
+        self.log_every = log_every
+        self.window = log_every  # steps that are read at once
+        self.row: dict[str, float | int] = {}  # of the newest step that was read
+        self.validated: dict[str, float] = {}  # the newest evaluation
+        self._pending: list[tuple[int, dict]] = []
+        self._held: dict[str, float | int] | None = None  # the newest row, which an evaluation may still add to
+        self._file: MetricsFile | None = None
+
+    def recall(self, rows: list[dict[str, float]]) -> None:
+        """Take the newest numbers of a run that is continued from its metrics.csv."""
+        self.row, self.validated = {}, {}
+        for row in rows:
+            self.row = row
+            if any(name.startswith("val") for name in row):
+                self.validated = {
+                    k: v for k, v in row.items() if k.split("/")[0] not in ("step", "tokens", "train", "perf")
+                }
+
+    def validates_after(self, step: int) -> bool:
+        return self.val_every is not None and (step % self.val_every == 0 or step == self.n_steps)
+
+    def on_train_start(self, trainer, module) -> None:
+        self.window = 1 if module.device.type == "cpu" else self.log_every
+        if self.folder.writes:
+            self._file = MetricsFile(self.folder.path / "metrics.csv", self.columns)
+        held = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
+        self.folder.event(
+            "continued" if module.finished_steps else "started",
+            step=module.finished_steps,
+            n_steps=self.n_steps,
+            devices=self.devices,
+            parameter_bytes=sum(p.numel() * p.element_size() for p in held),  # on this device
+        )
+        self.throughput.restart(module.finished_steps)
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        self._release(trainer)
+        if module.finished_steps == self.n_steps - 1 and self.val_every is not None:
+            trainer.val_check_batch = 1  # the last step is always followed by an evaluation
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        step = module.finished_steps
+        self._pending.append((step, module.last_step))
+        module.last_step = {}
+        if step % self.window == 0 or self.validates_after(step) or step == self.n_steps:
+            self.read(trainer, module)
+
+    def on_validation_end(self, trainer, module) -> None:
+        if trainer.state.fn != "fit":
+            return
+        self.read(trainer, module)  # Lightning also evaluates when it ends early
+        self.validated = module.evaluation
+        self.row |= self.validated
+        self.folder.event("validated", step=self.row["step"], **self.validated)
+        self.throughput.restart(module.finished_steps)
+
+    def on_train_end(self, trainer, module) -> None:
+        self.read(trainer, module)
+
+    def close(self, trainer) -> None:
+        """Finish metrics.csv, however the run ended."""
+        self._release(trainer)
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def read(self, trainer, module) -> None:
+        """Read the pending steps' numbers; the last row waits for its evaluation."""
+        if not self._pending:
+            return
+        if self.throughput.measure(module.finished_steps, module.device) and self._file is not None:
+            self._file.flush()
+        names = list(self._pending[0][1]["terms"])
+        table = torch.stack(
+            [torch.stack([*measured["terms"].values(), measured["grad_norm"]]).float() for _, measured in self._pending]
+        )
+        flags = self.agreement.flags()
+        if trainer.world_size > 1:
+            # One collective for both. Of the numbers only the loss differs over ranks.
+            both = torch.cat([table, table.new_tensor(flags).expand(len(table), -1)], 1)
+            both = trainer.strategy.reduce(both, reduce_op="mean")
+            table, flags = both[:, : table.shape[1]], both[-1, table.shape[1] :].tolist()
+        self.agreement.settle(flags)
+        pending, self._pending = self._pending, []
+        for (step, measured), (*terms, grad_norm) in zip(pending, table.tolist(), strict=True):
+            self.row = {"step": step, "tokens": step * self.throughput.step_tokens}
+            self.row |= {f"train/{name}": value for name, value in zip(names, terms, strict=True)}
+            self.row |= {"train/lr": measured["lr"], "train/grad_norm": grad_norm, **self.throughput.newest}
+            if "loss_scale" in measured:
+                self.row["train/loss_scale"] = measured["loss_scale"]
+            problem = self.guard.problem(step, terms[0], grad_norm, measured)
+            self._release(trainer)
+            if problem is not None:
+                self._write(trainer, self.row)
+                raise problem
+            self._held = self.row
+
+    def state_dict(self) -> dict:
+        return self.guard.state_dict()
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.guard.load_state_dict(state_dict)
+
+    def _release(self, trainer) -> None:
+        if self._held is not None:
+            self._write(trainer, self._held)
+            self._held = None
+
+    def flush(self, trainer) -> None:
+        """Put every row that was read onto the disk."""
+        self._release(trainer)
+        if self._file is not None:
+            self._file.sync()
+
+    def _write(self, trainer, row: dict[str, float | int]) -> None:
+        if self._file is not None:
+            self._file.write(row)
+        if trainer.loggers and (
+            row["step"] % self.log_every == 0 or row["step"] in (1, self.n_steps) or "val/loss" in row
+        ):
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step=row["step"])  # `step` is W&B's axis, and has to be in the row

@@ -1,0 +1,41 @@
+"""Tokens per second, memory and MFU."""
+
+import time
+
+import torch
+
+from gptlab.distributed.devices import memory_gib
+
+METER_SECONDS = 0.5  # over which tokens per second are averaged, at least
+
+
+class Throughput:
+    """Measures over steps that follow each other, without what happens between them."""
+
+    def __init__(self, *, step_tokens: int, flops_per_token: float, peak_flops: float | None):
+        self.step_tokens = step_tokens
+        self.flops_per_token = flops_per_token
+        self.peak_flops = peak_flops  # per second, of all devices; None: not known
+        self.newest: dict[str, float] = {}  # by metric
+        self._since, self._since_step = time.perf_counter(), 0
+
+    @property
+    def columns(self) -> list[str]:
+        """The metrics that it measures."""
+        return ["perf/tokens_per_second", "perf/memory_gib", *(["perf/mfu"] if self.peak_flops is not None else [])]
+
+    def restart(self, step: int) -> None:
+        """Measure from here: the time before does not count."""
+        self._since, self._since_step = time.perf_counter(), step
+
+    def measure(self, step: int, device: torch.device) -> bool:
+        """Take a new measurement if the newest is old enough; returns whether it was."""
+        now = time.perf_counter()
+        if now - self._since < METER_SECONDS or step == self._since_step:
+            return False
+        rate = (step - self._since_step) * self.step_tokens / (now - self._since)
+        self.newest = {"perf/tokens_per_second": round(rate, 1), "perf/memory_gib": round(memory_gib(device), 3)}
+        if self.peak_flops is not None:
+            self.newest["perf/mfu"] = round(rate * self.flops_per_token / self.peak_flops, 4)
+        self.restart(step)
+        return True

@@ -1,0 +1,151 @@
+"""Which checkpoint a run continues from, and why a checkpoint may be refused."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptlab.errors import UserError
+from gptlab.runs import checkpoint
+from gptlab.runs.checkpoint import Checkpoint
+from gptlab.runs.checkpoint_state import CheckpointState
+from gptlab.runs.folder import RunFolder
+from gptlab.training.spikes import Rollback, last_rollback
+
+# What weights and optimizer state of another run must agree on, to be continued by this one.
+NEEDED = (("model", "finetune", "optimizer.type", "objective"), ("batch_tokens", "data.context_length"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a run that is continued must share with its checkpoint."""
+
+    config: dict[str, Any]  # all of it, plain
+    fields: dict[str, Any]  # those of it that decide what is learned
+    data: str  # fingerprint
+    tokenizer: str  # fingerprint
+    arithmetic: str  # precision
+
+    def prototype(self) -> CheckpointState:
+        """The state that every checkpoint of the run has."""
+        return CheckpointState(config=self.config, data=self.data, tokenizer=self.tokenizer, arithmetic=self.arithmetic)
+
+
+def find_checkpoint(resume: str | None, identity: Identity, folder: RunFolder) -> Checkpoint | None:
+    """The checkpoint to continue from; None for a new run.
+
+    `resume` is "auto" for the newest of the run folder, None for none, or a path. UserError for a checkpoint that does
+    not belong to this run, or that a run at that path cannot be continued from.
+    """
+    if resume is None:
+        if (folder.path / "metrics.csv").is_file():
+            raise UserError(
+                f"{folder.path} holds a run and resume=null; use resume=auto to continue it, or name=... for a new one"
+            )
+        return None
+    found = _newest(folder, identity) if resume == "auto" else _at(Path(resume), identity, folder)
+    if found is None:
+        return None
+    state, path = found.state, found.path
+    if state.tokenizer != identity.tokenizer:
+        raise UserError(
+            f"{path} was trained with another tokenizer (fingerprint {state.tokenizer[:16]}, "
+            f"now {identity.tokenizer[:16]}); use the data and tokenizer of that run"
+        )
+    if resume != "auto":
+        return found
+    if state.arithmetic not in (None, identity.arithmetic):  # another machine's default
+        raise UserError(
+            f"{path} was trained in {state.arithmetic} and would continue in {identity.arithmetic} here; "
+            f"set trainer.precision={state.arithmetic}, or start another run with name=..."
+        )
+    if state.data != identity.data:
+        raise UserError(
+            f"{path} was trained on other data (fingerprint {state.data[:16]}, now {identity.data[:16]}): "
+            "the corpus has changed since; restore it, or start another run with name=..."
+        )
+    return found
+
+
+def _newest(folder: RunFolder, identity: Identity) -> Checkpoint | None:
+    path, skipped = checkpoint.newest(folder.checkpoints)
+    for reason in skipped if folder.writes else ():
+        print(f"skipped: {reason}", file=sys.stderr)
+    if path is None and skipped:
+        raise UserError(
+            f"none of the checkpoints in {folder.checkpoints} can be read ({skipped[0]}); "
+            "restore them, or start another run with name=..."
+        )
+    if path is None:
+        return None
+    found = checkpoint.load(path)
+    refuse_changes(identity.fields, found.state.config, path)
+    return found
+
+
+def _at(path: Path, identity: Identity, folder: RunFolder) -> Checkpoint:
+    if (path / "checkpoints").is_dir():  # a run stands for its newest checkpoint
+        path = checkpoint.linked(path / "checkpoints", "last") or path
+    checkpoint.verify(path)
+    found = checkpoint.load(path)
+    own, _ = checkpoint.newest(folder.checkpoints)
+    if own is not None and path.resolve().parent != folder.checkpoints.resolve():
+        raise UserError(
+            f"{folder.path} has already continued from resume={path}; "
+            "leave resume out to continue it, or start again elsewhere with name=..."
+        )
+    for keys in NEEDED:
+        differing = differences(identity.config, found.state.config, keys)
+        if differing:
+            raise UserError(f"{path} is a checkpoint of another model or batch: {differing}")
+    return found
+
+
+def refuse_changes(identity_fields: dict[str, Any], saved: dict[str, Any], where: Path) -> None:
+    """Refuse a config that learns something else than the saved one."""
+    differing = differences(identity_fields, saved, tuple(identity_fields))
+    if saved and differing:
+        raise UserError(
+            f"{where} has another config: {differing}; restore these values, or start another run with name=..."
+        )
+
+
+def refuse_changes_of_run(identity_fields: dict[str, Any], folder: RunFolder) -> None:
+    """The same for a run folder, whose config.yaml is compared."""
+    saved = folder.path / "config.yaml"
+    if saved.is_file():
+        refuse_changes(identity_fields, yaml.safe_load(saved.read_text()), folder.path)
+
+
+def rollback_of(folder: RunFolder, source: Checkpoint | None) -> Rollback:
+    """The last rollback of this run, where it continues from a checkpoint of its own."""
+    own = source is not None and source.path.resolve().parent == folder.checkpoints.resolve()
+    return last_rollback(folder.events()) if own else Rollback()
+
+
+def metrics_before(folder: RunFolder, source: Checkpoint | None) -> Path:
+    """The metrics.csv whose rows lead up to the checkpoint `source`."""
+    return (folder.path if source is None else source.path.parent.parent) / "metrics.csv"
+
+
+def differences(now: Any, then: Any, keys: tuple[str, ...]) -> str:
+    """Where two plain configs differ below `keys`, as text; empty where they do not."""
+
+    def leaves(a: Any, b: Any, path: str) -> Iterator[str]:
+        if isinstance(a, dict):
+            b = b if isinstance(b, dict) else {}
+            for key in a:
+                yield from leaves(a[key], b.get(key), f"{path}.{key}")
+        elif a != b:
+            yield f"{path} was {b} and is {a}"
+
+    def at(tree: Any, dotted: str) -> Any:
+        for key in dotted.split("."):
+            tree = tree.get(key) if isinstance(tree, dict) else None
+        return tree
+
+    found = [text for key in keys for text in leaves(at(now, key), at(then, key), key)]
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

@@ -1,0 +1,109 @@
+"""What a run prints and writes at its end: summary.json, the report, loss.png."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import Logger
+
+from gptlab.data.prepare import PreparedData
+from gptlab.forecast import Plan
+from gptlab.objectives.base import Objective
+from gptlab.runs.amendments import Amendment
+from gptlab.runs.folder import RunFolder
+from gptlab.training.plot import plot_loss
+
+SPLITS = (("val", "validation"), ("train_eval", "training, in eval mode"), ("test", "test"))
+
+
+def summarize(
+    data: PreparedData,
+    plan: Plan,
+    *,
+    run_id: str,
+    steps: int,
+    skipped_steps: int,
+    seconds: float,
+    metrics: dict[str, float],
+    train_loss: float | None,
+    amendments: list[Amendment],
+) -> dict[str, Any]:
+    """The content of summary.json."""
+    return {
+        "finished": steps >= plan.n_steps,  # not after trainer.max_time, or early stopping
+        "steps": steps,
+        "tokens": steps * plan.step_tokens,
+        "seconds": round(seconds, 1),
+        "train/loss": train_loss,
+        **metrics,
+        "unigram_entropy": data.train.unigram_entropy(),
+        "parameters": plan.parameters["total"],
+        "config": run_id,
+        "amendments": [{"number": a.number, "step": a.step, "overrides": a.overrides} for a in amendments],
+        "skipped_steps": skipped_steps,
+        "corpus": data.description,
+        "data": data.fingerprint,
+        "devices": plan.devices,
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+        },
+    }
+
+
+def report(
+    summary: dict[str, Any],
+    folder: Path,
+    objective: Objective,
+    *,
+    preview: str = "",
+    plotted: bool = False,
+    profiled: bool = False,
+    loggers: list[Logger] | None = None,
+) -> str:
+    """The summary for a person."""
+    lines = [""]
+    if preview:
+        lines += ["The model at work:", "", *(f"    {line}" for line in preview.strip("\n").splitlines()), ""]
+    lines.append(
+        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s"
+        + ("" if summary["finished"] else " (ended before the budget)")
+    )
+    if objective.per_byte:
+        lines.append(f"unigram entropy of the training text {summary['unigram_entropy']:.4f} nats per token")
+    for split, label in SPLITS:
+        for prefix, part in ((split, ""), (f"{split}_part", " of a part")):
+            if f"{prefix}/loss" in summary:
+                lines.append(f"{label} loss{part} {summary[f'{prefix}/loss']:.4f}")
+    if plotted:
+        lines.append(f"curves in {folder / 'loss.png'}")
+    if profiled:
+        lines.append(f"profile in {folder / 'fit-profile.txt'}")
+    lines += [hint for logger in loggers or () if (hint := getattr(logger, "hint", None))]
+    lines.append(last_line(summary, folder))
+    return "\n".join(lines)
+
+
+def last_line(summary: dict[str, Any], path: Path) -> str:
+    """The last line of a run's output: its validation metrics and its folder."""
+    names = [name for name in summary if name.startswith("val/")]
+    digits = {"val/perplexity": 2}
+    numbers = [f"{name} {summary[name]:.{digits.get(name, 4)}f}" for name in names]
+    if not numbers:
+        numbers = [f"train/loss {summary['train/loss']:.4f}"]
+    return f"{' '.join(numbers)} run {path}"
+
+
+def draw(folder: RunFolder, data: PreparedData, objective: Objective) -> None:
+    """Draw loss.png from metrics.csv."""
+    if folder.writes:
+        plot_loss(
+            folder.path / "metrics.csv",
+            folder.path / "loss.png",
+            title=folder.path.name,
+            unigram_entropy=data.train.unigram_entropy() if objective.per_byte else None,
+            perplexity=objective.perplexity_of == "loss",
+        )

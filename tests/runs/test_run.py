@@ -1,0 +1,79 @@
+"""A run folder as one value."""
+
+import pytest
+import torch
+from small_runs import small_run
+
+from gptlab.config import config_from_plain, to_plain
+from gptlab.errors import UserError
+from gptlab.runs import checkpoint
+from gptlab.runs.folder import read_metrics
+from gptlab.runs.run import open_run
+from gptlab.training.config import CallbacksConfig, CheckpointConfig, SpikeAction, SpikeConfig
+from gptlab.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    settings = CallbacksConfig(checkpoint=CheckpointConfig(every_steps=5, keep_last=9), sample=None, plot=False)
+    config = small_run(folder, callbacks=settings)
+    return config, train(config)
+
+
+def test_a_run_is_what_its_folder_holds(trained):
+    config, run = trained
+    assert run.config == config and run.config.run_id() == config.run_id()
+    assert run.summary["finished"] and run.summary["config"] == config.run_id()
+    assert list(run.checkpoints) == [5, 10, "last", "best"]
+    assert run.events()[0]["event"] == "started"
+    assert run.tokenizer.decode(run.tokenizer.encode("the ").tolist()) == "the "
+
+
+def test_metrics_are_the_numbers_of_the_file_exactly(trained):
+    _, run = trained
+    table, rows = run.metrics(), read_metrics(run.path / "metrics.csv")
+    assert len(table) == 10 and table["step"].tolist() == list(range(1, 11))
+    assert table["train/loss"].tolist() == [row["train/loss"] for row in rows]
+    assert table["val/loss"].notna().sum() == 2
+
+
+def test_a_checkpoint_is_loaded_by_name_or_step(trained):
+    _, run = trained
+    for which, path in run.checkpoints.items():
+        model, tokenizer = run.load(which)
+        assert not model.training and tokenizer.vocab_size == 257
+        for name, value in checkpoint.load(path).model.items():
+            assert torch.equal(model.state_dict()[name], value)
+    with pytest.raises(UserError, match=r"no checkpoint 7; it has: 5, 10, last, best"):
+        run.load(7)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no run.*runs/NAME"):
+        open_run(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        open_run(tmp_path / "none")
+
+
+def test_a_config_survives_being_made_plain(tmp_path):
+    config = small_run(tmp_path / "run")
+    config.callbacks.spike = SpikeConfig(action=SpikeAction.skip, threshold=4.0)
+    assert config_from_plain(to_plain(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": 3}, "unknown config key budget"),
+        ({"model": {"type": "decoder", "n_layr": 3}}, r"unknown config key model\.n_layr.*did you mean n_layer"),
+        ({"model": {"type": "retnet"}}, r"model\.type=retnet is unknown.*plugins="),
+        ({"seed": "one"}, "seed=one must be a whole number"),
+        ({"optimizer": {"type": "adamw", "decay": "some"}}, r"optimizer\.decay=some is unknown.*matrices"),
+        ({"plugins": ["elsewhere"]}, r"plugins elsewhere.*add plugins=\[elsewhere\]"),
+    ],
+)
+def test_a_config_of_another_version_is_refused_by_key(tmp_path, change, message):
+    plain = to_plain(small_run(tmp_path / "run")) | change
+    with pytest.raises(UserError, match=f"saved.yaml.*{message}"):
+        config_from_plain(plain, "saved.yaml")
