@@ -316,6 +316,10 @@ def _description(value: Any) -> Any:
     """What of an argument or attribute decides what is computed."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.requires_grad
+    if isinstance(value, list | tuple):
+        return type(value), *map(_description, value)
+    if isinstance(value, dict):
+        return type(value), *((key, _description(item)) for key, item in value.items())
     try:
         hash(value)
     except TypeError:
