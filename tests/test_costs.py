@@ -166,14 +166,27 @@ def test_flops_of_gpt3_without_its_blocks_one_by_one():
     assert counted.flops_per_token == n * (6 * 12 * d * d + 12 * d * 2048) + 6 * 50_257 * d
 
 
+def test_extrapolation_from_short_sequences_is_exact_for_attention(monkeypatch):
+    model = shape_model(DecoderConfig(**SMALL | {"context_length": 100}), 40)
+    counted = costs.training_pass(model, 100, micro_batch_size=3)
+    monkeypatch.setattr(costs, "MAX_OPERATIONS", 10)
+    extrapolated = costs.training_pass(model, 100, micro_batch_size=3)
+    assert extrapolated.flops_per_token == pytest.approx(counted.flops_per_token, rel=1e-9)
+    for recompute in Recompute:
+        found = extrapolated.activation_bytes("bf16-mixed", recompute)
+        assert found == pytest.approx(counted.activation_bytes("bf16-mixed", recompute), rel=1e-9)
+
+
 def test_blocks_that_are_alike_count_as_if_each_was_run():
-    config = DecoderConfig(**SMALL, attention_pattern=AttentionPattern.alternating, attention_window=4, n_expert=4)
+    config = DecoderConfig(
+        **SMALL | {"n_layer": 6}, attention_pattern=AttentionPattern.alternating, attention_window=4, n_expert=4
+    )
     model, each = shape_model(config, 40), shape_model(config, 40)
     for i, block in enumerate(each.blocks):
         block.number = i
-    assert replace(costs.training_pass(model, 16), kept_by_blocks=()) == replace(
-        costs.training_pass(each, 16), kept_by_blocks=()
-    )
+    counted, expected = (costs.training_pass(model, 16) for model in (model, each))
+    assert (len(counted.kept_by_blocks), len(expected.kept_by_blocks)) == (2, 6)
+    assert replace(counted, kept_by_blocks=()) == replace(expected, kept_by_blocks=())
     assert "forward" not in vars(model.blocks[0]) and all(p.grad is None for p in model.parameters())
 
 
@@ -298,6 +311,10 @@ def test_a_model_that_is_no_transformer():
     # The first state has no gradient.
     assert 16 * counted.flops_per_token == 2 * (16 * 3 * (gates + 40 * 8) - 3 * 8 * 8)
     assert counted.activation_bytes("32-true") > 0
+    # So many positions that it would take seconds: extrapolated from short sequences.
+    assert 2000 * costs.training_pass(model, 2000).flops_per_token == pytest.approx(
+        2 * (2000 * 3 * (gates + 40 * 8) - 3 * 8 * 8), rel=1e-9
+    )
     assert memory(model, counted)["weights"] == 4 * count(model.parameters())
 
 

@@ -4,13 +4,26 @@ All of it is counted on a model on the meta device (`models.build.shape_model`),
 a new architecture needs no formulas.
 """
 
+import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gptlab.counting import ACTIVATION, BOTH, RAW_BYTES, RESIDUAL, Meter, backward, inactive_parameters, merge, sizes
+from gptlab.counting import (
+    ACTIVATION,
+    BOTH,
+    RAW_BYTES,
+    RESIDUAL,
+    Meter,
+    TooManyOperations,
+    backward,
+    inactive_parameters,
+    merge,
+    sizes,
+)
 from gptlab.distributed.config import SHARDED, Layout, Recompute, Sharding, StrategyConfig
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability
@@ -25,6 +38,8 @@ PRECISIONS = {
     "16-true": (2, 0, 2, 2),
     "bf16-true": (2, 0, 2, 2),
 }
+MAX_OPERATIONS = 4000  # about half a second; a transformer with a hundred blocks has a tenth of it
+SHORT_LENGTHS = (8, 16, 24)
 WITH_LM_HEAD = {Capability.causal, Capability.encoder_decoder, Capability.mlm_head}
 
 
@@ -90,16 +105,61 @@ def training_pass(
 
     A sequence is `context_length` tokens, and of an encoder-decoder `target_length` tokens of the decoder besides
     (None: as many); FLOPs are per token of the context. Of the positions before the head `scored_fraction` are scored.
-    Blocks that are alike are counted once. Raises RuntimeError or TypeError where the model does not run on the meta
-    device, such as one that reads a tensor's values.
+    Blocks that are alike are counted once. A model that loops over positions is counted on short sequences, and the
+    quadratic polynomial through these is evaluated: exact unless costs depend on the length in another way. Raises
+    RuntimeError or TypeError where the model does not run on the meta device, such as one that reads tensors' values.
     """
+    options = {"micro_batch_size": micro_batch_size, "scored_fraction": scored_fraction}
+    if target_length is not None or context_length <= SHORT_LENGTHS[-1]:
+        return _count(model, context_length, target_length=target_length, **options)
+    try:
+        return _count(model, context_length, limit=MAX_OPERATIONS, **options)
+    except TooManyOperations:
+        return _extrapolate([_count(model, length, **options) for length in SHORT_LENGTHS], context_length)
+
+
+def _extrapolate(passes: list[TrainingPass], length: int) -> TrainingPass:
+    weights = [
+        math.prod((length - other) / (own - other) for other in SHORT_LENGTHS if other != own) for own in SHORT_LENGTHS
+    ]
+
+    def total(values: Iterable[float]) -> float:
+        return sum(weight * value for weight, value in zip(weights, values, strict=True))
+
+    def counter(counters: Iterable[Counter]) -> Counter:
+        counters = list(counters)
+        return Counter({kind: total(found[kind] for found in counters) for kind in set().union(*counters)})
+
+    by_blocks = zip(*(counted.kept_by_blocks for counted in passes), strict=True)
+    lengths = list(zip(passes, SHORT_LENGTHS, strict=True))
+    return TrainingPass(
+        flops_per_token=total(counted.flops_per_token * n for counted, n in lengths) / length,
+        parameters_per_token=total(counted.parameters_per_token * n for counted, n in lengths) / length,
+        n_logits=total(counted.n_logits for counted in passes),
+        vocab_size=passes[0].vocab_size,
+        kept=counter(counted.kept for counted in passes),
+        kept_outside_blocks=counter(counted.kept_outside_blocks for counted in passes),
+        kept_by_blocks=tuple(map(counter, by_blocks)),
+        products=round(total(counted.products for counted in passes)),
+    )
+
+
+def _count(
+    model: LanguageModel,
+    context_length: int,
+    *,
+    micro_batch_size: int,
+    scored_fraction: float,
+    target_length: int | None = None,
+    limit: float = math.inf,
+) -> TrainingPass:
     capabilities = model.config.capabilities
     reads_source = Capability.encoder_decoder in capabilities
     if target_length is not None and not reads_source:
         raise ValueError(f"target_length={target_length} is for an encoder-decoder; leave it out")
     source = torch.zeros((micro_batch_size, context_length), dtype=torch.int64, device="meta")
     tokens = source.new_zeros((micro_batch_size, target_length or context_length))
-    meter, transformed = Meter(model, model.blocks), Counter()
+    meter, transformed = Meter(model, model.blocks, limit=limit), Counter()
     n_logits, vocab_size = 0.0, 0
     with meter.running():
         hidden = model.hidden_states(tokens, **({"source": source} if reads_source else {}))  # (B, T, D)

@@ -3,6 +3,7 @@
 Knows modules, blocks and tensors, but no architecture.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ Kept = dict[int, tuple[torch.UntypedStorage, str, int]]  # storage, kind and siz
 _MODULE_STATE = vars(nn.Module()).keys() - {"training"}
 
 
+class TooManyOperations(Exception):
+    """Counting would take long."""
+
+
 class BlockCount(NamedTuple):
     """What a block computes, forward and backward, and what it keeps."""
 
@@ -44,11 +49,13 @@ class Meter(TorchDispatchMode):
 
     A multiply-add is two FLOPs. Of `blocks` that are alike, by their modules and by what they read, one is run and the
     others are counted like it. Attention, norms and dropout count as the fused kernels that a GPU has for them: they
-    keep their inputs, attention its output too, and dropout a mask of one byte per element alone.
+    keep their inputs, attention its output too, and dropout a mask of one byte per element alone. Raises
+    TooManyOperations beyond `limit` operations.
     """
 
-    def __init__(self, model: nn.Module, blocks: Iterable[nn.Module] = ()):
+    def __init__(self, model: nn.Module, blocks: Iterable[nn.Module] = (), *, limit: float = math.inf):
         super().__init__()
+        self.limit = limit
         self.model, self.blocks = model, list(blocks)
         self.scale = 1.0  # what follows counts so many times
         self.flops = 0.0
@@ -63,6 +70,9 @@ class Meter(TorchDispatchMode):
         self._products = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.limit -= 1
+        if self.limit < 0:
+            raise TooManyOperations
         result = func(*args, **(kwargs or {}))
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
@@ -306,6 +316,10 @@ def _description(value: Any) -> Any:
     """What of an argument or attribute decides what is computed."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.requires_grad
+    if isinstance(value, list | tuple):
+        return type(value), *map(_description, value)
+    if isinstance(value, dict):
+        return type(value), *((key, _description(item)) for key, item in value.items())
     try:
         hash(value)
     except TypeError:
