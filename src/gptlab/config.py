@@ -281,7 +281,7 @@ def check_vocabulary(vocab_size: int, tokenizer_size: int, tokenizer: str) -> No
         )
 
 
-def to_plain(value: object) -> object:
+def to_plain(value: Any) -> Any:
     """Dataclasses and enums as what YAML and JSON can hold."""
     if is_dataclass(value) and not isinstance(value, type):
         return to_plain({f.name: getattr(value, f.name) for f in fields(value)})

@@ -5,7 +5,7 @@ from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptlab import plugins
 from gptlab.data.tokenizers.tokenizer import Tokenizer
@@ -15,7 +15,7 @@ from gptlab.interop.architecture import differences, shapes
 from gptlab.interop.external_folder import ExternalFolder
 from gptlab.interop.openai_checkpoint import OpenAIFolder, is_openai_folder
 from gptlab.interop.transformers_folder import TransformersFolder, from_hub, is_transformers_folder
-from gptlab.models.base import CLASS_HEAD
+from gptlab.models.base import CLASS_HEAD, LanguageModel
 from gptlab.models.build import initial_values
 from gptlab.models.config import Capability, ModelConfig, model_from_plain
 from gptlab.runs import checkpoint
@@ -30,7 +30,7 @@ class Initial(NamedTuple):
     read: Callable[[str], Tensor]
 
 
-def load_initial(model: nn.Module, config: ModelConfig, vocab_size: int, *, seed: int) -> None:
+def load_initial(model: LanguageModel, config: ModelConfig, vocab_size: int, *, seed: int) -> None:
     """Fill `model` with the weights that `model.init_from` names, one tensor at a time.
 
     A model with a shorter context takes as many learned positions as it has. Parameters that only this model has

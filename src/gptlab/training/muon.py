@@ -94,7 +94,7 @@ class Muon(torch.optim.AdamW):
                 state["step"] = torch.zeros((), dtype=torch.float32)  # torch's Adam expects one when it loads
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             state["step"] += 1
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         averages = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, averages, group["momentum"])

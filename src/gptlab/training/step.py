@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptlab.distributed.sharded_tensors import clip, global_norm
+from gptlab.models.base import LanguageModel
 from gptlab.objectives.base import Batch, Objective, logged_means, total, training_counts, training_terms
 
 Scales = Mapping[str, float | Tensor]
@@ -32,7 +33,7 @@ def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
 
 
 def loss_and_gradients(
-    model: nn.Module,
+    model: LanguageModel,
     objective: Objective,
     batch: Batch,
     *,
@@ -82,7 +83,7 @@ def reseed(seed: int, step: int, data_rank: int = 0, device: torch.device | str 
 
 
 def train_step(
-    model: nn.Module,
+    model: LanguageModel,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     batch: Batch,

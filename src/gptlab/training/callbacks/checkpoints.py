@@ -84,15 +84,16 @@ class Checkpoints(Callback):
         checkpoint.restore_model(module.model, self._source.model)
         checkpoint.restore_optimizer(trainer.optimizers[0], self._source.optimizer)
         trainer.precision_plugin.load_state_dict(state.precision)
-        torch.set_rng_state(state.rng)  # each step seeds its own; this is for what draws between steps
+        if state.rng is not None:
+            torch.set_rng_state(state.rng)  # each step seeds its own; this is for what draws between steps
         for callback in trainer.callbacks:
             if callback.state_key in state.callbacks:
                 callback.load_state_dict(state.callbacks[callback.state_key])
         self._source = None
 
-    def change(self, settings: CheckpointConfig) -> None:
+    def change(self, settings: CheckpointConfig | None) -> None:
         """Save by other settings from now on."""
-        if self.settings is not None:
+        if self._writer is not None and settings is not None:
             self.settings = settings
             self._writer.wait()
             self._writer.asynchronous, self._writer.keep_last = settings.async_save, settings.keep_last
@@ -164,7 +165,7 @@ class Checkpoints(Callback):
 
     def save(self, trainer, module) -> None:
         """Write step_<n>, and let `last`, and `best` if it is the best, name it."""
-        if self.settings is None:
+        if self.settings is None or self._writer is None:
             return
         self.metrics.read(trainer, module)  # refuses to save what is not finite
         self.metrics.flush(trainer)
