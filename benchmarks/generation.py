@@ -50,8 +50,8 @@ torch.set_num_threads({threads})
 import json
 from litgpt.generate.base import generate_fn
 from litgpt.model import GPT, Config
-config = Config(name="gpt2", block_size={context}, vocab_size={vocab_size}, padded_vocab_size={vocab_size}, n_layer=12, n_head=12,
-                n_embd=768, rotary_percentage=1.0, parallel_residual=False, bias=True, lm_head_bias=False,
+config = Config(name="gpt2", block_size={context}, vocab_size={vocab_size}, padded_vocab_size={vocab_size}, n_layer=12,
+                n_head=12, n_embd=768, rotary_percentage=1.0, parallel_residual=False, bias=True, lm_head_bias=False,
                 norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP")
 torch.manual_seed(0)
 model = GPT(config).eval()

@@ -11,6 +11,7 @@ from enum import Enum
 
 import pytest
 import torch
+from interop.external import Case, gpt2
 from small_runs import write_run
 from torch import nn
 
@@ -201,9 +202,10 @@ def test_a_model_with_a_larger_vocabulary_than_its_tokenizer(answers, tmp_path):
     assert set(found["tokens"]) == {0, 1, 2} and len(found["text"]) == 100
 
 
-def test_a_transformers_folder(answers, say, gpt2_pair, tmp_path):
+def test_a_transformers_folder(answers, say, tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
-    theirs, _ = gpt2_pair(vocab_size=256)
+    case = Case("GPT2Config", gpt2(vocab_size=256, n_positions=64, bos_token_id=None, eos_token_id=None))
+    theirs = case.model()
     theirs.save_pretrained(tmp_path)
     _, err = say("prompt=a", expect=2, where=tmp_path)
     assert "has no tokenizer that can be read" in err
@@ -225,7 +227,7 @@ def test_wrong_options_and_values(say, tmp_path):
         ("n_tokens=2", "unknown option n_tokens of gptlab generate; did you mean max_new_tokens?"),
         ("max_new_tokens=many", "max_new_tokens=many must be a whole number"),
         ("top_p=high", "top_p=high must be a number"),
-        ("n_tokens", "n_tokens needs a value"),
+        ("max_new_tokens", "max_new_tokens needs a value"),
         ("max_new_tokens=0", "max_new_tokens=0 must be at least 1"),
         ("num_return_sequences=0", "num_return_sequences=0 must be at least 1"),
         ("seed=1 seed=2", "seed= is given twice"),
@@ -302,6 +304,9 @@ def test_models_that_cannot_be_read(run, say, tmp_path):
         _, err = say("prompt=a", expect=2, where=where)
         assert err.startswith("error: ") and message in err, err
     _, err = say("prompt=a", f"draft_model={other}", expect=2)
+    assert "has a vocabulary of 3 and the model one of 257; use two trained with the same tokenizer" in err
+    shuffled = CharTokenizer("".join(map(chr, range(300, 557))))
+    _, err = say("prompt=a", f"draft_model={write_run(tmp_path / 'shuffled', tokenizer=shuffled)}", expect=2)
     assert "has another tokenizer than run=" in err
 
 

@@ -1,13 +1,16 @@
 """Options of commands, parsed by their types."""
 
+import sys
 from enum import Enum
 
 import pytest
+from small_runs import write_run
 
 from gptlab import plugins
 from gptlab.cli import amend, convert, evaluate, generate
 from gptlab.cli.options import load_plugins, read
 from gptlab.errors import UserError
+from gptlab.runs import checkpoint
 
 
 class Color(Enum):
@@ -101,3 +104,29 @@ def test_every_command_loads_plugins(command, tmp_path, monkeypatch, capsys):
     assert command.main(["plugins=no_such_module"]) == 2
     assert "plugins=no_such_module: there is no module of that name" in capsys.readouterr().err
     assert load_plugins([f"plugins={name}", "n=1"]) == ["n=1"]
+
+
+@pytest.mark.parametrize(
+    "command, options",
+    [
+        (generate, ["run={run}", "prompt=a"]),
+        (evaluate, ["run={run}", "corpus={run}/tokenizer.json"]),
+        (convert, ["from={run}", "to={run}-out"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_run_with_plugins_needs_them_given_again(command, options, tmp_path, monkeypatch, capsys):
+    run, module = write_run(tmp_path / "run"), f"needed_by_{command.__name__.rpartition('.')[2]}"
+    path = run / "checkpoints" / "best.ckpt"
+    state = dict(checkpoint.load(path))
+    checkpoint.save(state | {"config": state["config"] | {"plugins": [module]}}, path)
+    (tmp_path / f"{module}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plugins, "_loaded", [])
+    monkeypatch.setattr(plugins, "_named", set())
+    arguments = [option.format(run=run) for option in options]
+    assert command.main(arguments) == 2
+    assert f"made with the plugins {module}" in (error := capsys.readouterr().err) and f"plugins=[{module}]" in error
+    assert module not in sys.modules
+    assert command.main([*arguments, f"plugins=[{module}]"]) == 0
+    assert module in sys.modules

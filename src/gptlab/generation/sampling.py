@@ -53,11 +53,11 @@ def penalize_repetition(logits: Tensor, seen: Sequence[Sequence[int]], penalty: 
         return logits
     logits, limits = logits.clone(), torch.finfo(logits.dtype)
     penalty = max(penalty, limits.tiny)
-    for row, tokens in zip(logits, seen, strict=True):
+    for own, tokens in zip(logits, seen, strict=True):
         known = torch.tensor(sorted(set(tokens)), device=logits.device)
-        known = known[known < len(row)]
-        penalized = torch.where(row[known] < 0, row[known] * penalty, row[known] / penalty)
-        row[known] = penalized.clamp(limits.min, limits.max)  # infinite logits have no probabilities
+        known = known[known < len(own)]
+        penalized = torch.where(own[known] < 0, own[known] * penalty, own[known] / penalty)
+        own[known] = penalized.clamp(limits.min, limits.max)  # infinite logits have no probabilities
     return logits
 
 
