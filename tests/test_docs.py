@@ -22,7 +22,8 @@ of_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_
 
 
 def code_spans(page: str) -> set[str]:
-    return set(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / page).read_text()))
+    text = re.sub(r"^```.*?^```", "", (ROOT / "docs" / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+    return set(re.findall(r"`([^`\n]+)`", text))
 
 
 def shell_lines(page: Path) -> list[str]:
