@@ -23,7 +23,7 @@ of_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_
 
 def code_spans(page: str) -> set[str]:
     text = re.sub(r"^```.*?^```", "", (ROOT / "docs" / page).read_text(), flags=re.DOTALL | re.MULTILINE)
-    return set(re.findall(r"`([^`\n]+)`", text))
+    return set(re.findall(r"`([^`]+)`", text))
 
 
 def shell_lines(page: Path) -> list[str]:
