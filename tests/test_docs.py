@@ -1,0 +1,99 @@
+"""docs/ and the texts of experiments/ against the code: keys, presets, commands and links."""
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from gptlab import composition
+from gptlab.cli.main import VERBS
+from gptlab.config import NOT_IN_RUN_ID
+from gptlab.registry import variants
+from gptlab.training.config import OWNED
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")],
+    key=lambda page: page.relative_to(ROOT).as_posix(),
+)
+of_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def code_spans(page: str) -> set[str]:
+    text = re.sub(r"^```.*?^```", "", (ROOT / "docs" / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+    return set(re.findall(r"`([^`]+)`", text))
+
+
+def shell_lines(page: Path) -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def test_every_key_is_documented_and_no_other():
+    documented = code_spans("configuration.md")
+    keys = {key for key in composition.known_keys() if not key.endswith(".type")}  # follows from the preset
+    assert not (keys | set(NOT_IN_RUN_ID)) - documented
+    groups = "|".join(sorted({key.split(".")[0] for key in keys if "." in key}))
+    keys_in_page = {span for span in documented if re.fullmatch(rf"({groups})\.[a-z0-9_.]+", span)}
+    assert not keys_in_page - set(composition.known_keys()) - {f"trainer.{name}" for name in OWNED}
+
+
+def test_every_preset_and_every_refused_trainer_option_is_documented():
+    documented = code_spans("configuration.md")
+    assert not {name for names in composition.preset_names().values() for name in names} - documented
+    assert not {f"trainer.{name}" for name in OWNED} - documented
+
+
+def test_every_source_and_tokenizer_is_documented():
+    documented = code_spans("data.md")
+    assert not {*variants("data"), *variants("tokenizer")} - documented
+
+
+def test_every_objective_is_documented():
+    page = (ROOT / "docs" / "objectives.md").read_text()
+    for name, config in variants("objective").items():
+        (keys,) = re.findall(rf"^\| `{name}` \| (?:text|tables) .*\|(.*) \|$", page, re.MULTILINE)
+        assert keys.strip(" `").split() == [f.name for f in fields(config) if f.name != "type"]
+        assert f"\n## {name}\n" in page
+
+
+@of_page
+def test_commands_compose(page):
+    for line in shell_lines(page):
+        if "train.py" not in line and not line.startswith("gptlab train"):
+            continue
+        arguments = shlex.split(re.sub(r"^.*?(?=train\.py|gptlab train)", "", line), comments=True)
+        overrides = [a for a in arguments if "=" in a and not a.startswith(("-", "hydra"))]
+        if "--config-dir" in arguments:
+            continue  # a folder of the reader's own
+        # Of a sweep the first value of each list.
+        overrides = [re.sub(r"=([^,\[{]+),[^\[\]]*$", r"=\1", override) for override in overrides]
+        composition.compose_plain(*overrides)  # raises UserError for a key or preset that does not exist
+
+
+@of_page
+def test_commands_name_verbs_that_exist(page):
+    in_text = re.findall(r"`gptlab ([a-z]+)\b", page.read_text())
+    in_blocks = [line.split()[1] for line in shell_lines(page) if line.startswith("gptlab ")]
+    assert not {*in_text, *in_blocks} - {*VERBS}
+
+
+@of_page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        # A plot is made by the experiment itself.
+        if not target.startswith(("http", "#")) and not target.endswith("loss.png"):
+            assert (page.parent / target.split("#")[0]).exists(), f"{page.name} points at {target}"
+
+
+@of_page
+def test_anchors_exist(page):
+    for target in re.findall(r"\]\(([^)\s]*#[^)]+)\)", page.read_text()):
+        path, anchor = target.split("#")
+        if path.startswith("http"):
+            continue
+        headings = re.findall(r"^#+ (.+)$", (page.parent / path if path else page).read_text(), re.MULTILINE)
+        anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert anchor in anchors, f"{page.name} points at {target}"
