@@ -1,4 +1,4 @@
-"""MoE learn under each strategy what they learn in one process."""
+"""Experts learn under each strategy, and with any micro-batch size, what they learn in one process."""
 
 import json
 
@@ -29,35 +29,38 @@ MODELS = {
         feedforward=Feedforward.swiglu,
     ),
 }
-# The losses of a router are of a micro-batch, so that all have to have the same.
-WAYS = {
+# Routing is per sequence, so that micro-batches may differ: two sequences each, one, or all that a rank has.
+STRATEGIES = {
     "auto": (1, {}),
     "full": (1, {"strategy": {"activation_checkpointing": "full"}}),
     "selective": (1, {"strategy": {"activation_checkpointing": "selective"}}),
     "compile": (1, {"strategy": {"compile": True}}),
-    "ddp": (2, {"strategy": {"name": "ddp"}}),
-    "zero1": (2, {"strategy": {"name": "zero1"}}),
-    "fsdp": (2, {"strategy": {"name": "fsdp"}}),
-    "fsdp full": (2, {"strategy": {"name": "fsdp", "activation_checkpointing": "full"}}),
-    "tp": (2, {"strategy": {"name": "tp"}}),
-    "tp full": (2, {"strategy": {"name": "tp", "activation_checkpointing": "full"}}),
-    "fsdp_tp": (4, {"strategy": {"name": "fsdp_tp"}}),
+    "ddp": (2, {"strategy": {"type": "ddp"}}),
+    "zero1": (2, {"strategy": {"type": "zero1"}}),
+    "fsdp": (2, {"strategy": {"type": "fsdp"}}),
+    "fsdp full": (2, {"strategy": {"type": "fsdp", "activation_checkpointing": "full"}}),
+    "tp": (2, {"strategy": {"type": "tp"}}),
+    "tp full": (2, {"strategy": {"type": "tp", "activation_checkpointing": "full"}}),
+    "fsdp_tp": (4, {"strategy": {"type": "fsdp_tp"}}),
     "auto muon": (1, {"optimizer": "muon"}),
-    "zero1 muon": (2, {"optimizer": "muon", "strategy": {"name": "zero1"}}),
-    "fsdp muon": (2, {"optimizer": "muon", "strategy": {"name": "fsdp"}}),
-    "tp muon": (2, {"optimizer": "muon", "strategy": {"name": "tp"}}),
-    "fsdp_tp muon": (4, {"optimizer": "muon", "strategy": {"name": "fsdp_tp"}}),
+    "zero1 muon": (2, {"optimizer": "muon", "strategy": {"type": "zero1"}}),
+    "fsdp muon": (2, {"optimizer": "muon", "strategy": {"type": "fsdp"}}),
+    "tp muon": (2, {"optimizer": "muon", "strategy": {"type": "tp"}}),
+    "fsdp_tp muon": (4, {"optimizer": "muon", "strategy": {"type": "fsdp_tp"}}),
 }
-DIVIDED = [way for way in WAYS if "tp" in way]  # by expert, of which there have to be an even number
+BY_EXPERT = [way for way in STRATEGIES if "tp" in way]  # which need an even number of experts
 
-CASES = [("dropless", way) for way in WAYS if way not in DIVIDED]
+CASES = [("dropless", way) for way in STRATEGIES if way not in BY_EXPERT]
 CASES += [("capacity", way) for way in ("auto", "full", "ddp", "fsdp", "tp", "fsdp_tp")]
-CASES += [("even", way) for way in ("auto", "auto muon", *DIVIDED)]
+CASES += [("even", way) for way in ("auto", "auto muon", *BY_EXPERT)]
 
 
-def job_of(name, way, folder, **words):
-    run = {"model": to_plain(MODELS[name]) | words, "micro_batch_size": 1}
-    return {**WAYS[way][1], "folder": str(folder), "run": run}
+MICRO_BATCHES = {1: 2, 2: None, 4: 1}  # by number of ranks
+
+
+def job_of(name, way, folder, **model):
+    run = {"model": to_plain(MODELS[name]) | model, "micro_batch_size": MICRO_BATCHES[STRATEGIES[way][0]]}
+    return {**STRATEGIES[way][1], "folder": str(folder), "run": run}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,7 @@ def trained(tmp_path_factory):
     """A run of ten steps of each case."""
     place = tmp_path_factory.mktemp("experts")
     for n_ranks in (1, 2, 4):
-        jobs = [job_of(name, way, place / f"{name}-{way}") for name, way in CASES if WAYS[way][0] == n_ranks]
+        jobs = [job_of(name, way, place / f"{name}-{way}") for name, way in CASES if STRATEGIES[way][0] == n_ranks]
         carry_out(jobs, n_ranks, place)
     return place
 
@@ -89,21 +92,21 @@ def test_ten_steps_equal_those_of_one_process(trained, name, way):
 
 
 @pytest.mark.parametrize(("way", "n_shards"), [("tp", 1), ("fsdp_tp", 2)])
-def test_each_rank_of_a_tensor_group_holds_half_of_the_experts(trained, way, n_shards):
+def test_each_rank_of_a_tensor_parallel_group_holds_half_of_the_experts(trained, way, n_shards):
     parameters = dict(shape_model(MODELS["capacity"], 257).named_parameters())
     halved = {name for name, p in parameters.items() if ".experts." in name or (".attn." in name and p.ndim == 2)}
-    # What reads all channels has a bias for each, which is whole; what reads part of them has the biases of that part.
+    # Biases of column-parallel layers are sharded, those of row-parallel layers are replicated.
     halved |= {name for name in parameters if name.endswith(("attn.q.bias", "attn.k.bias", "attn.v.bias"))}
-    numbers = {name: p.numel() / (2 if name in halved else 1) for name, p in parameters.items()}
-    experts = sum(number for name, number in numbers.items() if ".experts." in name)
-    assert experts > 0.5 * sum(numbers.values()) / 2
-    for rank in range(WAYS[way][0]):
+    sizes = {name: p.numel() / (2 if name in halved else 1) for name, p in parameters.items()}
+    experts = sum(number for name, number in sizes.items() if ".experts." in name)
+    assert experts > 0.5 * sum(sizes.values()) / 2
+    for rank in range(STRATEGIES[way][0]):
         held = json.loads((trained / f"capacity-{way}" / f"bytes_{rank}.json").read_text())
-        assert held["weights"] == pytest.approx(4 * sum(numbers.values()) / n_shards, rel=0 if n_shards == 1 else 0.05)
+        assert held["weights"] == pytest.approx(4 * sum(sizes.values()) / n_shards, rel=0 if n_shards == 1 else 0.05)
         assert held["gradients"] == held["weights"] and held["optimizer"] == 2 * held["weights"]
 
 
-# Bit for bit where the way is the same.
+# Bit for bit where the strategy is the same.
 CROSSINGS = {
     ("dropless", "auto muon", "auto muon"): 0,
     ("dropless", "fsdp muon", "auto muon"): 1e-5,
@@ -116,11 +119,11 @@ CROSSINGS = {
 
 @pytest.fixture(scope="module")
 def continued(trained):
-    """Runs taken back to step 5 and continued in another way, and two that start from another's weights."""
+    """Runs taken back to step 5 and continued under another strategy, and two that start from another's weights."""
     for n_ranks, way in ((1, "auto"), (2, "tp")):
         jobs = [job_of("even", way, trained / f"started-{way}", init_from=str(trained / "even-auto"))]
         for name, source, target in CROSSINGS:
-            if WAYS[target][0] == n_ranks:
+            if STRATEGIES[target][0] == n_ranks:
                 folder = trained / f"{name}-{source}-to-{target}"
                 take_back(trained / f"{name}-{source}", folder, 5)
                 jobs.append(job_of(name, target, folder))
@@ -129,7 +132,7 @@ def continued(trained):
 
 
 @pytest.mark.parametrize(("name", "source", "target"), CROSSINGS)
-def test_saved_in_one_way_and_continued_in_another(continued, name, source, target):
+def test_saved_under_one_strategy_and_continued_under_another(continued, name, source, target):
     run = continued / f"{name}-{source}-to-{target}"
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "continued"] == [5]
@@ -137,7 +140,7 @@ def test_saved_in_one_way_and_continued_in_another(continued, name, source, targ
     close(read_metrics(run / "metrics.csv")[5:], expected[5:], tolerance=CROSSINGS[name, source, target])
 
 
-def test_divided_experts_start_from_the_weights_of_others(continued):
+def test_sharded_experts_start_from_the_weights_of_unsharded_ones(continued):
     rows = read_metrics(continued / "started-tp" / "metrics.csv")
     close(rows, read_metrics(continued / "started-auto" / "metrics.csv"))
     assert rows[0]["train/loss"] < 0.9 * read_metrics(continued / "even-auto" / "metrics.csv")[0]["train/loss"]

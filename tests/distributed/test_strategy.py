@@ -1,4 +1,4 @@
-"""How ranks are arranged, what each of them sees, and what is computed again."""
+"""How ranks are arranged, which samples each of them reads, and what is recomputed."""
 
 import pytest
 import torch
@@ -6,28 +6,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptlab.distributed.config import Layout, Recompute, Sharding, StrategyConfig
 from gptlab.distributed.parallelize import parallelize
+from gptlab.errors import UserError
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.training.datamodule import TrainBatches
 
 
 @pytest.mark.parametrize(
-    ("words", "world_size", "expected"),
+    ("options", "world_size", "expected"),
     [
-        ({"name": "auto"}, 1, Layout()),
-        ({"name": "ddp"}, 8, Layout(replicas=8)),
-        ({"name": "zero1"}, 8, Layout(replicas=8)),
-        ({"name": "zero2"}, 8, Layout(shards=8)),
-        ({"name": "fsdp"}, 8, Layout(shards=8)),
-        ({"name": "hsdp"}, 8, Layout(replicas=2, shards=4)),
-        ({"name": "hsdp", "replicas": 4}, 8, Layout(replicas=4, shards=2)),
-        ({"name": "tp"}, 8, Layout(tensor=8)),
-        ({"name": "fsdp_tp"}, 8, Layout(shards=4, tensor=2)),
-        ({"name": "fsdp_tp", "tensor_parallel": 4}, 8, Layout(shards=2, tensor=4)),
+        ({"type": "auto"}, 1, Layout()),
+        ({"type": "ddp"}, 8, Layout(replicas=8)),
+        ({"type": "zero1"}, 8, Layout(replicas=8)),
+        ({"type": "zero2"}, 8, Layout(shards=8)),
+        ({"type": "fsdp"}, 8, Layout(shards=8)),
+        ({"type": "hsdp"}, 8, Layout(replicas=2, shards=4)),
+        ({"type": "hsdp", "replicas": 4}, 8, Layout(replicas=4, shards=2)),
+        ({"type": "tp"}, 8, Layout(tensor=8)),
+        ({"type": "fsdp_tp"}, 8, Layout(shards=4, tensor=2)),
+        ({"type": "fsdp_tp", "tensor_parallel": 4}, 8, Layout(shards=2, tensor=4)),
     ],
 )
-def test_a_word_arranges_devices(words, world_size, expected):
-    layout = StrategyConfig(**words | {"name": Sharding(words["name"])}).layout(world_size)
+def test_a_strategy_arranges_devices(options, world_size, expected):
+    layout = StrategyConfig(**options | {"type": Sharding(options["type"])}).layout(world_size)
     assert layout == expected
     assert layout.replicas * layout.shards * layout.tensor == world_size
     ranks = [layout.data_rank(rank) for rank in range(world_size)]
@@ -35,27 +36,27 @@ def test_a_word_arranges_devices(words, world_size, expected):
 
 
 def test_hsdp_has_a_replica_on_each_node():
-    assert StrategyConfig(name=Sharding.hsdp).layout(32, num_nodes=4) == Layout(replicas=4, shards=8)
+    assert StrategyConfig(type=Sharding.hsdp).layout(32, num_nodes=4) == Layout(replicas=4, shards=8)
 
 
 @pytest.mark.parametrize(
-    ("words", "world_size", "message"),
+    ("options", "world_size", "message"),
     [
-        ({"name": "tp"}, 1, "there is one"),
-        ({"name": "fsdp_tp"}, 2, "use strategy=tp"),
-        ({"name": "fsdp_tp", "tensor_parallel": 3}, 4, "use 2 or 4"),
-        ({"name": "hsdp"}, 2, "a group of its own"),
-        ({"name": "hsdp", "replicas": 1}, 4, "use 2 or 4"),
-        ({"name": "tp", "tensor_parallel": 2}, 4, "use strategy=fsdp_tp"),
+        ({"type": "tp"}, 1, "there is one"),
+        ({"type": "fsdp_tp"}, 2, "use strategy=tp"),
+        ({"type": "fsdp_tp", "tensor_parallel": 3}, 4, "use 2 or 4"),
+        ({"type": "hsdp"}, 2, "a group of its own"),
+        ({"type": "hsdp", "replicas": 1}, 4, "use 2 or 4"),
+        ({"type": "tp", "tensor_parallel": 2}, 4, "use strategy=fsdp_tp"),
     ],
 )
-def test_what_a_word_cannot_arrange_is_refused(words, world_size, message):
-    with pytest.raises(ValueError, match=message):
-        StrategyConfig(**words | {"name": Sharding(words["name"])}).layout(world_size)
+def test_what_a_strategy_cannot_arrange_is_refused(options, world_size, message):
+    with pytest.raises(UserError, match=message):
+        StrategyConfig(**options | {"type": Sharding(options["type"])}).layout(world_size)
 
 
-class Numbered:
-    """Windows that are their own numbers."""
+class Indices:
+    """Sequences that are their own indices."""
 
     def __init__(self, count):
         self.count = count
@@ -68,18 +69,18 @@ class Numbered:
 
 
 class AsIs:
-    def collate(self, windows, numbers):
+    def collate(self, windows, sample_ids):
         return windows.tolist()
 
 
 @pytest.mark.parametrize("step", [0, 7, 600])
-def test_every_number_of_devices_sees_the_same_samples_of_a_step(step):
-    """Also after a run has moved from one number to another: a step's samples depend on nothing else."""
+def test_a_step_reads_the_same_samples_on_any_number_of_devices(step):
+    """Also after a run has moved from one number to another."""
 
     def seen(layout, world_size):
         parts = {
             layout.data_rank(rank): TrainBatches(
-                Numbered(1000),
+                Indices(1000),
                 AsIs(),
                 seed=5,
                 shuffle=True,
@@ -110,7 +111,7 @@ class Count(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_recomputing_changes_what_is_computed_twice_and_no_bit():
+def test_recomputing_computes_twice_and_changes_no_bit():
     def trained(recompute):
         model = build_model(DecoderConfig(n_layer=2, n_head=2, d_model=16, context_length=8, dropout=0.1), 20, seed=1)
         names = list(model.state_dict())

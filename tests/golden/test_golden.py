@@ -47,11 +47,11 @@ LEARNS = {"classification": 0.5}  # nats in twenty steps; 1 elsewhere
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_stay(name, tmp_path, update_golden):
     torch.set_num_threads(1)
-    words = dict(RUNS[name])
-    if "objective" in words:
-        words |= of_objective(words["objective"], tmp_path)
+    options = dict(RUNS[name])
+    if "objective" in options:
+        options |= of_objective(options["objective"], tmp_path)
     config = small_run(
-        tmp_path / "run", budget_steps=20, schedule=CosineConfig(warmup_steps=4), micro_batch_size=4, **words
+        tmp_path / "run", budget_steps=20, schedule=CosineConfig(warmup_steps=4), micro_batch_size=4, **options
     )
     train(config)
     losses = [row["train/loss"] for row in read_metrics(tmp_path / "run" / "metrics.csv")]

@@ -17,7 +17,7 @@ from gptlab.models.decoder.config import (
 )
 from gptlab.nn.loss import linear_cross_entropy
 
-WORDS = 23
+VOCAB_SIZE = 23
 TINY = DecoderConfig(n_layer=2, n_head=4, d_model=24, context_length=12, init_std=0.3)
 OPTIONS = [
     *({"position": value} for value in Position),
@@ -50,10 +50,10 @@ each_option = pytest.mark.parametrize("option", OPTIONS, ids=str)
 
 
 def tokens(batch=3, length=12, seed=0):
-    return torch.randint(WORDS, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def spread(model, std=0.3):
+def perturbed(model, std=0.3):
     """Draw every parameter, so that no zero and no symmetry hides an error."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -64,11 +64,11 @@ def spread(model, std=0.3):
 
 @each_option
 def test_a_changed_token_leaves_earlier_outputs_alone_and_changes_later_ones(option):
-    model = spread(build_model(replace(TINY, **option), WORDS, seed=0)).eval()
+    model = perturbed(build_model(replace(TINY, **option), VOCAB_SIZE, seed=0)).eval()
     before = tokens()
     for place in (0, 5, 11):
         after = before.clone()
-        after[:, place] = (after[:, place] + 1) % WORDS
+        after[:, place] = (after[:, place] + 1) % VOCAB_SIZE
         a, b = model(before), model(after)
         change = (a - b).abs().amax((0, 2))  # (T)
         assert (change[:place] <= 1e-6).all()
@@ -77,7 +77,7 @@ def test_a_changed_token_leaves_earlier_outputs_alone_and_changes_later_ones(opt
 
 @each_option
 def test_every_parameter_gets_a_gradient(option):
-    model = spread(build_model(replace(TINY, **option), WORDS, seed=0))
+    model = perturbed(build_model(replace(TINY, **option), VOCAB_SIZE, seed=0))
     linear_cross_entropy(model.hidden_states(tokens()), model.head, tokens(seed=1)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -86,8 +86,8 @@ def test_every_parameter_gets_a_gradient(option):
 
 
 @pytest.mark.parametrize("position", [Position.rotary, Position.none])
-def test_rotary_and_no_positions_look_at_distances_only(position):
-    model = spread(build_model(replace(TINY, n_layer=1, position=position), WORDS, seed=0))
+def test_rotary_and_no_positions_depend_on_distances_only(position):
+    model = perturbed(build_model(replace(TINY, n_layer=1, position=position), VOCAB_SIZE, seed=0))
     attention = model.blocks[0].attn
     x = torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(2))
     rotary = model.rotary
@@ -100,7 +100,7 @@ def test_rotary_and_no_positions_look_at_distances_only(position):
 
 def test_order_matters_with_each_kind_of_position_but_none():
     for position in Position:
-        model = spread(build_model(replace(TINY, n_layer=1, position=position), WORDS, seed=0))
+        model = perturbed(build_model(replace(TINY, n_layer=1, position=position), VOCAB_SIZE, seed=0))
         swapped = tokens()
         swapped[:, :2] = swapped[:, :2].flip(1)
         different = (model(tokens())[:, -1] - model(swapped)[:, -1]).abs().max() > 1e-4
@@ -110,13 +110,12 @@ def test_order_matters_with_each_kind_of_position_but_none():
 @pytest.mark.parametrize(
     "option", [{}, {"n_kv_head": 2}, {"qkv_bias": False}, {"qk_norm": True, "position": Position.rotary}], ids=str
 )
-def test_joint_projection_is_three_projections(option):
-    model = spread(build_model(replace(TINY, **option), WORDS, seed=0))
+def test_the_fused_projection_is_three_projections(option):
+    model = perturbed(build_model(replace(TINY, **option), VOCAB_SIZE, seed=0))
     results = []
-    for joint in (True, False):
-        for block in model.blocks:
-            assert block.attn.joint_projection in (True, joint)
-            block.attn.joint_projection = joint
+    for hooked in (False, True):
+        for block in model.blocks if hooked else ():
+            block.attn.q.register_forward_hook(lambda layer, args, result: None)
         model.zero_grad()
         logits = model(tokens())
         logits.square().sum().backward()
@@ -128,7 +127,7 @@ def test_joint_projection_is_three_projections(option):
 
 def test_a_scale_of_the_scores_is_one_of_the_queries():
     usual, unscaled = (
-        spread(build_model(replace(TINY, attention_scale=scale), WORDS, seed=0)) for scale in (None, 1.0)
+        perturbed(build_model(replace(TINY, attention_scale=scale), VOCAB_SIZE, seed=0)) for scale in (None, 1.0)
     )
     assert (usual(tokens()) - unscaled(tokens())).abs().max() > 0.1
     with torch.no_grad():
@@ -139,21 +138,21 @@ def test_a_scale_of_the_scores_is_one_of_the_queries():
 
 
 def test_logit_softcap():
-    plain = spread(build_model(TINY, WORDS, seed=0))
-    capped = spread(build_model(replace(TINY, logit_softcap=2.0), WORDS, seed=0))
+    plain = perturbed(build_model(TINY, VOCAB_SIZE, seed=0))
+    capped = perturbed(build_model(replace(TINY, logit_softcap=2.0), VOCAB_SIZE, seed=0))
     logits = plain(tokens())
     assert logits.abs().max() > 4
     assert torch.allclose(capped(tokens()), 2 * torch.tanh(logits / 2), rtol=1e-5, atol=1e-6)
-    losses = [linear_cross_entropy(m.hidden_states(tokens()), m.output, tokens(seed=1)) for m in (plain, capped)]
+    losses = [linear_cross_entropy(m.hidden_states(tokens()), m.head, tokens(seed=1)) for m in (plain, capped)]
     expected = F.cross_entropy(capped(tokens()).flatten(0, 1), tokens(seed=1).flatten(), reduction="sum")
     assert losses[0] != losses[1] and torch.allclose(losses[1], expected)
 
 
 @pytest.mark.parametrize("place", ["embedding", "attention", "residual"])
 def test_dropout_by_place(place):
-    still = spread(build_model(TINY, WORDS, seed=0))
-    model = spread(build_model(replace(TINY, **{f"dropout_{place}": 0.5}), WORDS, seed=0))
-    everywhere = build_model(replace(TINY, dropout=0.5, **{f"dropout_{place}": 0.0}), WORDS, seed=0)
+    still = perturbed(build_model(TINY, VOCAB_SIZE, seed=0))
+    model = perturbed(build_model(replace(TINY, **{f"dropout_{place}": 0.5}), VOCAB_SIZE, seed=0))
+    everywhere = build_model(replace(TINY, dropout=0.5, **{f"dropout_{place}": 0.0}), VOCAB_SIZE, seed=0)
     rates = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
     rates += [block.attn.dropout for block in model.blocks]
     assert sorted(set(rates)) == [0.0, 0.5]
@@ -172,7 +171,7 @@ def test_dropout_by_place(place):
 
 
 def test_dropout_keeps_the_expected_share():
-    model = build_model(replace(TINY, dropout_embedding=0.25, d_model=512, n_head=1), WORDS, seed=0)
+    model = build_model(replace(TINY, dropout_embedding=0.25, d_model=512, n_head=1), VOCAB_SIZE, seed=0)
     seen = []
     model.drop.register_forward_hook(lambda module, args, result: seen.append((args[0], result)))
     torch.manual_seed(0)
@@ -185,7 +184,7 @@ def test_dropout_keeps_the_expected_share():
 
 def test_too_many_tokens_are_refused_for_each_kind_of_position():
     for position in Position:
-        model = build_model(replace(TINY, position=position), WORDS, seed=0)
+        model = build_model(replace(TINY, position=position), VOCAB_SIZE, seed=0)
         with pytest.raises(
             ValueError, match=r"13 tokens do not fit model\.context_length=12; .* model\.context_length=13"
         ):
@@ -195,7 +194,7 @@ def test_too_many_tokens_are_refused_for_each_kind_of_position():
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameter_names(tied):
     model = build_model(
-        DecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=4, tie_embeddings=tied), WORDS, seed=0
+        DecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=4, tie_embeddings=tied), VOCAB_SIZE, seed=0
     )
     expected = ["tok_emb.weight", "pos_emb.weight"]
     for module in ("norm1", "attn.q", "attn.k", "attn.v", "attn.out", "norm2", "ffn.up", "ffn.down"):
@@ -207,7 +206,7 @@ def test_parameter_names(tied):
 
 def test_rotary_tables_stay_exact_and_out_of_the_state():
     config = replace(TINY, position=Position.rotary)
-    model = build_model(config, WORDS, seed=0)
+    model = build_model(config, VOCAB_SIZE, seed=0)
     assert not any("rotary" in name for name in model.state_dict())
     cos = model.rotary.cos.clone()
     angles = torch.arange(12)[:, None] * 10_000.0 ** (-torch.arange(0, 6, 2) / 6)
@@ -224,7 +223,7 @@ def test_rotary_tables_stay_exact_and_out_of_the_state():
 def test_rope_theta_and_norm_eps_are_obeyed():
     base = replace(TINY, position=Position.rotary, norm=Norm.rmsnorm)
     logits = [
-        spread(build_model(replace(base, **option), WORDS, seed=0))(tokens())
+        perturbed(build_model(replace(base, **option), VOCAB_SIZE, seed=0))(tokens())
         for option in ({}, {"rope_theta": 100.0}, {"norm_eps": 0.1})
     ]
     assert not torch.allclose(logits[0], logits[1]) and not torch.allclose(logits[0], logits[2])
@@ -232,7 +231,7 @@ def test_rope_theta_and_norm_eps_are_obeyed():
 
 @each_option
 def test_one_batch_can_be_overfitted(option):
-    model = build_model(replace(TINY, **{"init_std": 0.1, **option}), WORDS, seed=0)
+    model = build_model(replace(TINY, **{"init_std": 0.1, **option}), VOCAB_SIZE, seed=0)
     inputs, targets = tokens(2, 8), tokens(2, 8, seed=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.0)
     for _ in range(60):
@@ -246,7 +245,7 @@ def test_one_batch_can_be_overfitted(option):
 
 
 def test_post_norm_is_the_papers_formula():
-    model = spread(build_model(replace(TINY, norm_placement=NormPlacement.post), WORDS, seed=0)).eval()
+    model = perturbed(build_model(replace(TINY, norm_placement=NormPlacement.post), VOCAB_SIZE, seed=0)).eval()
     x = model.tok_emb(tokens()) + model.pos_emb(torch.arange(12))
     for block in model.blocks:
         x = block.norm1(x + block.attn(x, causal=True))
@@ -256,9 +255,9 @@ def test_post_norm_is_the_papers_formula():
 
 
 @pytest.mark.parametrize("pattern", [AttentionPattern.sliding_window, AttentionPattern.alternating])
-def test_a_banded_block_sees_its_window(pattern):
+def test_a_sliding_window_block_attends_to_its_window(pattern):
     config = replace(TINY, attention_pattern=pattern, attention_window=4)
-    model = spread(build_model(config, WORDS, seed=0)).eval()
+    model = perturbed(build_model(config, VOCAB_SIZE, seed=0)).eval()
     reach = []
     for block in range(2):
         x = torch.randn(1, 12, 24, generator=torch.Generator().manual_seed(2))
@@ -279,11 +278,11 @@ def test_a_banded_block_sees_its_window(pattern):
 
 
 def test_a_window_as_long_as_the_text_changes_nothing():
-    dense = spread(build_model(TINY, WORDS, seed=0))
+    dense = perturbed(build_model(TINY, VOCAB_SIZE, seed=0))
     options = {"attention_pattern": AttentionPattern.sliding_window, "attention_window": 12}
-    banded = spread(build_model(replace(TINY, **options), WORDS, seed=0))
+    banded = perturbed(build_model(replace(TINY, **options), VOCAB_SIZE, seed=0))
     assert torch.equal(dense(tokens()), banded(tokens()))
-    shorter = spread(build_model(replace(TINY, **options | {"attention_window": 11}), WORDS, seed=0))
+    shorter = perturbed(build_model(replace(TINY, **options | {"attention_window": 11}), VOCAB_SIZE, seed=0))
     change = (dense(tokens()) - shorter(tokens())).abs().amax((0, 2))
     assert change[:11].max() <= 1e-5 and change[11] > 1e-5
 
@@ -291,7 +290,7 @@ def test_a_window_as_long_as_the_text_changes_nothing():
 def test_parameter_names_of_experts():
     sizes = {"n_layer": 1, "n_head": 2, "d_model": 8, "context_length": 4, "d_ff": 6, "bias": False}
     config = DecoderConfig(**sizes, n_expert=3, n_shared_expert=2, feedforward=Feedforward.swiglu)
-    shapes = {n: tuple(p.shape) for n, p in build_model(config, WORDS, seed=0).blocks[0].ffn.state_dict().items()}
+    shapes = {n: tuple(p.shape) for n, p in build_model(config, VOCAB_SIZE, seed=0).blocks[0].ffn.state_dict().items()}
     assert shapes == {
         "router.weight": (3, 8),
         **{f"experts.{name}.weight": (3, 6, 8) for name in ("gate", "up")},
@@ -299,13 +298,13 @@ def test_parameter_names_of_experts():
         **{f"shared.{name}.weight": (12, 8) for name in ("gate", "up")},
         "shared.down.weight": (8, 12),
     }
-    biased = build_model(replace(config, bias=True), WORDS, seed=0).blocks[0].ffn.state_dict()
+    biased = build_model(replace(config, bias=True), VOCAB_SIZE, seed=0).blocks[0].ffn.state_dict()
     assert biased["experts.up.bias"].shape == (3, 6) and "router.bias" not in biased
 
 
 def test_one_expert_is_the_dense_model_bit_for_bit():
-    dense = spread(build_model(TINY, WORDS, seed=0))
-    only = build_model(replace(TINY, n_expert=1, n_expert_per_token=1), WORDS, seed=0)
+    dense = perturbed(build_model(TINY, VOCAB_SIZE, seed=0))
+    only = build_model(replace(TINY, n_expert=1, n_expert_per_token=1), VOCAB_SIZE, seed=0)
     names = {name: name.replace(".ffn.", ".ffn.experts.") for name in dense.state_dict()}
     own = only.state_dict()
     only.load_state_dict(own | {names[n]: v.view_as(own[names[n]]) for n, v in dense.state_dict().items()})
@@ -316,9 +315,9 @@ def test_one_expert_is_the_dense_model_bit_for_bit():
         assert torch.equal(only.get_parameter(names[name]).grad.view_as(parameter), parameter.grad), name
 
 
-def test_what_experts_add_is_of_the_newest_pass_in_training():
-    model = spread(
-        build_model(replace(TINY, n_expert=4, router_aux_loss_coef=0.5, router_z_loss_coef=0.25), WORDS, seed=0)
+def test_auxiliary_losses_are_those_of_the_newest_forward_pass_in_training():
+    model = perturbed(
+        build_model(replace(TINY, n_expert=4, router_aux_loss_coef=0.5, router_z_loss_coef=0.25), VOCAB_SIZE, seed=0)
     )
     model.hidden_states(tokens(seed=1))
     model.hidden_states(tokens())
@@ -329,4 +328,39 @@ def test_what_experts_add_is_of_the_newest_pass_in_training():
     model.hidden_states(tokens())
     assert torch.equal(model.auxiliary.loss, first.loss), "passes do not add up"
     assert model.eval().auxiliary is None
-    assert build_model(TINY, WORDS, seed=0).auxiliary is None
+    assert build_model(TINY, VOCAB_SIZE, seed=0).auxiliary is None
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 1.0])
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+def test_with_experts_a_step_does_not_depend_on_its_micro_batches(capacity_factor, padded):
+    """The sums of all losses and of all gradients, in micro-batches of one, of two and of all sequences."""
+    config = replace(TINY, n_expert=4, capacity_factor=capacity_factor, router_aux_loss_coef=0.5)
+    model = perturbed(build_model(config, VOCAB_SIZE, seed=0))
+    inputs, targets = tokens(4), tokens(4, seed=1)
+    mask = torch.arange(12) < torch.tensor([12, 5, 9, 2])[:, None] if padded else torch.ones(4, 12, dtype=torch.bool)
+    targets = targets.masked_fill(~mask, -100)
+    found = []
+    for size in (1, 2, 4):
+        model.zero_grad()
+        loss, terms = 0.0, dict.fromkeys(config.auxiliary_terms, 0.0)
+        for start in range(0, 4, size):
+            part = slice(start, start + size)
+            hidden_states = model.hidden_states(inputs[part], attention_mask=mask[part] if padded else None)
+            value = linear_cross_entropy(hidden_states, model.head, targets[part]) + 100 * model.auxiliary.loss
+            value.backward()
+            loss += value.item()
+            terms = {name: terms[name] + value.item() for name, value in model.auxiliary.terms.items()}
+        found.append((loss, terms, [p.grad.clone() for p in model.parameters()]))
+    assert (found[0][1]["dropped_token_fraction"] > 0) == (capacity_factor is not None)
+    for loss, terms, gradients in found[:-1]:
+        assert loss == pytest.approx(found[-1][0], rel=1e-6)
+        assert terms == pytest.approx(found[-1][1], rel=1e-6)
+        largest = max(g.abs().max() for g in gradients)
+        assert all((a - b).abs().max() <= 1e-6 * largest for a, b in zip(gradients, found[-1][2], strict=True))
+
+
+def test_padding_before_a_token_is_refused():
+    model = build_model(TINY, VOCAB_SIZE, seed=0)
+    with pytest.raises(ValueError, match="pad sequences at their end"):
+        model.hidden_states(tokens(1, 3), attention_mask=torch.tensor([[False, True, True]]))

@@ -4,37 +4,43 @@ import torch
 from gptlab.models.build import build_model
 from gptlab.models.config import Feedforward
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
-from gptlab.nn.cache import KVCache
 
-WORDS = 31
+VOCAB_SIZE = 31
 DRAW = torch.Generator().manual_seed(0)
-SOURCE, TOKENS = torch.randint(WORDS, (3, 9), generator=DRAW), torch.randint(WORDS, (3, 7), generator=DRAW)
+SOURCE, TOKENS = torch.randint(VOCAB_SIZE, (3, 9), generator=DRAW), torch.randint(VOCAB_SIZE, (3, 7), generator=DRAW)
 MASK = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
-SIZES = {"n_layer": 2, "n_head": 3, "d_head": 5, "d_model": 16, "relative_attention_num_buckets": 6, "max_distance": 5}
+SIZES = {
+    "n_layer": 2,
+    "n_head": 3,
+    "d_head": 5,
+    "d_model": 16,
+    "relative_attention_num_buckets": 6,
+    "relative_attention_max_distance": 5,
+}
 
 
 def small(**options):
-    return build_model(EncoderDecoderConfig(**SIZES, **options), WORDS, seed=0).eval()
+    return build_model(EncoderDecoderConfig(**SIZES, **options), VOCAB_SIZE, seed=0).eval()
 
 
 @pytest.mark.parametrize(
     "options", [{"feedforward": value} for value in Feedforward] + [{"tie_embeddings": False}], ids=str
 )
-def test_a_token_is_seen_from_there_on_and_the_source_everywhere(options):
+def test_a_token_is_attended_to_from_there_on_and_the_source_everywhere(options):
     model = small(**options)
     logits = model(TOKENS, source=SOURCE)
-    assert logits.shape == (3, 7, WORDS)
+    assert logits.shape == (3, 7, VOCAB_SIZE)
     for changed in (0, 3):
         tokens = TOKENS.clone()
-        tokens[:, changed] = (tokens[:, changed] + 1) % WORDS
+        tokens[:, changed] = (tokens[:, changed] + 1) % VOCAB_SIZE
         moved = (model(tokens, source=SOURCE) - logits).abs().amax((0, 2))
         assert (moved[:changed] == 0).all() and (moved[changed:] > 0).all()
     source = SOURCE.clone()
-    source[:, 8] = (source[:, 8] + 1) % WORDS
+    source[:, 8] = (source[:, 8] + 1) % VOCAB_SIZE
     assert ((model(TOKENS, source=source) - logits).abs().amax((0, 2)) > 0).all()
 
 
-def test_what_is_masked_is_not_seen():
+def test_padding_is_not_attended_to():
     model = small()
     logits = model(TOKENS, source=SOURCE, source_mask=MASK)
     assert torch.equal(logits, model(TOKENS, source=SOURCE.masked_fill(~MASK, 7), source_mask=MASK))
@@ -44,23 +50,23 @@ def test_what_is_masked_is_not_seen():
 @pytest.mark.parametrize("lengths", [(0, 0, 0), (3, 1, 2)])
 def test_with_a_cache_the_logits_are_the_same(lengths):
     model = small()
-    memory, cache = model.encode(SOURCE, MASK), KVCache(2, batch_size=3, n_positions=7)
-    whole = model(TOKENS, source=memory)
+    encoded, cache = model.encode(SOURCE, MASK), model.new_cache(3, 7)
+    whole = model(TOKENS, source=encoded)
     if any(lengths):
-        model.hidden_states(TOKENS[:, : max(lengths)], source=memory, cache=cache)
+        model.hidden_states(TOKENS[:, : max(lengths)], source=encoded, cache=cache)
         cache.lengths = list(lengths)
     for _ in range(4):
         at = torch.tensor(cache.lengths)[:, None]
-        hidden = model.hidden_states(TOKENS.gather(1, at), source=memory, cache=cache)
+        hidden = model.hidden_states(TOKENS.gather(1, at), source=encoded, cache=cache)
         expected = whole[torch.arange(3)[:, None], at]
         assert (model.head.logits(hidden) - expected).abs().max() < 1e-4 * whole.abs().max()
 
 
-def test_the_head_is_scaled_where_it_is_tied_unless_told():
+def test_decoder_outputs_are_scaled_where_embeddings_are_tied_unless_set():
     scales = {
-        (tied, said): small(tie_embeddings=tied, scale_decoder_outputs=said).output.scale
+        (tied, scaled): small(tie_embeddings=tied, scale_decoder_outputs=scaled).head.scale
         for tied in (True, False)
-        for said in (None, True, False)
+        for scaled in (None, True, False)
     }
     assert scales == {
         (True, None): 0.25,
@@ -78,7 +84,7 @@ def test_the_head_is_scaled_where_it_is_tied_unless_told():
         ({"relative_attention_num_buckets": 7}, "model.relative_attention_num_buckets=7 must be even and at least 4"),
         ({"relative_attention_num_buckets": 2}, "model.relative_attention_num_buckets=2 must be even and at least 4"),
         (
-            {"max_distance": 3},
+            {"relative_attention_max_distance": 3},
             "model.relative_attention_max_distance=3 must be above half of model.relative_attention_num_buckets=6",
         ),
         ({"n_decoder_layer": 0}, "model.n_decoder_layer=0 must be at least 1"),

@@ -3,15 +3,15 @@ import torch
 
 from gptlab.nn.loss import LMHead, linear_cross_entropy
 
-WORDS, WIDTH = 37, 8
+VOCAB_SIZE, WIDTH = 37, 8
 
 
 def example(*, bias, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(3, 11, WIDTH, generator=generator).to(dtype).requires_grad_()
-    weight = torch.randn(WORDS, WIDTH, generator=generator).requires_grad_()
-    shift = torch.randn(WORDS, generator=generator).requires_grad_() if bias else None
-    targets = torch.randint(WORDS, (3, 11), generator=generator)
+    weight = torch.randn(VOCAB_SIZE, WIDTH, generator=generator).requires_grad_()
+    shift = torch.randn(VOCAB_SIZE, generator=generator).requires_grad_() if bias else None
+    targets = torch.randint(VOCAB_SIZE, (3, 11), generator=generator)
     return hidden, weight, shift, targets
 
 
@@ -96,8 +96,8 @@ def test_a_second_backward_is_refused():
 
 
 def test_never_holds_all_logits():
-    n, words, limit = 2048, 1024, 128 * 1024
-    hidden, weight = torch.randn(n, 2, requires_grad=True), torch.randn(words, 2, requires_grad=True)
+    n, vocab_size, limit = 2048, 1024, 128 * 1024
+    hidden, weight = torch.randn(n, 2, requires_grad=True), torch.randn(vocab_size, 2, requires_grad=True)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -110,14 +110,14 @@ def test_never_holds_all_logits():
 
     with Watch():
         linear_cross_entropy(hidden, LMHead(weight), torch.zeros(n, dtype=torch.int64), chunk_size=128).backward()
-    assert largest == limit < n * words
+    assert largest == limit < n * vocab_size
 
 
-@pytest.mark.parametrize("wrong", [-1, WORDS, -101])
+@pytest.mark.parametrize("wrong", [-1, VOCAB_SIZE, -101])
 def test_targets_outside_the_vocabulary(wrong):
     hidden, weight, _, targets = example(bias=False)
     targets[2, 5] = wrong
-    with pytest.raises(ValueError, match=rf"target {wrong} is outside the vocabulary of {WORDS} words; use 0 to"):
+    with pytest.raises(ValueError, match=rf"target {wrong} is outside the vocabulary of {VOCAB_SIZE}"):
         linear_cross_entropy(hidden, LMHead(weight), targets)
 
 

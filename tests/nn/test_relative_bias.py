@@ -7,7 +7,7 @@ from gptlab.nn.position import RelativeBias
 
 
 def bucket(distance, n_bucket, max_distance, bidirectional):
-    """The bucket of one distance, key minus query, as the paper's code words it."""
+    """The bucket of one distance, key minus query, as in the paper's code."""
     first = 0
     if bidirectional:
         n_bucket //= 2
@@ -32,13 +32,13 @@ def test_buckets(n_bucket, max_distance, bidirectional):
     expected = [[bucket(int(k - q), n_bucket, max_distance, bidirectional) for k in keys] for q in queries]
     assert torch.equal(bias, module.table.weight[torch.tensor(expected)].permute(2, 0, 1))
     nowhere = {n_bucket // 2} if bidirectional else set()  # a key to come is never at distance 0
-    assert {number for row in expected for number in row} == set(range(n_bucket)) - nowhere
+    assert {bucket for buckets in expected for bucket in buckets} == set(range(n_bucket)) - nowhere
 
 
 def test_rows_may_stand_at_places_of_their_own():
     module = RelativeBias(8, 3, max_distance=20, bidirectional=False)
     keys = torch.arange(9)
-    rows = module(torch.tensor([[4], [7]]), keys)
-    assert rows.shape == (2, 3, 1, 9)
-    for row, at in zip(rows, (4, 7), strict=True):
-        assert torch.equal(row, module(torch.tensor([at]), keys))
+    biases = module(torch.tensor([[4], [7]]), keys)
+    assert biases.shape == (2, 3, 1, 9)
+    for bias, at in zip(biases, (4, 7), strict=True):
+        assert torch.equal(bias, module(torch.tensor([at]), keys))

@@ -1,4 +1,4 @@
-"""The label of a text: L3 by explicit maths, a planted signal that has to be found, and labels that are refused."""
+"""Classification: L3 by explicit maths, a planted signal that has to be found, and labels that are refused."""
 
 import json
 import math
@@ -10,28 +10,27 @@ import torch
 import torch.nn.functional as F
 from small_runs import small_run
 
-from gptlab.config import RunConfig
 from gptlab.data.config import Overlong
 from gptlab.data.examples.example_table import TokenizedExample
 from gptlab.data.prepare import prepare
 from gptlab.data.sources.config import TableConfig
 from gptlab.data.tokenizers.config import ByteConfig, CharConfig, WordPieceConfig
-from gptlab.data.tokenizers.tokenizer import build_tokenizer
+from gptlab.errors import UserError
 from gptlab.models.build import init_weights, shape_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.models.encoder.config import EncoderConfig, Heads
-from gptlab.objectives.classification import Classification
+from gptlab.objectives.base import logged_means
 from gptlab.objectives.config import ClassificationConfig
 from gptlab.runs.folder import read_metrics
 from gptlab.training.config import AdamWConfig, CosineConfig
 from gptlab.training.loop import train
 
 BYTES = ByteConfig(special_tokens=["<cls>", "<sep>", "<pad>"])
-TOKENIZER = build_tokenizer(BYTES, lambda: iter(()))
+TOKENIZER = BYTES.build(lambda: iter(()))
 SIZES = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 24}
 
 
-def rows():
+def examples():
     texts = [np.array([5, 6, 7, 8]), np.array([9, 10]), np.array([11, 12, 13, 14, 15])]
     return [
         TokenizedExample(np.append(text, TOKENIZER.eot), np.ones(len(text) + 1, bool), i % 2)
@@ -39,25 +38,30 @@ def rows():
     ]
 
 
-def built(model, **words):
-    data = TableConfig(path="x", label="kind", classes=["a", "b"])
-    config = RunConfig(model=model, objective=ClassificationConfig(**words), data=data, tokenizer=BYTES, budget_steps=1)
-    objective = Classification(config, TOKENIZER)
-    network = shape_model(model, TOKENIZER.vocab_size, config.n_class).to_empty(device="cpu")
-    init_weights(network, model, 0)
-    return objective, network, objective.collate(rows(), np.arange(3))
+def objective_of(model, tokenizer=TOKENIZER, **options):
+    data = TableConfig(path="x", label_column="kind", class_names=["a", "b"])
+    length = model.context_length
+    config = ClassificationConfig(**options)
+    return config.build(tokenizer=tokenizer, model=model, data=data, context_length=length, seed=0)
+
+
+def built(model, **options):
+    objective = objective_of(model, **options)
+    network = shape_model(model, TOKENIZER.vocab_size, 2).to_empty(device="cpu")
+    init_weights(network, 0)
+    return objective, network, objective.collate(examples(), np.arange(3))
 
 
 def test_l3_is_l2_and_lambda_times_l1():
     """Equations 3 to 5 of GPT's paper, text by text, without padding."""
     objective, model, batch = built(DecoderConfig(**SIZES, init_std=0.3), lm_weight=0.5)
     l1, l2, right = [], [], 0
-    for row in rows():
-        tokens = torch.from_numpy(row.tokens)[None]
+    for example in examples():
+        tokens = torch.from_numpy(example.tokens)[None]
         hidden = model.hidden_states(tokens)
         scores = model.class_head(hidden[:, -1])
-        l2.append(F.cross_entropy(scores, torch.tensor([row.label])))
-        right += int(scores.argmax() == row.label)
+        l2.append(F.cross_entropy(scores, torch.tensor([example.label])))
+        right += int(scores.argmax() == example.label)
         l1 += F.cross_entropy(model(tokens)[0, :-1], tokens[0, 1:], reduction="none").tolist()
     means = logged_means(objective.loss(model, batch), {kind: 1 / n for kind, n in objective.counts(batch).items()})
     l2 = torch.stack(l2).mean().item()
@@ -69,16 +73,16 @@ def test_l3_is_l2_and_lambda_times_l1():
     assert objective.mean_loss(model, batch).item() == pytest.approx(l2 + 0.5 * np.mean(l1), rel=1e-5)
 
 
-def test_an_encoder_reads_each_text_between_its_marks_and_nothing_else():
+def test_a_pooler_reads_each_text_between_its_special_tokens_and_nothing_else():
     model = EncoderConfig(**SIZES, heads=Heads.none, init_std=0.3)
     objective, network, batch = built(model)
     network.eval()
     losses = []
-    for i, row in enumerate(rows()):
-        text = [TOKENIZER.cls, *row.tokens.tolist(), TOKENIZER.sep]
+    for i, example in enumerate(examples()):
+        text = [TOKENIZER.cls, *example.tokens.tolist(), TOKENIZER.sep]
         assert batch["tokens"][i].tolist() == text + [TOKENIZER.pad] * (8 - len(text))
         scores = network.class_head(network.pooled(network.hidden_states(torch.tensor([text]))))
-        losses.append(F.cross_entropy(scores, torch.tensor([row.label])).item())
+        losses.append(F.cross_entropy(scores, torch.tensor([example.label])).item())
     assert objective.mean_loss(network, batch).item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
@@ -103,7 +107,10 @@ def test_a_planted_signal_is_found(tmp_path, architecture):
         model=model,
         objective=ClassificationConfig(lm_weight=0.5 if architecture == "decoder" else 0.0),
         data=TableConfig(
-            path=str(plant(tmp_path / "planted.jsonl")), label="kind", classes=["rising", "falling"], val_fraction=0.2
+            path=str(plant(tmp_path / "planted.jsonl")),
+            label_column="kind",
+            class_names=["rising", "falling"],
+            val_fraction=0.2,
         ),
         tokenizer=BYTES,
         optimizer=AdamWConfig(lr=3e-3),
@@ -117,7 +124,7 @@ def test_a_planted_signal_is_found(tmp_path, architecture):
     assert summary["val/accuracy"] >= 0.95, summary["val/accuracy"]
 
 
-def test_marks_that_the_tokenizer_puts_there_take_no_room_twice(tmp_path):
+def test_special_tokens_of_the_tokenizer_are_not_added_twice(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = ({"text": " ".join("ab"[j % 2] for j in range(i % 22 + 1)), "kind": "ab"[i % 2]} for i in range(44))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -125,24 +132,26 @@ def test_marks_that_the_tokenizer_puts_there_take_no_room_twice(tmp_path):
         tmp_path / "run",
         model=EncoderConfig(**SIZES),
         objective=ClassificationConfig(),
-        data=TableConfig(path=str(path), label="kind", classes=["a", "b"], val_fraction=0.0),
+        data=TableConfig(path=str(path), label_column="kind", class_names=["a", "b"], val_fraction=0.0),
         tokenizer=WordPieceConfig(vocab_size=9),
     )
     data = prepare(config.data, config.tokenizer, progress=False)
-    table = Classification(config, data.tokenizer).examples(data, "train", evaluating=False)
+    objective = objective_of(config.model, data.tokenizer)
+    objective.data.overlong = config.data.overlong
+    table = objective.examples(data, "train", evaluating=False)
     assert len(table) == 44 and table.lengths.max() == SIZES["context_length"]
-    batch = Classification(config, data.tokenizer).collate(table.gather(np.arange(44)), np.arange(44))
+    batch = objective.collate(table.gather(np.arange(44)), np.arange(44))
     assert batch["tokens"].shape == (44, SIZES["context_length"])
-    words = data.tokenizer
-    for row, n in zip(batch["tokens"].tolist(), batch["lengths"].tolist(), strict=True):
-        assert row[0] == words.cls and row.index(words.sep) == n - 1 and row.count(words.cls) == 1
+    cls, sep = data.tokenizer.cls, data.tokenizer.sep
+    for tokens, n in zip(batch["tokens"].tolist(), batch["attention_mask"].sum(1).tolist(), strict=True):
+        assert tokens[0] == cls and tokens.index(sep) == n - 1 and tokens.count(cls) == 1
 
 
-def test_texts_without_a_word_to_predict_train_on_their_labels(tmp_path):
+def test_texts_without_a_token_to_predict_train_on_their_labels(tmp_path):
     """One character and no end of text: nothing follows anything, so only labels are learned."""
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": "ab"[i % 2], "kind": "ab"[i % 2]}) + "\n" for i in range(40)))
-    data = TableConfig(path=str(path), label="kind", classes=["a", "b"])
+    data = TableConfig(path=str(path), label_column="kind", class_names=["a", "b"])
     runs = {}
     for lm_weight in (0.0, 0.5):
         objective = ClassificationConfig(lm_weight=lm_weight)
@@ -158,12 +167,14 @@ def test_labels_outside_the_classes_and_texts_too_long_are_refused(tmp_path):
     config = small_run(
         tmp_path / "run",
         objective=ClassificationConfig(),
-        data=TableConfig(path=str(plant(tmp_path / "planted.jsonl", 40)), label="kind", classes=["rising", "level"]),
+        data=TableConfig(
+            path=str(plant(tmp_path / "planted.jsonl", 40)), label_column="kind", class_names=["rising", "level"]
+        ),
     )
-    with pytest.raises(ValueError, match=r"falling.*rising, level"):
+    with pytest.raises(UserError, match=r"falling.*rising, level"):
         prepare(config.data, config.tokenizer, progress=False)
-    config.data.classes = ["rising", "falling"]
-    with pytest.raises(ValueError, match=r"data\.overlong=drop"):
+    config.data.class_names = ["rising", "falling"]
+    with pytest.raises(UserError, match=r"data\.overlong=drop"):
         train(config)
     config.data.overlong = Overlong.truncate
     assert train(config)["finished"]

@@ -1,4 +1,6 @@
-"""What holds for each objective alike."""
+"""Invariants of all objectives."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,31 +10,43 @@ from small_runs import OBJECTIVES, of_objective, small_run
 from gptlab.data.prepare import prepare
 from gptlab.distributed.devices import Devices
 from gptlab.models.build import init_weights, shape_model
-from gptlab.objectives.build import CLASSES, build_objective
-from gptlab.objectives.config import OBJECTIVES as CONFIGS
+from gptlab.models.config import Capability
+from gptlab.objectives.base import SEQUENCES, logged_means, training_counts, training_terms
+from gptlab.registry import variants
 from gptlab.runs.folder import read_metrics
 from gptlab.training.loop import train
 from gptlab.training.plan import make_plan
 
 
-def test_each_is_known_by_its_name():
-    assert tuple(CLASSES) == tuple(CONFIGS) == OBJECTIVES
-    assert all(CONFIGS[name]().name == name for name in OBJECTIVES)
+def test_all_are_tested_here():
+    assert {name for name, kind in variants("objective").items() if kind.__module__.startswith("gptlab.")} == set(
+        OBJECTIVES
+    )
+
+
+def objective_of(config, tokenizer):
+    return config.objective.build(
+        tokenizer=tokenizer,
+        model=config.model,
+        data=config.data,
+        context_length=config.context_length,
+        seed=config.seed,
+    )
 
 
 def built(name, tmp_path):
     config = small_run(tmp_path / "run", **of_objective(name, tmp_path))
     config.check()
     data = prepare(config.data, config.tokenizer, progress=False)
-    objective = build_objective(config, data.tokenizer)
+    objective = objective_of(config, data.tokenizer)
     model = shape_model(config.model, data.tokenizer.vocab_size, config.n_class).to_empty(device="cpu")
-    init_weights(model, config.model, 0)
+    init_weights(model, 0)
     examples = objective.examples(data, "train", evaluating=False)
     return objective, model, objective.collate(examples.gather(np.arange(8)), np.arange(8))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_one_batch_is_learned_by_heart(name, tmp_path):
+def test_one_batch_can_be_overfit(name, tmp_path):
     objective, model, batch = built(name, tmp_path)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
     first = objective.mean_loss(model, batch).item()
@@ -41,7 +55,7 @@ def test_one_batch_is_learned_by_heart(name, tmp_path):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    # What a text begins with cannot be told from anything before it.
+    # Nothing before a text's first token predicts it.
     end = objective.mean_loss(model, batch).item()
     assert first > 1 and end < 0.05 * first, (first, end)
 
@@ -53,7 +67,7 @@ def test_parts_of_a_batch_add_up_to_it(name, tmp_path):
     model.eval()
     kinds = objective.counts(batch)
     whole = logged_means(objective.loss(model, batch), dict.fromkeys(kinds, 1.0))
-    parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 3), slice(3, 8))]
+    parts = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 3), slice(3, 8))]
     halves = [logged_means(objective.loss(model, part), dict.fromkeys(kinds, 1.0)) for part in parts]
     assert list(whole) == list(objective.names)
     for term in whole:
@@ -63,11 +77,12 @@ def test_parts_of_a_batch_add_up_to_it(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_idle_parameters_are_those_without_a_gradient(name, tmp_path):
+def test_unused_parameters_are_those_without_a_gradient(name, tmp_path):
     objective, model, batch = built(name, tmp_path)
     objective.mean_loss(model, batch).backward()
-    without = {parameter for parameter, value in model.named_parameters() if value.grad is None}
-    assert without == {parameter for parameter, _ in model.named_parameters() if parameter.startswith(objective.idle)}
+    names = [name for name, _ in model.named_parameters()]
+    without = {name for name, value in model.named_parameters() if value.grad is None}
+    assert without == {name for name in names if name.startswith(objective.unused_parameters)}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -75,24 +90,45 @@ def test_a_run_records_what_the_objective_measures_and_shows_examples(name, tmp_
     config = small_run(tmp_path / "run", **of_objective(name, tmp_path))
     summary = train(config)
     row = read_metrics(tmp_path / "run" / "metrics.csv")[-1]
-    objective = CLASSES[name]
-    for term in build_names(config):
+    objective = objective_of(config, prepare(config.data, config.tokenizer, progress=False).tokenizer)
+    for term in objective.names:
         assert f"train/{term}" in row and f"val/{term}" in row and f"val/{term}" in summary
     assert ("val/bits_per_byte" in row) == objective.per_byte
     assert ("val/perplexity" in row) == (objective.perplexity_of is not None)
     assert (tmp_path / "run" / "samples.txt").read_text().count("--- step") == 2
 
 
-def build_names(config):
-    return build_objective(config, prepare(config.data, config.tokenizer, progress=False).tokenizer).names
-
-
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_share_of_the_peak_is_told_only_where_a_steps_tokens_are_known(name, tmp_path):
+def test_mfu_is_given_only_where_a_steps_tokens_are_known(name, tmp_path):
     config = small_run(tmp_path / "run", **of_objective(name, tmp_path))
     data = prepare(config.data, config.tokenizer, progress=False)
     devices = Devices(accelerator="cpu", per_node=1, world_size=1, precision="32-true", peak_flops=1e12)
-    objective = build_objective(config, data.tokenizer)
+    objective = objective_of(config, data.tokenizer)
     plan = make_plan(config, data, devices, data.tokenizer.vocab_size, objective)
-    # Rows are shorter than the context, each its own bit.
+    # Examples of a table are shorter than the context.
     assert plan.peak_flops == (None if name in ("classification", "instruction") else 1e12)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_does_not_depend_on_its_micro_batches_with_experts(name, tmp_path):
+    """Padding included: texts of different lengths route as they would alone."""
+    config = small_run(tmp_path / "run", **of_objective(name, tmp_path))
+    if Capability.causal not in config.model.capabilities:
+        assert not config.model.auxiliary_terms
+        return
+    config.model = replace(config.model, n_expert=4, capacity_factor=1.0, router_aux_loss_coef=0.5)
+    data = prepare(config.data, config.tokenizer, progress=False)
+    objective = objective_of(config, data.tokenizer)
+    model = shape_model(config.model, data.tokenizer.vocab_size, config.n_class).to_empty(device="cpu")
+    init_weights(model, 0)
+    examples = objective.examples(data, "train", evaluating=False).gather(np.arange(6))
+    whole = objective.collate(examples, np.arange(6))
+    # Collated apart, a batch is as long as its own longest text.
+    parts = [objective.collate(examples[i : i + 2], np.arange(i, i + 2)) for i in (0, 2, 4)]
+    scales = {kind: 1 / int(n) for kind, n in training_counts(objective, whole).items()}
+    assert scales[SEQUENCES] == 1 / 6
+    expected = logged_means(training_terms(objective, model, whole), scales)
+    found = [logged_means(training_terms(objective, model, part), scales) for part in parts]
+    assert expected["dropped_token_fraction"] > 0
+    for term, value in expected.items():
+        assert sum(part[term] for part in found).item() == pytest.approx(value.item(), rel=1e-5), term

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from gptlab.config import RunConfig
+from gptlab.data.sources.config import TextConfig
 from gptlab.models.build import build_model
 from gptlab.models.config import Feedforward
 from gptlab.models.decoder.config import DecoderConfig, Norm, Position
 from gptlab.objectives.causal_lm import CausalLM
 
 transformers = pytest.importorskip("transformers")
-WORDS, POSITIONS = 61, 10
+VOCAB_SIZE, POSITIONS = 61, 10
 
 
 def scatter(model, seed=0):
@@ -65,14 +65,14 @@ def assert_near(a, b, name):
 
 
 def assert_equal_models(config, theirs, names):
-    ours = build_model(config, WORDS, seed=0).eval()
+    ours = build_model(config, VOCAB_SIZE, seed=0).eval()
     parameters = dict(theirs.named_parameters())
     assert {theirs_name for theirs_name, _ in names.values()} == set(parameters)
-    state = {name: ours_from(parameters[foreign].detach(), how) for name, (foreign, how) in names.items()}
+    state = {name: ours_from(parameters[external].detach(), how) for name, (external, how) in names.items()}
     ours.load_state_dict(state, strict=True)
 
-    windows = torch.randint(WORDS, (3, POSITIONS + 1), generator=torch.Generator().manual_seed(1))
-    objective = CausalLM(RunConfig())
+    windows = torch.randint(VOCAB_SIZE, (3, POSITIONS + 1), generator=torch.Generator().manual_seed(1))
+    objective = CausalLM(data=TextConfig(path="none"), context_length=POSITIONS)
     batch = objective.collate(windows)
     reference = theirs(batch["tokens"])
     assert_near(ours(batch["tokens"]), reference.logits, "logits")
@@ -86,8 +86,8 @@ def assert_equal_models(config, theirs, names):
     (-log_p.sum()).backward()
     largest_key_bias = max(p.grad.abs().max() for p in ours.parameters())
     for name, parameter in ours.named_parameters():
-        foreign, how = names[name]
-        wanted = ours_from(parameters[foreign].grad, how)
+        external, how = names[name]
+        wanted = ours_from(parameters[external].grad, how)
         if name.endswith("attn.k.bias"):  # zero but for rounding: it moves all scores of a query alike
             assert (parameter.grad - wanted).abs().max() <= 1e-6 * largest_key_bias, name
         else:
@@ -98,7 +98,7 @@ def assert_equal_models(config, theirs, names):
 def test_gpt2(n_head, d_model, d_ff):
     theirs = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=WORDS,
+            vocab_size=VOCAB_SIZE,
             n_positions=POSITIONS + 1,
             n_embd=d_model,
             n_layer=3,
@@ -119,7 +119,7 @@ def test_gpt2(n_head, d_model, d_ff):
 def test_llama(n_kv_head, d_head):
     theirs = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=WORDS,
+            vocab_size=VOCAB_SIZE,
             max_position_embeddings=POSITIONS + 1,
             hidden_size=36,
             intermediate_size=50,

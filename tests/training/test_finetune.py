@@ -1,4 +1,4 @@
-"""A pretrained model of which a part is trained: what an adapter computes, and what becomes of it afterwards."""
+"""Fine-tuning: which parameters are trained, what an adapter computes, and how it is merged."""
 
 import math
 from dataclasses import replace
@@ -11,6 +11,7 @@ from interop.foreign import said
 from small_runs import of_objective, small_run, write_rows
 
 from gptlab.data.sources.config import TableConfig
+from gptlab.errors import UserError
 from gptlab.models.build import init_weights, shape_model
 from gptlab.models.config import model_from_plain
 from gptlab.models.decoder.config import DecoderConfig
@@ -26,14 +27,14 @@ from gptlab.training.finetune import prepare_finetuning
 from gptlab.training.loop import train
 
 SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16}
-LORA = FinetuneConfig(mode=Finetuning.lora, rank=3, alpha=7.0, layers=["attn.q", "attn.v", "ffn.down"])
+LORA = FinetuneConfig(type=Finetuning.lora, rank=3, alpha=7.0, target_modules=["attn.q", "attn.v", "ffn.down"])
 
 
 def adapted(config, finetune=LORA, vocab_size=40, seed=0):
     model = shape_model(config, vocab_size)
-    prepare_finetuning(model, finetune, config)
+    prepare_finetuning(model, finetune)
     model = model.to_empty(device="cpu")
-    init_weights(model, config, seed)
+    init_weights(model, seed)
     return model
 
 
@@ -61,7 +62,7 @@ def test_an_adapter_is_explicit_maths(bias):
 @pytest.mark.parametrize(
     "config", [DecoderConfig(**SHAPE), EncoderConfig(**SHAPE), EncoderDecoderConfig(**SHAPE)], ids=type
 )
-def test_it_starts_as_the_model_and_by_seed_and_name(config):
+def test_adapters_start_at_zero_and_by_seed_and_name(config):
     plain, first, again, other = (
         adapted(config, *options) for options in ((FinetuneConfig(),), (LORA,), (LORA,), (LORA, 40, 1))
     )
@@ -82,7 +83,7 @@ def test_it_starts_as_the_model_and_by_seed_and_name(config):
 
 def frozen(config, **finetune):
     model = shape_model(config, 40)
-    prepare_finetuning(model, FinetuneConfig(mode=Finetuning.last_layers, **finetune), config)
+    prepare_finetuning(model, FinetuneConfig(type=Finetuning.last_layers, **finetune))
     return {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}, {
         name for name, p in model.named_parameters() if not p.requires_grad
     }
@@ -102,6 +103,62 @@ def test_the_last_blocks_of_each_architecture():
         "decoder.position.table",
         "decoder.blocks.0",
     }
+
+
+EXPERTS = {"n_expert": 4, "n_shared_expert": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong", "names"),
+    [
+        (
+            DecoderConfig(**SHAPE),
+            ["attn.q", "cross.q"],
+            "cross.q is no layer .* attn.q, attn.k, attn.v, attn.out, ffn.up",
+        ),
+        (DecoderConfig(**SHAPE), ["ffn.gate"], "ffn.gate is no layer"),
+        (DecoderConfig(**SHAPE, **EXPERTS), ["ffn.up"], "ffn.up is a layer of the experts.*ffn.shared.up"),
+        (DecoderConfig(**SHAPE, **EXPERTS), ["ffn.experts.up"], "ffn.experts.up is a layer of the experts"),
+        (DecoderConfig(**SHAPE, **EXPERTS), ["ffn.router"], "ffn.router is no layer"),
+        (EncoderDecoderConfig(**SHAPE), ["norm1"], "norm1 is no layer .* cross.q"),
+    ],
+    ids=str,
+)
+def test_layers_that_the_model_lacks_are_refused(config, wrong, names):
+    with pytest.raises(UserError, match=rf"finetune\.target_modules=\[.*: {names}"):
+        adapted(config, replace(LORA, target_modules=wrong))
+
+
+def test_adapters_are_in_every_block_that_has_the_layer():
+    model = adapted(EncoderDecoderConfig(**SHAPE), replace(LORA, target_modules=["attn.q", "cross.k"]))
+    found = {name.removesuffix(".lora_up") for name, _ in model.named_parameters() if name.endswith(".lora_up")}
+    assert found == {
+        *(f"{side}.blocks.{i}.attn.q" for side in ("encoder", "decoder") for i in range(2)),
+        *(f"decoder.blocks.{i}.cross.k" for i in range(2)),
+    }
+    model = adapted(DecoderConfig(**SHAPE, **EXPERTS), replace(LORA, target_modules=["ffn.shared.up"]))
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        f"blocks.{i}.ffn.shared.up.lora_{side}" for i in range(2) for side in ("down", "up")
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "n"),
+    [(DecoderConfig(**SHAPE), 2), (EncoderDecoderConfig(**SHAPE, n_decoder_layer=3), 3)],
+    ids=["", "T5"],
+)
+def test_more_blocks_than_there_are_are_refused(config, n):
+    frozen(config, n_layer=n)
+    with pytest.raises(UserError, match=rf"finetune\.n_layer={n + 1} is more than the {n} blocks.*or fewer"):
+        frozen(config, n_layer=n + 1)
+
+
+def test_a_class_head_is_trained_whatever_is_frozen():
+    for finetune in (LORA, FinetuneConfig(type=Finetuning.last_layers, n_layer=1)):
+        model = shape_model(DecoderConfig(**SHAPE), 40, 3)
+        prepare_finetuning(model, finetune)
+        assert all(parameter.requires_grad for parameter in model.class_head.parameters())
+        assert not model.tok_emb.weight.requires_grad
 
 
 @pytest.fixture(scope="module")
@@ -156,16 +213,16 @@ def test_a_run_of_adapters_is_a_model_to_start_from(runs):
             assert torch.equal(parameter, drawn[name] if "lora" in name else merged[name]), name
 
 
-def test_the_plan_says_how_many_are_trained(runs, tmp_path, capsys):
+def test_the_plan_gives_the_number_of_trained_parameters(runs, tmp_path, capsys):
     model = DecoderConfig(**SHAPE, init_from=str(runs / "base"))
     train(small_run(tmp_path / "run", model=model, finetune=LORA, budget_steps=2))
     n_trained = 2 * 3 * (32 + 32 + 32 + 32 + 128 + 32)  # two blocks, rank 3, q, v and down
     assert f", {n_trained:,} of them trained (" in capsys.readouterr().out
 
 
-def test_other_adapters_are_not_gone_on_with(runs, tmp_path):
+def test_a_run_is_not_resumed_with_other_adapters(runs, tmp_path):
     model = DecoderConfig(**SHAPE, init_from=str(runs / "base"))
-    finetune = FinetuneConfig(mode=Finetuning.lora, rank=2, layers=LORA.layers, alpha=LORA.alpha)
+    finetune = FinetuneConfig(type=Finetuning.lora, rank=2, target_modules=LORA.target_modules, alpha=LORA.alpha)
     resume = str(runs / "lora" / "checkpoints" / "last.ckpt")
     with pytest.raises(ValueError, match=r"another model or batch: finetune\.rank was 3 and is 2"):
         train(small_run(tmp_path / "run", model=model, finetune=finetune, resume=resume, budget_steps=12))
@@ -178,7 +235,10 @@ def test_an_encoders_heads_may_be_other_ones(tmp_path):
     train(small_run(pretrained, **place))
     words = {"objective": ClassificationConfig(), "tokenizer": place["tokenizer"], "budget_steps": 5}
     words["data"] = TableConfig(
-        path=str(write_rows(tmp_path / "r.jsonl")), prompt="{question}", label="even", classes=["False", "True"]
+        path=str(write_rows(tmp_path / "r.jsonl")),
+        prompt="{question}",
+        label_column="even",
+        class_names=["False", "True"],
     )
     still = AdamWConfig(lr=1e-30, weight_decay=0.0)
     found = {}

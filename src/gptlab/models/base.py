@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gptlab.errors import UserError
-from gptlab.models.config import ModelConfig
+from gptlab.models.config import Capability, ModelConfig
 from gptlab.nn.cache import KVCache
 from gptlab.nn.lora import ADAPTERS
 from gptlab.nn.loss import Auxiliary, LMHead
@@ -19,11 +20,12 @@ class LanguageModel(nn.Module, ABC):
 
     A subclass sets `blocks` in its constructor, or defines it as a property: all blocks in the order in which they run.
     They are the units of activation checkpointing, compilation and sharding, so most parameters should be in them. It
-    defines `hidden_states` and `head`, which is enough to train and to generate; the other methods have defaults.
+    defines `hidden_states` and `head`, which is enough to train and to generate; the other methods have defaults. An
+    untied head is named `lm_head`, so that objectives which score no tokens leave it untrained.
 
-    Its `config.capabilities` promise more: `encoder_decoder` that `hidden_states` takes `source` and `source_mask` and
-    that there is `encode`; `mlm_head`, `pooler` and `nsp_head` that there are `mlm_transform`, `pooled` and
-    `next_sentence`.
+    Its `config.capabilities` promise more: `bidirectional` that `hidden_states` takes `segments`; `encoder_decoder`
+    that it takes `source` and `source_mask` and that there is `encode`; `mlm_head`, `pooler` and `nsp_head` that
+    `mlm_transform`, `pooled` and `next_sentence` are defined.
     """
 
     blocks: Sequence[nn.Module]
@@ -34,7 +36,7 @@ class LanguageModel(nn.Module, ABC):
         self.class_head: ClassHead | None = None
 
     @abstractmethod
-    def hidden_states(self, tokens: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
+    def hidden_states(self, tokens: Tensor, *, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:
         """What the head reads: tokens (B, T) -> (B, T, D).
 
         attention_mask (B, T) is True on real tokens and False on padding, which is at the end (None: no padding). The
@@ -47,7 +49,7 @@ class LanguageModel(nn.Module, ABC):
     def head(self) -> LMHead:
         """The output head as values: `nn.loss.linear_cross_entropy` never forms all logits."""
 
-    def forward(self, tokens: Tensor, **inputs) -> Tensor:
+    def forward(self, tokens: Tensor, **inputs: Any) -> Tensor:
         """Logits: tokens (B, T) and what `hidden_states` takes beside -> (B, T, V)."""
         return self.head.logits(self.hidden_states(tokens, **inputs))
 
@@ -58,6 +60,18 @@ class LanguageModel(nn.Module, ABC):
         The names of its terms are `config.auxiliary_terms`.
         """
         return None
+
+    def mlm_transform(self, hidden_states: Tensor) -> Tensor:
+        """What `head` reads, of a masked language model: the hidden states of masked positions (..., D) -> (..., D)."""
+        raise NotImplementedError(f"{type(self).__name__} promises no {Capability.mlm_head}")
+
+    def pooled(self, hidden_states: Tensor) -> Tensor:
+        """One state for each sequence: (B, T, D) -> (B, D)."""
+        raise NotImplementedError(f"{type(self).__name__} promises no {Capability.pooler}")
+
+    def next_sentence(self, pooled: Tensor) -> Tensor:
+        """Logits of 0, the second segment follows the first, and 1, it does not: pooled (B, D) -> (B, 2)."""
+        raise NotImplementedError(f"{type(self).__name__} promises no {Capability.nsp_head}")
 
     def new_cache(self, batch_size: int, n_positions: int) -> KVCache | None:
         """An empty cache for `hidden_states`; None where there is no such thing, and generation recomputes."""

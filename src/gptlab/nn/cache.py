@@ -68,7 +68,7 @@ class KVCache:
         self._masks: dict[int | None, Tensor] = {}
 
     def attention_mask_args(self, layer: int, window: int | None) -> dict[str, Any]:
-        """Arguments of that layer's `Attention`; a query attends to `window` positions, its own included (None: all)."""
+        """Arguments of that layer's `Attention`; a query attends to `window` positions with its own (None: to all)."""
         if self.uniform and (window is None or window >= self.end):
             if self.n_tokens == self.end:
                 return {"cache": self.layers[layer], "causal": True}

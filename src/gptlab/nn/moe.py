@@ -20,7 +20,7 @@ from gptlab.nn.block import Block
 from gptlab.nn.loss import Auxiliary
 from gptlab.nn.tensor_parallel import Split, TensorGroup
 
-GROUPED_BYTES = 16  # the grouped product wants matrix rows that are a multiple of this
+GROUPED_BYTES = 16  # the grouped product wants matrices whose strides are a multiple of this
 
 
 class Routing(NamedTuple):

@@ -33,9 +33,9 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def gather(self, indices: np.ndarray): ...
+    def gather(self, indices: np.ndarray) -> Any: ...
 
-    def tail(self): ...
+    def tail(self) -> Any: ...
 
 
 class PreviewContext(NamedTuple):
@@ -79,7 +79,7 @@ class Objective(ABC):
         """The examples of `split`: for training, or in order and complete for an evaluation."""
 
     @abstractmethod
-    def collate(self, examples, sample_ids: np.ndarray) -> Batch:
+    def collate(self, examples: Any, sample_ids: np.ndarray) -> Batch:
         """A batch of what `gather` returned.
 
         `sample_ids` (B) are unique within a run and negative in an evaluation. Whatever is drawn at random is a
@@ -87,7 +87,7 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def counts(self, batch: Batch) -> dict[str, int | Tensor]:
+    def counts(self, batch: Batch) -> Mapping[str, int | Tensor]:
         """The number of targets of each kind that `loss` sums over."""
 
     @abstractmethod

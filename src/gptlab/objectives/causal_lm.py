@@ -26,10 +26,10 @@ class CausalLM(Objective):
             return SlidingWindows.each_token_once(tokens, length)
         return SlidingWindows(tokens, length, self.data.stride or length)
 
-    def collate(self, windows: np.ndarray | Tensor, sample_ids: np.ndarray | None = None) -> Batch:
+    def collate(self, examples: np.ndarray | Tensor, sample_ids: np.ndarray | None = None) -> Batch:
         """Split sequences (B, T + 1) into tokens (B, T) and targets (B, T): views, not copies."""
-        windows = torch.as_tensor(windows)
-        return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
+        examples = torch.as_tensor(examples)
+        return {"tokens": examples[:, :-1], "targets": examples[:, 1:]}
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {"targets": batch["targets"].numel()}

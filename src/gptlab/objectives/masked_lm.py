@@ -76,7 +76,11 @@ class MaskedLM(Objective):
         segments = np.zeros((batch_size, length), dtype=np.int64)
         follows = np.zeros(batch_size, dtype=np.int64)
         sizes = np.zeros(batch_size, dtype=np.int64)
-        texts = examples.pairs(draws[:, :N_DRAWS]) if self.pairs else ((text, None, True) for text in examples)
+        texts = (
+            examples.pairs(draws[:, :N_DRAWS])
+            if isinstance(examples, Chunks)
+            else ((text, None, True) for text in examples)
+        )
         for i, (first, second, in_order) in enumerate(texts):
             n = len(first) + 2
             tokens[i, :n] = [self.cls, *first, self.sep]

@@ -75,13 +75,13 @@ class SpanCorruption(Objective):
             return SlidingWindows(tokens, max(1, min(n, len(tokens)) - 1), n, split=split)
         return SlidingWindows(tokens, n - 1, self.data.stride or n, split=split)
 
-    def collate(self, windows: np.ndarray, sample_ids: np.ndarray) -> Batch:
+    def collate(self, examples: np.ndarray, sample_ids: np.ndarray) -> Batch:
         """Of texts (B, N): the source (B, S), the targets (B, T), and the targets shifted right as `tokens` (B, T)."""
-        n_tokens = windows.shape[1]
+        n_tokens = examples.shape[1]
         n_noise, n_spans = self.sizes(n_tokens)
         draws = uniforms(self.seed, sample_ids, 2 * n_tokens)
         sources, targets = [], []
-        for text, draw in zip(windows, draws, strict=True):
+        for text, draw in zip(examples, draws, strict=True):
             noise = _partition(n_noise, n_spans, draw[:n_tokens])
             kept = _partition(n_tokens - n_noise, n_spans, draw[n_tokens:])
             source, target, at = [], [], 0
@@ -109,7 +109,7 @@ class SpanCorruption(Objective):
         """A text with its masked spans, each beside the model's prediction of every token from those before it."""
         batch = context.to_device(self.collate(context.examples, np.array([-1])))
         logits = context.model.head.logits(self._hidden_states(context.model, batch))
-        spans, sentinels = {}, set(self.sentinels.tolist())
+        spans, span, sentinels = {}, ([], []), set(self.sentinels.tolist())
         for target, guess in zip(batch["targets"][0].tolist(), logits[0].argmax(-1).tolist(), strict=True):
             if target in sentinels:
                 span = spans[target] = [], []

@@ -27,13 +27,13 @@ def prepare_finetuning(model: LanguageModel, config: FinetuneConfig) -> None:
             _add_adapters(model, config)
             trained += [parameter for name, parameter in model.named_parameters() if name.endswith(ADAPTERS)]
         case Finetuning.last_layers:
-            blocks = list(model.output_blocks)
-            if config.n_layer > len(blocks):
+            blocks, n_layer = list(model.output_blocks), config.n_layer or 0
+            if n_layer > len(blocks):
                 raise UserError(
-                    f"finetune.n_layer={config.n_layer} is more than the {len(blocks)} blocks before this model's "
+                    f"finetune.n_layer={n_layer} is more than the {len(blocks)} blocks before this model's "
                     "head; use that many or fewer"
                 )
-            for module in (*blocks[-config.n_layer :], *model.output_modules):
+            for module in (*blocks[len(blocks) - n_layer :], *model.output_modules):
                 trained += module.parameters()
     if model.class_head is not None:
         trained += model.class_head.parameters()

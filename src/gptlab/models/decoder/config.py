@@ -78,9 +78,7 @@ class DecoderConfig(TransformerConfig):
     n_expert_per_token: int = bounded(2, ge=1)
     n_shared_expert: int | None = bounded(None, ge=1)  # experts beside them that every token uses
     router_softmax: RouterSoftmax = RouterSoftmax.after
-    capacity_factor: float | None = bounded(
-        None, gt=0
-    )  # capacity of an expert in training, in equal shares; null: no limit
+    capacity_factor: float | None = bounded(None, gt=0)  # in training, in equal shares of a sequence's choices
     router_aux_loss_coef: float | None = bounded(0.01, gt=0)  # weight of the load-balancing loss; null: none
     router_z_loss_coef: float | None = bounded(0.001, gt=0)  # weight of the router's z-loss; null: none
     bias: bool = True  # of every linear layer but the head and the router, and of LayerNorm

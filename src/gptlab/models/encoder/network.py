@@ -57,7 +57,6 @@ class Encoder(Transformer):
         return x
 
     def mlm_transform(self, hidden_states: Tensor) -> Tensor:
-        """What `head` reads: the hidden states of masked positions (..., D) -> (..., D)."""
         return self._head("mlm")(hidden_states)
 
     @property
@@ -70,7 +69,6 @@ class Encoder(Transformer):
         return torch.tanh(self._head("pooler")(hidden_states[:, 0]))
 
     def next_sentence(self, pooled: Tensor) -> Tensor:
-        """Logits of 0, the second segment follows the first, and 1, it does not: pooled (B, D) -> (B, 2)."""
         return self._head("nsp")(pooled)
 
     def forward(self, tokens: Tensor, **inputs) -> Tensor:
