@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +67,13 @@ def test_a_trained_run_is_the_same_in_transformers(name, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     ours = load_tokenizer(run / "tokenizer.json")
 
-    state = checkpoint.load(run / "checkpoints" / "best.ckpt")
+    saved = checkpoint.load(run / "checkpoints" / "best.ckpt")
     text = (tmp_path / "text.txt").read_text()
     ids = ours.encode(text)
     assert tokenizer(text)["input_ids"] == ids.tolist()
     n_val = json.loads((run / "summary.json").read_text())
-    model = build_model(model_from_plain(state["config"]["model"]), ours.vocab_size, seed=0).eval()
-    model.load_state_dict(state["model"])
+    model = build_model(model_from_plain(saved.state.config["model"]), ours.vocab_size, seed=0).eval()
+    model.load_state_dict(dict(saved.model))
 
     # The whole validation split, in windows that predict every token but the first once.
     config = small_run(run, model=MODELS[name])
@@ -84,8 +85,8 @@ def test_a_trained_run_is_the_same_in_transformers(name, tmp_path):
             log_p = theirs(window[:, :-1]).logits.log_softmax(-1)
             total -= float(log_p.gather(-1, window[:, 1:, None]).sum())
             count += window.shape[1] - 1
-    assert total / count == pytest.approx(state["best"]["val/loss"], abs=1e-4)
-    assert n_val["val/loss"] >= state["best"]["val/loss"] - 1e-6
+    assert total / count == pytest.approx(saved.state.best["val/loss"], abs=1e-4)
+    assert n_val["val/loss"] >= saved.state.best["val/loss"] - 1e-6
 
     prompt = tokens[:4][None]
     written = theirs.generate(prompt, max_new_tokens=12, do_sample=False, pad_token_id=ours.eot)
@@ -95,7 +96,7 @@ def test_a_trained_run_is_the_same_in_transformers(name, tmp_path):
     assert torch.equal(written, expected) and written.shape[1] > 4
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
-    assert f"| val/loss | {state['best']['val/loss']:.4f} |" in card and "d_model: 32" in card
+    assert f"| val/loss | {saved.state.best['val/loss']:.4f} |" in card and "d_model: 32" in card
 
 
 @pytest.mark.parametrize("architecture", [DecoderConfig, EncoderConfig])
@@ -119,9 +120,9 @@ def test_a_named_checkpoint_is_taken(tmp_path):
     assert (
         run_convert(f"from={run / 'checkpoints' / 'last.ckpt'}", f"to={tmp_path / 'out'}", "format=transformers") == 0
     )
-    state = checkpoint.load(run / "checkpoints" / "last.ckpt")["model"]
+    weights = checkpoint.load(run / "checkpoints" / "last.ckpt").model
     for name, value in TransformersFolder(tmp_path / "out").tensors():
-        assert torch.equal(value, state[name])
+        assert torch.equal(value, weights[name])
 
 
 @pytest.mark.parametrize("name", ["gpt1", "gpt2 untied", "llama tied, grouped", "mistral window", "qwen2"])
@@ -454,10 +455,10 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, capsys):
 def test_embeddings_beyond_the_tokenizer_are_not_drawn_from_an_export(tmp_path):
     run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, vocab_size=300, init_std=0.4))
     path = run / "checkpoints" / "best.ckpt"
-    state = checkpoint.load(path)
-    drawn = torch.randn(state["model"]["tok_emb.weight"].shape, generator=torch.Generator().manual_seed(0))
-    state["model"] = {**state["model"], "tok_emb.weight": drawn * torch.linspace(0.1, 3, 300)[:, None]}
-    checkpoint.save(state, path)
+    saved = checkpoint.load(path)
+    drawn = torch.randn(saved.model["tok_emb.weight"].shape, generator=torch.Generator().manual_seed(0))
+    weights = {**saved.model, "tok_emb.weight": drawn * torch.linspace(0.1, 3, 300)[:, None]}
+    checkpoint.save(path, saved.state, weights)
     assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     prompt = torch.tensor([list(b"the of")])
@@ -495,9 +496,9 @@ def test_weights_of_another_tokenizer_are_refused(tmp_path):
         assert not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match=r"model\.init_from= is empty"):
         train(small_run(tmp_path / "new", model=DecoderConfig(**SHAPE, init_from="")))
-    state = checkpoint.load(run / "checkpoints" / "last.ckpt") | {"tokenizer": ""}  # unknown
-    checkpoint.save(state, tmp_path / "unknown" / "a.ckpt")
+    saved = checkpoint.load(run / "checkpoints" / "last.ckpt")
+    checkpoint.save(tmp_path / "unknown" / "a.ckpt", replace(saved.state, tokenizer=""), saved.model)
     unknown = DecoderConfig(**SHAPE, init_from=str(tmp_path / "unknown" / "a.ckpt"))
     open_initial(unknown, 257, CharTokenizer("abc"))
-    with pytest.raises(ValueError, match=r"add model\.vocab_size=257 and a tokenizer of no more words"):
+    with pytest.raises(ValueError, match=r"add model\.vocab_size=257 and a tokenizer with a vocabulary no larger than that"):
         open_initial(unknown, 300, CharTokenizer("".join(map(chr, range(300)))))

@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from gptlab.models.decoder.config import DecoderConfig
 from gptlab.models.encoder.config import EncoderConfig
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.runs import checkpoint
+from gptlab.runs.checkpoint_state import CheckpointState
 from gptlab.runs.load import load_model
 from gptlab.training.config import TrainerConfig
 from gptlab.training.loop import train
@@ -41,7 +42,7 @@ def trained(tmp_path_factory):
     trainer = TrainerConfig(accelerator="cpu", devices=1, val_check_interval=5, enable_progress_bar=False)
     config = small_run(folder, trainer=trainer)
     config.callbacks.checkpoint.keep_last = 3
-    return folder, train(config)
+    return folder, train(config).summary
 
 
 @pytest.fixture
@@ -178,15 +179,9 @@ def write_model(folder, config):
     folder.mkdir()
     tokenizer.save(folder / "tokenizer.json")
     run = RunConfig(tokenizer=ByteConfig(), budget_steps=1)
-    state = {
-        "gptlab_format": checkpoint.FORMAT,
-        "step": 1,
-        "model": model.state_dict(),
-        "config": to_plain(run) | {"model": to_plain(config)},
-        "tokenizer": tokenizer.fingerprint,
-        "best": None,
-    }
-    checkpoint.save(state, folder / "checkpoints" / "best.ckpt")
+    plain = to_plain(run) | {"model": to_plain(config)}
+    state = CheckpointState(step=1, config=plain, tokenizer=tokenizer.fingerprint)
+    checkpoint.save(folder / "checkpoints" / "best.ckpt", state, model.state_dict())
     return folder
 
 
@@ -278,8 +273,9 @@ def test_changed_data_is_no_longer_the_validation(trained, say, tmp_path):
     folder = write_run(tmp_path / "copy")
     for name in ("config.yaml", "tokenizer.json"):
         (folder / name).write_bytes((trained[0] / name).read_bytes())
-    state = checkpoint.load(trained[0] / "checkpoints" / "last.ckpt")
-    checkpoint.save(dict(state) | {"data": "other"}, folder / "checkpoints" / "best.ckpt")
+    saved = checkpoint.load(trained[0] / "checkpoints" / "last.ckpt")
+    other = replace(saved.state, data="other")
+    checkpoint.save(folder / "checkpoints" / "best.ckpt", other, saved.model)
     assert "was trained on other data than" in say(f"run={folder}", expect=2)
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import Enum
 
 import pytest
@@ -197,7 +197,7 @@ def test_precisions(run, answers, precision):
 
 
 def test_a_model_with_a_larger_vocabulary_than_its_tokenizer(answers, tmp_path):
-    folder = write_run(tmp_path / "run", tokenizer=CharTokenizer("abc"), rows=16)
+    folder = write_run(tmp_path / "run", tokenizer=CharTokenizer("abc"), vocab_size=16)
     (found,) = answers("prompt=ab", "temperature=9", "max_new_tokens=100", where=folder)
     assert set(found["tokens"]) == {0, 1, 2} and len(found["text"]) == 100
 
@@ -357,7 +357,7 @@ def test_a_terminal_that_knows_few_characters(run):
 def test_a_tokenizer_of_the_library_beside_a_checkpoint(run, answers, tmp_path):
     """The tokens of a run are the same in the file that transformers reads."""
     expected = answers("prompt=ab", "max_new_tokens=9")
-    state = checkpoint.load(run / "checkpoints" / "best.ckpt") | {"tokenizer": ""}
-    checkpoint.save(state, tmp_path / "mine.ckpt")
+    saved = checkpoint.load(run / "checkpoints" / "best.ckpt")
+    checkpoint.save(tmp_path / "mine.ckpt", replace(saved.state, tokenizer=""), saved.model)
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_files(ByteTokenizer(), 24)["tokenizer.json"]))
     assert answers("prompt=ab", "max_new_tokens=9", where=tmp_path / "mine.ckpt") == expected

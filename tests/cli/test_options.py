@@ -1,6 +1,7 @@
 """Options of commands, parsed by their types."""
 
 import sys
+from dataclasses import replace
 from enum import Enum
 
 import pytest
@@ -118,8 +119,9 @@ def test_every_command_loads_plugins(command, tmp_path, monkeypatch, capsys):
 def test_a_run_with_plugins_needs_them_given_again(command, options, tmp_path, monkeypatch, capsys):
     run, module = write_run(tmp_path / "run"), f"needed_by_{command.__name__.rpartition('.')[2]}"
     path = run / "checkpoints" / "best.ckpt"
-    state = dict(checkpoint.load(path))
-    checkpoint.save(state | {"config": state["config"] | {"plugins": [module]}}, path)
+    saved = checkpoint.load(path)
+    state = replace(saved.state, config=saved.state.config | {"plugins": [module]})
+    checkpoint.save(path, state, saved.model)
     (tmp_path / f"{module}.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(plugins, "_loaded", [])

@@ -88,19 +88,18 @@ def test_equals_the_validation_loss_of_a_run(tmp_path):
     config = small_run(tmp_path / "run")
     config.model.vocab_size = 300
     with torch.enable_grad():
-        reported = train(config)["val/loss"]
+        reported = train(config).summary["val/loss"]
     data = prepare(config.data, config.tokenizer, progress=False)
-    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    saved = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
     model = build_model(config.model, 300, seed=0).eval()
-    model.load_state_dict(state["model"])
+    model.load_state_dict(dict(saved.model))
     ids, context = data.val.tokens[:].tolist(), config.model.context_length
     nats = [cost for at in range(0, len(ids) - 1, context) for cost in token_nats(model, ids[at : at + context + 1])]
     assert len(nats) == len(ids) - 1
     assert sum(nats) / len(nats) == pytest.approx(reported, abs=1e-5)
     first = data.tokenizer.decode(ids[: context + 1])
-    ours = score(
-        model, CharTokenizer("".join(map(chr, range(256)))), first
-    )  # the same ids, and no beginning-of-text token
+    characters = CharTokenizer("".join(map(chr, range(256))))  # the same ids, and no beginning-of-text token
+    ours = score(model, characters, first)
     assert ours.nats == pytest.approx(nats[:context], abs=1e-4)
 
 

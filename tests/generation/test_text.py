@@ -17,6 +17,7 @@ from gptlab.generation.decoding_state import DecodingState, window_start
 from gptlab.generation.precision import prepare
 from gptlab.generation.scoring import token_nats
 from gptlab.generation.text import generate
+from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability, ModelConfig
 from gptlab.nn.loss import LMHead
 
@@ -28,31 +29,25 @@ class GRUConfig(ModelConfig):
     type: str = "gru"
 
 
-class GRU(nn.Module):
+class GRU(LanguageModel):
     """A causal language model that is not a transformer and has no cache."""
 
     def __init__(self, vocab_size=257, context_length=12):
-        super().__init__()
-        self.config = GRUConfig(context_length=context_length, d_model=16)
+        super().__init__(GRUConfig(context_length=context_length, d_model=16))
         self.tok_emb = nn.Embedding(vocab_size, 16)
         self.rnn = nn.GRU(16, 16, batch_first=True)
+        self.blocks = [self.rnn]
         self.lm_head = nn.Linear(16, vocab_size, bias=False)
         generator = torch.Generator().manual_seed(3)
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.7, generator=generator)
 
-    def new_cache(self, batch_size, n_positions):
-        return None
-
-    def hidden_states(self, tokens):
+    def hidden_states(self, tokens, *, attention_mask=None, **inputs):
         return self.rnn(self.tok_emb(tokens))[0]
 
     @property
     def head(self):
         return LMHead(self.lm_head.weight)
-
-    def logits(self, tokens):
-        return self.lm_head(self.hidden_states(tokens))
 
 
 def greedy(model, prompt, n):
@@ -60,7 +55,7 @@ def greedy(model, prompt, n):
     tokens = list(prompt)
     for _ in range(n):
         window = tokens[window_start(len(tokens), model.config.context_length) :]
-        tokens.append(int(model.logits(torch.tensor([window]))[0, -1, :257].argmax()))
+        tokens.append(int(model(torch.tensor([window]))[0, -1, :257].argmax()))
     return tokens[len(prompt) :]
 
 
@@ -75,13 +70,13 @@ def test_a_model_without_a_cache_decodes_also_past_its_context():
     (best,) = generate(model, TOKENIZER, "wide", num_beams=1, max_new_tokens=20, end_ids=())
     assert best.tokens == found[2].tokens[:20]
     quantized = prepare(GRU(), Precision.int8, torch.device("cpu"))
-    state, exact = DecodingState(quantized, [[1, 2]]).logits.float(), model.logits(torch.tensor([[1, 2]]))[:, -1]
+    state, exact = DecodingState(quantized, [[1, 2]]).logits.float(), model(torch.tensor([[1, 2]]))[:, -1]
     assert (state - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 def test_a_model_without_a_cache_scores_a_text():
     model, ids = GRU(context_length=64), list(b"some text")
-    log_p = torch.log_softmax(model.logits(torch.tensor([ids]))[0], -1)
+    log_p = torch.log_softmax(model(torch.tensor([ids]))[0], -1)
     assert token_nats(model, ids) == pytest.approx(
         [-log_p[i, token].item() for i, token in enumerate(ids[1:])], abs=1e-4
     )

@@ -18,7 +18,7 @@ def drawn(seed, high, *shape):
     return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def filled(lengths):
+def attention_mask(lengths):
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
@@ -46,8 +46,8 @@ def assert_same_gradients(folder, theirs, ours):
 
 
 def bert_batch(n_segment):
-    mask = filled(LENGTHS)
-    tokens = (1 + drawn(1, VOCAB_SIZE - 1, 3, 13)) * mask  # transformers never trains what the word 0 is looked up as
+    mask = attention_mask(LENGTHS)
+    tokens = (1 + drawn(1, VOCAB_SIZE - 1, 3, 13)) * mask  # transformers never trains the embedding of token 0
     targets = drawn(2, VOCAB_SIZE, 3, 13).masked_fill((drawn(3, 3, 3, 13) > 0) | ~mask, -100)
     return tokens, drawn(4, n_segment, 3, 13), mask, targets, drawn(5, 2, 3)
 
@@ -57,7 +57,7 @@ def test_bert(name, tmp_path):
     folder, theirs, ours = pair(BERTS[name], tmp_path)
     tokens, segments, mask, targets, follows = bert_batch(ours.config.n_segment)
     inputs = {"input_ids": tokens, "token_type_ids": segments, "attention_mask": mask.long()}
-    hidden = ours.hidden_states(tokens, segments=segments, mask=mask)
+    hidden = ours.hidden_states(tokens, segments=segments, attention_mask=mask)
     if ours.config.heads is Heads.none:
         reference = theirs(**inputs)
         assert_near(hidden[mask], reference.last_hidden_state[mask], "hidden_states")
@@ -67,9 +67,9 @@ def test_bert(name, tmp_path):
         (reference.pooler_output * weights).sum().backward()
         return assert_same_gradients(folder, theirs, ours)
 
-    logits = ours(tokens, segments=segments, mask=mask)
+    logits = ours(tokens, segments=segments, attention_mask=mask)
     chosen = targets != -100
-    total = linear_cross_entropy(ours.transformed(hidden[chosen]), ours.output, targets[chosen])
+    total = linear_cross_entropy(ours.mlm_transform(hidden[chosen]), ours.head, targets[chosen])
     loss = total / chosen.sum()
     if ours.config.heads is Heads.masked_lm:
         reference = theirs(**inputs, labels=targets)
@@ -97,13 +97,13 @@ def test_bert_without_segments_and_mask(tmp_path):
 def test_t5(name, padded, tmp_path):
     folder, theirs, ours = pair(T5S[name], tmp_path)
     source, targets = drawn(1, VOCAB_SIZE, 3, 29), drawn(2, VOCAB_SIZE, 3, 17)
-    mask = filled((29, 5, 1)) if padded else None
+    mask = attention_mask((29, 5, 1)) if padded else None
     reference = theirs(source, attention_mask=None if mask is None else mask.long(), labels=targets)
     tokens = theirs._shift_right(targets)
     assert tokens[0, 0] == ours.config.decoder_start_token_id
     assert_near(ours(tokens, source=source, source_mask=mask), reference.logits, "logits")
     hidden = ours.hidden_states(tokens, source=source, source_mask=mask)
-    loss = linear_cross_entropy(hidden, ours.output, targets) / targets.numel()
+    loss = linear_cross_entropy(hidden, ours.head, targets) / targets.numel()
     assert_near(loss, reference.loss, "loss")
     loss.backward()
     reference.loss.backward()
@@ -112,7 +112,7 @@ def test_t5(name, padded, tmp_path):
 
 def test_encoding_first_changes_nothing(tmp_path):
     _, _, ours = pair(T5S["t5 1.1"], tmp_path)
-    source, tokens, mask = drawn(1, VOCAB_SIZE, 3, 13), drawn(2, VOCAB_SIZE, 3, 6), filled(LENGTHS)
+    source, tokens, mask = drawn(1, VOCAB_SIZE, 3, 13), drawn(2, VOCAB_SIZE, 3, 6), attention_mask(LENGTHS)
     memory = ours.encode(source, mask)
     assert_near(ours(tokens, source=memory), ours(tokens, source=source, source_mask=mask), "logits")
     again = memory.select([2, 2, 0])

@@ -83,9 +83,9 @@ def folder(tmp_path):
 def test_it_computes_what_transformers_computes(options, folder, tmp_path, capsys):
     assert run_convert(f"from={folder}", f"to={tmp_path / 'ours'}", *options) == 0
     assert capsys.readouterr().out.endswith("as gptlab\n")
-    state = checkpoint.load(tmp_path / "ours" / "checkpoints" / "last.ckpt")
-    ours = build_model(model_from_plain(state["config"]["model"]), TOKENIZER.vocab_size, seed=0).eval()
-    ours.load_state_dict(state["model"])
+    saved = checkpoint.load(tmp_path / "ours" / "checkpoints" / "last.ckpt")
+    ours = build_model(model_from_plain(saved.state.config["model"]), TOKENIZER.vocab_size, seed=0).eval()
+    ours.load_state_dict(dict(saved.model))
     tokens = torch.randint(TOKENIZER.vocab_size, (3, 17), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         reference = GPT2.model()(tokens).logits

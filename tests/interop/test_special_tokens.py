@@ -100,8 +100,8 @@ def test_the_chat_template_goes_in_and_out_again(folder, tmp_path, inline):
         (folder / "chat_template.jinja").write_text(TEMPLATE)
     assert convert.main([f"from={folder}", f"to={tmp_path / 'ours'}"]) == 0
     assert convert.main([f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}"]) == 0
-    state = checkpoint.load(tmp_path / "ours" / "checkpoints" / "last.ckpt")
-    assert chat_template(state["special_tokens"]) == TEMPLATE
+    saved = checkpoint.load(tmp_path / "ours" / "checkpoints" / "last.ckpt")
+    assert chat_template(saved.state.special_tokens) == TEMPLATE
     chat = [{"role": "user", "content": "It was"}]
     texts = [
         transformers.AutoTokenizer.from_pretrained(path).apply_chat_template(chat, tokenize=False)

@@ -8,7 +8,7 @@ from typing import Any
 from gptlab import composition
 from gptlab.cli.guard import guard
 from gptlab.cli.options import load_plugins, split
-from gptlab.config import ALTERNATIVES, RunConfig, to_plain
+from gptlab.config import ALTERNATIVES, to_plain
 from gptlab.errors import UserError
 from gptlab.runs import amendments
 from gptlab.runs.folder import RunFolder
@@ -68,7 +68,7 @@ def amend(arguments: list[str]) -> None:
     print("a run in progress applies it at its next step, any other when it is resumed")
 
 
-def _current(folder: RunFolder) -> tuple[RunConfig, int | None]:
+def _current(folder: RunFolder) -> tuple[amendments.Amendable, int | None]:
     """The run's config with all earlier amendments, and its number of steps where it has started."""
     config = Run(folder.path).config
     waiting, _ = amendments.read(folder.path)
@@ -80,7 +80,7 @@ def _current(folder: RunFolder) -> tuple[RunConfig, int | None]:
     return config, lengths[-1] if lengths else None
 
 
-def _values(config: RunConfig, overrides: dict[str, str]) -> dict[str, Any]:
+def _values(config: amendments.Amendable, overrides: dict[str, str]) -> dict[str, Any]:
     """The overrides with the types of the config, and null for the alternatives that they replace."""
     allowed = amendments.amendable(config)
     values = {}

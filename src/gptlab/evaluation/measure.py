@@ -83,7 +83,7 @@ def _evaluate(
     if config.kind is Kind.perplexity:
         check_causal(subject)
         text = validation_split(subject, show=show) if corpus is None else encode(corpus, tokenizer)
-        context = subject.config.context_length if subject.config and subject.data else None  # as it was trained
+        context = subject.run.config.context_length if subject.run and subject.data else None  # as it was trained
         model = prepare(model, config.precision, device)
         numbers = perplexity(model, tokenizer, text, stride=config.stride, context_length=context, show=show)
         return {"corpus": text.description, "numbers": numbers}
@@ -165,7 +165,7 @@ def _facts(subject: Subject, config: EvaluateConfig) -> Result:
         "run": subject.name,
         "checkpoint": None if subject.checkpoint is None else str(subject.checkpoint),
         "step": subject.step,
-        "run_id": None if subject.config is None else subject.config.run_id(),
+        "run_id": None if subject.run is None else subject.run.config.run_id(),
         "seed": SEED if config.seed is None else config.seed,
         "settings": given,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gptlab.data.prepare import prepare
 from gptlab.errors import UserError
@@ -15,9 +14,6 @@ from gptlab.runs.load import Trained, read_model
 from gptlab.runs.run import Run
 from gptlab.runs.run_tokenizer import run_of
 
-if TYPE_CHECKING:
-    from gptlab.config import RunConfig
-
 
 @dataclass(slots=True)
 class Subject:
@@ -26,9 +22,9 @@ class Subject:
     name: str  # as the user typed it
     trained: Trained
     folder: Path | None = None  # of the run
+    run: Run | None = None  # where its config is known
     checkpoint: Path | None = None
     step: int | None = None
-    config: "RunConfig | None" = None
     data: str = ""  # fingerprint of what it was trained on
 
 
@@ -44,7 +40,7 @@ def open_subject(name: str) -> Subject:
     if path.resolve().parent.name == "checkpoints":
         subject.folder = run_of(path)
         if (subject.folder / "config.yaml").is_file():
-            subject.config = Run(subject.folder).config
+            subject.run = Run(subject.folder)
     return subject
 
 
@@ -66,9 +62,10 @@ def check_causal(subject: Subject) -> None:
 
 def validation_split(subject: Subject, *, show: bool = False) -> EncodedText:
     """The validation split of the run that a model comes from; UserError where it is not a text, or has changed."""
-    config, name = subject.config, subject.name
-    if config is None or not subject.data:
+    name = subject.name
+    if subject.run is None or not subject.data:
         raise UserError(f"run={name} has no record of what it was trained on; name a text with corpus=FILE")
+    config = subject.run.config
     if not config.objective.continues or config.objective.target_kinds:
         raise UserError(
             f"run={name} was trained with objective={config.objective.type}, whose validation split is not plain text "

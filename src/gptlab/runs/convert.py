@@ -17,7 +17,6 @@ from typing import NamedTuple
 import yaml
 from torch import Tensor
 
-from gptlab.config import RunConfig, to_plain
 from gptlab.data.tokenizers.config import TokenizerFileConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
@@ -33,6 +32,7 @@ from gptlab.runs.checkpoint import Checkpoint
 from gptlab.runs.checkpoint_state import CheckpointState
 from gptlab.runs.folder import read_metrics
 from gptlab.runs.initial_weights import open_weights
+from gptlab.runs.run import config_of_import
 from gptlab.runs.run_tokenizer import run_of, tokenizer_file, tokenizer_of
 
 # The files that a conversion writes, for transformers and for gptlab: required, and optional.
@@ -143,13 +143,8 @@ def _write_gptlab(
     if tokenizer is not None:
         tokenizer.save(folder / "tokenizer.json")
     external.config.vocab_size = external.vocab_size
-    config = to_plain(
-        RunConfig(
-            model=external.config,
-            tokenizer=TokenizerFileConfig(path=None if tokenizer is None else str(external.tokenizer_file)),
-            model_tag=external.architecture.model_type,
-        )
-    )
+    file = TokenizerFileConfig(path=None if tokenizer is None else str(external.tokenizer_file))
+    config = config_of_import(external.config, file, external.architecture.model_type)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     state = CheckpointState(
         config=config, tokenizer="" if tokenizer is None else tokenizer.fingerprint, special_tokens=special

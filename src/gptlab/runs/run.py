@@ -4,8 +4,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptlab.config import RunConfig, config_from_plain
+from gptlab.config import RunConfig, config_from_plain, to_plain
+from gptlab.data.tokenizers.config import TokenizerConfig
 from gptlab.errors import UserError
+from gptlab.models.config import ModelConfig
 from gptlab.runs.folder import read_events, read_metrics, read_summary
 
 if TYPE_CHECKING:
@@ -80,6 +82,11 @@ class Run:
             raise UserError(f"{self.path} has no checkpoint {checkpoint}; it has: {names}")
         model, tokenizer, _ = load_model(str(path))
         return model, tokenizer
+
+
+def config_of_import(model: ModelConfig, tokenizer: TokenizerConfig, model_tag: str) -> dict[str, Any]:
+    """The config of a run folder that holds imported weights, as plain values."""
+    return to_plain(RunConfig(model=model, tokenizer=tokenizer, model_tag=model_tag))
 
 
 def open_run(path: str | Path) -> Run:
