@@ -103,10 +103,10 @@ class _Command:
         hydra.main(version_base="1.3", config_path=f"pkg://{composition.CONF}", config_name="config")(self._job)()
 
     def _sweep_name(self) -> str:
-        words = sorted(self.overrides)
-        names = [word.split("=", 1)[1] for word in words if word.startswith("name=")]
+        overrides = sorted(self.overrides)
+        names = [override.split("=", 1)[1] for override in overrides if override.startswith("name=")]
         # The same overrides give the same folder, so that a sweep that was stopped is continued by its own command.
-        return names[0] if names else f"sweep-{sha256(' '.join(words).encode()).hexdigest()[:8]}"
+        return names[0] if names else f"sweep-{sha256(' '.join(overrides).encode()).hexdigest()[:8]}"
 
     def _job(self, config: DictConfig) -> None:
         """A run, or one trial of a sweep, which Hydra composed."""
@@ -187,14 +187,14 @@ def _train(config: RunConfig) -> None:
 
 def continue_command(argv: list[str]) -> str:
     """The line that continues this run, for a shell: the one that started it, without a place to start from."""
-    words = [word for word in argv[1:] if not word.startswith("resume=")]
+    arguments = [argument for argument in argv[1:] if not argument.startswith("resume=")]
     name = Path(argv[0]).name
     launcher = "" if not name.endswith(".py") else "python "
     if "TORCHELASTIC_RUN_ID" in os.environ:
         launcher = "torchrun ... "
     elif "SLURM_STEP_NUM_TASKS" in os.environ:
         launcher = f"srun {launcher}"
-    return f"{launcher}{shlex.join([name, *words])}"
+    return f"{launcher}{shlex.join([name, *arguments])}"
 
 
 def _in_a_process(command: list[str], folder: str) -> int:
