@@ -9,10 +9,11 @@ checkout of the project is measured in the same rounds by the same interpreter. 
     quick start    from the start of the process to the first batch of `train.py`, whose data is prepared already
     large corpus   a token file of so many gigabytes: the time inside `train(config)` until the first batch, on each of
                    one and two processes. Everything is imported before the clock starts, a small run has passed
-                   through the same code, and the model is tiny, so that neither imports nor building it count. The
-                   same is measured on a small corpus: only the difference grows with the text. On two processes the
-                   time includes that of torch.distributed to connect them, which `prepare` does not. The first start
-                   tokenizes, writes and verifies.
+                   through the same code, and the model is tiny, so that neither imports nor building it count. On
+                   two processes the time includes that of torch.distributed to connect them, which `prepare` does
+                   not. The first start tokenizes, writes and verifies.
+
+Whole processes have their CPU time in a row of its own: it is what to compare on a machine with other work.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import os
 import platform
 import random
 import re
+import resource
 import socket
 import statistics
 import subprocess
@@ -32,7 +34,7 @@ from datetime import date
 from pathlib import Path
 
 ANSWERS = (["model.n_embd=64"], ["--help"], ["--cfg", "job"])
-SMALL_BYTES = 1_000_000
+WARM_BYTES = 1_000_000
 MIB = 1 << 20
 
 # Importable in every measured process. Ends it at the first batch, after a note of when that was.
@@ -167,24 +169,24 @@ class Checkout:
             text=True,
         )
 
-    def answer(self, arguments: list[str]) -> float:
-        """Seconds that `train.py ARGUMENTS` takes as a whole."""
-        started = time.monotonic()
+    def answer(self, arguments: list[str]) -> tuple[float, float]:
+        """Seconds that `train.py ARGUMENTS` takes as a whole, and of CPU time."""
+        started, cpu = time.monotonic(), _cpu_seconds()
         process = self.start(str(self.folder / "train.py"), *arguments)
         _, errors = process.communicate(timeout=600)
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - started, _cpu_seconds() - cpu
         is_wrong = "model.n_embd=64" in arguments
         if process.returncode != (2 if is_wrong else 0) or (is_wrong and "model.d_model" not in errors):
             sys.exit(f"{self.name}: train.py {' '.join(arguments)} failed:\n{errors}")
         return seconds
 
-    def quick_start(self) -> float:
-        """Seconds from the start of the process to its first batch."""
+    def quick_start(self) -> tuple[float, float]:
+        """Seconds from the start of the process to its first batch, and of CPU time."""
         note, run = self._note()
-        started = time.monotonic()
+        started, cpu = time.monotonic(), _cpu_seconds()
         extra = "callbacks.extra.clock._target_=startup_clock.FirstBatch"
         process = self.start(str(self.folder / "train.py"), extra, f"run_dir={run}", STARTUP_NOTE=str(note))
-        return self._read(note, process, 0)["at"] - started
+        return self._read(note, process, 0)["at"] - started, _cpu_seconds() - cpu
 
     def train(self, text: Path, warm: Path, n_processes: int) -> list[dict[str, float]]:
         """For each rank the seconds inside `train` until the first batch, and of these the data's."""
@@ -257,37 +259,34 @@ def write_text(path: Path, n_bytes: int) -> Path:
 
 def measure(checkouts: list[Checkout], rounds: int, gigabytes: float, folder: Path) -> Iterator[tuple[str, list]]:
     """Each part's name and, for every checkout, its times."""
-    for arguments in ANSWERS:
-        times = _turns(checkouts, rounds, lambda checkout, arguments=arguments: checkout.answer(arguments))
-        yield f"`train.py {' '.join(arguments)}`", times
-    yield "quick start, process start to first batch", _turns(checkouts, rounds, Checkout.quick_start)
+    whole = {f"`train.py {' '.join(a)}`": lambda checkout, a=a: checkout.answer(a) for a in ANSWERS}
+    for name, action in {**whole, "quick start, process start to first batch": Checkout.quick_start}.items():
+        for checkout in checkouts:
+            action(checkout)  # writes byte code, prepares data, fills the page cache
+        found = _turns(checkouts, rounds, action)
+        yield name, [[wall for wall, _ in times] for times in found]
+        yield f"{name}, CPU time", [[cpu for _, cpu in times] for times in found]
     if not gigabytes:
         return
-    warm = write_text(folder / "warm.txt", SMALL_BYTES)
-    small = write_text(folder / "small.txt", SMALL_BYTES)
+    warm = write_text(folder / "warm.txt", WARM_BYTES)
     # A byte is a token of two bytes.
     large = write_text(folder / "large.txt", int(gigabytes * 1e9 / 2))
     size = f"{gigabytes:g} GB of tokens"
     first = [[checkout.train(large, warm, 1)[0]] for checkout in checkouts]
     yield f"{size}, first start: tokenized, written, verified", [[note["seconds"] for note in n] for n in first]
-    for text, what in ((small, "1 MB of text"), (large, size)):
-        for n in (1, 2):
-            found = _turns(checkouts, rounds, lambda checkout, text=text, n=n: checkout.train(text, warm, n))
-            for rank in range(n):
-                where = "1 process" if n == 1 else f"rank {rank} of 2"
-                times = [[notes[rank]["seconds"] for notes in rounds_] for rounds_ in found]
-                data = [[notes[rank]["data"] for notes in rounds_] for rounds_ in found]
-                yield f"{what}, second start, {where}: `train` to first batch", times
-                yield f"{what}, second start, {where}: of it `prepare`", data
+    for n in (1, 2):
+        found = _turns(checkouts, rounds, lambda checkout, n=n: checkout.train(large, warm, n))
+        for rank in range(n):
+            name = f"{size}, second start, {'1 process' if n == 1 else f'rank {rank} of 2'}"
+            yield f"{name}: `train` to first batch", [[notes[rank]["seconds"] for notes in turns] for turns in found]
+            yield f"{name}: of it `prepare`", [[notes[rank]["data"] for notes in turns] for turns in found]
 
 
 def _turns(checkouts: list[Checkout], rounds: int, action) -> list[list]:
     found: list[list] = [[] for _ in checkouts]
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for i, checkout in enumerate(checkouts):
-            result = action(checkout)
-            if turn:  # the first writes byte code and fills the page cache
-                found[i].append(result)
+            found[i].append(action(checkout))
     return found
 
 
@@ -307,6 +306,12 @@ def table(title: str, checkouts: list[Checkout], parts: list[tuple[str, list[lis
 def _cell(values: list[float]) -> str:
     median = f"{statistics.median(values):.2f}"
     return median if len(values) == 1 else f"{median} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _cpu_seconds() -> float:
+    """Of all processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _git(folder: Path, *arguments: str) -> str:

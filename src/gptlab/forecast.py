@@ -28,7 +28,7 @@ class Plan:
     tokenizer_vocab_size: int
     parameters: dict[str, int]  # by part, as `costs.parameter_counts` returns them
     flops_per_token: float
-    peak_flops: float | None  # FLOP/s of all devices; None where MFU cannot be told
+    peak_flops: float | None  # FLOP/s of all devices; None where MFU is not known
     memory: dict[str, int]  # bytes per device, by part
     uncounted: str  # why FLOPs are an estimate and activations are missing; empty where the model could be counted
     accumulation: int  # forward and backward passes per device and step
@@ -41,7 +41,7 @@ class Plan:
 
     def text(self, config: RunConfig, folder: Path, start: int) -> str:
         """The plan for a person, one line for each of its parts."""
-        rows = {
+        lines = {
             "model": f"{config.model_tag}: {self._parameters()}",
             "corpus": f"{self.corpus}; {self.train_tokens:,} training and {self.val_tokens:,} validation tokens",
             "tokenizer": f"{config.tokenizer.type}, vocabulary {self.tokenizer_vocab_size:,}",
@@ -52,7 +52,7 @@ class Plan:
             "devices": self.devices,
             "run": f"{folder}" + (f", continued from step {start:,}" if start else ""),
         }
-        return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
+        return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
 
     @property
     def total_tokens(self) -> int:

@@ -112,6 +112,17 @@ def test_a_config_dir_reaches_each_trial(tasks, tmp_path):
         assert argv[1:3] == ["--config-dir", str(folder.parent)]
 
 
+def test_options_may_stand_between_overrides(tasks):
+    assert train.split(["a=1", "-m", "--config-dir", "x=y", "b=2"]) == (["-m", "--config-dir", "x=y"], ["a=1", "b=2"])
+    assert train.main(["optimizer.lr=0.1", "-m", "seed=1,2", "model=small"], ["train.py"]) == 0
+    assert [config.seed for config, _ in tasks.seen][-2:] == [1, 2]
+
+
+def test_a_word_that_is_no_override_is_answered(tasks, capsys):
+    assert train.main(["model=small", "smoke"], ["train.py"]) == 2
+    assert "smoke is not an override; write smoke=VALUE" in capsys.readouterr().err
+
+
 def test_a_signal_ends_the_whole_sweep(tasks):
     class Interrupted(Exception):
         exit_code = 130

@@ -38,6 +38,7 @@ Change any value with group.key=value; the values of this run:
 python train.py is the same command.
 """
 MULTIRUN = {"-m", "--multirun"}
+WITH_VALUE = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"}
 COMPLETION = {"-sc", "--shell-completion"}
 
 
@@ -67,7 +68,9 @@ class _Command:
     def __init__(self, program: list[str], arguments: list[str]):
         self.program = program  # as in sys.argv, with the verb if there is one
         self.arguments = arguments
-        self.overrides = overrides_in(arguments)
+        self.options, assignments = split(arguments)
+        self.overrides = [a for a in assignments if not a.lstrip("+~").startswith("hydra")]
+        self.of_hydra = [a for a in assignments if a not in self.overrides]
         self.config_dir = option(arguments, "--config-dir", "-cd")
         self.folder = os.getcwd()
         self.starter = (os.uname().nodename, os.getpid())
@@ -93,17 +96,17 @@ class _Command:
         if option(self.arguments, "--cfg", "-c") == "job" and not {"--package", "-p", *MULTIRUN} & arguments:
             plain = composition.compose_plain(*self.overrides, config_dir=self.config_dir)
             return print(OmegaConf.to_yaml(plain), end="")
-        typed = [composition.for_hydra(a) if a in self.overrides else a for a in self.arguments]
+        typed = [*map(composition.for_hydra, self.overrides), *self.of_hydra]
         if MULTIRUN & arguments and not any(a.startswith("hydra.sweep.dir=") for a in typed):
             typed.append(f"hydra.sweep.dir='runs/{self._sweep_name()}'")
-        sys.argv = [self.program[0], *typed]  # Hydra reads it
+        sys.argv = [self.program[0], *self.options, *typed]  # Hydra reads it, and wants options first
         hydra.main(version_base="1.3", config_path=f"pkg://{composition.CONF}", config_name="config")(self._job)()
 
     def _sweep_name(self) -> str:
-        words = sorted(self.overrides)
-        names = [word.split("=", 1)[1] for word in words if word.startswith("name=")]
+        overrides = sorted(self.overrides)
+        names = [override.split("=", 1)[1] for override in overrides if override.startswith("name=")]
         # The same overrides give the same folder, so that a sweep that was stopped is continued by its own command.
-        return names[0] if names else f"sweep-{sha256(' '.join(words).encode()).hexdigest()[:8]}"
+        return names[0] if names else f"sweep-{sha256(' '.join(overrides).encode()).hexdigest()[:8]}"
 
     def _job(self, config: DictConfig) -> None:
         """A run, or one trial of a sweep, which Hydra composed."""
@@ -135,9 +138,13 @@ class _Command:
             raise SystemExit(self.codes[-1])  # a signal is meant for the whole sweep
 
 
-def overrides_in(arguments: list[str]) -> list[str]:
-    """The overrides among a command's arguments: neither options nor Hydra's own keys nor the values of options."""
-    return [a for a in arguments if "=" in a and not a.startswith("-") and not a.lstrip("+~").startswith("hydra")]
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Options with their values, and all other arguments, which are overrides."""
+    options: list[str] = []
+    overrides: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        (options if argument.startswith("-") or before in WITH_VALUE else overrides).append(argument)
+    return options, overrides
 
 
 def option(arguments: list[str], *names: str) -> str | None:
@@ -180,14 +187,14 @@ def _train(config: RunConfig) -> None:
 
 def continue_command(argv: list[str]) -> str:
     """The line that continues this run, for a shell: the one that started it, without a place to start from."""
-    words = [word for word in argv[1:] if not word.startswith("resume=")]
+    arguments = [argument for argument in argv[1:] if not argument.startswith("resume=")]
     name = Path(argv[0]).name
     launcher = "" if not name.endswith(".py") else "python "
     if "TORCHELASTIC_RUN_ID" in os.environ:
         launcher = "torchrun ... "
     elif "SLURM_STEP_NUM_TASKS" in os.environ:
         launcher = f"srun {launcher}"
-    return f"{launcher}{shlex.join([name, *words])}"
+    return f"{launcher}{shlex.join([name, *arguments])}"
 
 
 def _in_a_process(command: list[str], folder: str) -> int:

@@ -292,7 +292,7 @@ class TrainerConfig:
             raise UserError(f"trainer.devices={self.devices} names no device; use a count such as 1, or auto")
 
     def device_count(self) -> int | None:
-        """Devices per node where the words alone tell it, None where the machine has to be asked."""
+        """Devices per node where the config determines it; None where the machine does."""
         match self.devices:
             case bool():
                 raise UserError(f"trainer.devices={self.devices} must be a count, a list of indices, or auto")

@@ -97,7 +97,7 @@ class TableConfig(DataConfig):
     drop_unknown_classes: bool = False  # leave out records with other labels, instead of refusing them
     messages: str | None = None  # the column with a list of {"role", "content"}
     chat: dict[str, str] = field(default_factory=lambda: dict(CHAT))  # the template of each role, with {content}
-    chat_template: str | None = None  # a Jinja chat template, or a file with one, in place of `chat`
+    chat_template: str | None = None  # a Jinja chat template, or a file with one, instead of `chat`
     overlong: Overlong = Overlong.error
     split: Split = Split.document  # a record is a document
 

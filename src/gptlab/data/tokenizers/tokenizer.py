@@ -197,17 +197,17 @@ def from_portable(content: dict[str, Any]) -> Tokenizer:
     return config_class("tokenizer", content["type"]).restore(content)
 
 
-def recut(pieces: Iterable[str], cut: Callable[[str], int]) -> Iterator[str]:
+def recut(texts: Iterable[str], cut: Callable[[str], int]) -> Iterator[str]:
     """The same text in chunks that end where `cut` allows it."""
     held: list[str] = []
-    for piece in pieces:
-        at = cut(piece)
+    for text in texts:
+        at = cut(text)
         if at:
-            held.append(piece[:at])
+            held.append(text[:at])
             yield "".join(held)
-            held = [piece[at:]] if at < len(piece) else []
-        elif piece:
-            held.append(piece)
+            held = [text[at:]] if at < len(text) else []
+        elif text:
+            held.append(text)
     if held:
         yield "".join(held)
 

@@ -84,7 +84,7 @@ def _characters(tokenizer: Any, texts: Iterable[str], limit: int) -> tuple[list[
         codes = np.frombuffer(tokenizer.normalizer.normalize_str(text).encode("utf-32-le"), dtype="<u4")
         for code in np.unique(codes[~known[codes]]).tolist():
             known[code] = True
-            # What does not split a word is part of it; as the library decides.
+            # Whether a character belongs to a word is asked of the library: such a one does not split it.
             in_words[code] = len(tokenizer.pre_tokenizer.pre_tokenize_str(f"a{chr(code)}a")) == 1
         counts += np.bincount(codes, minlength=len(counts))
         followers += np.bincount(codes[1:][in_words[codes[:-1]]], minlength=len(counts))
