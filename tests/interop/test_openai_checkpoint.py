@@ -122,7 +122,7 @@ def test_it_can_be_trained_on_and_written_with(folder, tmp_path, capsys):
     with pytest.raises(ValueError, match="124M was trained with another tokenizer; add tokenizer=gpt2"):
         train(small_run(tmp_path / "other", model=model, budget_steps=2))
     capsys.readouterr()
-    assert generate.main([f"run={folder}", "prompt=It was", "n_tokens=5", "temperature=0"]) == 0
+    assert generate.main([f"run={folder}", "prompt=It was", "max_new_tokens=5", "temperature=0"]) == 0
     assert capsys.readouterr().out.startswith("It was")
 
 
@@ -150,7 +150,7 @@ def damage(path, change):
 DAMAGES = {
     "no options": (
         lambda folder: (folder / "hparams.json").unlink(),
-        "is no checkpoint of GPT-2 as OpenAI released it: it lacks hparams.json; name the folder that download_model",
+        "is not a checkpoint of GPT-2 as OpenAI released it: it lacks hparams.json; name the folder that download_model",
     ),
     "no weights": (
         lambda folder: [path.unlink() for path in folder.glob("model.ckpt.*")],
@@ -161,7 +161,7 @@ DAMAGES = {
         lambda folder: write_hparams(folder, n_ctx=None),
         "hparams.json: n_ctx is missing; OpenAI's files have n_vocab, n_ctx, n_embd, n_head, n_layer",
     ),
-    "unknown": (lambda folder: write_hparams(folder, res_dropout=0.1), "hparams.json: res_dropout is not known;"),
+    "unknown": (lambda folder: write_hparams(folder, res_dropout=0.1), "hparams.json: res_dropout is unknown;"),
     "no number": (
         lambda folder: write_hparams(folder, n_layer=2.5),
         "hparams.json: n_layer=2.5 must be a whole number of at least 1",
@@ -186,7 +186,7 @@ DAMAGES = {
     ),
     "shape": (
         lambda folder: tensors_with(folder, model__h2__mlp__c_fc__w=torch.ones(1, 24, 95)),
-        "model/h2/mlp/c_fc/w is (24, 95) there, and hparams.json asks for (24, 96)\n",
+        "model/h2/mlp/c_fc/w has the shape (24, 95), and hparams.json implies (24, 96)\n",
     ),
     "whole numbers": (
         lambda folder: tensors_with(folder, model__wpe=torch.ones(24, 24, dtype=torch.int32)),

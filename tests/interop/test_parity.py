@@ -56,7 +56,7 @@ def test_logits_loss_and_gradients(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("mixtral")])
 def test_the_balance_loss_and_its_gradients(name, tmp_path):
-    """By the function of transformers, layer by layer as the paper has it; the model there takes all layers as one."""
+    """By the function of transformers, for each layer and sequence; the model there takes all layers and tokens as one."""
     case, coefficient = CASES[name], 0.3
     folder = TransformersFolder(case.save(tmp_path / "theirs"))
     theirs, n_active = case.model(), folder.config.n_expert_per_token
@@ -68,13 +68,18 @@ def test_the_balance_loss_and_its_gradients(name, tmp_path):
     batch = {"tokens": windows()[:, :-1], "targets": windows()[:, 1:]}
     labels = dict.fromkeys(("labels", "shift_labels"), batch["targets"].contiguous())
     found = theirs(batch["tokens"], output_router_logits=True, **labels)
-    layers = [load_balancing_loss_func((g,), config.n_expert, n_active) for g in found.router_logits]
-    loss = theirs.loss_function(found.logits, vocab_size=VOCAB_SIZE, **labels) + coefficient * sum(layers) / len(layers)
-    result = cross_entropy(ours(batch["tokens"]), batch["targets"]) + ours.auxiliary.loss
+    layers = [gates.view(*batch["tokens"].shape, -1) for gates in found.router_logits]
+    balance = [load_balancing_loss_func((own,), config.n_expert, n_active) for gates in layers for own in gates]
+    loss = theirs.loss_function(found.logits, vocab_size=VOCAB_SIZE, **labels)
+    loss = loss + coefficient * sum(balance) / len(balance)
+    result = cross_entropy(ours(batch["tokens"]), batch["targets"]) + ours.auxiliary.loss / len(batch["tokens"])
     assert_near(result, loss, "loss")
     if config.n_layer == 1:
         theirs.router_aux_loss_coef = coefficient
-        assert_near(loss, theirs(batch["tokens"], output_router_logits=True, **labels).loss, "the model's own loss")
+        one = {"tokens": batch["tokens"][:1], "targets": batch["targets"][:1].contiguous()}
+        labels = dict.fromkeys(("labels", "shift_labels"), one["targets"])
+        own = cross_entropy(ours(one["tokens"]), one["targets"]) + ours.auxiliary.loss
+        assert_near(own, theirs(one["tokens"], output_router_logits=True, **labels).loss, "the model's own loss")
     loss.backward()
     result.backward()
     gradients = as_saved({name: parameter.grad for name, parameter in theirs.named_parameters()})
