@@ -150,7 +150,7 @@ def damage(path, change):
 DAMAGES = {
     "no options": (
         lambda folder: (folder / "hparams.json").unlink(),
-        "is not a checkpoint of GPT-2 as OpenAI released it: it lacks hparams.json; name the folder that download_model",
+        "is not a checkpoint of GPT-2 as OpenAI released it: it lacks hparams.json; name the folder",
     ),
     "no weights": (
         lambda folder: [path.unlink() for path in folder.glob("model.ckpt.*")],

@@ -56,7 +56,7 @@ def test_logits_loss_and_gradients(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("mixtral")])
 def test_the_balance_loss_and_its_gradients(name, tmp_path):
-    """By the function of transformers, for each layer and sequence; the model there takes all layers and tokens as one."""
+    """By transformers' function, per layer and sequence; the model there takes all layers and tokens as one."""
     case, coefficient = CASES[name], 0.3
     folder = TransformersFolder(case.save(tmp_path / "theirs"))
     theirs, n_active = case.model(), folder.config.n_expert_per_token
