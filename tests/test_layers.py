@@ -29,12 +29,12 @@ LAYERS = {
     "costs": 4,
     "forecast": 4,
     "distributed": 5,
-    "runs": 6,
-    "training": 7,
-    "evaluation": 7,
-    "composition": 8,
-    "lab": 9,
-    "cli": 10,
+    "runs": 5,
+    "training": 6,
+    "evaluation": 6,
+    "composition": 7,
+    "lab": 8,
+    "cli": 9,
 }
 # Of one layer, those that may import each other's modules.
 SIDEWAYS = {
@@ -48,7 +48,7 @@ SIDEWAYS = {
     ("forecast", "costs"),
     ("forecast", "objectives"),
     ("costs", "objectives"),
-    ("evaluation", "training"),
+    ("runs", "distributed"),
 }
 
 # Each framework has one home.
