@@ -1,7 +1,6 @@
 """Hydra: overrides and YAML in, a checked `RunConfig` out."""
 
 import re
-import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -156,7 +155,8 @@ def register_schemas(config_dir: str | Path | None = None) -> None:
 
 
 def _root() -> RunConfig:
-    return RunConfig(**{group: "???" for group in GROUPS})
+    missing: dict[str, Any] = {group: "???" for group in GROUPS}
+    return RunConfig(**missing)
 
 
 def for_hydra(override: str) -> str:
@@ -238,7 +238,7 @@ def _keys_of(kind: type, prefix: str) -> Iterator[str]:
     for f in fields(kind):
         yield f"{prefix}{f.name}"
         for inner in (hints[f.name], *typing.get_args(hints[f.name])):
-            if is_dataclass(inner) and not isinstance(inner, types.UnionType):
+            if isinstance(inner, type) and is_dataclass(inner):
                 yield from _keys_of(inner, f"{prefix}{f.name}.")
 
 

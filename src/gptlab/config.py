@@ -13,7 +13,7 @@ from typing import Any
 
 from gptlab import plugins
 from gptlab.data.config import DataConfig, TargetKind
-from gptlab.data.sources.config import StdlibConfig
+from gptlab.data.sources.config import StdlibConfig, TableConfig
 from gptlab.data.tokenizers.config import BPEConfig, TokenizerConfig
 from gptlab.distributed.config import Layout, Sharding, StrategyConfig
 from gptlab.errors import UserError, did_you_mean
@@ -108,7 +108,10 @@ class RunConfig:
     @property
     def n_class(self) -> int | None:
         """Classes that the model has a head for; None where it has none."""
-        return len(self.data.class_names) if TargetKind.label in self.objective.target_kinds else None
+        if TargetKind.label not in self.objective.target_kinds:
+            return None
+        assert isinstance(self.data, TableConfig), "a config whose source has records extends TableConfig"
+        return len(self.data.class_names)
 
     def identity_fields(self) -> dict:
         """All that decides what is learned, as plain values."""

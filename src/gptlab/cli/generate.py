@@ -16,10 +16,9 @@ from gptlab.errors import UserError
 from gptlab.generation.config import SEED, GenerateConfig, OutputFormat
 
 if typing.TYPE_CHECKING:
-    from torch import nn
-
     from gptlab.data.tokenizers.tokenizer import Tokenizer
     from gptlab.generation.text import Generation
+    from gptlab.models.base import LanguageModel
 
 HELP = """gptlab generate run=PATH prompt="..." [key=value ...]
 
@@ -103,8 +102,9 @@ def generate(arguments: list[str]) -> None:
     from gptlab.runs.load import load_model
 
     device = find_device(config.device)
+    assert config.run is not None  # `check` asks for it
     model, tokenizer, end_ids = load_model(config.run, "run")
-    draft = _draft_model(config, tokenizer, model) if config.draft_model else None
+    draft = _draft_model(config.draft_model, config, tokenizer, model) if config.draft_model else None
     encoded = encode_prompts(prompts, tokenizer, model, f"run={config.run}")
     model = prepare(model, config.precision, device)
     if draft is not None:
@@ -134,7 +134,7 @@ def generate(arguments: list[str]) -> None:
 class _Screen:
     """Standard output for people: a single sequence as it is generated, several one after another."""
 
-    def __init__(self, config: GenerateConfig, prompts: list[str], model: "nn.Module"):
+    def __init__(self, config: GenerateConfig, prompts: list[str], model: "LanguageModel"):
         from gptlab.generation.prompt import has_encoder
 
         self.continues = not has_encoder(model)  # the text is shown after its prompt
@@ -203,12 +203,14 @@ def _report(config: GenerateConfig, results: list["Generation"], seconds: float)
     }
 
 
-def _draft_model(config: GenerateConfig, tokenizer: "Tokenizer", target: "nn.Module") -> "nn.Module":
+def _draft_model(
+    source: str, config: GenerateConfig, tokenizer: "Tokenizer", target: "LanguageModel"
+) -> "LanguageModel":
     from gptlab.generation.speculative import check_draft
     from gptlab.runs.load import load_model
 
-    name = f"draft_model={config.draft_model}"
-    model, own, _ = load_model(config.draft_model, "draft_model")
+    name = f"draft_model={source}"
+    model, own, _ = load_model(source, "draft_model")
     check_draft(target, model, tokenizer.vocab_size, name)
     if not tokenizer.agrees_with(own):
         raise UserError(f"{name} has another tokenizer than run={config.run}; use one trained with the same")

@@ -27,8 +27,9 @@ def guard(action: Callable[[], None], arguments: Sequence[str] = ()) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
-        if getattr(error, "exit_code", None) is not None:
-            return _print(str(error), error.exit_code)
+        code = getattr(error, "exit_code", None)
+        if code is not None:
+            return _print(str(error), code)
         if _is_of_hydra(error):
             from gptlab import composition
 

@@ -65,6 +65,12 @@ class PreparedData:
         """The split `train`, `val` or `test`."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
+    def existing_part(self, name: str) -> TokenFile:
+        """The same, of a split that is known to have a part of the text."""
+        part = self.part(name)
+        assert part is not None, f"the {name} split is empty"
+        return part
+
 
 def prepare(
     data: DataConfig, tokenizer: TokenizerConfig, *, progress: bool = True, verify: bool | None = None

@@ -53,7 +53,8 @@ def local_shape_and_offset(shape: torch.Size, mesh: Any, placements: Any) -> tup
 
 def leave_loss_scale_to_the_scaler(optimizer: torch.optim.Optimizer) -> None:
     """Keep a fused optimizer from dividing by the loss scale: norms are measured, and clipped, before its step."""
-    optimizer._step_supports_amp_scaling = False
+    # Only fused optimizers have it; the scaler looks for it on any.
+    optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def subprocess_launcher() -> type:

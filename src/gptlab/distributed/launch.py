@@ -212,7 +212,7 @@ class Ranks(SubprocessLauncher):
 
 def watch(trainer: Trainer, record: Callable[[str], None]) -> None:
     """Let the processes of this machine end together; `record` is called with the cause."""
-    launcher = trainer.strategy.launcher
+    launcher: Any = trainer.strategy.launcher
     ours = isinstance(launcher, SubprocessLauncher)
     if ours and not launcher.cluster_environment.creates_processes_externally:
         replace_launcher(trainer, Ranks(launcher, record))

@@ -55,6 +55,7 @@ def parallelize(model: LanguageModel, config: StrategyConfig, mesh: DeviceMesh |
     The model may be on the meta device: nothing here reads a value.
     """
     if config.type in TENSOR_PARALLEL:
+        assert mesh is not None
         for block in model.blocks:
             _shard_matrices(block, model.tensor_parallel_plan(block), mesh["tensor"])
     if config.activation_checkpointing is not Recompute.none:
@@ -64,6 +65,7 @@ def parallelize(model: LanguageModel, config: StrategyConfig, mesh: DeviceMesh |
         for block in model.blocks:
             block.compile()  # in place: a wrapped module would rename its parameters
     if config.type in SHARDED:
+        assert mesh is not None and mesh.mesh_dim_names is not None
         names = tuple(name for name in mesh.mesh_dim_names if name != "tensor")
         mixed = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if precision == "bf16-mixed" else None, reduce_dtype=torch.float32
@@ -128,7 +130,7 @@ def _keep_products(context, operation, *args, **kwargs) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operation in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def synchronize_gradients(wrapped: nn.Module, model: nn.Module, now: bool) -> None:
+def synchronize_gradients(wrapped: nn.Module | None, model: nn.Module, now: bool) -> None:
     """Let the next backward pass reduce gradients over ranks, or only accumulate them."""
     if isinstance(wrapped, DistributedDataParallel):
         wrapped.require_backward_grad_sync = now

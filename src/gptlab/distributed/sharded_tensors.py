@@ -37,7 +37,9 @@ def is_first_holder(tensor: Tensor) -> bool:
 
 @lru_cache
 def _holds_first(mesh: DeviceMesh, placements: tuple[Placement, ...]) -> bool:
-    pairs = zip(mesh.get_coordinate(), placements, strict=True)
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None  # this rank is in the mesh of a tensor that it holds
+    pairs = zip(coordinate, placements, strict=True)
     alike = all(at == 0 for at, placement in pairs if placement.is_replicate())
     return alike and mesh.mesh.min().item() == 0  # a mesh without rank 0 has a twin with it
 

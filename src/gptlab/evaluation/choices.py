@@ -4,16 +4,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.evaluation.progress import progress
 from gptlab.evaluation.prompts import Prompts, check_fit, encode_answer
 from gptlab.generation.scoring import Continuation, score_continuations
+from gptlab.models.base import LanguageModel
 
 
-def encode_choices(prompts: Prompts, i: int, n_fewshot: int, tokenizer: Tokenizer, model: nn.Module) -> list[list[int]]:
+def encode_choices(
+    prompts: Prompts, i: int, n_fewshot: int, tokenizer: Tokenizer, model: LanguageModel
+) -> list[list[int]]:
     """The tokens of each choice of prompt i; UserError for one that has none."""
     item, text = prompts.items[i], prompts.text(i, n_fewshot)
     found = []
@@ -29,7 +30,7 @@ def encode_choices(prompts: Prompts, i: int, n_fewshot: int, tokenizer: Tokenize
 
 
 def choose(
-    model: nn.Module, tokenizer: Tokenizer, prompts: Prompts, num_fewshot: Sequence[int], *, show: bool = False
+    model: LanguageModel, tokenizer: Tokenizer, prompts: Prompts, num_fewshot: Sequence[int], *, show: bool = False
 ) -> dict[str, Any]:
     """Accuracy by log-likelihood and by log-likelihood per byte of the choice, for each number of few-shot examples.
 

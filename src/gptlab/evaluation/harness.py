@@ -9,8 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.evaluation.progress import progress
@@ -18,6 +16,7 @@ from gptlab.evaluation.responses import Responder
 from gptlab.generation.config import DecodingConfig
 from gptlab.generation.prompt import has_encoder
 from gptlab.generation.scoring import Continuation, score_continuations
+from gptlab.models.base import LanguageModel
 
 try:
     from lm_eval import evaluator
@@ -51,7 +50,7 @@ def evaluate_tasks(
         with redirect_stdout(sys.stderr):
             tasks = load_tasks(names)  # again, since a task keeps the number of few-shot examples
             _refuse(tasks, harness, num_fewshot or ())
-            found = evaluator.simple_evaluate(
+            found: Any = evaluator.simple_evaluate(  # None on other ranks than 0
                 harness,
                 tasks=tasks,
                 num_fewshot=n_fewshot,
@@ -116,7 +115,7 @@ def load_tasks(names: Sequence[str]) -> list[Any]:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"tasks={name} is neither a task of lm-eval nor a file{hint}")
         try:
-            found = manager.load([name])
+            found: Any = manager.load([name])
         except Exception as error:  # hub, network, YAML, the task's own code: each has its own
             raise UserError(f"the task {name} cannot be loaded ({_shortened(error)}){_advice(error)}") from error
         groups = found["groups"].values()
@@ -161,7 +160,7 @@ class Harness(TemplateLM):
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, end_ids: Collection[int], *, seed: int = 0, show: bool = False
+        self, model: LanguageModel, tokenizer: Tokenizer, end_ids: Collection[int], *, seed: int = 0, show: bool = False
     ):
         super().__init__()
         self.model, self.tokens, self.seed, self.show = model, tokenizer, seed, show
@@ -192,7 +191,9 @@ class Harness(TemplateLM):
         ends = [self.tokens.eot] if self.backend == "seq2seq" and self.tokens.eot is not None else []
         return [*self.tokens.beginning, *ids, *ends]
 
-    def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs
+    ) -> list[tuple[float, bool]]:
         continuations = [self._continuation(context, tokens) for _, context, tokens in requests]
         with self._progress("likelihoods", len(continuations)) as advance:
             scores = score_continuations(self.model, continuations, advance)
@@ -238,7 +239,7 @@ class Harness(TemplateLM):
 
     def _setting(self, generation_kwargs: dict[str, Any]) -> tuple[DecodingConfig, int, list[str]]:
         """A task's decoding settings, its number of new tokens, and the texts that end an answer."""
-        options = dict(normalize_gen_kwargs(dict(generation_kwargs), MAX_NEW_TOKENS))
+        options: dict[str, Any] = dict(normalize_gen_kwargs(dict(generation_kwargs), MAX_NEW_TOKENS))
         stop, max_new_tokens, samples = options.pop("until"), options.pop("max_gen_toks"), options.pop("do_sample")
         if not samples:
             options["temperature"] = 0.0

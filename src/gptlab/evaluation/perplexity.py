@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
 from gptlab.data.sources.source import Corpus
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.evaluation.progress import progress
 from gptlab.generation.scoring import strided_nats
+from gptlab.models.base import LanguageModel
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,7 +42,7 @@ def encode(corpus: Corpus, tokenizer: Tokenizer) -> EncodedText:
 
 
 def perplexity(
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     text: EncodedText,
     *,

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from torch import nn
-
 from gptlab.data.examples.template import Template
 from gptlab.data.sources.table import read_table
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.generation.prompt import encode_prompt, has_encoder
+from gptlab.models.base import LanguageModel
 
 SEPARATOR = "\n\n"
 DELIMITER = " "
@@ -120,13 +119,13 @@ class Prompts:
                 yield self.pool[found]
             seen.add(found)
 
-    def encoded(self, i: int, n_fewshot: int, tokenizer: Tokenizer, model: nn.Module) -> list[int]:
+    def encoded(self, i: int, n_fewshot: int, tokenizer: Tokenizer, model: LanguageModel) -> list[int]:
         """The tokens of prompt i after `n_fewshot` examples."""
         where = self.items[i].where
         return encode_prompt(self.text(i, n_fewshot), tokenizer, model, f"the prompt of {where}")
 
 
-def encode_answer(prompt: str, delimiter: str, answer: str, tokenizer: Tokenizer, model: nn.Module) -> list[int]:
+def encode_answer(prompt: str, delimiter: str, answer: str, tokenizer: Tokenizer, model: LanguageModel) -> list[int]:
     """The tokens of an answer as it follows its prompt: what the two together have beyond the prompt's tokens."""
     if has_encoder(model):
         return tokenizer.encode(answer).tolist()
@@ -138,7 +137,7 @@ def check_fit(
     num_fewshot: Sequence[int],
     answer_lengths: Sequence[int],
     tokenizer: Tokenizer,
-    model: nn.Module,
+    model: LanguageModel,
     *,
     advice: str = "shorten its choices",
 ) -> None:

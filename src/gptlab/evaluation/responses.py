@@ -4,20 +4,19 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.evaluation.progress import progress
 from gptlab.evaluation.prompts import Prompts, check_fit
 from gptlab.evaluation.rouge import KEYS, rouge
 from gptlab.generation.config import MAX_NEW_TOKENS, DecodingConfig
 from gptlab.generation.text import Generation, generate_encoded
+from gptlab.models.base import LanguageModel
 
 
 class Responder:
     """A model that answers encoded prompts, each up to a stop text or a token of `end_ids`."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, end_ids: Collection[int]):
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, end_ids: Collection[int]):
         self.model, self.tokenizer, self.end_ids = model, tokenizer, end_ids
 
     def respond(

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from gptlab.generation.decoding_state import DecodingState
+from gptlab.models.base import LanguageModel
 
 
 @dataclass(slots=True)
@@ -19,7 +19,7 @@ class Beam:
 
 @torch.no_grad()
 def beam_search(
-    model: nn.Module,
+    model: LanguageModel,
     prompt: Sequence[int],
     max_new_tokens: int,
     *,

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.sampling import Sampling
+from gptlab.models.base import LanguageModel
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ def annotate(draws: list[Draw], logits: Tensor, n_top: int) -> None:
 
 @torch.no_grad()
 def generate_tokens(
-    model: nn.Module,
+    model: LanguageModel,
     tokens: Tensor,
     max_new_tokens: int,
     *,

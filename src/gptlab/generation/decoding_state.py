@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptlab.errors import UserError
 from gptlab.generation.prompt import has_encoder
+from gptlab.models.base import LanguageModel
 from gptlab.nn.cache import KVCache
 
 
@@ -37,7 +38,7 @@ class DecodingState:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         *,
         n_more: int | None = None,

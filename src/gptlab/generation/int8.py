@@ -1,5 +1,6 @@
 """Int8 weights: a quarter of the bytes to read for each token."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from gptlab.errors import UserError
 from gptlab.generation.layout import is_plain_linear
+from gptlab.models.base import LanguageModel
 from gptlab.nn.attention import Attention
 from gptlab.nn.cache import KVCache
 from gptlab.nn.loss import LMHead
@@ -78,21 +80,20 @@ class Int8LMHead:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-class Int8Model(nn.Module):
+class Int8Model(LanguageModel):
     """A model whose linear layers and head have int8 weights, and all else is bfloat16.
 
     It takes over the modules of the model, which can no longer be used by itself. Token embeddings stay in bfloat16.
     So do linear layers with hooks, adapters or parametrizations, which go on working.
     """
 
-    def __init__(self, model: nn.Module):
-        super().__init__()
+    def __init__(self, model: LanguageModel):
+        super().__init__(model.config)
         if any(isinstance(module, GroupedLinear) for module in model.modules()):
             raise UserError("precision=int8 does not support mixture-of-experts models; use precision=32 or bf16")
-        self.config = model.config
-        self.head = Int8LMHead(model.head)
+        self._head = Int8LMHead(model.head)
         if getattr(model, "lm_head", None) is not None:
-            model.lm_head = None
+            model.register_module("lm_head", None)
         for module in model.modules():
             if isinstance(module, Attention):  # q, k and v are called as modules
                 module._joined = None
@@ -100,9 +101,18 @@ class Int8Model(nn.Module):
             for name, child in list(module.named_children()):
                 if is_plain_linear(child):
                     setattr(module, name, Int8Linear(child.weight, child.bias))
-        self.model = model.bfloat16()
-        if hasattr(model, "encode"):
-            self.encode = model.encode
+        self.model: LanguageModel = model.bfloat16()
+
+    @property
+    def blocks(self) -> Sequence[nn.Module] | nn.ModuleList:
+        return self.model.blocks
+
+    @property
+    def head(self) -> Int8LMHead:
+        return self._head
+
+    def encode(self, source: Tensor, mask: Tensor | None = None) -> Any:
+        return self.model.encode(source, mask)
 
     def new_cache(self, batch_size: int, n_positions: int) -> KVCache | None:
         return self.model.new_cache(batch_size, n_positions)

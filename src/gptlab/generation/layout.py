@@ -3,8 +3,9 @@
 from typing import TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from gptlab.models.base import LanguageModel
 from gptlab.nn.attention import Attention
 
 
@@ -18,7 +19,7 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 @torch.no_grad()
-def lay_out(model: nn.Module) -> None:
+def lay_out(model: LanguageModel) -> None:
     """Change how `model`'s matrices lie in memory, in place: not their names, shapes or values, and nothing twice.
 
     To be called once the model is on its device and has its type.
@@ -33,6 +34,6 @@ def lay_out(model: nn.Module) -> None:
     _by_columns(model.head.weight)
 
 
-def _by_columns(weight: nn.Parameter) -> None:
+def _by_columns(weight: Tensor) -> None:
     if weight.is_contiguous():  # the parts of a joined matrix are not
         weight.data = weight.t().contiguous().t()

@@ -1,15 +1,15 @@
 """Device and precision of a model that generates."""
 
 import torch
-from torch import nn
 
 from gptlab.errors import UserError
 from gptlab.generation.config import Precision
 from gptlab.generation.int8 import Int8Model
 from gptlab.generation.layout import lay_out
+from gptlab.models.base import LanguageModel
 
 
-def prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
+def prepare(model: LanguageModel, precision: Precision, device: torch.device) -> LanguageModel:
     """Prepare a model for decoding: on its device, in its precision, its weights laid out for single tokens.
 
     It takes over the model's weights: the model can no longer be used by itself.

@@ -1,15 +1,14 @@
 """What a model is prompted with: the tokens of a text, and where its answer begins."""
 
-from torch import nn
-
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
+from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability, ModelConfig
 
 WRITES = frozenset({Capability.causal, Capability.encoder_decoder})  # either lets a model generate text
 
 
-def has_encoder(model: nn.Module) -> bool:
+def has_encoder(model: LanguageModel) -> bool:
     """Whether an encoder reads the prompt and a decoder starts a text of its own, instead of continuing the prompt."""
     return Capability.encoder_decoder in model.config.capabilities
 
@@ -23,7 +22,7 @@ def check_generates(config: ModelConfig, what: str) -> None:
         )
 
 
-def encode_prompt(text: str, tokenizer: Tokenizer, model: nn.Module, name: str = "the prompt") -> list[int]:
+def encode_prompt(text: str, tokenizer: Tokenizer, model: LanguageModel, name: str = "the prompt") -> list[int]:
     """A prompt's tokens after the tokenizer's beginning-of-text token; an encoder's end with the end-of-text token, as
     T5 was trained.
 
@@ -39,7 +38,7 @@ def encode_prompt(text: str, tokenizer: Tokenizer, model: nn.Module, name: str =
     return [*tokenizer.beginning, *ids, *ends]
 
 
-def check_length(ids: list[int], model: nn.Module, name: str = "the prompt") -> None:
+def check_length(ids: list[int], model: LanguageModel, name: str = "the prompt") -> None:
     """Refuse a prompt longer than the context of a model that continues it; an encoder's has no limit."""
     limit = model.config.context_length
     if not has_encoder(model) and len(ids) > limit:

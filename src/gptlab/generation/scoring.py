@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.generation.prompt import has_encoder
+from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability
 
 CHUNK_POSITIONS = 256  # logits that are in memory at a time
@@ -40,7 +41,7 @@ class Score:
         return math.fsum(self.nats) / math.log(2) / self.n_bytes
 
 
-def score(model: nn.Module, tokenizer: Tokenizer, text: str) -> Score:
+def score(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Score:
     """Score a text of any length over the model's whole vocabulary, as training does.
 
     The first token is predicted from the tokenizer's beginning-of-text token, else from its end-of-text token; without
@@ -60,13 +61,17 @@ def score(model: nn.Module, tokenizer: Tokenizer, text: str) -> Score:
     return Score(ids, nats, len(text.encode()) - skipped)
 
 
-def token_nats(model: nn.Module, ids: Sequence[int]) -> list[float]:
+def token_nats(model: LanguageModel, ids: Sequence[int]) -> list[float]:
     """-log p of each token but the first, given those before it in its window; UserError for a non-causal model."""
     return torch.cat([*strided_nats(model, ids), torch.empty(0)]).tolist()
 
 
 def strided_nats(
-    model: nn.Module, ids: Sequence[int] | np.ndarray, *, stride: int | None = None, context_length: int | None = None
+    model: LanguageModel,
+    ids: Sequence[int] | np.ndarray,
+    *,
+    stride: int | None = None,
+    context_length: int | None = None,
 ) -> Iterator[Tensor]:
     """-log p of each token but the first, in their order and each once, a batch at a time.
 
@@ -109,7 +114,7 @@ class ContinuationScore(NamedTuple):
 
 
 def score_continuations(
-    model: nn.Module, continuations: Sequence[Continuation], advance: Callable[[int], None] = lambda n: None
+    model: LanguageModel, continuations: Sequence[Continuation], advance: Callable[[int], None] = lambda n: None
 ) -> list[ContinuationScore]:
     """Score each continuation given its context, over the model's whole vocabulary.
 
@@ -128,7 +133,7 @@ def score_continuations(
 
 
 @torch.no_grad()
-def _score_batch(model: nn.Module, batch: Sequence[Continuation]) -> list[ContinuationScore]:
+def _score_batch(model: LanguageModel, batch: Sequence[Continuation]) -> list[ContinuationScore]:
     device = next(model.parameters()).device
     if has_encoder(model):
         read = [[model.config.decoder_start_token_id, *one.tokens[:-1]] for one in batch]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptlab.errors import UserError
 from gptlab.generation.config import NUM_DRAFT_TOKENS
@@ -11,10 +11,11 @@ from gptlab.generation.decode import Draw, annotate
 from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.prompt import WRITES
 from gptlab.generation.sampling import Sampling
+from gptlab.models.base import LanguageModel
 
 
 @torch.no_grad()
-def check_draft(target: nn.Module, draft: nn.Module, vocab_size: int, what: str = "draft_model") -> None:
+def check_draft(target: LanguageModel, draft: LanguageModel, vocab_size: int, what: str = "draft_model") -> None:
     """Refuse a draft model with another capability than the target's, or without part of its vocabulary, of which the
     first `vocab_size` tokens count; `what` names it in the error."""
     kinds = [WRITES & model.config.capabilities for model in (target, draft)]
@@ -31,8 +32,8 @@ def check_draft(target: nn.Module, draft: nn.Module, vocab_size: int, what: str 
 
 @torch.no_grad()
 def speculate(
-    target: nn.Module,
-    draft: nn.Module,
+    target: LanguageModel,
+    draft: LanguageModel,
     prompt: Sequence[int],
     max_new_tokens: int,
     sampling: Sampling,

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
@@ -17,6 +16,7 @@ from gptlab.generation.prompt import check_generates, check_length, encode_promp
 from gptlab.generation.sampling import Sampling
 from gptlab.generation.speculative import check_draft, speculate
 from gptlab.generation.stream import TextStream
+from gptlab.models.base import LanguageModel
 
 BATCH_TOKENS = 16_384  # of prompts and continuations together, decoded at a time
 
@@ -42,7 +42,7 @@ OnText = Callable[[Generation, str], None]
 
 
 def generate(
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     prompts: str | Sequence[str],
     *,
@@ -57,7 +57,7 @@ def generate(
     num_return_sequences: int = 1,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
-    draft_model: nn.Module | None = None,
+    draft_model: LanguageModel | None = None,
     num_draft_tokens: int | None = None,
     logprobs: int | None = None,
     end_ids: Collection[int] | None = None,
@@ -97,7 +97,7 @@ def generate(
 
 
 def encode_prompts(
-    texts: Sequence[str], tokenizer: Tokenizer, model: nn.Module, what: str = "the model"
+    texts: Sequence[str], tokenizer: Tokenizer, model: LanguageModel, what: str = "the model"
 ) -> list[list[int]]:
     """The tokens of prompts for a model; UserError for one that is empty or too long, and for a model that generates
     no text, which the error calls `what`."""
@@ -112,13 +112,13 @@ def encode_prompts(
 
 @torch.no_grad()
 def generate_encoded(
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     config: DecodingConfig,
     *,
     texts: Sequence[str] = (),
-    draft_model: nn.Module | None = None,
+    draft_model: LanguageModel | None = None,
     end_ids: Collection[int] | None = None,
     on_text: OnText | None = None,
 ) -> list[Generation]:
@@ -158,7 +158,7 @@ class _Job:
 class _Decoder:
     def __init__(
         self,
-        model: nn.Module,
+        model: LanguageModel,
         tokenizer: Tokenizer,
         config: DecodingConfig,
         end_ids: frozenset[int],
@@ -195,7 +195,7 @@ class _Decoder:
                 for draw in draws:
                     self._take(jobs[batch[draw.index]], draw)
 
-    def speculate(self, jobs: list[_Job], draft_model: nn.Module) -> None:
+    def speculate(self, jobs: list[_Job], draft_model: LanguageModel) -> None:
         for job, generator in zip(jobs, self._generators(jobs), strict=True):
             for draw in speculate(
                 self.model,

@@ -95,10 +95,10 @@ class Architecture:
     defaults: Mapping[str, Any]
     demands: Mapping[str, tuple[Any, ...]]
     prefix: str  # of every tensor but the head's; absent where a model was saved without its head
-    locations: Callable[[ModelConfig], dict[str, TensorLocation]]
+    locations: Callable[[Any], dict[str, TensorLocation]]
     buffers: tuple[str, ...] = ()  # suffixes of names that hold no weights
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = field(default=lambda theirs: {})
-    write: Callable[[ModelConfig], dict[str, Any]] = field(default=lambda config: {})
+    write: Callable[[Any], dict[str, Any]] = field(default=lambda config: {})
     seen: Callable[[Mapping[str, Any], Collection[str], Callable[[str], Tensor]], dict[str, Any]] = field(
         default=lambda theirs, names, read: {}
     )
@@ -129,7 +129,7 @@ class Architecture:
         back = self._understood({**self.defaults, **self.write_config(config, 1)})
         names = meanings(self.config)
         wrong |= {name for name in names if meaning(back, name) != meaning(config, name)}
-        if "d_head" not in self.keys and config.n_head * config.head_width != config.d_model:
+        if "d_head" not in self.keys and meaning(config, "n_head") * meaning(config, "d_head") != config.d_model:
             wrong.add("d_head")
         return {
             f"model.{name}={shown(meaning(config, name))}": f"model.{name}={shown(getattr(back, name))}"
@@ -172,7 +172,7 @@ def _kinds(kind: type[ModelConfig]) -> dict[str, tuple[type, ...]]:
     return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(kind).items()}
 
 
-def meaning(config: ModelConfig, option: str) -> Any:
+def meaning(config: Any, option: str) -> Any:
     """The value that a config key has in effect: null may stand for another value, and another value for null."""
     if option == "rope_theta" and config.position is not Position.rotary:
         return None

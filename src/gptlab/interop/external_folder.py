@@ -60,6 +60,7 @@ class ExternalFolder(ABC):
         """Its tokenizer, None where none can be read; UserError where its vocabulary is larger than the model's."""
         tokenizer = self._tokenizer()
         if tokenizer is not None:
+            assert self.tokenizer_file is not None
             check_vocab_size(tokenizer, self.vocab_size, self.tokenizer_file)
         return tokenizer
 

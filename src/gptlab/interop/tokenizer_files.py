@@ -54,9 +54,9 @@ def byte_pair_tokenizer(
     extra = read_json(added) if added is not None else {}
     try:
         lines = re.sub(r"\A#version.*", "", merges.read_text(encoding="utf-8")).splitlines()
-        pairs = [tuple(line.split(" ")) for line in lines if line]
+        pairs: list[Any] = [tuple(line.split(" ")) for line in lines if line]
         library = _byte_level(models.BPE(vocab=vocab, merges=pairs), add_prefix_space=add_prefix_space)
-        special = [token for token in (END_OF_TEXT,) if token in vocab] + sorted(extra, key=extra.get)
+        special = [token for token in (END_OF_TEXT,) if token in vocab] + sorted(extra, key=extra.__getitem__)
         library.add_special_tokens(_added(special))
         wrong = [token for token, number in extra.items() if library.token_to_id(token) != number]
         if wrong:

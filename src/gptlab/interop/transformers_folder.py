@@ -263,11 +263,11 @@ def write_folder(
     special = special_tokens or _default_special_tokens(tokenizer, vocab_size)
     dtype = {"dtype": str(tensor("tok_emb.weight").dtype).removeprefix("torch.")}
     theirs = architecture.write_config(config, vocab_size)
-    _write_json(path / "config.json", theirs | dtype | special["config.json"])
+    _write_json(path / "config.json", theirs | dtype | dict(special["config.json"]))
     if architecture.task != "fill-mask":
         usual = {"_from_model_config": True, **special["config.json"]}
         start = {key: theirs[key] for key in ("decoder_start_token_id",) if key in theirs}
-        _write_json(path / "generation_config.json", special.get("generation_config.json", usual) | start)
+        _write_json(path / "generation_config.json", {**special.get("generation_config.json", usual), **start})
     if tokenizer is not None:
         files = tokenizer_files(tokenizer, config.context_length)
         files["tokenizer_config.json"] |= special.get("tokenizer_config.json", {})
@@ -313,7 +313,8 @@ def _write_safetensors(path: Path, locations: dict[str, TensorLocation], tensor:
         for names, ours in theirs.items():
             values = joined([locations[own] for own in ours], [tensor(own) for own in ours])
             for name, value in zip(names, values, strict=True):
-                written = file.write(value.cpu().flatten().view(torch.uint8).numpy())
+                data: Any = value.cpu().flatten().view(torch.uint8).numpy()  # typed as a buffer from Python 3.12 on
+                written = file.write(data)
                 start, end = header[name]["data_offsets"]
                 assert written == end - start, name
 

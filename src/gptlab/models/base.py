@@ -26,11 +26,11 @@ class LanguageModel(nn.Module, ABC):
     untied head is named `lm_head`, so that objectives which score no tokens leave it untrained.
 
     Its `config.capabilities` promise more: `bidirectional` that `hidden_states` takes `segments`; `encoder_decoder`
-    that it takes `source` and `source_mask` and that there is `encode`; `mlm_head`, `pooler` and `nsp_head` that
-    `mlm_transform`, `pooled` and `next_sentence` are defined.
+    that it takes `source` and `source_mask`, that `encode` is defined and that `config` has `decoder_start_token_id`;
+    `mlm_head`, `pooler` and `nsp_head` that `mlm_transform`, `pooled` and `next_sentence` are defined.
     """
 
-    blocks: Sequence[nn.Module]
+    blocks: Sequence[nn.Module] | nn.ModuleList
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -75,6 +75,13 @@ class LanguageModel(nn.Module, ABC):
         """Logits of 0, the second segment follows the first, and 1, it does not: pooled (B, D) -> (B, 2)."""
         raise NotImplementedError(f"{type(self).__name__} promises no {Capability.nsp_head}")
 
+    def encode(self, source: Tensor, mask: Tensor | None = None) -> Any:
+        """The source tokens (B, S) as `hidden_states` takes them for `source`, for any number of calls.
+
+        mask (B, S) is True on real tokens (None: no padding). `select(indices)` of the result keeps some of the texts.
+        """
+        raise NotImplementedError(f"{type(self).__name__} promises no {Capability.encoder_decoder}")
+
     def new_cache(self, batch_size: int, n_positions: int) -> KVCache | None:
         """An empty cache for `hidden_states`; None where there is no such thing, and generation recomputes."""
         return None
@@ -93,7 +100,7 @@ class LanguageModel(nn.Module, ABC):
             value.fill_(1.0 if name.endswith("weight") else 0.0)
 
     @property
-    def output_blocks(self) -> Sequence[nn.Module]:
+    def output_blocks(self) -> Sequence[nn.Module] | nn.ModuleList:
         """The blocks that lead to the head, of which finetune=last_layers trains the last ones."""
         return self.blocks
 

@@ -58,6 +58,7 @@ def _initial_value(model: LanguageModel, name: str, parameter: Tensor, module: n
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
     if name.endswith(ADAPTERS):  # kaiming_uniform_ with a = sqrt(5) into the low rank, and zeros out of it
+        assert isinstance(module, nn.Linear)
         bound = 0.0 if name.endswith(".lora_up") else module.in_features**-0.5
         value.uniform_(-bound, bound, generator=generator)
     else:

@@ -59,6 +59,11 @@ class ModelConfig:
         """What objectives may ask of this model."""
         return frozenset({Capability.causal})
 
+    @property
+    def decoder_start_token_id(self) -> int:
+        """The token from which the decoder of a model with the capability encoder_decoder predicts the first one."""
+        raise NotImplementedError(f"{type(self).__name__} promises no {Capability.encoder_decoder}")
+
     def remedy(self, missing: frozenset[Capability]) -> str:
         """What to set so that the model has these capabilities too; empty where nothing helps."""
         return ""

@@ -1,9 +1,11 @@
 """What the transformers have in common: names of their parts, and tensor parallelism."""
 
+from typing import cast
+
 from torch import nn
 
 from gptlab.models.base import LanguageModel
-from gptlab.nn.tensor_parallel import TensorGroup, TensorParallelPlan
+from gptlab.nn.tensor_parallel import Shardable, TensorGroup, TensorParallelPlan
 
 # By the first of these that a parameter's name contains.
 PARTS = {
@@ -30,7 +32,7 @@ class Transformer(LanguageModel):
     """A model of residual blocks with `attn` and `ffn`."""
 
     def tensor_parallel_plan(self, block: nn.Module) -> TensorParallelPlan:
-        sublayers = {"attn": block.attn, "ffn": block.ffn}
+        sublayers = {name: cast(Shardable, block.get_submodule(name)) for name in ("attn", "ffn")}
         splits = {
             f"{sublayer}.{name}": split
             for sublayer, module in sublayers.items()

@@ -125,23 +125,25 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         parts = self.q, self.k, self.v
         # The joined matrix is no parameter: where gradients are wanted the parameters themselves are used.
-        joined = self._joined is not None and not torch.is_grad_enabled()
-        if not (joined or self._small) or not _fusible(*parts):
+        joined = None if torch.is_grad_enabled() else self._joined
+        if (joined is None and not self._small) or not _fusible(*parts):
             qkv = torch.cat([part(x) for part in parts], -1)
-        elif joined and self._addresses() == self._joined_addresses:  # nobody has replaced or moved them
-            qkv = F.linear(x, *self._joined)
+        elif joined is not None and self._addresses() == self._joined_addresses:  # nobody has replaced or moved them
+            qkv = F.linear(x, *joined)
         else:
             bias = None if self.q.bias is None else torch.cat([part.bias for part in parts])
             qkv = F.linear(x, torch.cat([part.weight for part in parts]), bias)
         heads = qkv.unflatten(-1, (self.n_head + 2 * self.n_kv_head, self.d_head))  # (B, T, H + 2 G, K)
         if self.qk_norm_eps is None and rotation is None:
-            return heads.split((self.n_head, self.n_kv_head, self.n_kv_head), 2)
+            q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), 2)
+            return q, k, v
         qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), 2)
         if self.qk_norm_eps is not None:
             qk = F.rms_norm(qk, (self.d_head,), eps=self.qk_norm_eps)
         if rotation is not None:
             qk = rotate(qk, rotation)
-        return *qk.split((self.n_head, self.n_kv_head), 2), v
+        q, k = qk.split((self.n_head, self.n_kv_head), 2)
+        return q, k, v
 
     def _addresses(self) -> list[int]:
         layers = self.q, self.k, self.v

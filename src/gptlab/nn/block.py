@@ -2,13 +2,13 @@
 
 from torch import Tensor, nn
 
-from gptlab.nn.attention import KV
+from gptlab.nn.attention import KV, Attention
 
 
 class Block(nn.Module):
     """Pre-norm: each sublayer reads the normalized residual stream and adds to it (GPT-2, section 2.3)."""
 
-    def __init__(self, *, norm1: nn.Module, attn: nn.Module, norm2: nn.Module, ffn: nn.Module, dropout: float = 0.0):
+    def __init__(self, *, norm1: nn.Module, attn: Attention, norm2: nn.Module, ffn: nn.Module, dropout: float = 0.0):
         super().__init__()
         self.norm1, self.attn, self.norm2, self.ffn = norm1, attn, norm2, ffn
         self.drop = nn.Dropout(dropout)
@@ -21,7 +21,7 @@ class Block(nn.Module):
 class CrossBlock(Block):
     """Pre-norm, with cross-attention between the two sublayers (arXiv:1706.03762, section 3.1; T5)."""
 
-    def __init__(self, *, norm_cross: nn.Module, cross: nn.Module, **parts):
+    def __init__(self, *, norm_cross: nn.Module, cross: Attention, **parts):
         super().__init__(**parts)
         self.norm_cross, self.cross = norm_cross, cross
 

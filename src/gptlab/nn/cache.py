@@ -19,7 +19,9 @@ class LayerCache:
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store those of the positions being read, (B, T, G, K) each, and return all so far, (B, G, S, K) each."""
-        if self.keys is None:  # only now is their dtype known: under autocast it is not the weights'
+        if (
+            self.keys is None or self.values is None
+        ):  # only now is their dtype known: under autocast it is not the weights'
             self.keys, self.values = self._allocate(keys), self._allocate(values)
         cache = self.cache
         for held, new in ((self.keys, keys), (self.values, values)):
@@ -100,7 +102,8 @@ class KVCache:
     def take(self, indices: list[int], other: "KVCache") -> None:
         """Replace these sequences by those of another cache of the same model."""
         for own, theirs in zip(self.layers, other.layers, strict=True):
-            if theirs.keys is not None:
+            if theirs.keys is not None and theirs.values is not None:
+                assert own.keys is not None and own.values is not None  # it holds these sequences already
                 end = max(other.lengths)
                 own.keys[indices, :, :end] = theirs.keys[:, :, :end]
                 own.values[indices, :, :end] = theirs.values[:, :, :end]

@@ -16,7 +16,8 @@ from gptlab.nn.tensor_parallel import Split, TensorGroup
 class MLP(nn.Module, ABC):
     """A nonlinearity between two matrices, with dropout on its F channels."""
 
-    inputs = ("up",)  # the matrices that read x, in their order among the parameters
+    up: nn.Module
+    inputs: tuple[str, ...] = ("up",)  # the matrices that read x, in their order among the parameters
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class MLP(nn.Module, ABC):
 class GatedMLP(MLP):
     """A product of two matrices' outputs, of which one goes through a nonlinearity (arXiv:2002.05202, section 2)."""
 
+    gate: nn.Module
     inputs = ("gate", "up")
 
 

@@ -122,7 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         matrix, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if for_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
-        d_bias = torch.zeros_like(bias, dtype=torch.float32) if for_bias else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if for_bias and bias is not None else None
         log_p_targets = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
 
         n_chunks = -(-len(targets) // chunk_size)
@@ -137,22 +137,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             log_p = torch.log_softmax(log_p, -1, dtype=torch.float32)
             log_p_target = log_p.gather(1, target)  # (N, 1)
             log_p_targets[chunk] = log_p_target[:, 0]
-            if not (for_hidden or for_weight or for_bias):
+            if d_hidden is None and d_weight is None and d_bias is None:
                 continue
             d_logits = log_p.exp_().scatter_(1, target, log_p_target.exp_().sub_(1))
             if softcap is not None:
                 d_logits *= saturation.square_().neg_().add_(1)
-            if for_bias:
+            if d_bias is not None:
                 d_bias += d_logits.T.mv((~ignored[chunk]).float())
             d_logits = d_logits.to(hidden.dtype)
-            if for_hidden:
+            if d_hidden is not None:
                 torch.mm(d_logits, matrix, out=d_hidden[chunk])
-            if for_weight and hidden.dtype == torch.float32:
+            if d_weight is not None and hidden.dtype == torch.float32:
                 d_weight.addmm_(d_logits.T, inputs[chunk])
-            elif for_weight:
+            elif d_weight is not None:
                 d_weight += d_logits.T @ inputs[chunk]
 
-        if for_hidden:
+        if d_hidden is not None:
             d_hidden.mul_(scale).masked_fill_(ignored[:, None], 0)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype

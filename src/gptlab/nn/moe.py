@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,12 @@ from torch.autograd.function import once_differentiable
 
 from gptlab.models.decoder.config import RouterSoftmax
 from gptlab.nn.block import Block
+from gptlab.nn.feedforward import MLP
 from gptlab.nn.loss import Auxiliary
 from gptlab.nn.tensor_parallel import Split, TensorGroup
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 GROUPED_BYTES = 16  # the grouped product wants matrices whose strides are a multiple of this
 
@@ -60,7 +64,7 @@ class MoE(nn.Module):
 
     def __init__(
         self,
-        feedforward: Callable[..., nn.Module],
+        feedforward: Callable[..., MLP],
         d_model: int,
         d_ff: int,
         *,
@@ -96,6 +100,7 @@ class MoE(nn.Module):
         local = range(group.rank * n_local, (group.rank + 1) * n_local)
         self.shard = ExpertShard(local, group.all_reduce_grad, group.all_reduce)
         for layer in self.experts.children():
+            assert isinstance(layer, GroupedLinear)
             layer.sharded = True
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Routing]:
@@ -150,7 +155,7 @@ class MoE(nn.Module):
         order, ends = choices.order, choices.ends[:, -1].contiguous()
         elsewhere = len(self.shard.local_experts) < self.n_expert
         if elsewhere:
-            order, ends = _choices_of(self.shard.local_experts, order, ends)
+            order, ends = _choices_of(self.shard.local_experts, order, ends)  # pyright: ignore[reportCallIssue]
         place = _inverse(order, topk_experts.numel())  # (M), one behind the last where other ranks answer
         inputs = _Take.apply(tokens, order // self.n_active, place.view_as(topk_experts), elsewhere)
         answers = self.experts(inputs, ends)
@@ -192,6 +197,7 @@ class MoE(nn.Module):
 
     def _capacity(self, n_tokens: int) -> int:
         """Choices of one sequence that an expert answers."""
+        assert self.capacity_factor is not None
         return math.ceil(self.capacity_factor * (n_tokens * self.n_active) / self.n_expert)
 
 
@@ -220,7 +226,8 @@ class GroupedLinear(nn.Module):
         """Apply to each token its expert's weight: x (M, in), where expert e's end at ends[e], or x (E, C, in)."""
         weight, bias = self.weight, self.bias
         if self.sharded:
-            weight, bias = weight.to_local(), None if bias is None else bias.to_local()
+            weight = cast("DTensor", weight).to_local()
+            bias = None if bias is None else cast("DTensor", bias).to_local()
         if x.is_meta and ends is not None:  # routing is a matter of values; one expert for all is as much work
             return F.linear(x, weight[0], None if bias is None else bias[0])
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
@@ -230,7 +237,7 @@ class GroupedLinear(nn.Module):
             return x @ weight.mT if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
         if runs_grouped(x, weight):
             return grouped(x, weight, bias, ends)
-        return one_by_one(x, weight, bias, ends)
+        return one_by_one(x, weight, bias, ends)  # pyright: ignore[reportCallIssue]
 
 
 def runs_grouped(x: Tensor, weight: Tensor) -> bool:
@@ -255,7 +262,7 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor) -> Ten
     return product + (expert[:, None] == torch.arange(len(bias), device=x.device)).to(bias.dtype) @ bias
 
 
-@torch.compiler.disable  # sizes are known when it runs
+@torch.compiler.disable  # sizes are known when it runs; its type in torch forgets the function's arguments
 def one_by_one(x: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor) -> Tensor:
     """A product for each expert. Split and unbind are undone at once by the backward pass, slices one by one."""
     biases = [None] * len(weight) if bias is None else bias.unbind()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -24,6 +24,14 @@ class TensorGroup(NamedTuple):
     size: int
     all_reduce_grad: Callable[[Tensor], Tensor]  # the identity, whose gradient is summed over the ranks
     all_reduce: Callable[[Tensor], Tensor]  # the sum over the ranks, whose gradient is the identity
+
+
+class Shardable(Protocol):
+    """A sublayer that can be sharded."""
+
+    def splits(self) -> dict[str, Split]: ...
+
+    def use_shard(self, group: TensorGroup) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

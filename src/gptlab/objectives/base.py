@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -120,7 +120,8 @@ def training_counts(objective: Objective, batch: Batch) -> dict[str, int | Tenso
 
 def total(terms: Mapping[str, LossTerm], scales: Mapping[str, float | Tensor]) -> Tensor:
     """What to differentiate: every sum times its weight and the scale of its kind."""
-    return sum(term.sum * (term.weight * scales[term.over]) for term in terms.values() if term.weight)
+    weighted = (term.sum * (term.weight * scales[term.over]) for term in terms.values() if term.weight)
+    return cast(Tensor, sum(weighted))  # 0 where nothing has a weight, which no objective does
 
 
 def logged_means(terms: Mapping[str, LossTerm], scales: Mapping[str, float | Tensor]) -> dict[str, Tensor]:
@@ -129,7 +130,8 @@ def logged_means(terms: Mapping[str, LossTerm], scales: Mapping[str, float | Ten
     values = {name: term.sum.detach() * scales[term.over] for name, term in logged.items()}
     if "loss" in values:
         return values
-    return {"loss": sum(term.weight * values[name] for name, term in logged.items() if term.weight)} | values
+    loss = cast(Tensor, sum(term.weight * values[name] for name, term in logged.items() if term.weight))
+    return {"loss": loss} | values
 
 
 def pad(texts: Sequence[np.ndarray], value: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ class CausalLM(Objective):
         self.data, self.context_length = data, context_length
 
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> SlidingWindows:
-        tokens, length = data.part(split).tokens, self.context_length
+        tokens, length = data.existing_part(split).tokens, self.context_length
         if evaluating:
             return SlidingWindows.each_token_once(tokens, length)
         return SlidingWindows(tokens, length, self.data.stride or length)

@@ -60,15 +60,10 @@ class Classification(Objective):
 
     def collate(self, examples: list[TokenizedExample], sample_ids: np.ndarray) -> Batch:
         """Tokens and attention mask (B, T), padded to the longest text, and class labels (B)."""
-        texts = [example.tokens if self.ends is None else self._enclosed(example.tokens) for example in examples]
+        texts = [_enclosed(example.tokens, self.ends) for example in examples]
         tokens, attention_mask = pad(texts, self.pad)
         labels = torch.tensor([example.label for example in examples])
         return {"tokens": tokens, "attention_mask": attention_mask, "labels": labels}
-
-    def _enclosed(self, text: np.ndarray) -> np.ndarray:
-        first, last = self.ends
-        inner = text[int(text[0] == first) : len(text) - int(text[-1] == last)]
-        return np.concatenate([[first], inner, [last]])
 
     def counts(self, batch: Batch) -> dict[str, int | Tensor]:
         labels = {"labels": len(batch["labels"])}
@@ -95,6 +90,7 @@ class Classification(Objective):
             pooled = model.pooled(hidden_states)  # (B, D)
         else:
             pooled = hidden_states[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
+        assert model.class_head is not None
         return model.class_head(pooled).float(), hidden_states
 
     def preview(self, context: PreviewContext) -> str:
@@ -106,3 +102,11 @@ class Classification(Objective):
             text = " ".join(context.tokenizer.decode(example.tokens).split())[:PREVIEW_CHARACTERS]
             lines.append(f"[{names[example.label]} > {names[guess]}] {text}")
         return "\n".join(lines)
+
+
+def _enclosed(text: np.ndarray, ends: tuple[int, int] | None) -> np.ndarray:
+    if ends is None:
+        return text
+    first, last = ends
+    inner = text[int(text[0] == first) : len(text) - int(text[-1] == last)]
+    return np.concatenate([[first], inner, [last]])

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from gptlab.data.config import DataConfig, TargetKind
+from gptlab.data.sources.config import TableConfig
 from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds
 from gptlab.models.config import Capability, ModelConfig
@@ -152,6 +153,7 @@ class ClassificationConfig(ObjectiveConfig):
     def build(self, *, tokenizer, model, data, context_length, seed):
         from gptlab.objectives.classification import Classification
 
+        assert isinstance(data, TableConfig), "a config whose source has records extends TableConfig"
         return Classification(
             self,
             tokenizer,
@@ -183,6 +185,7 @@ class InstructionConfig(ObjectiveConfig):
     def build(self, *, tokenizer, model, data, context_length, seed):
         from gptlab.objectives.instruction import Instruction
 
+        assert isinstance(data, TableConfig), "a config whose source has records extends TableConfig"
         separate = Capability.encoder_decoder in model.capabilities
         return Instruction(
             tokenizer,

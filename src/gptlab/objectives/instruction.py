@@ -38,19 +38,19 @@ class Instruction(Objective):
     def collate(self, examples: list[TokenizedExample], sample_ids: np.ndarray) -> Batch:
         """Tokens, targets without those of prompts, and attention mask (B, T); with a source also `source` (B, S)."""
         if self.decoder_start_token_id is not None:
-            return self._source_and_target(examples)
+            return self._source_and_target(examples, self.decoder_start_token_id)
         tokens, attention_mask = pad([example.tokens[:-1] for example in examples], self.pad)
         scored = [np.where(example.scored, example.tokens, IGNORE_INDEX)[1:] for example in examples]
         targets, _ = pad(scored, IGNORE_INDEX)
         return {"tokens": tokens, "targets": targets, "attention_mask": attention_mask}
 
-    def _source_and_target(self, examples: list[TokenizedExample]) -> Batch:
+    def _source_and_target(self, examples: list[TokenizedExample], start_token: int) -> Batch:
         starts = [_last_response(example.scored) for example in examples]
         prompts = [np.concatenate([e.tokens[:start], self.end]) for e, start in zip(examples, starts, strict=True)]
         source, source_mask = pad(prompts, self.pad)
         responses = [example.tokens[start:] for example, start in zip(examples, starts, strict=True)]
         targets, attention_mask = pad(responses, IGNORE_INDEX)
-        first = targets.new_full((len(targets), 1), self.decoder_start_token_id)
+        first = targets.new_full((len(targets), 1), start_token)
         tokens = torch.cat([first, targets[:, :-1].masked_fill(~attention_mask[:, :-1], self.pad)], 1)
         return {
             "source": source,
@@ -75,7 +75,10 @@ class Instruction(Objective):
         if not prompt:
             start = _last_response(example.scored)
             prompt, truth = example.tokens[:start].tolist(), example.tokens[start:].tolist()
-        response = context.write(prompt) if self.decoder_start_token_id is None else self._decode(context, prompt)
+        if self.decoder_start_token_id is None:
+            response = context.write(prompt)
+        else:
+            response = self._decode(context, prompt, self.decoder_start_token_id)
         lines = [context.tokenizer.decode(prompt), f"[model] {self._text(context, response)}"]
         return "\n".join(lines + [f"[truth] {self._text(context, truth)}"] * bool(truth))
 
@@ -83,10 +86,10 @@ class Instruction(Objective):
         n = tokens.index(self.end[0]) if self.end and self.end[0] in tokens else len(tokens)
         return context.tokenizer.decode(tokens[:n]).strip()
 
-    def _decode(self, context: PreviewContext, prompt: list[int]) -> list[int]:
+    def _decode(self, context: PreviewContext, prompt: list[int], start_token: int) -> list[int]:
         # By `hidden_states` alone, which is all that can be called on a sharded model.
         source = torch.tensor([prompt + self.end])
-        tokens = [self.decoder_start_token_id]
+        tokens = [start_token]
         while len(tokens) <= PREVIEW_TOKENS and tokens[1:][-1:] != self.end:
             batch = context.to_device({"tokens": torch.tensor([tokens]), "source": source})
             logits = context.model.head.logits(context.model.hidden_states(**batch)[:, -1])

@@ -30,7 +30,8 @@ class MaskedLM(Objective):
     ):
         self.config, self.data, self.context_length, self.seed = config, data, context_length, seed
         roles = {"<mask>": tokenizer.mask, "<cls>": tokenizer.cls, "<sep>": tokenizer.sep, "<pad>": tokenizer.pad}
-        missing = [token for token, token_id in roles.items() if token_id is None]
+        found = {token: token_id for token, token_id in roles.items() if token_id is not None}
+        missing = [token for token in roles if token not in found]
         if missing:
             raise UserError(
                 f"objective=masked_lm needs special tokens, and tokenizer={tokenizer.type} has no "
@@ -41,7 +42,7 @@ class MaskedLM(Objective):
             raise UserError(
                 f"context_length={context_length} is too short for objective=masked_lm; use {least} or more"
             )
-        self.mask, self.cls, self.sep, self.pad = roles.values()
+        self.mask, self.cls, self.sep, self.pad = found.values()
         self.separator = tokenizer.eot
         self.special = np.zeros(tokenizer.vocab_size, dtype=bool)
         self.special[list(tokenizer.specials)] = True
@@ -56,7 +57,7 @@ class MaskedLM(Objective):
             self.unused_parameters = ("pooler.", "nsp.")
 
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> SegmentPairs | SlidingWindows:
-        file, length = data.part(split), self.context_length
+        file, length = data.existing_part(split), self.context_length
         if self.pairs:
             return SegmentPairs(file, self.separator, length - N_SPECIAL, split=split)
         # Of the n + 1 tokens of a sliding window of n the last is no target here, but text like the others.

@@ -70,7 +70,7 @@ class SpanCorruption(Objective):
 
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> SlidingWindows:
         # Of the n + 1 tokens of a sliding window of n the last is no target here, but text like the others.
-        tokens, n = data.part(split).tokens, self.n_tokens
+        tokens, n = data.existing_part(split).tokens, self.n_tokens
         if evaluating:
             return SlidingWindows(tokens, max(1, min(n, len(tokens)) - 1), n, split=split)
         return SlidingWindows(tokens, n - 1, self.data.stride or n, split=split)

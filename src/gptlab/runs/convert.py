@@ -147,7 +147,7 @@ def _write_gptlab(
     config = config_of_import(external.config, file, external.architecture.model_type)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     state = CheckpointState(
-        config=config, tokenizer="" if tokenizer is None else tokenizer.fingerprint, special_tokens=special
+        config=config, tokenizer="" if tokenizer is None else tokenizer.fingerprint, special_tokens=dict(special)
     )
     checkpoint.save(folder / "checkpoints" / "last.ckpt", state, dict(external.tensors()))
 

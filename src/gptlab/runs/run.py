@@ -12,9 +12,9 @@ from gptlab.runs.folder import read_events, read_metrics, read_summary
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-    from torch import nn
 
     from gptlab.data.tokenizers.tokenizer import Tokenizer
+    from gptlab.models.base import LanguageModel
 
 
 class Run:
@@ -68,7 +68,7 @@ class Run:
 
         return load_tokenizer(self.path / "tokenizer.json")
 
-    def load(self, checkpoint: int | str = "best") -> "tuple[nn.Module, Tokenizer]":
+    def load(self, checkpoint: int | str = "best") -> "tuple[LanguageModel, Tokenizer]":
         """The model of a checkpoint (a step, "best" or "last"), in eval mode on the CPU, and the tokenizer.
 
         Where a run keeps no best checkpoint, "best" is the last one. UserError where there is no such checkpoint.

@@ -69,7 +69,9 @@ def write_tensors(
 
         write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
-            data: Any = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            # Arrays are typed as buffers from Python 3.12 on.
+            array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            data = memoryview(array)
             for start in range(0, len(data), BLOCK_BYTES):
                 write(data[start : start + BLOCK_BYTES])
         file.flush()

@@ -288,7 +288,8 @@ class TrainerConfig:
         if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(self.max_time)):
             raise UserError(f"trainer.max_time={self.max_time} must have the form DD:HH:MM:SS, such as 00:01:30:00")
         check_bounds(self, "trainer.")
-        if self.device_count() is not None and self.device_count() < 1:
+        n_devices = self.device_count()
+        if n_devices is not None and n_devices < 1:
             raise UserError(f"trainer.devices={self.devices} names no device; use a count such as 1, or auto")
 
     def device_count(self) -> int | None:

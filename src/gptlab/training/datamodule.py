@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import lightning
 import numpy as np
@@ -85,7 +86,8 @@ class EvalBatches(Dataset):
     def __len__(self) -> int:
         return -(-(self.n_full + self.has_tail) // self.world_size)
 
-    def __getitem__(self, i: int) -> Batch:
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """A batch, and under "counts" whether it counts."""
         batch = i * self.world_size + self.rank
         if batch >= self.n_full + self.has_tail:
             # Every rank takes part in every collective: one without work left repeats a batch that does not count.
@@ -147,6 +149,11 @@ class ExamplesDataModule(lightning.LightningDataModule):
         """What each validation dataloader holds, in their order."""
         return [split for split in self.eval_examples if split != "test"]
 
+    @property
+    def _rank(self) -> int:
+        assert self.trainer is not None
+        return self.trainer.global_rank
+
     def train_batches(self, rank: int) -> TrainBatches:
         """What a rank trains on, by step."""
         return TrainBatches(
@@ -161,7 +168,7 @@ class ExamplesDataModule(lightning.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        batches = self.train_batches(self.trainer.global_rank)
+        batches = self.train_batches(self._rank)
         return self._loader(batches, Steps(self.start_step + self.skipped_steps, self.n_steps + self.skipped_steps))
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -180,7 +187,7 @@ class ExamplesDataModule(lightning.LightningDataModule):
             self.eval_examples[split],
             self.objective,
             per_batch=self.eval_batch_size,
-            rank=self.layout.data_rank(self.trainer.global_rank),
+            rank=self.layout.data_rank(self._rank),
             world_size=self.layout.data,
         )
         return self._loader(batches, range(len(batches)))

@@ -55,7 +55,8 @@ def _wandb(settings: WandbConfig, folder: Path, group: str, tags: list[str], hyp
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     if offline:
-        logger.hint = f"W&B has this run offline; send it with\n  wandb sync {Path(run.dir).parent}"
+        # An attribute of our own, for the summary.
+        logger.hint = f"W&B has this run offline; send it with\n  wandb sync {Path(run.dir).parent}"  # pyright: ignore[reportAttributeAccessIssue]
     return logger
 
 
@@ -81,5 +82,5 @@ def _tensorboard(settings: TensorboardConfig, folder: Path) -> Logger:
         )
     except ModuleNotFoundError as error:
         raise UserError("logger=tensorboard needs the tensorboard package: pip install tensorboard") from error
-    logger.hint = f"tensorboard --logdir {folder / 'tensorboard'}"
+    logger.hint = f"tensorboard --logdir {folder / 'tensorboard'}"  # pyright: ignore[reportAttributeAccessIssue]
     return logger

@@ -385,7 +385,8 @@ class _Training:
 
 
 def _timers(trainer: lightning.Trainer) -> list[Timer]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+    callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]: set where no checker sees it
+    return [callback for callback in callbacks if isinstance(callback, Timer)]
 
 
 def _is_finished(config: RunConfig, folder: RunFolder) -> bool:

@@ -169,7 +169,8 @@ class LanguageModule(lightning.LightningModule):
                     parameter.grad = None
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._add(self.trainer.datamodule.eval_splits[dataloader_idx], batch)
+        datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]: set where no checker sees it
+        self._add(datamodule.eval_splits[dataloader_idx], batch)
 
     def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         self._add("test", batch)

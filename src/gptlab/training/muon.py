@@ -1,6 +1,7 @@
 """Muon for the matrices and AdamW for the rest, as one optimizer."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def orthogonalize(matrices: Tensor, n_steps: int = 5) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def _orthogonalize_all(matrices: list[Tensor], n_steps: int) -> list[Tensor]:
+def _orthogonalize_all(matrices: Sequence[Tensor], n_steps: int) -> list[Tensor]:
     """This rank's shard of each update; a shard cannot be orthogonalized alone, so whole matrices are gathered."""
     if matrices[0].ndim == 3:  # sharded by experts, so that the matrices of this rank are whole
         stacks = torch.stack([local(matrix) for matrix in matrices])  # (n, E, r, c)

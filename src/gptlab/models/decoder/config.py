@@ -127,7 +127,7 @@ class DecoderConfig(TransformerConfig):
 
     def tensor_parallel_dims(self) -> dict[str, int] | None:
         dims = super().tensor_parallel_dims()
-        if self.n_expert is None:
+        if dims is None or self.n_expert is None:
             return dims
         del dims[f"model.d_ff={self.ff_width}"]
         dims[f"model.n_expert={self.n_expert}"] = self.n_expert

@@ -75,7 +75,8 @@ class Decoder(Transformer):
     def _attention_mask_args(self, positions: Tensor) -> list[dict[str, Tensor | bool]]:
         """What each block attends to in a sequence that is read from its start, as arguments of its `Attention`."""
         window = self.config.attention_window
-        dense = banded = {"causal": True}  # SDPA knows this mask without having to read one
+        dense: dict[str, Tensor | bool] = {"causal": True}  # SDPA knows this mask without having to read one
+        banded: dict[str, Tensor | bool] = dense
         if window is not None and window < len(positions):
             banded = {"mask": causal_band(positions, positions, window)}
         return [dense if self.config.window_of(i) is None else banded for i in range(self.config.n_layer)]

@@ -48,5 +48,6 @@ class EncoderConfig(TransformerConfig):
 
     def dropout_at(self, place: str) -> float:
         """The rate at "attention" or elsewhere."""
-        separate = place == "attention" and self.dropout_attention is not None
-        return self.dropout_attention if separate else self.dropout
+        if place == "attention" and self.dropout_attention is not None:
+            return self.dropout_attention
+        return self.dropout

@@ -1,6 +1,7 @@
 """The encoder: BERT."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,7 @@ class Encoder(Transformer):
         else:
             value.normal_(std=self.config.init_std, generator=generator)
 
-    def _head(self, name: str) -> nn.Module:
+    def _head(self, name: str) -> Any:
         head = getattr(self, name)
         if head is None:
             what = {"mlm": "masked-language-model head", "pooler": "pooler", "nsp": "next-sentence head"}[name]

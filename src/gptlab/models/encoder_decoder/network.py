@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class EncoderDecoder(Transformer):
     def encode(self, source: Tensor, mask: Tensor | None = None) -> CrossAttentionCache:
         """Run the encoder on tokens (B, S) once, for any number of calls of `hidden_states`."""
         states = self._states(source, mask)
-        layers = [block.cross.keys_values(states) for block in self.decoder.blocks]
+        layers = [cast(CrossBlock, block).cross.keys_values(states) for block in self.decoder.blocks]
         return CrossAttentionCache(layers, _mask_keys(mask), list(range(len(source))))
 
     def _states(self, source: Tensor, mask: Tensor | None) -> Tensor:
@@ -187,7 +188,7 @@ def _attention(c: EncoderDecoderConfig) -> Attention:
     )
 
 
-def _sublayers(c: EncoderDecoderConfig) -> dict[str, nn.Module]:
+def _sublayers(c: EncoderDecoderConfig) -> dict[str, Any]:
     return {
         "norm1": _norm(c),
         "attn": _attention(c),
