@@ -126,7 +126,7 @@ def test_rows_of_a_table(table):
 def test_bad_rows_are_named(table, tmp_path):
     prompt, answer = Template("{q}", "prompt"), Template("{a}", "answer")
     for row, choices, message in (
-        ({"q": "?"}, None, r"answer names the field \{a\}, which row 1 of .* lacks; it has q"),
+        ({"q": "?"}, None, r"answer has the field \{a\}, which row 1 of .* lacks; it has q"),
         ({"q": "?", "a": " "}, None, "row 1 of .* has no answer"),
         ({"q": "?", "a": "z"}, ("x", "y"), "row 1 of .*: the answer 'z' is not among the choices x, y"),
         ({"q": "?", "a": "2"}, ("x", "y"), "the answer '2' is not among the choices x, y"),
