@@ -100,8 +100,8 @@ def _compose(
     overrides: Sequence[str], config_dir: str | Path | None, modules: Sequence[str]
 ) -> tuple[DictConfig, list[str]]:
     plugins.load([*plugins.named_in(overrides), *modules])
-    register_schemas(config_dir)
     refuse_unknown(overrides, config_dir)
+    register_schemas(config_dir)
     typed = [for_hydra(override) for override in overrides]
     added = [] if config_dir is None else [f"hydra.searchpath=['file://{Path(config_dir).expanduser().absolute()}']"]
     GlobalHydra.instance().clear()

@@ -91,7 +91,7 @@ def test_the_run_folder_gets_what_is_shown(trained, say):
     (result,) = json.loads(say(f"run={folder}", "stride=3", "output=json"))["results"]
     (kept,) = [path for path in (folder / "evaluations").iterdir() if json.loads(path.read_text()) == result]
     assert re.fullmatch(r"00000010-perplexity-[0-9a-f]{8}\.json", kept.name)
-    assert result["step"] == 10 and result["run_id"] == summary["config"] and result["seed"] == SEED
+    assert result["step"] == 10 and result["run_id"] == summary["run_id"] and result["seed"] == SEED
     assert result["settings"] == {"stride": 3, "precision": "32"}
     assert result["versions"]["torch"] and result["checkpoint"].endswith("best.ckpt")
     before = kept.stat().st_mtime_ns
@@ -214,7 +214,7 @@ def test_architectures(say, table, tmp_path):
         ("data=rows.jsonl prompt={n}", "data= needs answer="),
         ("data=rows.jsonl prompt={m} answer={a}", "prompt has the field {m}, which row 1 of rows.jsonl lacks"),
         ("data=rows.jsonl prompt=m answer={a}", "prompt='m' names no column, so that it is the same for all rows"),
-        ("data=rows.jsonl prompt={n answer={a}", "prompt='{n': expected"),
+        ("data=rows.jsonl prompt={n answer={a}", "and a brace itself as {{ or }}"),
         ("data=none.jsonl prompt={n} answer={a}", "none.jsonl does not exist; give a table"),
         ("data=empty.jsonl prompt={n} answer={a}", "empty.jsonl is empty"),
         (

@@ -141,5 +141,5 @@ def test_bad_rows_are_named(table, tmp_path):
     (row,) = read_examples(str(tmp_path / "rows.csv"), prompt, answer, "c")
     assert row.choices == ("x", "y")
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"empty.jsonl is empty; give a table with at least one row"):
+    with pytest.raises(ValueError, match=r"empty.jsonl is empty; give a table with at least one record"):
         read_examples(str(tmp_path / "empty.jsonl"), prompt, answer)

@@ -76,7 +76,7 @@ def test_a_running_run_takes_it_up_at_its_next_step(tmp_path, optimizer_class):
     (event,) = events(run, "amended")
     assert (event["step"], event["number"], event["overrides"]["optimizer.lr"]) == (7, 1, 3e-3)
     assert [(a["number"], a["step"]) for a in summary["amendments"]] == [(1, 7)]
-    assert summary["config"] == config.run_id(), "the run is still the one that was started"
+    assert summary["run_id"] == config.run_id(), "the run is still the one that was started"
 
     def by_hand(trainer, module):
         for group in trainer.optimizers[0].param_groups:

@@ -24,7 +24,7 @@ def trained(tmp_path_factory):
 def test_a_run_is_what_its_folder_holds(trained):
     config, run = trained
     assert run.config == config and run.config.run_id() == config.run_id()
-    assert run.summary["finished"] and run.summary["config"] == config.run_id()
+    assert run.summary["finished"] and run.summary["run_id"] == config.run_id()
     assert list(run.checkpoints) == [5, 10, "last", "best"]
     assert run.events()[0]["event"] == "started"
     assert run.tokenizer.decode(run.tokenizer.encode("the ").tolist()) == "the "

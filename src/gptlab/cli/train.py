@@ -88,9 +88,9 @@ class _Command:
     def _compose_and_run(self) -> None:
         arguments = set(self.arguments)
         plugins.load(plugins.named_in(self.overrides))
-        composition.register_schemas(self.config_dir)
         if not COMPLETION & arguments:
             composition.refuse_unknown(self.overrides, self.config_dir)
+        composition.register_schemas(self.config_dir)
         if {"-h", "--help"} & arguments:
             return print(help_text(self.overrides, self.config_dir))
         if option(self.arguments, "--cfg", "-c") == "job" and not {"--package", "-p", *MULTIRUN} & arguments:

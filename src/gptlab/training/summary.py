@@ -40,7 +40,7 @@ def summarize(
         **metrics,
         "unigram_entropy": data.train.unigram_entropy(),
         "parameters": plan.parameters["total"],
-        "config": run_id,
+        "run_id": run_id,
         "amendments": [{"number": a.number, "step": a.step, "overrides": a.overrides} for a in amendments],
         "skipped_steps": skipped_steps,
         "corpus": data.description,
