@@ -500,5 +500,7 @@ def test_weights_of_another_tokenizer_are_refused(tmp_path):
     checkpoint.save(tmp_path / "unknown" / "a.ckpt", replace(saved.state, tokenizer=""), saved.model)
     unknown = DecoderConfig(**SHAPE, init_from=str(tmp_path / "unknown" / "a.ckpt"))
     open_initial(unknown, 257, CharTokenizer("abc"))
-    with pytest.raises(ValueError, match=r"add model\.vocab_size=257 and a tokenizer with a vocabulary no larger than that"):
+    with pytest.raises(
+        ValueError, match=r"add model\.vocab_size=257 and a tokenizer with a vocabulary no larger than that"
+    ):
         open_initial(unknown, 300, CharTokenizer("".join(map(chr, range(300)))))
