@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gptlab.files import locked, replacing, sha256_of, stat_key, sync_folder, write_text_atomic
+from gptlab.files import locked, replace_folder, replacing, sha256_of, stat_key, sync_folder, write_text_atomic
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -21,6 +21,30 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         assert path.read_bytes() == b"old\r\n"
     sync_folder(tmp_path)
     assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("target", ["file", "folder"])
+def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path, target):
+    for name in ("old", "new"):
+        (tmp_path / name).write_text(name) if target == "file" else (tmp_path / name).mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("old")
+    stale = tmp_path / f".link.{os.getpid()}.tmp"  # of a killed process with the same number
+    stale.symlink_to("old")
+    with replacing(link) as temporary:
+        temporary.symlink_to("new")
+    assert link.readlink().name == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "new", "old"]
+
+
+def test_a_folder_is_replaced_with_all_that_it_holds(tmp_path):
+    path, new = tmp_path / "folder", tmp_path / ".folder.tmp"
+    for content in ("one", "two"):
+        new.mkdir()
+        (new / content).touch()
+        replace_folder(new, path)
+        assert [file.name for file in path.iterdir()] == [content]
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,15 +14,15 @@ TEMPORARY_SUFFIX = ".tmp"
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which replaces it when the block ends without an error.
 
-    At every moment `path` is absent, the old file or the whole new one. The temporary file `.NAME.PID.tmp` is synced
-    before it is renamed; after an error it is removed, after a kill it stays.
+    At every moment `path` is absent, the old file or the whole new one. The temporary file `.NAME.PID.tmp`, which may
+    be a link too, is synced before it is renamed; after an error it is removed, after a kill it stays.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary.unlink(missing_ok=True)  # of a killed process with the same number
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -33,9 +34,26 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
+def replace_folder(new: Path, path: Path) -> None:
+    """Rename the folder `new` to `path`; a folder that has this name is first moved aside, to `new` ending in `.old`.
+
+    A kill in between leaves `path` absent and both folders whole.
+    """
+    aside = new.with_suffix(".old")
+    if path.is_dir():
+        os.replace(path, aside)
+    os.replace(new, path)
+    if aside.is_dir():
+        shutil.rmtree(aside)
+
+
 def sync_folder(folder: str | Path) -> None:
     """Flush a folder's entries to the disk, so that files renamed into it are there after a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

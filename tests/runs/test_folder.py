@@ -55,12 +55,22 @@ def test_a_second_run_is_kept_out(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(first.path)], check=True)
 
 
-def test_locking_clears_what_a_killed_save_left(tmp_path):
+def test_locking_clears_what_a_killed_process_left(tmp_path):
     folder = RunFolder(tmp_path, writes=True)
-    folder.checkpoints.mkdir()
-    (folder.checkpoints / ".step_00000001.ckpt.tmp").write_bytes(b"half")
+    (tmp_path / "evaluations").mkdir()
+    amending = tmp_path / ".amendments.jsonl.123.tmp"  # of another process, which may be alive
+    amending.touch()
+    for name in (".step_00000002.tmp", ".step_00000001.old"):
+        (folder.checkpoints / name).mkdir(parents=True)
+        (folder.checkpoints / name / "rank_00000.safetensors").write_bytes(b"half")
+    for name in (".step_00000001.ckpt.123.tmp", ".SHA256SUMS.123.tmp"):
+        (folder.checkpoints / name).write_bytes(b"half")
+    (folder.checkpoints / ".last.123.tmp").symlink_to("step_00000001")
+    for name in ("config.yaml", "tokenizer.json", "metrics.csv", "summary.json"):
+        (tmp_path / f".{name}.123.tmp").touch()
     with folder.lock():
         assert not list(folder.checkpoints.iterdir())
+        assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "evaluations", "lock", amending.name}
 
 
 def test_events_are_lines_of_json(tmp_path):
@@ -72,7 +82,7 @@ def test_events_are_lines_of_json(tmp_path):
 
 
 @pytest.mark.parametrize("writes", [True, False])
-def test_only_the_first_rank_writes(tmp_path, writes):
+def test_only_rank_0_writes(tmp_path, writes):
     folder = RunFolder(tmp_path / "run", writes=writes)
     with folder.lock():
         folder.event("started")

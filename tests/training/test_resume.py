@@ -18,22 +18,33 @@ if __name__ == "__main__":
     moment, count = os.environ["KILL_AT"].split(":")
     left = int(count)
 
-    def counted(function):
+    saving = False
+
+    def counted(function, everywhere=False):
         def wrapper(*args, **kwargs):
             global left
-            left -= 1
+            left -= everywhere or saving
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*args, **kwargs)
         return wrapper
 
-    if moment == "fsync":  # inside a save: the temporary file is written and not yet in place
-        os.fsync = counted(os.fsync)
-    elif moment == "replace":
-        os.replace = counted(os.replace)
-    else:
+    if moment == "training_step":
         from gptlab.training.module import LanguageModule
-        LanguageModule.training_step = counted(LanguageModule.training_step)
+        LanguageModule.training_step = counted(LanguageModule.training_step, everywhere=True)
+    else:  # inside a save, before a file is synced or renamed
+        from gptlab.runs.writer import CheckpointWriter
+
+        write = CheckpointWriter._write
+
+        def watched(*args):
+            global saving
+            saving = True
+            write(*args)
+            saving = False
+
+        CheckpointWriter._write = watched
+        setattr(os, moment, counted(getattr(os, moment)))
     sys.argv[0] = {program!r}
     runpy.run_path({program!r}, run_name="__main__")
 """
@@ -53,7 +64,9 @@ def saves(run):
 
 
 MOMENTS = {
-    "causal_lm": ("training_step:7", "fsync:2", "replace:9", "training_step:5"),
+    # After the first save; with a whole file that is not in SHA256SUMS yet; with one that is not renamed yet; and in a
+    # later save, while its further names are given.
+    "causal_lm": ("training_step:7", "fsync:2", "replace:2", "replace:9"),
     **dict.fromkeys(("masked_lm", "span_corruption", "classification", "instruction"), ("training_step:15",)),
 }
 

@@ -23,10 +23,10 @@ from gptlab.evaluation.config import EvaluateConfig, Kind
 from gptlab.evaluation.perplexity import encode, perplexity
 from gptlab.evaluation.prompts import DELIMITER, SEPARATOR, Prompts, read_examples
 from gptlab.evaluation.subject import Subject, check_causal, check_exists, open_subject, validation_split
+from gptlab.files import write_text_atomic
 from gptlab.generation.config import MAX_NEW_TOKENS, SEED, DecodingConfig
 from gptlab.generation.precision import find_device, prepare
 from gptlab.generation.prompt import has_encoder
-from gptlab.runs.folder import write_text
 
 FOLDER = "evaluations"  # in the run folder
 LIBRARIES = {Kind.answers: ("torchmetrics",), Kind.tasks: ("lm-eval", "datasets")}
@@ -66,7 +66,7 @@ def evaluate(
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace a JSON file, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n")  # lm-eval's samples may hold any type
+    write_text_atomic(path, json.dumps(content, indent=2, default=str) + "\n")  # lm-eval's samples may hold any type
 
 
 def _evaluate(

@@ -1,9 +1,7 @@
 """Amendments: overrides that change a run in mid-flight, and the file in which they wait for it."""
 
 import copy
-import fcntl
 import json
-import os
 import time
 import typing
 from dataclasses import dataclass, fields
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from gptlab.errors import UserError
-from gptlab.runs.folder import RunFolder, write_text
+from gptlab.files import locked, write_text_atomic
+from gptlab.runs.folder import RunFolder
 from gptlab.training.config import CallbacksConfig, OptimizerConfig, ScheduleConfig
 from gptlab.values import coerce
 
@@ -109,9 +108,7 @@ def read(folder: Path) -> tuple[list[Amendment], list[str]]:
 def add(folder: RunFolder, overrides: dict[str, Any]) -> Amendment:
     """Write an amendment for a run to apply; UserError where the file is damaged."""
     path = folder.path
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # of the folder: two amendments at once are both kept
+    with locked(path):  # two amendments at once are both kept
         known, damaged = read(path)
         if damaged:
             raise UserError(damaged[0])
@@ -119,9 +116,7 @@ def add(folder: RunFolder, overrides: dict[str, Any]) -> Amendment:
         number = max([amendment.number for amendment in known] + decided, default=0) + 1
         line = json.dumps({"number": number, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "overrides": overrides})
         earlier = (path / FILE).read_text() if (path / FILE).is_file() else ""
-        write_text(path / FILE, f"{earlier}{line}\n")
-    finally:
-        os.close(descriptor)
+        write_text_atomic(path / FILE, f"{earlier}{line}\n")
     return Amendment(number, overrides)
 
 

@@ -5,7 +5,6 @@ each rank. All are files in the safetensors format, whose metadata holds the sta
 Checksums are kept in the form of `sha256sum`: beside the files, and within the folders.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,9 +20,9 @@ from torch.distributed.tensor import DTensor
 
 from gptlab.distributed.sharded_tensors import fill, is_first_holder, local, part_of, whole
 from gptlab.errors import UserError
+from gptlab.files import replacing, sha256_of, sync_folder, write_text_atomic
 from gptlab.runs.checkpoint_state import FORMAT, CheckpointState, format_of
-from gptlab.runs.folder import write_text
-from gptlab.runs.tensor_files import BLOCK_BYTES, Shard, ShardedTensors, TensorFiles, write_tensors
+from gptlab.runs.tensor_files import Shard, ShardedTensors, TensorFiles, write_tensors
 
 SUMS = "SHA256SUMS"
 STEP = re.compile(r"step_(\d{8,})(\.ckpt)?")
@@ -180,16 +179,13 @@ def save(
 def save_file(path: Path, state: CheckpointState, tensors: Mapping[str, Any]) -> None:
     """The same of tensors by key."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        checksum = write_file(temporary, tensors, state)
-        _write_sums(path.parent, {**_known_sums(path.parent), path.name: checksum})
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            checksum = write_file(temporary, tensors, state)
+            write_sums(path.parent, {**_known_sums(path.parent), path.name: checksum})
         sync_folder(path.parent)
     except OSError as error:
         raise unsaved(error, path) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def unsaved(error: OSError, path: Path) -> OSError:
@@ -205,41 +201,22 @@ def rank_file(rank: int) -> str:
     return f"rank_{rank:05d}.safetensors"
 
 
-def checksum_of(path: Path) -> str:
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            found.update(block)
-    return found.hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def link(source: Path, name: str) -> None:
     """Let `last` or `best` be the checkpoint `source` beside it, atomically."""
     is_file = source.is_file()
     target = source.with_name(f"{name}.ckpt" if is_file else name)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    if is_file:
-        try:
-            os.link(source, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(source, temporary)
-    else:
-        temporary.symlink_to(source.name)
     other = target.with_name(name if is_file else f"{name}.ckpt")  # of before the strategy changed
-    for old in (target, other):
-        if old.is_dir() and not old.is_symlink():  # a copy of the run in which links became what they led to
-            shutil.rmtree(old)
-    os.replace(temporary, target)
-    temporary.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
+    with replacing(target) as temporary:
+        if is_file:
+            try:
+                os.link(source, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(source, temporary)
+        else:
+            temporary.symlink_to(source.name)
+        for old in (target, other):
+            if old.is_dir() and not old.is_symlink():  # a copy of the run in which links became what they led to
+                shutil.rmtree(old)
     other.unlink(missing_ok=True)
 
 
@@ -314,15 +291,16 @@ def _settle_sums(folder: Path, leaving: set[str]) -> None:
             if same in known:
                 sums[name] = known[same]
     if sums != known:
-        _write_sums(folder, sums)
+        write_sums(folder, sums)
 
 
 def _known_sums(folder: Path) -> dict[str, str]:
     return _parse(folder / SUMS) if (folder / SUMS).is_file() else {}
 
 
-def _write_sums(folder: Path, sums: dict[str, str]) -> None:
-    write_text(folder / SUMS, "".join(f"{checksum}  {name}\n" for name, checksum in sums.items()))
+def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Write SHA256SUMS: the checksum of each file, by name."""
+    write_text_atomic(folder / SUMS, "".join(f"{checksum}  {name}\n" for name, checksum in sums.items()))
 
 
 def load(path: Path) -> Checkpoint:
@@ -381,13 +359,13 @@ def verify(path: Path) -> None:
     try:
         if path.is_dir():
             for name, checksum in _sums_within(path).items():
-                if checksum_of(path / name) != checksum:
+                if sha256_of(path / name) != checksum:
                     raise UserError(f"{path / name} is not what was written: its checksum is not that of {SUMS}")
         else:
             sums = path.parent / SUMS
             lines = sums.read_text().splitlines() if sums.is_file() else []
             # `last` and `best` are other names of a step's file.
-            if lines and checksum_of(path) not in {line.split(" ")[0] for line in lines}:
+            if lines and sha256_of(path) not in {line.split(" ")[0] for line in lines}:
                 raise UserError(f"{path} is not what was written: its checksum is not in {sums}")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error

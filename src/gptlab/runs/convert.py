@@ -20,6 +20,7 @@ from torch import Tensor
 from gptlab.data.tokenizers.config import TokenizerFileConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
+from gptlab.files import replace_folder
 from gptlab.interop.config import Format
 from gptlab.interop.external_folder import ExternalFolder
 from gptlab.interop.openai_checkpoint import OpenAIFolder
@@ -224,13 +225,7 @@ def appearing(target: Path) -> Iterator[Path]:
     try:
         with _ending_on_signals():
             yield temporary
-        if target.is_dir():
-            replaced = temporary.with_suffix(".old")
-            os.replace(target, replaced)
-            os.replace(temporary, target)
-            shutil.rmtree(replaced)
-        else:
-            os.replace(temporary, target)
+        replace_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

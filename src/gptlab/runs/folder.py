@@ -1,17 +1,20 @@
 """Writing a run folder: its lock, events, metrics and summary; and reading them back."""
 
 import csv
-import fcntl
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from gptlab.errors import UserError
+from gptlab.files import locked, replacing, write_text_atomic
+
+# What only the process that holds a run's lock writes.
+OWN_FILES = ("config.yaml", "tokenizer.json", "metrics.csv", "summary.json")
 
 
 class RunFolder:
@@ -32,26 +35,29 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be created ({error.strerror}); name another folder") from error
-        with open(self.path / "lock", "a+") as file:
+        file = self.path / "lock"
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
+                stack.enter_context(locked(file, wait=False))
+            except BlockingIOError:
                 raise UserError(
-                    f"{self.path} is being written by another run (process {file.read().strip()}); "
+                    f"{self.path} is being written by another run (process {file.read_text().strip()}); "
                     "wait for it, stop it, or give this run another name with name=..."
                 ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            for left in self.checkpoints.glob(".*.tmp"):  # of a save that was killed
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            file.write_text(str(os.getpid()))
+            self._clear_interrupted()
             try:
                 yield
             finally:
                 if [entry.name for entry in self.path.iterdir()] == ["lock"]:  # refused before anything was written
-                    (self.path / "lock").unlink()
+                    file.unlink()
                     self.path.rmdir()
+
+    def _clear_interrupted(self) -> None:
+        """Remove the temporary files and folders of a process that was killed while it wrote them."""
+        for pattern in (*(f".{name}.*.tmp" for name in OWN_FILES), "checkpoints/.*.tmp", "checkpoints/.*.old"):
+            for left in self.path.glob(pattern):
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append one line to events.jsonl."""
@@ -65,9 +71,7 @@ class RunFolder:
         return read_events(self.path)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(temporary, self.path / name)
+        write_text_atomic(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any] | None:
         """summary.json of a run that has ended; None for any other."""
@@ -134,23 +138,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def cut_metrics(source: Path, target: Path, step: int, columns: list[str]) -> None:
     """Keep the rows up to `step`, which a run that continues from there will not write again."""
     kept = [row for row in read_metrics(source) if row["step"] <= step]
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    file = MetricsFile(temporary, columns)
-    for row in kept:
-        file.write(row)
-    file.close()
-    os.replace(temporary, target)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file atomically; it is synced first."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        file = MetricsFile(temporary, columns)
+        for row in kept:
+            file.write(row)
+        file.close()

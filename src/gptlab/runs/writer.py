@@ -1,7 +1,6 @@
 """Writing checkpoints, in the background if asked: a checkpoint gets its name when every rank's file is on the disk."""
 
 import copy
-import os
 import shutil
 import threading
 import time
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from gptlab.distributed.sharded_tensors import local, part_of
 from gptlab.distributed.signals import Failure
+from gptlab.files import replace_folder, sync_folder
 from gptlab.runs import checkpoint
 from gptlab.runs.checkpoint_state import CheckpointState
-from gptlab.runs.folder import write_text
 from gptlab.runs.tensor_files import Shard
 
 
@@ -155,17 +154,10 @@ class CheckpointWriter:
         return name, checkpoint.write_file(temporary / name, save.tensors, state, shards)
 
     def _commit(self, temporary: Path, path: Path, sums: dict[str, str]) -> None:
-        text = "".join(f"{checksum}  {name}\n" for name, checksum in sums.items())
-        write_text(temporary / checkpoint.SUMS, text)
-        checkpoint.sync_folder(temporary)
-        if path.exists():  # the run went back to before this step
-            replaced = path.with_name(f".{path.name}.old.tmp")
-            os.replace(path, replaced)
-            os.replace(temporary, path)
-            shutil.rmtree(replaced)
-        else:
-            os.replace(temporary, path)
-        checkpoint.sync_folder(path.parent)
+        checkpoint.write_sums(temporary, sums)
+        sync_folder(temporary)
+        replace_folder(temporary, path)  # one of this name is there where the run went back to before this step
+        sync_folder(path.parent)
 
     def _name(self, save: Save) -> None:
         for name in save.links:

@@ -24,13 +24,14 @@ from gptlab.distributed.launch import end_together, is_rank_0, watch
 from gptlab.distributed.parallelize import build_strategy
 from gptlab.distributed.signals import Failure, Stopped
 from gptlab.errors import UserError
+from gptlab.files import write_text_atomic
 from gptlab.forecast import Plan, make_plan
 from gptlab.models.build import shape_model
 from gptlab.objectives.base import Batch, Objective
 from gptlab.runs import checkpoint
 from gptlab.runs.amendments import AmendableConfig
 from gptlab.runs.checkpoint import Checkpoint
-from gptlab.runs.folder import RunFolder, cut_metrics, read_metrics, write_text
+from gptlab.runs.folder import RunFolder, cut_metrics, read_metrics
 from gptlab.runs.initial_weights import open_initial
 from gptlab.runs.run import Run
 from gptlab.training.callbacks.agreement import Agreement
@@ -405,7 +406,7 @@ def _open_folder(
 ) -> None:
     step, best = (source.state.step, source.state.best) if source is not None else (0, None)
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_text(folder.path / "config.yaml", yaml.safe_dump(identity.config, sort_keys=False))
+    write_text_atomic(folder.path / "config.yaml", yaml.safe_dump(identity.config, sort_keys=False))
     data.tokenizer.save(folder.path / "tokenizer.json")
     cut_metrics(metrics_before(folder, source), folder.path / "metrics.csv", step, columns)
     (folder.path / "summary.json").unlink(missing_ok=True)  # from before the run went back
