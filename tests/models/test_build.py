@@ -200,13 +200,13 @@ def test_t5_starts_as_transformers_does(feedforward):
     theirs = T5.write_config(config, 400)
     torch.manual_seed(0)
     reference = dict(transformers.T5ForConditionalGeneration(transformers.T5Config(**theirs)).named_parameters())
-    places = T5.places(config)
+    locations = T5.locations(config)
     for name, value in build_model(config, 400, seed=0).named_parameters():
         if name == "lm_head.weight":  # which transformers ties until weights say otherwise
             near(value, 0.7)
         elif "norm" in name:
-            assert torch.equal(value, reference[places[name].name])
+            assert torch.equal(value, reference[locations[name].name])
         else:
             wide = 5 / math.sqrt(value.numel())
-            assert abs(value.std() / reference[places[name].name].std() - 1) < 2 * wide, name
+            assert abs(value.std() / reference[locations[name].name].std() - 1) < 2 * wide, name
             assert abs(value.mean()) < wide * value.std(), name
