@@ -43,6 +43,7 @@ SIDEWAYS = {
     ("plugins", "errors"),
     ("values", "errors"),
     ("values", "fields"),
+    ("values", "registry"),
     ("files", "errors"),
     ("costs", "counting"),
     ("forecast", "costs"),

@@ -1,7 +1,5 @@
 """Config schema: a whole run, and the checks that need more than one of its parts."""
 
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -16,12 +14,11 @@ from gptlab.data.config import DataConfig, TargetKind
 from gptlab.data.sources.config import StdlibConfig, TableConfig
 from gptlab.data.tokenizers.config import BPEConfig, TokenizerConfig
 from gptlab.distributed.config import Layout, Sharding, StrategyConfig
-from gptlab.errors import UserError, did_you_mean
-from gptlab.fields import bounded, check_bounds, shown
+from gptlab.errors import UserError
+from gptlab.fields import bounded, check_bounds
 from gptlab.models.config import ModelConfig
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.objectives.config import CausalLMConfig, ObjectiveConfig
-from gptlab.registry import GROUPS, config_class
 from gptlab.training.config import (
     DECAYS,
     WARMUPS,
@@ -36,7 +33,7 @@ from gptlab.training.config import (
     SpikeAction,
     TrainerConfig,
 )
-from gptlab.values import coerce
+from gptlab.values import from_plain
 
 BUDGETS = ("budget_tokens", "budget_steps", "tokens_per_parameter")
 
@@ -304,30 +301,4 @@ def config_from_plain(plain: Mapping[str, Any], where: Path | str = "") -> RunCo
     of the run was not named in this process.
     """
     plugins.require(plain.get("plugins") or (), where)
-    return _from_plain(RunConfig, plain, "", where)
-
-
-def _from_plain(kind: type, plain: Mapping[str, Any], key: str, where: Path | str) -> Any:
-    hints = typing.get_type_hints(kind)
-    prefix = f"{key}." if key else ""
-    for name in plain:
-        if name not in hints:
-            raise UserError(
-                f"{where}: unknown config key {prefix}{name}, of another version of gptlab{did_you_mean(name, hints)}"
-            )
-    return kind(**{name: _typed(value, hints[name], f"{prefix}{name}", where) for name, value in plain.items()})
-
-
-def _typed(value: Any, hint: Any, key: str, where: Path | str) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and types.NoneType in options:
-        return None
-    for kind in options:
-        if kind is Any or typing.get_origin(kind) is dict:
-            return value
-        if is_dataclass(kind) and isinstance(kind, type):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{where}: {key}={shown(value)} must be a mapping of keys to values")
-            found = config_class(key, value.get("type"), str(where)) if key in GROUPS else kind
-            return _from_plain(found, value, key, where)
-    return coerce(f"{where}: {key}", value, hint)
+    return from_plain(RunConfig, plain, where=where)

@@ -1,12 +1,18 @@
-"""One coercion of values: text of a command line, or plain values of JSON and YAML, to the type of a config field."""
+"""One coercion of values: text of a command line, or plain values of JSON and YAML, to the types of config fields."""
 
 import types
 import typing
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from gptlab.errors import UserError, did_you_mean
 from gptlab.fields import shown
+from gptlab.registry import GROUPS, config_class
+
+C = TypeVar("C")
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -84,3 +90,35 @@ def _whole(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if number is not None and number.is_integer() else None
+
+
+def from_plain(kind: type[C], plain: Mapping[str, Any], key: str = "", where: Path | str = "") -> C:
+    """A config dataclass, unchecked, of plain values as JSON and YAML hold them; missing keys have their defaults.
+
+    `key` is where it stands in the run's config; `where` names the file for messages. UserError for an unknown key or
+    a value of another type.
+    """
+    hints = typing.get_type_hints(kind)
+    start, prefix = f"{where}: " if where else "", f"{key}." if key else ""
+    for name in plain:
+        if name not in hints:
+            raise UserError(
+                f"{start}unknown config key {prefix}{name}, of another version of gptlab{did_you_mean(name, hints)}"
+            )
+    return kind(**{name: _typed(value, hints[name], f"{prefix}{name}", where) for name, value in plain.items()})
+
+
+def _typed(value: Any, hint: Any, key: str, where: Path | str) -> Any:
+    start = f"{where}: " if where else ""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and types.NoneType in options:
+        return None
+    for kind in options:
+        if kind is Any or typing.get_origin(kind) is dict:
+            return value
+        if is_dataclass(kind) and isinstance(kind, type):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{start}{key}={shown(value)} must be a mapping of keys to values")
+            found = config_class(key, value.get("type"), str(where)) if key in GROUPS else kind
+            return from_plain(found, value, key, where)
+    return coerce(f"{start}{key}", value, hint)

@@ -10,6 +10,7 @@ from ranks import roll_back_to
 from small_runs import small_run
 
 from gptlab.data.sources.config import TextConfig
+from gptlab.data.token_file import TokenFile
 from gptlab.distributed.signals import Failure
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
@@ -28,8 +29,16 @@ from gptlab.training.loop import train
 LAST_LINE = r"val/loss \d+\.\d{4} val/perplexity \d+\.\d\d val/bits_per_byte \d+\.\d{4} run (\S+)"
 
 
-def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys):
+def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
+    computed_at = []  # the number of finished steps
+    entropy = TokenFile.unigram_entropy
+
+    def watched(file):
+        computed_at.append(len(read_metrics(run / "metrics.csv")))
+        return entropy(file)
+
+    monkeypatch.setattr(TokenFile, "unigram_entropy", watched)
     config = small_run(run)
     config.callbacks.plot = True
     summary = train(config).summary
@@ -37,6 +46,7 @@ def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys):
     last = out.rstrip("\n").splitlines()[-1]
     assert re.fullmatch(LAST_LINE, last) and last.endswith(str(run))
     assert "parameters" in out and "batch" in out and "unigram entropy" in out
+    assert computed_at == [10], "it reads up to 50M tokens: once, at the end"
 
     names = {path.name for path in run.iterdir()}
     assert names == {
@@ -223,7 +233,7 @@ def test_it_refuses_to_train_through_nan(tmp_path):
 
 def test_text_shorter_than_a_window_is_refused(tmp_path):
     (tmp_path / "text.txt").write_text("short")
-    with pytest.raises(ValueError, match=r"tokens and one window needs 17.*data\.context_length"):
+    with pytest.raises(ValueError, match=r"tokens and one sequence needs 17.*data\.context_length"):
         train(small_run(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptlab.errors import UserError
-from gptlab.generation.layout import is_plain_linear
 from gptlab.models.base import LanguageModel
 from gptlab.nn.attention import Attention
 from gptlab.nn.cache import KVCache
+from gptlab.nn.linear import is_plain_linear
 from gptlab.nn.loss import LMHead
 from gptlab.nn.moe import GroupedLinear
 

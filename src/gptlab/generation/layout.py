@@ -1,21 +1,11 @@
 """Memory layout of weights for decoding one token at a time on a CPU."""
 
-from typing import TypeGuard
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptlab.models.base import LanguageModel
 from gptlab.nn.attention import Attention
-
-
-def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a module is an `nn.Linear` and nothing else: no subclass, hooks, adapters or parametrizations.
-
-    Only such a module may be replaced, or its weights be used without calling it.
-    """
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is nn.Linear and not any(hooks)
+from gptlab.nn.linear import is_plain_linear
 
 
 @torch.no_grad()

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds
 from gptlab.registry import config_class
+from gptlab.values import from_plain
 
 if TYPE_CHECKING:
     from gptlab.models.base import LanguageModel
@@ -134,10 +135,4 @@ class TransformerConfig(ModelConfig):
 
 def model_from_plain(plain: dict[str, Any], where: str = "") -> ModelConfig:
     """The config that `to_plain` made plain, as a checkpoint holds it; keys that it lacks have their defaults."""
-    kind = config_class("model", plain.get("type"), where)
-    hints = get_type_hints(kind)
-    unknown = sorted(plain.keys() - hints.keys())
-    if unknown:
-        raise UserError(f"model.{unknown[0]} is unknown to this version of gptlab; upgrade gptlab")
-    enums = {name for name in plain if isinstance(hints[name], type) and issubclass(hints[name], Enum)}
-    return kind(**{name: hints[name](value) if name in enums else value for name, value in plain.items()})
+    return from_plain(config_class("model", plain.get("type"), where), plain, "model", where)

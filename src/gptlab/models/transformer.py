@@ -4,6 +4,7 @@ from typing import cast
 
 from torch import nn
 
+from gptlab.errors import UserError
 from gptlab.models.base import LanguageModel
 from gptlab.nn.tensor_parallel import Shardable, TensorGroup, TensorParallelPlan
 
@@ -30,6 +31,14 @@ PARTS = {
 
 class Transformer(LanguageModel):
     """A model of residual blocks with `attn` and `ffn`."""
+
+    def check_length(self, n_tokens: int) -> None:
+        """Refuse more tokens than there are positions."""
+        if n_tokens > self.config.context_length:
+            raise UserError(
+                f"{n_tokens} tokens do not fit model.context_length={self.config.context_length}; "
+                f"crop the input or set model.context_length={n_tokens}"
+            )
 
     def tensor_parallel_plan(self, block: nn.Module) -> TensorParallelPlan:
         sublayers = {name: cast(Shardable, block.get_submodule(name)) for name in ("attn", "ffn")}

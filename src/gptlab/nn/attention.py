@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from gptlab.nn.cache import LayerCache
+from gptlab.nn.linear import is_plain_linear
 from gptlab.nn.position import Rotation, rotate
 from gptlab.nn.tensor_parallel import Split, TensorGroup
 
@@ -152,19 +153,8 @@ class Attention(nn.Module):
 
 
 def _fusible(*layers: nn.Module) -> bool:
-    """Whether nothing would notice that these layers' weights are used without calling the layers.
-
-    Tensor-parallel layers are no exception: their weights are DTensors, and their communication is in hooks.
-    """
+    """Whether nothing would notice that these layers' weights are used without calling the layers."""
     for layer in layers:
-        if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
-            return False
-        if (
-            layer._forward_hooks
-            or layer._forward_pre_hooks
-            or layer._backward_hooks
-            or layer._backward_pre_hooks
-            or "forward" in layer.__dict__
-        ):
+        if not is_plain_linear(layer):
             return False
     return not _has_any_global_hook()

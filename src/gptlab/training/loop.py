@@ -40,6 +40,7 @@ from gptlab.training.callbacks.checkpoints import Checkpoints
 from gptlab.training.callbacks.metrics import Metrics
 from gptlab.training.callbacks.preview import Preview
 from gptlab.training.callbacks.progress_bar import ProgressBar
+from gptlab.training.callbacks.same_start import SameStart
 from gptlab.training.callbacks.signals import SignalListener
 from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.config import SpikeAction, is_whole
@@ -149,27 +150,27 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
                 run.metrics.close(run.trainer)
                 if not isinstance(error, Stopped):
                     folder.event("failed", step=run.module.finished_steps, error=f"{type(shown).__name__}: {shown}")
-                if config.callbacks.plot:
-                    draw(folder, data, objective)
+                if config.callbacks.plot and folder.writes:
+                    draw(folder, objective)
             if shown is error:
                 raise
             raise shown from error
         run.metrics.close(run.trainer)
-        if config.callbacks.plot:
-            draw(folder, data, objective)
         metrics = run.metrics.validated | run.test()
-        summary = summarize(
-            data,
-            plan,
-            run_id=config.run_id(),
-            steps=run.module.finished_steps,
-            skipped_steps=run.module.skipped_steps,
-            seconds=time.perf_counter() - started,
-            metrics=metrics,
-            train_loss=run.metrics.row.get("train/loss"),
-            amendments=run.amender.taken,
-        )
         if folder.writes:
+            summary = summarize(
+                data,
+                plan,
+                run_id=config.run_id(),
+                steps=run.module.finished_steps,
+                skipped_steps=run.module.skipped_steps,
+                seconds=time.perf_counter() - started,
+                metrics=metrics,
+                train_loss=run.metrics.row.get("train/loss"),
+                amendments=run.amender.taken,
+            )
+            if config.callbacks.plot:
+                draw(folder, objective, summary["unigram_entropy"])
             folder.write_json("summary.json", summary)
             folder.event("finished" if summary["finished"] else "ended early", step=summary["steps"], **metrics)
             text = report(
@@ -323,7 +324,8 @@ class _Training:
         )
         parts = AmendableConfig(config.optimizer, config.schedule, config.callbacks, config.batch_tokens)
         self.amender = Amender(parts, folder, agreement, checkpoints, n_steps=plan.n_steps)
-        own: list[Callback] = [self.metrics, self.signals, checkpoints, self.amender]
+        same = SameStart(step=self.module.finished_steps, data=self.identity.data, tokenizer=self.identity.tokenizer)
+        own: list[Callback] = [self.metrics, same, self.signals, checkpoints, self.amender]
         if config.trainer.enable_progress_bar and folder.writes:
             own.append(ProgressBar(self.metrics, plan.n_steps))
         return own

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from gptlab.files import replacing
 from gptlab.runs.folder import read_metrics
 
 
@@ -56,9 +57,8 @@ def plot_loss(
     beneath.grid(alpha=0.25)
     beneath.xaxis.set_major_formatter(lambda value, _: _short(value))
 
-    temporary = target.with_name(f".{target.name}.tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _add_perplexity(panel) -> None:

@@ -38,7 +38,7 @@ def summarize(
         "seconds": round(seconds, 1),
         "train/loss": train_loss,
         **metrics,
-        "unigram_entropy": data.train.unigram_entropy(),
+        "unigram_entropy": data.train.unigram_entropy(),  # reads up to 50M tokens: here alone, once a run
         "parameters": plan.parameters["total"],
         "run_id": run_id,
         "amendments": [{"number": a.number, "step": a.step, "overrides": a.overrides} for a in amendments],
@@ -97,13 +97,12 @@ def last_line(summary: dict[str, Any], path: Path) -> str:
     return f"{' '.join(numbers)} run {path}"
 
 
-def draw(folder: RunFolder, data: PreparedData, objective: Objective) -> None:
-    """Draw loss.png from metrics.csv."""
-    if folder.writes:
-        plot_loss(
-            folder.path / "metrics.csv",
-            folder.path / "loss.png",
-            title=folder.path.name,
-            unigram_entropy=data.train.unigram_entropy() if objective.per_byte else None,
-            perplexity=objective.perplexity_of == "loss",
-        )
+def draw(folder: RunFolder, objective: Objective, unigram_entropy: float | None = None) -> None:
+    """Draw loss.png from metrics.csv; `unigram_entropy` is drawn where the loss is one of text."""
+    plot_loss(
+        folder.path / "metrics.csv",
+        folder.path / "loss.png",
+        title=folder.path.name,
+        unigram_entropy=unigram_entropy if objective.per_byte else None,
+        perplexity=objective.perplexity_of == "loss",
+    )

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gptlab.errors import UserError
 from gptlab.models.decoder.config import DecoderConfig, Init, Norm, NormPlacement, Position
 from gptlab.models.transformer import Transformer
 from gptlab.nn.attention import Attention
@@ -45,11 +44,7 @@ class Decoder(Transformer):
     ) -> Tensor:
         n_tokens = tokens.shape[-1]
         if cache is None:
-            if n_tokens > self.config.context_length:
-                raise UserError(
-                    f"{n_tokens} tokens do not fit model.context_length={self.config.context_length}; "
-                    f"crop the input or set model.context_length={n_tokens}"
-                )
+            self.check_length(n_tokens)
             positions = torch.arange(n_tokens, device=tokens.device)
             block_args = self._attention_mask_args(positions)
         else:

@@ -43,11 +43,7 @@ class Encoder(Transformer):
         tokens (None: no padding).
         """
         n_tokens = tokens.shape[-1]
-        if n_tokens > self.config.context_length:
-            raise UserError(
-                f"{n_tokens} tokens do not fit model.context_length={self.config.context_length}; "
-                f"crop the input or set model.context_length={n_tokens}"
-            )
+        self.check_length(n_tokens)
         segments = torch.zeros_like(tokens) if segments is None else segments
         positions = torch.arange(n_tokens, device=tokens.device)
         x = self.tok_emb(tokens) + self.seg_emb(segments) + self.pos_emb(positions)  # (B, T, D)

@@ -56,19 +56,6 @@ class Checkpoints(Callback):
         self._saved_at = time.monotonic()
         self.agreement.requests |= {"save": self._asks_to_save, "failed": self._has_failed}
 
-    def setup(self, trainer, module, stage: str) -> None:
-        if trainer.world_size == 1 or stage != "fit":
-            return
-        steps = [None] * trainer.world_size
-        torch.distributed.all_gather_object(steps, module.finished_steps)
-        for rank, step in enumerate(steps):
-            if step != steps[0]:
-                raise Failure(
-                    f"rank {rank} would continue from step {step} and rank 0 from step {steps[0]}: they do not "
-                    f"see the same checkpoints in {self.folder.checkpoints}; the run folder has to be on a file system "
-                    "that all nodes share"
-                )
-
     def on_train_start(self, trainer, module) -> None:
         if self.settings is not None:
             self._writer = CheckpointWriter(
