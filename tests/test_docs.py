@@ -1,5 +1,6 @@
 """docs/ and the texts of experiments/ against the code: keys, presets, commands and links."""
 
+import pkgutil
 import re
 import shlex
 from dataclasses import fields
@@ -97,3 +98,28 @@ def test_anchors_exist(page):
         headings = re.findall(r"^#+ (.+)$", (page.parent / path if path else page).read_text(), re.MULTILINE)
         anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
         assert anchor in anchors, f"{page.name} points at {target}"
+
+
+# Files that a page names and the repository does not hold: to avoid, and OpenAI's.
+NOT_HERE = {"utils.py", "download_model.py"}
+
+
+@of_page
+def test_files_and_modules_that_a_page_names_exist(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    spans = set(re.findall(r"`([^`\n]+)`", text))
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for top in ("src", "conf", "tests", "benchmarks")
+        for path in (ROOT / top).rglob("*")
+    }
+    files |= {path.name for path in ROOT.iterdir()}
+    named = {span for span in spans if re.fullmatch(r"[a-z0-9_/]+\.py", span)} - NOT_HERE
+    assert not {name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in files)}
+    keys = {key for key in composition.known_keys() if "." in key}
+    packages = {path.name for path in (ROOT / "src" / "gptlab").iterdir() if path.is_dir()}
+    for span in spans:
+        dotted = re.fullmatch(r"(?:gptlab\.)?(([a-z_]+)(?:\.\w+)*\.[A-Za-z_]\w*)", span)
+        is_key = any(span == key or span.startswith(f"{key}.") for key in keys)
+        if dotted and dotted[2] in packages and span not in named and not is_key:
+            pkgutil.resolve_name(f"gptlab.{dotted[1]}")

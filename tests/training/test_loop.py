@@ -231,7 +231,7 @@ def test_it_refuses_to_train_through_nan(tmp_path):
         assert all(t.isfinite().all() for t in checkpoint.load(path).model.values()), "what is saved is sound"
 
 
-def test_text_shorter_than_a_window_is_refused(tmp_path):
+def test_text_shorter_than_a_sequence_is_refused(tmp_path):
     (tmp_path / "text.txt").write_text("short")
     with pytest.raises(ValueError, match=r"tokens and one sequence needs 17.*data\.context_length"):
         train(small_run(tmp_path / "run"))
