@@ -98,6 +98,10 @@ def compose_plain(*overrides: str, config_dir: str | Path | None = None, plugins
 def _compose(
     overrides: Sequence[str], config_dir: str | Path | None, modules: Sequence[str]
 ) -> tuple[DictConfig, list[str]]:
+    if config_dir is not None and not Path(config_dir).expanduser().is_dir():
+        raise UserError(f"config_dir={config_dir} is no folder; name one that holds groups, such as model/")
+    if isinstance(modules, str):
+        modules = [modules]
     plugins.load([*plugins.named_in(overrides), *modules])
     refuse_unknown(overrides, config_dir)
     register_schemas(config_dir)
@@ -121,6 +125,15 @@ def settle(config: DictConfig, choices: typing.Mapping[str, Any]) -> None:
         config.model_tag = choices.get("experiment") or choices.get("model")
     if config.data_tag == "custom":
         config.data_tag = choices.get("data")
+    for group in GROUPS:
+        if not config[group].get("type"):
+            advice = (
+                "its recipe has to begin with defaults: [/optimizer: adamw, /schedule: cosine, _self_]"
+                if group in ("optimizer", "schedule")
+                else f"it has to name a schema, as /schema/{group}/NAME@{group} under defaults, and to begin with the "
+                "line # @package _global_"
+            )
+            raise UserError(f"{group}={choices.get(group)}: the preset chooses no {group}; {advice}")
     homes = [variants(group)[config[group].type].__module__ for group in GROUPS]
     config.plugins = plugins.to_record(homes)
 
@@ -164,6 +177,8 @@ def for_hydra(override: str) -> str:
     if override.startswith("callbacks.extra."):  # names of other people's callbacks are new keys
         return f"++{override}"
     key, _, value = override.partition("=")
+    if key == "plugins":  # one name needs no brackets
+        return f"plugins=[{','.join(plugins.named_in([override]))}]"
     role = key.startswith("data.chat.")  # may be a new key, too
     free = (key in TEXT_KEYS or role) and value[:1] not in ("'", '"', "[")
     if free and re.search(r"[^\w./,*~-]|[^\x00-\x7f]", value):

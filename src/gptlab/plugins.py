@@ -28,13 +28,14 @@ def named_in(overrides: Iterable[str]) -> list[str]:
     for override in overrides:
         key, _, value = override.partition("=")
         if key.lstrip("+") == "plugins":
-            found += [name.strip("'\" ") for name in value.strip("[]").split(",") if name.strip("'\" ")]
+            names = [name.strip("'\" ") for name in value.strip("[]").split(",")]
+            found += [name for name in names if name not in ("", "null")]
     return found
 
 
 def load(names: Sequence[str] = ()) -> None:
     """Import installed plugins, those of GPTLAB_PLUGINS and those named; each once."""
-    named = [*filter(None, os.environ.get(VARIABLE, "").split(",")), *names]
+    named = [*filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(","))), *names]
     _named.update(named)
     for name in [*_installed(), *named]:
         if name not in _loaded:
@@ -55,7 +56,7 @@ def require(names: Iterable[str], where: Path | str) -> None:
     if missing:
         given = f"[{','.join(missing)}]"
         raise UserError(
-            f"{where} was made with the plugins {', '.join(missing)}, which no file may have imported; "
+            f"{where} needs the plugins {', '.join(missing)}, and gptlab imports no module because a file names it; "
             f"if you trust them, add plugins={given}, or set {VARIABLE}={','.join(missing)}"
         )
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from ranks import carry_out, take_back
+from ranks import carry_out, roll_back_to
 
 from gptlab.config import to_plain
 from gptlab.models.build import shape_model
@@ -125,7 +125,7 @@ def continued(trained):
         for name, source, target in CROSSINGS:
             if STRATEGIES[target][0] == n_ranks:
                 folder = trained / f"{name}-{source}-to-{target}"
-                take_back(trained / f"{name}-{source}", folder, 5)
+                roll_back_to(trained / f"{name}-{source}", folder, 5)
                 jobs.append(job_of(name, target, folder))
         carry_out(jobs, n_ranks, trained)
     return trained

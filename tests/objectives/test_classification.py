@@ -120,7 +120,7 @@ def test_a_planted_signal_is_found(tmp_path, architecture):
     )
     config.callbacks.checkpoint = None
     config.trainer.val_check_interval = 150
-    summary = train(config)
+    summary = train(config).summary
     assert summary["val/accuracy"] >= 0.95, summary["val/accuracy"]
 
 
@@ -177,4 +177,4 @@ def test_labels_outside_the_classes_and_texts_too_long_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"data\.overlong=drop"):
         train(config)
     config.data.overlong = Overlong.truncate
-    assert train(config)["finished"]
+    assert train(config).summary["finished"]

@@ -152,7 +152,7 @@ def test_closure_and_plain_parameters():
 
 
 def test_vectors_are_refused():
-    with pytest.raises(ValueError, match=r"shape \(7,\) is none; put it into a group with muon=False"):
+    with pytest.raises(ValueError, match=r"shape \(7,\) is not one; put it into a group with muon=False"):
         Muon([{"params": parameters(((7,),)), "muon": True}], lr=0.1)
 
 

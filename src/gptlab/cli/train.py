@@ -71,7 +71,7 @@ class _Command:
         self.options, assignments = split(arguments)
         self.overrides = [a for a in assignments if not a.lstrip("+~").startswith("hydra")]
         self.of_hydra = [a for a in assignments if a not in self.overrides]
-        self.config_dir = option(arguments, "--config-dir", "-cd")
+        self.config_dir: str | None = None
         self.folder = os.getcwd()
         self.starter = (os.uname().nodename, os.getpid())
         self.codes = [0]
@@ -87,6 +87,11 @@ class _Command:
 
     def _compose_and_run(self) -> None:
         arguments = set(self.arguments)
+        self.config_dir = option(self.arguments, "--config-dir", "-cd")
+        if self.config_dir is not None and not Path(self.config_dir).expanduser().is_dir():
+            raise UserError(f"--config-dir={self.config_dir} is no folder; name one that holds groups, such as model/")
+        if MULTIRUN & arguments and option(self.arguments, "--cfg", "-c") is not None:
+            raise UserError("--cfg shows one run; leave out -m, or leave out --cfg")
         plugins.load(plugins.named_in(self.overrides))
         if not COMPLETION & arguments:
             composition.refuse_unknown(self.overrides, self.config_dir)

@@ -106,6 +106,8 @@ def check_launch(launched: Launched | None, *, per_node: int, n_nodes: int) -> N
 
 
 def _check_rendezvous(launched: Launched | None) -> None:
+    if torch.distributed.is_initialized():  # by an earlier training of this process, whose ranks are still connected
+        return
     # PyTorch retries an unreachable address until strategy.timeout_seconds are over.
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if launched is not None:  # by SLURM; what is not set is Lightning's choice

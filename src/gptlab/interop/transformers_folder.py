@@ -233,6 +233,10 @@ def from_hub(name: str) -> Path | None:
 def architecture_for(config: ModelConfig) -> Architecture:
     """The architecture of transformers that can hold a model; UserError with the config keys that none supports."""
     fitting = [architecture for architecture in ARCHITECTURES.values() if architecture.config is type(config)]
+    if not fitting:
+        raise UserError(
+            f"transformers has no architecture for a model of model.type={config.type}; use it with gptlab alone"
+        )
     refusals = {architecture: architecture.refusals(config) for architecture in fitting}
     nearest = min(refusals, key=lambda architecture: len(refusals[architecture]))
     if refusals[nearest]:

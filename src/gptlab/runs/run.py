@@ -32,7 +32,13 @@ class Run:
         import yaml
 
         file = self.path / "config.yaml"
-        return config_from_plain(yaml.safe_load(file.read_text()), file)
+        try:
+            plain = yaml.safe_load(file.read_text())
+        except yaml.YAMLError as error:
+            raise UserError(f"{file} is damaged: {' '.join(str(error).split())}; restore it") from None
+        if not isinstance(plain, dict):
+            raise UserError(f"{file} is damaged: it holds no mapping of config keys; restore it")
+        return config_from_plain(plain, file)
 
     @property
     def summary(self) -> dict[str, Any] | None:

@@ -192,6 +192,9 @@ def batch(config: RunConfig, step: int, rank: int = 0, world_size: int = 1, *, s
     So `batch(config, 0)` is the run's first batch. A pure function: the run need not exist. With loss spikes that were
     rolled back, `skipped_steps` is the checkpoint's. Tensors are (B, ...) with the rank's examples of a whole step.
     """
+    config.check(world_size)
+    if step < 0 or not 0 <= rank < world_size:
+        raise UserError(f"step={step} and rank={rank} must be at least 0, and rank below world_size={world_size}")
     data, objective, _ = _open_data(config, progress=False)
     layout = config.strategy.layout(world_size, config.trainer.num_nodes)
     return _datamodule(config, data, objective, layout, n_steps=0).train_batches(rank)[step + skipped_steps]
