@@ -29,12 +29,10 @@ def fences(language: str) -> list[str]:
 @pytest.fixture
 def lab(tmp_path):
     """A folder with the files of the page."""
-    for text in (*fences("python"), *fences("yaml")):
-        first, _, content = text.partition("\n")
-        if match := re.fullmatch(r"# (\S+\.(?:py|yaml))", first):
-            path = tmp_path / match[1]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
+    for name, content in re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
     assert (tmp_path / "sums_lab.py").is_file() and len(list(tmp_path.rglob("*.yaml"))) == 4
     return tmp_path
 

@@ -179,15 +179,9 @@ def _train(config: RunConfig) -> None:
     end_with_starter()
     requeue_before_the_first_step()
     # torch and lightning take seconds to import: only an accepted config pays for them.
-    from hydra.utils import instantiate
-
     from gptlab.training.loop import train
 
-    train(
-        config,
-        callbacks=[instantiate(extra) for extra in config.callbacks.extra.values()],
-        command=continue_command(sys.argv),
-    )
+    train(config, command=continue_command(sys.argv))
 
 
 def continue_command(argv: list[str]) -> str:

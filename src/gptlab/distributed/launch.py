@@ -101,6 +101,11 @@ def check_launch(launched: Launched | None, *, per_node: int, n_nodes: int) -> N
             f"{asked}, and the environment has WORLD_SIZE={env['WORLD_SIZE']}; "
             "unset WORLD_SIZE, or start the processes with torchrun"
         )
+    if per_node > 1 and launched is None and getattr(sys.modules["__main__"], "__file__", None) is None:
+        raise UserError(
+            f"trainer.devices={per_node} starts this program once more for each device, and it is no file; save it as "
+            "a .py file, or use trainer.devices=1"
+        )
     if per_node * n_nodes > 1 and (launched is None or launched.by != "torchrun"):
         _check_rendezvous(launched)
 

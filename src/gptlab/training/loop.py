@@ -22,7 +22,7 @@ from gptlab.distributed.config import Layout
 from gptlab.distributed.devices import Devices, find_devices, keep_freed_memory
 from gptlab.distributed.launch import end_together, is_rank_0, watch
 from gptlab.distributed.parallelize import build_strategy
-from gptlab.distributed.signals import Failure, Stopped
+from gptlab.distributed.signals import Failure, Stopped, end_with_starter
 from gptlab.errors import UserError
 from gptlab.files import write_text_atomic
 from gptlab.forecast import Plan, make_plan
@@ -37,6 +37,7 @@ from gptlab.runs.run import Run
 from gptlab.training.callbacks.agreement import Agreement
 from gptlab.training.callbacks.amender import Amender
 from gptlab.training.callbacks.checkpoints import Checkpoints
+from gptlab.training.callbacks.extra import build_extra
 from gptlab.training.callbacks.metrics import Metrics
 from gptlab.training.callbacks.preview import Preview
 from gptlab.training.callbacks.progress_bar import ProgressBar
@@ -64,11 +65,14 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str = "gptlab.train(config)") -> Run:
     """Carry out a run, or continue it, and return it; everything is left in the run folder.
 
-    `callbacks` are Lightning callbacks beside those of gptlab; `command` is what continues the run, as messages show
-    it. Raises UserError for what a user can change, Failure for what nobody can, Stopped after a signal.
+    `callbacks` are Lightning callbacks beside those of gptlab and of `callbacks.extra`; `command` is what continues the
+    run, as messages show it. Raises UserError for what a user can change, Failure for what nobody can, Stopped after a
+    signal.
     """
+    end_with_starter()
     internals.check()
     _quieten()
+    callbacks = [*build_extra(config.callbacks.extra), *callbacks]
     devices = find_devices(config.trainer)
     if devices.accelerator == "cpu":
         keep_freed_memory()
