@@ -128,7 +128,7 @@ def test_a_run_with_plugins_needs_them_given_again(command, options, tmp_path, m
     monkeypatch.setattr(plugins, "_named", set())
     arguments = [option.format(run=run) for option in options]
     assert command.main(arguments) == 2
-    assert f"made with the plugins {module}" in (error := capsys.readouterr().err) and f"plugins=[{module}]" in error
+    assert f"needs the plugins {module}" in (error := capsys.readouterr().err) and f"plugins=[{module}]" in error
     assert module not in sys.modules
     assert command.main([*arguments, f"plugins=[{module}]"]) == 0
     assert module in sys.modules
