@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from gptlab import UserError, compose, composition
 from gptlab.config import RunConfig
-from gptlab.costs import flops_per_token, parameter_counts
+from gptlab.costs import parameter_counts, training_pass
 from gptlab.distributed.config import Sharding, StrategyConfig
 from gptlab.models.build import shape_model
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
@@ -72,13 +72,13 @@ def test_it_composes_and_builds(group, name):
     vocab_size = config.model.vocab_size or config.tokenizer.known_vocab_size or 100
     model = shape_model(config.model, vocab_size, config.n_class)
     n_parameters = sum(p.numel() for p in model.parameters())
-    assert n_parameters == parameter_counts(config.model, vocab_size, n_class=config.n_class)["total"]
+    assert n_parameters == parameter_counts(model)["total"]
     if group == "model" and name in COUNTS:
         assert n_parameters == COUNTS[name]
     if group == "model":
         finetune = FinetuneConfig(type=Finetuning.lora)
-        prepare_finetuning(model, finetune, config.model)
-        counts = parameter_counts(config.model, vocab_size, finetune)
+        prepare_finetuning(model, finetune)
+        counts = parameter_counts(model)
         assert counts["total"] == sum(p.numel() for p in model.parameters())
         assert counts["trained"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert counts["trained"] < 0.02 * n_parameters
@@ -109,7 +109,7 @@ def test_a_recipe_says_how_and_a_model_says_what():
 @pytest.mark.parametrize(("name", "n_parameters"), [("bert_base", 109_482_240), ("bert_large", 335_141_888)])
 def test_bert_as_it_is_published(name, n_parameters):
     config = compose(f"model={name}", "model.heads=none", "objective=classification", "data=function_packages").model
-    assert parameter_counts(config, config.vocab_size)["total"] == n_parameters
+    assert parameter_counts(shape_model(config, config.vocab_size))["total"] == n_parameters
     assert sum(p.numel() for p in shape_model(config, config.vocab_size).parameters()) == n_parameters
 
 
@@ -125,7 +125,7 @@ def test_every_file_says_in_its_name_what_it_is():
 
 def test_the_books_model():
     config = compose("experiment=verdict")
-    assert parameter_counts(config.model, 50_257)["total"] == 162_419_712
+    assert parameter_counts(shape_model(config.model, 50_257))["total"] == 162_419_712
     assert (config.optimizer.lr, config.optimizer.grad_clip, config.optimizer.decay.value) == (4e-4, None, "all")
 
 
@@ -167,17 +167,19 @@ def test_gpt3s_recipe(name):
 def test_gpt4s_rumour():
     """120 layers, 16 experts of 111B each of which 2 are seen, 55B of attention, about 280B active of 1.8T."""
     config = compose("model=gpt4_rumoured")
-    model, counts = config.model, parameter_counts(config.model, config.model.vocab_size)
+    model = config.model
+    network = shape_model(model, model.vocab_size)
+    counts = parameter_counts(network)
     assert (model.n_layer, model.n_expert, model.n_expert_per_token, model.context_length) == (120, 16, 2, 8192)
     assert counts["feedforward"] / 16 == pytest.approx(111e9, rel=0.01)
     assert counts["attention"] == pytest.approx(55e9, rel=0.02)
     assert counts["active"] == pytest.approx(280e9, rel=0.01)
-    assert flops_per_token(model, model.vocab_size, 8192)["per_token_6n"] == pytest.approx(6 * 280e9, rel=0.01)
+    assert training_pass(network, 8192).flops_per_token_6n == pytest.approx(6 * 280e9, rel=0.01)
 
 
 def test_moe_small_computes_what_small_does():
     small, sparse = (compose(f"model={name}") for name in ("small", "moe_small"))
-    dense, experts = (parameter_counts(config.model, 4096) for config in (small, sparse))
+    dense, experts = (parameter_counts(shape_model(config.model, 4096)) for config in (small, sparse))
     router = 4 * 8 * 128
     assert experts["active"] == dense["total"] + router and experts["total"] > 1.8 * dense["total"]
     assert (small.batch_tokens, small.budget_tokens) == (sparse.batch_tokens, sparse.budget_tokens)
@@ -204,7 +206,7 @@ def test_the_laptops_models_are_of_the_size_of_small():
     sizes = {}
     for name in ("small", "bert_laptop", "t5_laptop"):
         config = compose(f"model={name}")
-        counts = parameter_counts(config.model, config.tokenizer.known_vocab_size or 4096)
+        counts = parameter_counts(shape_model(config.model, config.tokenizer.known_vocab_size or 4096))
         sizes[name] = counts["attention"] + counts["feedforward"]
     assert max(sizes.values()) < 1.01 * min(sizes.values()), sizes
 
@@ -216,5 +218,5 @@ def test_an_override_replaces_the_presets_alternative():
 
 def test_tensor_parallelism_does_not_fit_biases_of_positions():
     config = RunConfig(model=EncoderDecoderConfig(), strategy=StrategyConfig(type=Sharding.tp))
-    with pytest.raises(UserError, match=r"strategy=tp .* 2 devices, .* encoder_decoder does not .* use strategy=fsdp"):
+    with pytest.raises(UserError, match=r"strategy=tp .* 2 devices, .* encoder_decoder does not support; use strategy=fsdp"):
         config._check_tensor_parallel(2)
