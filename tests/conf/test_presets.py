@@ -218,5 +218,5 @@ def test_an_override_replaces_the_presets_alternative():
 
 def test_tensor_parallelism_does_not_fit_biases_of_positions():
     config = RunConfig(model=EncoderDecoderConfig(), strategy=StrategyConfig(type=Sharding.tp))
-    with pytest.raises(UserError, match=r"strategy=tp .* encoder_decoder does not support; use strategy=fsdp"):
+    with pytest.raises(UserError, match=r"strategy=tp .*encoder_decoder does not support; use strategy=fsdp"):
         config._check_tensor_parallel(2)
