@@ -2,7 +2,7 @@
 
 import sys
 
-from gptlab.cli.train import main
+from gptlab.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("train", sys.argv[1:], program=[sys.argv[0]]))

@@ -59,7 +59,7 @@ if __name__ == "__main__":
                 return step(*args)
             LanguageModule.training_step = first
     from gptlab.cli.train import main  # not by its path: the other ranks are started as this program was
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:], sys.argv[:1]))
 """
 
 

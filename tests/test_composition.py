@@ -1,6 +1,7 @@
 """Overrides and YAML in, a checked `RunConfig` out; the command line is in tests/cli/test_train.py."""
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import yaml
 
 from gptlab import UserError, compose, composition, open_run
 from gptlab.config import to_plain
-from gptlab.training.config import OWNED, trainer_keys
+from gptlab.overrides import FOREIGN, key_types
+from gptlab.training.config import OWNED, TrainerConfig
 
 # overrides -> what the message must say
 REFUSED = {
@@ -19,13 +21,13 @@ REFUSED = {
     "model=gpt124": ["gpt124", "did you mean gpt124m"],
     "data=shakespear": ["did you mean shakespeare"],
     "model=null": ["not a preset", "gpt124m"],
-    "model.norm=layrnorm": ["model.norm=layrnorm", "layernorm, rmsnorm", "did you mean layernorm"],
+    "model.norm=layrnorm": ["model.norm=layrnorm", "did you mean layernorm"],
     "model.d_model=130": ["model.d_model=130", "not divisible by model.n_head=4", "multiple of 4"],
     "model.n_kv_head=3": ["model.n_kv_head=3", "[1, 2, 4]"],
     "model.attention_scale=0": ["model.attention_scale=0", "above 0"],
     "model.dropout=1.5": ["model.dropout=1.5", "[0, 1)"],
     "batch_tokens=1e5": ["batch_tokens=100000"],
-    "batch_tokens=many": ["batch_tokens=many", "Integer"],
+    "batch_tokens=many": ["batch_tokens=many must be a whole number"],
     "batch_tokens=1000": ["batch_tokens=1000", "not divisible by 128", "896 or 1024"],
     "trainer.devices=3 trainer.accelerator=cpu": ["batch_tokens=2048", "3 devices"],
     "data.context_length=4096": ["data.context_length=4096", "model.context_length=128"],
@@ -60,7 +62,7 @@ REFUSED = {
     "schedule.warmup_steps=1 schedule.warmup_tokens=100": ["schedule.warmup_steps", "schedule.warmup_tokens"],
     "logger.wandb.project=mine": ["logger=wandb"],
     "data.val_fraction=1.5": ["data.val_fraction=1.5"],
-    "model=small,gpt124m": ["multirun"],
+    "model=small,gpt124m": ["-m model=small,gpt124m"],
     "trainer.precision=fp16": ["trainer.precision=fp16", "16-mixed"],
     "trainer.accelerator=tpu": ["trainer.accelerator=tpu", "cpu"],
     "trainer.profiler=foo": ["trainer.profiler=foo", "simple"],
@@ -130,7 +132,17 @@ REFUSED = {
     "seed": ["seed is not an override; write seed=VALUE"],
     "eval_train=true data.val_fraction=0": ["eval_train=true", "data.val_fraction"],
     "run_dir=": ["run_dir= is empty"],
-    "~model": ["model"],
+    "~model": ["~model", "choose one with model=NAME"],
+    "~optimizer.lr": ["~optimizer.lr", "optimizer.lr=null"],
+    "=3": ["=3", "write KEY=VALUE"],
+    "-m": ["-m", "gptlab train"],
+    "model=[small,modern]": ["model=[small,modern]", "-m model=small,modern"],
+    "model=": ["model= is not a preset", "known: bert_base"],
+    "logger=wandb,tensorboard": ["-m logger=wandb,tensorboard", "logger=[wandb,tensorboard]"],
+    "seed=1,2": ["seed=1,2", "-m seed=1,2"],
+    "optimizer.lr=abc": ["optimizer.lr=abc must be a number"],
+    "model.bias=maybe": ["model.bias=maybe must be true or false"],
+    "data=text data.path=": ["data.path= is empty"],
     "strategy=fdsp": ["strategy=fdsp", "did you mean fsdp"],
     "strategy=zero3": ["strategy=zero3", "did you mean zero"],
     "strategy=tp trainer.accelerator=cpu trainer.devices=3": ["3 devices", "model.n_head=4", "use 2 or 4 of them"],
@@ -226,6 +238,37 @@ def test_a_model_without_a_recipe_gets_the_default(tmp_path):
         compose("model=mine2", config_dir=folder.parent)
 
 
+MODEL = "# @package _global_\ndefaults:\n  - /schema/model/{schema}@model\nmodel:\n  {values}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (MODEL.format(schema="decoder", values="n_layrs: 2"), ["unknown config key model.n_layrs", "model.n_layer?"]),
+        (MODEL.format(schema="decoder", values="n_layer: two"), ["model.n_layer=two must be a whole number"]),
+        (MODEL.format(schema="retnet", values="n_layer: 2"), ["no model is registered as retnet", "plugins=[MODULE]"]),
+        ("# @package _global_\nmodel:\n  n_layer: 2\n", ["chooses no model", "/schema/model/NAME@model"]),
+        ("model: [1\n", ["mine.yaml", "line 1, column 8"]),
+    ],
+)
+def test_a_wrong_preset_of_a_user_is_named(tmp_path, text, parts):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        compose("model=mine", config_dir=tmp_path)
+    for part in ["mine", *parts]:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(("group", "advice"), [("recipe", "/optimizer: NAME"), ("model", "/schema/model/NAME@model")])
+def test_a_preset_that_leaves_a_group_empty_is_refused(tmp_path, group, advice):
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "empty.yaml").write_text("# @package _global_\nbatch_tokens: 4096\n")
+    with pytest.raises(UserError) as error:
+        compose(f"{group}=empty", config_dir=tmp_path)
+    assert "=empty: the preset chooses no" in str(error.value) and advice in str(error.value)
+
+
 def test_several_loggers_at_once():
     config = compose("logger=[wandb,tensorboard]", "logger.wandb.project=mine")
     assert config.logger.wandb.project == "mine" and config.logger.tensorboard is not None
@@ -257,13 +300,13 @@ def test_every_option_of_the_trainer_is_taken_or_answered():
     from lightning import Trainer
 
     options = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
-    assert set(trainer_keys()) | set(OWNED) == options
-    assert not set(trainer_keys()) & set(OWNED)
+    ours = {f.name for f in fields(TrainerConfig)}
+    assert ours | set(OWNED) == options and not ours & set(OWNED)
 
 
 def test_every_foreign_name_leads_to_a_key_of_ours():
-    keys = {*composition.known_keys(), *composition.preset_names()}
-    assert set(composition.FOREIGN.values()) <= keys
+    keys = {*dict(key_types()), *composition.preset_names()}
+    assert set(FOREIGN.values()) <= keys
 
 
 def test_a_saved_config_reads_back(tmp_path):

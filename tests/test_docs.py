@@ -11,6 +11,7 @@ import pytest
 from gptlab import composition
 from gptlab.cli.main import VERBS
 from gptlab.config import NOT_IN_RUN_ID
+from gptlab.overrides import key_types
 from gptlab.registry import variants
 from gptlab.training.config import OWNED
 
@@ -34,11 +35,11 @@ def shell_lines(page: Path) -> list[str]:
 
 def test_every_key_is_documented_and_no_other():
     documented = code_spans("configuration.md")
-    keys = {key for key in composition.known_keys() if not key.endswith(".type")}  # follows from the preset
+    keys = {key for key, _ in key_types() if not key.endswith(".type")}  # follows from the preset
     assert not (keys | set(NOT_IN_RUN_ID)) - documented
     groups = "|".join(sorted({key.split(".")[0] for key in keys if "." in key}))
     keys_in_page = {span for span in documented if re.fullmatch(rf"({groups})\.[a-z0-9_.]+", span)}
-    assert not keys_in_page - set(composition.known_keys()) - {f"trainer.{name}" for name in OWNED}
+    assert not keys_in_page - set(dict(key_types())) - {f"trainer.{name}" for name in OWNED}
 
 
 def test_every_preset_and_every_refused_trainer_option_is_documented():
@@ -117,7 +118,7 @@ def test_files_and_modules_that_a_page_names_exist(page):
     named = {span for span in spans if re.fullmatch(r"[a-z0-9_/]+\.py", span)} - NOT_HERE
     named -= set(re.findall(r"^`(\S+)`:$", page.read_text(), re.MULTILINE))  # files that the page itself writes
     assert not {name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in files)}
-    keys = {key for key in composition.known_keys() if "." in key}
+    keys = {key for key, _ in key_types() if "." in key}
     packages = {path.name for path in (ROOT / "src" / "gptlab").iterdir() if path.is_dir()}
     for span in spans:
         dotted = re.fullmatch(r"(?:gptlab\.)?(([a-z_]+)(?:\.\w+)*\.[A-Za-z_]\w*)", span)

@@ -32,6 +32,7 @@ LAYERS = {
     "runs": 5,
     "training": 6,
     "evaluation": 6,
+    "overrides": 7,
     "composition": 7,
     "lab": 8,
     "cli": 9,
@@ -50,6 +51,7 @@ SIDEWAYS = {
     ("forecast", "objectives"),
     ("costs", "objectives"),
     ("runs", "distributed"),
+    ("composition", "overrides"),
 }
 
 # Each framework has one home.
@@ -67,7 +69,7 @@ HOMES = {
 }
 
 # What may see the whole RunConfig.
-WHOLE_CONFIG = {"__init__", "config", "composition", "cli/train", "training/loop", "runs/run", "forecast"}
+WHOLE_CONFIG = {"__init__", "config", "overrides", "composition", "training/loop", "runs/run", "forecast"}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -99,6 +99,8 @@ def test_the_commands_of_the_page_work(lab):
         short = ["budget_steps=2", "callbacks.sample=null"] if arguments[0] == "train" else []
         gptlab(lab, shlex.join([*arguments, *short]))
     assert (lab / "runs" / "sums" / "summary.json").is_file()
+    refused = gptlab(lab, "convert from=runs/sums to=out plugins=[sums_lab]", ok=False)
+    assert refused.stderr.startswith("error: ") and "convnet" in refused.stderr and "Traceback" not in refused.stderr
     swept = sorted(path.name for path in lab.glob("runs/sweep-*/*") if path.is_dir())
     assert swept == ["objective.smoothing=0.0", "objective.smoothing=0.2"]
 
@@ -119,6 +121,17 @@ def test_the_python_of_the_page_works(lab):
 def test_a_plugin_that_is_not_there_is_refused():
     with pytest.raises(UserError, match=r"plugins=no_such_module: there is no module of that name"):
         compose("plugins=[no_such_module]")
+
+
+def test_a_plugin_that_needs_what_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "needy_plugin.py").write_text("import no_such_package.part\n")
+    with pytest.raises(UserError, match="plugins=needy_plugin imports no_such_package, which is not installed"):
+        compose("plugins=[needy_plugin]")
+    (tmp_path / "broken_plugin.py").write_text("1 / 0\n")
+    with pytest.raises(ZeroDivisionError) as error:
+        compose("plugins=broken_plugin")
+    assert error.value.__notes__ == ["while importing plugins=broken_plugin"]
 
 
 def test_a_file_never_imports_a_plugin(tmp_path, monkeypatch):

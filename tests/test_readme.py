@@ -118,7 +118,7 @@ def test_a_pretrained_run_is_tuned(pair, folder):
         ends.append(LAST_LINE.fullmatch(run(folder, str(ROOT / "train.py"), *words).splitlines()[-1]))
     first, second = (folder / end["run"] for end in ends)
     assert load_tokenizer(first / "tokenizer.json").fingerprint == load_tokenizer(second / "tokenizer.json").fingerprint
-    before, after = (checkpoint.load(path / "checkpoints" / "last.ckpt")["model"] for path in (first, second))
+    before, after = (checkpoint.load(path / "checkpoints" / "last.ckpt").model for path in (first, second))
     assert set(after) - set(before) <= {"class_head.weight", "class_head.bias"} and not set(before) - set(after)
     assert all(torch.allclose(value, after[name], atol=1e-9) for name, value in before.items())
 

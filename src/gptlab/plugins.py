@@ -74,8 +74,13 @@ def _import(name: str) -> None:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # something that the plugin needs is missing
+            raise UserError(
+                f"plugins={name} imports {error.name}, which is not installed here; install it, or leave the plugin out"
+            ) from error
         raise UserError(
             f"plugins={name}: there is no module of that name in {here} or among the installed packages; write the "
             "name as in an import, without .py"
         ) from None
+    except Exception as error:
+        error.add_note(f"while importing plugins={name}")
+        raise

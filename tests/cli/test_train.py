@@ -28,7 +28,7 @@ def tasks(monkeypatch, tmp_path):
     seen: list = []
 
     def replace(task):
-        monkeypatch.setattr(train, "_train", task)
+        monkeypatch.setattr(train, "_train", lambda composed, overrides: task(composition.resolve(composed, overrides)))
 
     replace(lambda config: seen.append((config, list(sys.argv))))
     seen_and_replace = type("Tasks", (), {"seen": seen, "replace": staticmethod(replace)})

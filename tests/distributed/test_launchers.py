@@ -12,6 +12,8 @@ import pytest
 from small_runs import ROOT, learned, overrides_of, train, write_text
 
 from gptlab.distributed.devices import find_devices
+from gptlab.distributed.launch import check_program
+from gptlab.errors import UserError
 from gptlab.runs.folder import read_metrics
 from gptlab.training.config import TrainerConfig
 
@@ -43,7 +45,7 @@ if __name__ == "__main__":
         return step(self, *arguments)
 
     LanguageModule.training_step = training_step
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:], sys.argv[:1]))
 """
 
 
@@ -206,14 +208,18 @@ def given(monkeypatch, environment):
         (
             {**TORCHRUN, "WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 2, "GROUP_WORLD_SIZE": 2},
             {"num_nodes": 2},
-            "torchrun started 3 processes on 2 nodes, not as many on each",
+            "torchrun started 3 processes on 2 nodes, unevenly; start torchrun --nnodes=2 --nproc-per-node=2",
         ),
         (
             {**SRUN, "SLURM_NTASKS": 4, "SLURM_NNODES": 2, "SLURM_NTASKS_PER_NODE": 2, "SLURM_STEP_NUM_TASKS": 4},
             {"devices": 2},
             "SLURM started 2 x 2 (SLURM_NNODES x SLURM_NTASKS_PER_NODE); use trainer.devices=2 trainer.num_nodes=2",
         ),
-        ({**SRUN, "SLURM_NTASKS": 4, "SLURM_NNODES": 2, "SLURM_NTASKS_PER_NODE": 2}, {}, "put srun before it"),
+        (
+            {**SRUN, "SLURM_NTASKS": 4, "SLURM_NNODES": 2, "SLURM_NTASKS_PER_NODE": 2},
+            {},
+            "start it with srun: srun",
+        ),
         (
             {**SRUN, "SLURM_NTASKS": 4, "SLURM_NNODES": 2, "SLURM_STEP_NUM_TASKS": 4},
             {"num_nodes": 2},
@@ -221,7 +227,7 @@ def given(monkeypatch, environment):
         ),
         ({**SRUN, "SLURM_NTASKS": 1}, {"devices": 2}, "SLURM started 1 x 1"),
         ({"WORLD_SIZE": 4}, {"devices": 2}, "the environment has WORLD_SIZE=4; unset WORLD_SIZE"),
-        ({}, {"devices": 2, "num_nodes": 2}, "nothing started a process on the other nodes; use torchrun or srun"),
+        ({}, {"devices": 2, "num_nodes": 2}, "no process was started on the other nodes; use torchrun or srun"),
         ({"MASTER_PORT": "abc"}, {"devices": 2}, "MASTER_PORT=abc is not a port"),
         ({"MASTER_ADDR": "no.such.host.invalid"}, {"devices": 2}, "is not known here"),
     ],
@@ -231,6 +237,16 @@ def test_what_the_launcher_did_not_start_is_refused(monkeypatch, environment, tr
     with pytest.raises(ValueError) as refused:
         find_devices(TrainerConfig(accelerator="cpu", **trainer))
     assert refusal in str(refused.value)
+
+
+def test_a_program_that_is_not_a_file_starts_no_other_ranks(monkeypatch):
+    given(monkeypatch, {})
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    check_program(per_node=1)
+    with pytest.raises(UserError, match=r"trainer\.devices=2 .* not a file; save it as a \.py file"):
+        check_program(per_node=2)
+    given(monkeypatch, {**TORCHRUN, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_WORLD_SIZE": 1})
+    check_program(per_node=2)
 
 
 def test_devices_follow_the_launcher(monkeypatch):

@@ -3,7 +3,7 @@ import torch
 
 from gptlab.generation.decode import decode, generate_tokens, seeded
 from gptlab.generation.decoding_state import DecodingState, window_start
-from gptlab.generation.sampling import Sampling, next_token_probabilities
+from gptlab.generation.sampling import Sampling
 
 CONTEXT = 12
 
@@ -26,7 +26,7 @@ def test_draws_are_reproducible_and_follow_the_probabilities(small, fits):
     assert torch.equal(global_state, torch.get_rng_state())
     generator = torch.Generator().manual_seed(0)
     draws = [generate_tokens(model, prompt, 1, generator=generator)[0, -1].item() for _ in range(500)]
-    assert fits(draws, next_token_probabilities(model(prompt)[0, -1], 1.0))
+    assert fits(draws, Sampling().probabilities(model(prompt)[:, -1])[0])
 
 
 def test_a_sequence_does_not_depend_on_the_rest_of_the_batch(small):

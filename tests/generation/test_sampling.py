@@ -9,7 +9,6 @@ from gptlab.generation.sampling import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
-    next_token_probabilities,
     penalize_repetition,
 )
 
@@ -28,15 +27,14 @@ SEEN = torch.randint(57, (40, 9), generator=torch.Generator().manual_seed(1))
 )
 def test_probabilities(temperature, expected):
     expected = torch.tensor(expected)
-    assert torch.allclose(next_token_probabilities(LOGITS, temperature), expected, rtol=1e-5)
     assert torch.allclose(Sampling(temperature=temperature).probabilities(LOGITS[None]), expected, rtol=1e-5)
 
 
 def test_temperature_goes_from_greedy_to_uniform():
     rows = torch.stack((LOGITS, LOGITS.flip(0), -LOGITS))
-    greedy = next_token_probabilities(rows, 0)
-    assert torch.allclose(next_token_probabilities(rows, 1e-3), greedy, atol=1e-6)
-    assert torch.allclose(next_token_probabilities(rows, 1e4), torch.full((3, 4), 0.25), atol=1e-3)
+    greedy = Sampling(temperature=0).probabilities(rows)
+    assert torch.allclose(Sampling(temperature=1e-3).probabilities(rows), greedy, atol=1e-6)
+    assert torch.allclose(Sampling(temperature=1e4).probabilities(rows), torch.full((3, 4), 0.25), atol=1e-3)
 
 
 def filters(transformers):
@@ -157,7 +155,7 @@ def test_values_outside_their_range(key, value, allowed):
 def test_the_coldest_temperatures_are_greedy(temperature):
     rows = torch.stack((LOGITS, 1e4 * LOGITS, -LOGITS.abs(), torch.tensor([2.0, 2.0, 1.0, -torch.inf])))
     expected = torch.tensor([[1.0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0.5, 0.5, 0, 0]])
-    assert torch.allclose(next_token_probabilities(rows, temperature), expected)
+    assert torch.allclose(Sampling(temperature=temperature).probabilities(rows), expected)
 
 
 @pytest.mark.parametrize("penalty", [1e-300, 1e-40, 1e40, torch.inf])

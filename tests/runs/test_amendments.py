@@ -1,4 +1,4 @@
-"""Planned changes in mid-flight: taken up at a step, and at the same step ever after."""
+"""Changes while a run is going: applied at a step, and at the same step ever after."""
 
 import json
 import signal
@@ -242,8 +242,8 @@ def halted(tmp_path_factory):
 REFUSED = {
     "optimizer.lrr=1": "optimizer.lrr; did you mean optimizer.lr?",
     "lr=1": "did you mean optimizer.lr?",
-    "model.n_layer=3": "model.n_layer may not change in mid-flight; these may: optimizer.lr, ",
-    "model=gpt124m": "model may not change in mid-flight",
+    "model.n_layer=3": "model.n_layer cannot be changed while a run is going; these can: optimizer.lr, ",
+    "model=gpt124m": "model cannot be changed while a run is going",
     "budget_steps=30": "budget_steps may not change",
     "optimizer.momentum=0.9": "optimizer.momentum may not change",
     "optimizer.lr=fast": "optimizer.lr=fast must be a number",

@@ -268,7 +268,7 @@ def test_one_changed_bit_is_found(tmp_path, name):
     content = bytearray((tmp_path / name).read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is not what was written"):
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
         checkpoint.verify(tmp_path / name.split("/")[0])
     path, skipped = checkpoint.newest(tmp_path)
     if "3/" in name:

@@ -25,7 +25,7 @@ def test_a_run_is_what_its_folder_holds(trained):
     config, run = trained
     assert run.config == config and run.config.run_id() == config.run_id()
     assert run.summary["finished"] and run.summary["run_id"] == config.run_id()
-    assert list(run.checkpoints) == [5, 10, "last", "best"]
+    assert list(run.checkpoints) == [5, 10] and run.checkpoint("last").samefile(run.checkpoints[10])
     assert run.events()[0]["event"] == "started"
     assert run.tokenizer.decode(run.tokenizer.encode("the ").tolist()) == "the "
 
@@ -40,13 +40,21 @@ def test_metrics_are_the_numbers_of_the_file_exactly(trained):
 
 def test_a_checkpoint_is_loaded_by_name_or_step(trained):
     _, run = trained
-    for which, path in run.checkpoints.items():
+    for which in (*run.checkpoints, "last", "best"):
+        path = run.checkpoint(which)
         model, tokenizer = run.load(which)
         assert not model.training and tokenizer.vocab_size == 257
         for name, value in checkpoint.load(path).model.items():
             assert torch.equal(model.state_dict()[name], value)
     with pytest.raises(UserError, match=r"no checkpoint 7; it has: 5, 10, last, best"):
         run.load(7)
+
+
+def test_a_damaged_config_is_refused(tmp_path):
+    for text in ("seed: [1\n", "seed\n"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+            _ = open_run(tmp_path).config
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

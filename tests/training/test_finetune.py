@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from interop.external import run_convert
-from small_runs import of_objective, small_run, write_rows
+from small_runs import of_objective, small_run, write_examples
 
 from gptlab.data.sources.config import TableConfig
 from gptlab.errors import UserError
@@ -173,9 +173,9 @@ def runs(tmp_path_factory):
 
 def unmerged(run):
     """The model as it was trained, adapters beside their layers."""
-    state = checkpoint.load(run / "checkpoints" / "best.ckpt")
-    model = adapted(model_from_plain(state["config"]["model"]), vocab_size=len(state["model"]["tok_emb.weight"]))
-    checkpoint.restore_model(model, state["model"])
+    saved = checkpoint.load(run / "checkpoints" / "best.ckpt")
+    model = adapted(model_from_plain(saved.state.config["model"]), vocab_size=saved.vocab_size)
+    checkpoint.restore_model(model, saved.model)
     return model.eval()
 
 
@@ -235,7 +235,7 @@ def test_an_encoders_heads_may_be_other_ones(tmp_path):
     train(small_run(pretrained, **place))
     words = {"objective": ClassificationConfig(), "tokenizer": place["tokenizer"], "budget_steps": 5}
     words["data"] = TableConfig(
-        path=str(write_rows(tmp_path / "r.jsonl")),
+        path=str(write_examples(tmp_path / "r.jsonl")),
         prompt="{question}",
         label_column="even",
         class_names=["False", "True"],
@@ -249,8 +249,8 @@ def test_an_encoders_heads_may_be_other_ones(tmp_path):
     ):
         model = replace(place["model"], heads=heads, init_from=str(source))
         train(small_run(tmp_path / name, **words | {"model": model, "optimizer": still, "seed": len(found)}))
-        found[name] = checkpoint.load(tmp_path / name / "checkpoints" / "last.ckpt")["model"]
-    of_pretraining = checkpoint.load(pretrained / "checkpoints" / "best.ckpt")["model"]
+        found[name] = checkpoint.load(tmp_path / name / "checkpoints" / "last.ckpt").model
+    of_pretraining = checkpoint.load(pretrained / "checkpoints" / "best.ckpt").model
     for name, value in found["first"].items():
         assert name.startswith("class_head.") or torch.equal(value, of_pretraining[name]), name
     assert torch.equal(found["same"]["class_head.weight"], found["first"]["class_head.weight"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from small_runs import OBJECTIVES, of_objective, small_run
 
+from gptlab.errors import UserError
 from gptlab.models.build import build_model, shape_model
 from gptlab.runs import checkpoint
 from gptlab.training.config import AdamWConfig, CallbacksConfig, CheckpointConfig, MuonConfig
@@ -65,6 +66,13 @@ def test_the_batches_of_all_ranks_are_the_batch_of_one(tmp_path):
         torch.equal(a, b)
         for a, b in zip(batch(config, 3).values(), batch(config, 1, skipped_steps=2).values(), strict=True)
     )
+
+
+def test_a_step_or_rank_that_is_not_there_is_refused(tmp_path):
+    config = small_run(tmp_path / "run")
+    for wrong in ({"step": -1}, {"step": 0, "rank": 2, "world_size": 2}, {"step": 0, "rank": -1}):
+        with pytest.raises(UserError, match=r"step=.* and rank=.* must be at least 0"):
+            batch(config, **wrong)
 
 
 def test_gradients_do_not_depend_on_the_size_of_micro_batches(tmp_path):

@@ -25,15 +25,16 @@ def guard(action: Callable[[], None], arguments: Sequence[str] = ()) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+        return _print("standard output was closed before the end", 1)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is not None:
             return _print(str(error), code)
         if _is_of_hydra(error):
-            from gptlab import composition
+            from gptlab.overrides import explain
 
-            return _print(composition.explain(error, arguments), 2)
+            return _print(explain(error, arguments), 2)
         if isinstance(error, OSError) and error.strerror:
             place = f": {error.filename}" if error.filename else ""
             return _print(f"{error.strerror}{place}", 1, shared=False)
@@ -44,7 +45,7 @@ def guard(action: Callable[[], None], arguments: Sequence[str] = ()) -> int:
 def _is_of_hydra(error: Exception) -> bool:
     # Without importing Hydra, which most commands do not need.
     homes = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
-    return bool(homes & {"hydra", "omegaconf"})
+    return bool(homes & {"hydra", "omegaconf", "yaml"})
 
 
 def _print(message: str, code: int, *, shared: bool = True) -> int:

@@ -31,10 +31,16 @@ def main() -> int:
 
         print(f"error: {verb} is not a verb of gptlab{did_you_mean(verb, VERBS)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"gptlab.cli.{verb}")
-    if verb == "train":
-        return module.main(arguments, [sys.argv[0], "train"])
-    return module.main(arguments)
+    return run(verb, arguments, program=[sys.argv[0], verb])
+
+
+def run(verb: str, arguments: list[str], *, program: list[str]) -> int:
+    """Carry out a verb; returns the exit code. `program` is what starts it, before its arguments."""
+    try:
+        module = importlib.import_module(f"gptlab.cli.{verb}")
+    except KeyboardInterrupt:
+        return 130
+    return module.main(arguments, program) if verb == "train" else module.main(arguments)
 
 
 def _presets() -> str:

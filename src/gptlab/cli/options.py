@@ -8,8 +8,6 @@ from gptlab import plugins
 from gptlab.errors import UserError, did_you_mean
 from gptlab.values import coerce
 
-PLUGINS_HELP = "plugins             modules that register components of your own, as [MODULE]"
-
 
 def split(arguments: list[str]) -> list[tuple[str, str]]:
     """Each argument's key and value; UserError for one that has none."""
@@ -40,7 +38,7 @@ def read(arguments: list[str], hints: Mapping[str, Any], of: str, foreign: Mappi
         key, equals, value = argument.partition("=")
         if key not in hints:
             ours = (foreign or {}).get(key)
-            hint = f"; did you mean {ours}?" if ours else did_you_mean(key, hints)
+            hint = f"; did you mean {ours}?" if ours else did_you_mean(key, [*hints, "plugins"])
             raise UserError(f"unknown option {key} of {of}{hint}")
         if not equals:
             raise UserError(f"{key} needs a value; write {key}=...")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
 import hydra
@@ -16,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gptlab import composition, plugins
 from gptlab.cli.guard import guard
-from gptlab.config import RunConfig
 from gptlab.errors import UserError
+from gptlab.overrides import for_hydra, refuse_unknown
 
 HELP = """gptlab trains GPT-family models.
 
@@ -53,12 +54,8 @@ class TrialFailed(Exception):
         return f"the trial {self.args[1]} ended with exit code {self.exit_code}; its output says why"
 
 
-def main(arguments: list[str] | None = None, program: list[str] | None = None) -> int:
+def main(arguments: list[str], program: list[str]) -> int:
     """Train with these arguments; returns the exit code. `program` is what starts the command, before them."""
-    if arguments is None:
-        arguments = sys.argv[1:]
-    if program is None:
-        program = [sys.argv[0]]
     return _Command(program, list(arguments)).run()
 
 
@@ -68,9 +65,9 @@ class _Command:
     def __init__(self, program: list[str], arguments: list[str]):
         self.program = program  # as in sys.argv, with the verb if there is one
         self.arguments = arguments
-        self.options, assignments = split(arguments)
-        self.overrides = [a for a in assignments if not a.lstrip("+~").startswith("hydra")]
-        self.of_hydra = [a for a in assignments if a not in self.overrides]
+        self.options, overrides = split(arguments)
+        self.overrides = [a for a in overrides if not a.lstrip("+~").startswith("hydra")]
+        self.of_hydra = [a for a in overrides if a not in self.overrides]
         self.config_dir: str | None = None
         self.folder = os.getcwd()
         self.starter = (os.uname().nodename, os.getpid())
@@ -87,21 +84,28 @@ class _Command:
 
     def _compose_and_run(self) -> None:
         arguments = set(self.arguments)
+        if "--version" in arguments:
+            return print(f"gptlab {version('gptlab')}")
+        for fixed in ("--config-path", "-cp", "--config-name", "-cn"):
+            if option(self.arguments, fixed) is not None:
+                raise UserError(f"{fixed} is decided by gptlab; presets of your own are added with --config-dir DIR")
         self.config_dir = option(self.arguments, "--config-dir", "-cd")
-        if self.config_dir is not None and not Path(self.config_dir).expanduser().is_dir():
-            raise UserError(f"--config-dir={self.config_dir} is no folder; name one that holds groups, such as model/")
+        if self.config_dir is not None and not (self.config_dir and Path(self.config_dir).expanduser().is_dir()):
+            raise UserError(
+                f"--config-dir={self.config_dir} is not a folder; name one that holds groups, such as model/"
+            )
         if MULTIRUN & arguments and option(self.arguments, "--cfg", "-c") is not None:
             raise UserError("--cfg shows one run; leave out -m, or leave out --cfg")
         plugins.load(plugins.named_in(self.overrides))
         if not COMPLETION & arguments:
-            composition.refuse_unknown(self.overrides, self.config_dir)
+            refuse_unknown(self.overrides, composition.preset_names(self.config_dir))
         composition.register_schemas(self.config_dir)
         if {"-h", "--help"} & arguments:
             return print(help_text(self.overrides, self.config_dir))
         if option(self.arguments, "--cfg", "-c") == "job" and not {"--package", "-p", *MULTIRUN} & arguments:
             plain = composition.compose_plain(*self.overrides, config_dir=self.config_dir)
             return print(OmegaConf.to_yaml(plain), end="")
-        typed = [*map(composition.for_hydra, self.overrides), *self.of_hydra]
+        typed = [*map(for_hydra, self.overrides), *self.of_hydra]
         if MULTIRUN & arguments and not any(a.startswith("hydra.sweep.dir=") for a in typed):
             typed.append(f"hydra.sweep.dir='runs/{self._sweep_name()}'")
         sys.argv = [self.program[0], *self.options, *typed]  # Hydra reads it, and wants options first
@@ -134,7 +138,7 @@ class _Command:
                 # The first trial's process group would be in the second's way.
                 self.codes.append(_in_a_process([sys.executable, *sys.argv], self.folder))
             else:
-                self.codes.append(guard(lambda: _train(composition.resolve(config, overrides)), overrides))
+                self.codes.append(guard(lambda: _train(config, overrides), overrides))
         finally:
             sys.argv = before
         if elsewhere and self.codes[-1]:
@@ -154,15 +158,16 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def option(arguments: list[str], *names: str) -> str | None:
     """The value of an option that is written `--name value` or `--name=value`; None where it is not there."""
+    found = []
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name in names:
-            if equals:
-                return value
-            if i + 1 == len(arguments):
+            if not equals and i + 1 == len(arguments):
                 raise UserError(f"{name} needs a value")
-            return arguments[i + 1]
-    return None
+            found.append(value if equals else arguments[i + 1])
+    if len(found) > 1:
+        raise UserError(f"{names[0]} is given twice, as {' and '.join(found)}; give it once")
+    return found[0] if found else None
 
 
 def help_text(overrides: list[str], config_dir: str | None = None) -> str:
@@ -173,11 +178,12 @@ def help_text(overrides: list[str], config_dir: str | None = None) -> str:
     return HELP.format(presets=presets, config=config)
 
 
-def _train(config: RunConfig) -> None:
+def _train(composed: DictConfig, overrides: list[str]) -> None:
     from gptlab.distributed.signals import end_with_starter, requeue_before_the_first_step
 
     end_with_starter()
     requeue_before_the_first_step()
+    config = composition.resolve(composed, overrides)
     # torch and lightning take seconds to import: only an accepted config pays for them.
     from gptlab.training.loop import train
 

@@ -63,6 +63,8 @@ class DataConfig:
     def check(self) -> None:
         """Refuse values that cannot work."""
         check_bounds(self, "data.")
+        if self.path == "":
+            raise UserError("data.path= is empty; name a file or a folder, or leave it out")
         if self.val_fraction + self.test_fraction >= 1:
             raise UserError(
                 f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} leave nothing "

@@ -85,6 +85,8 @@ def prepare(
     data.check()
     tokenizer.check()
     corpus = data.build(progress=progress)
+    if isinstance(corpus, RecordSource) and not isinstance(data, TableConfig):
+        raise TypeError(f"data={data.type} gives records; its config {type(data).__name__} has to extend TableConfig")
     chat_template = _chat_template(data)
     fingerprint = _fingerprint(data, tokenizer, corpus, chat_template)
     root = cache_root(data.cache_dir)
@@ -99,7 +101,7 @@ def prepare(
                 partial.mkdir()
                 try:
                     if isinstance(corpus, RecordSource):
-                        assert isinstance(data, TableConfig), "a config that builds a RecordSource extends TableConfig"
+                        assert isinstance(data, TableConfig)
                         made = _build_examples(partial, data, tokenizer, corpus, progress=progress)
                     else:
                         made = _build(partial, data, tokenizer, corpus, progress=progress)
@@ -261,8 +263,8 @@ def _writers(stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataCon
 def _start(stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataConfig, n_bytes: int) -> Encoders:
     tokenizer.save(folder / "tokenizer.json")
     n_processes = data.n_processes or _n_cores()
-    # Starting a process costs as much as tokenizing a few megabytes; bytes and characters are encoded faster than sent.
-    if n_bytes < _SMALL_CORPUS_BYTES or tokenizer.type in ("byte", "char"):
+    # Starting a process costs as much as tokenizing a few megabytes.
+    if n_bytes < _SMALL_CORPUS_BYTES or tokenizer.one_process:
         n_processes = 1
     return stack.enter_context(Encoders(tokenizer, n_processes))
 

@@ -101,11 +101,6 @@ def check_launch(launched: Launched | None, *, per_node: int, n_nodes: int) -> N
             f"{asked}, and the environment has WORLD_SIZE={env['WORLD_SIZE']}; "
             "unset WORLD_SIZE, or start the processes with torchrun"
         )
-    if per_node > 1 and launched is None and getattr(sys.modules["__main__"], "__file__", None) is None:
-        raise UserError(
-            f"trainer.devices={per_node} starts this program once more for each device, and it is no file; save it as "
-            "a .py file, or use trainer.devices=1"
-        )
     if per_node * n_nodes > 1 and (launched is None or launched.by != "torchrun"):
         _check_rendezvous(launched)
 
@@ -139,6 +134,15 @@ def _check_rendezvous(launched: Launched | None) -> None:
                 f"port {port}, at which the processes of this run connect, cannot be used ({error.strerror}); "
                 "set MASTER_PORT to a free one"
             ) from None
+
+
+def check_program(*, per_node: int) -> None:
+    """Refuse to start a program once more for each device that is not a file, such as a notebook."""
+    if per_node > 1 and find_launched() is None and getattr(sys.modules["__main__"], "__file__", None) is None:
+        raise UserError(
+            f"trainer.devices={per_node} starts this program once more for each device, and it is not a file; save it "
+            "as a .py file, or use trainer.devices=1"
+        )
 
 
 def is_rank_0() -> bool:

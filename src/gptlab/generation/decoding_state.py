@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gptlab.errors import UserError
-from gptlab.generation.prompt import has_encoder
+from gptlab.generation.prompt import has_encoder, pad
 from gptlab.models.base import LanguageModel
 from gptlab.nn.cache import KVCache
 
@@ -54,8 +54,7 @@ class DecodingState:
         self.device = next(model.parameters()).device
         self.source: Any = None  # what `encode` made of the prompts
         if has_encoder(model):
-            tokens, lengths = self._padded(prompts)
-            mask = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]  # (B, S)
+            tokens, mask = pad(prompts, self.device)  # (B, S)
             self.source = model.encode(tokens, None if mask.all() else mask)
             prompts = [[model.config.decoder_start_token_id]] * len(prompts)
             self.context_length = context_length or max(self.context_length, 1 + (n_more or 0))
@@ -150,19 +149,12 @@ class DecodingState:
             cache.take(indices, part)
 
     def _prefill(self, windows: list[list[int]], cache: KVCache | None) -> Tensor:
-        tokens, lengths = self._padded(windows)
+        # Padding is on the right: no earlier position depends on it, and the cache forgets it.
+        tokens, mask = pad(windows, self.device)
         hidden = self._hidden_states(tokens, cache)
         if cache is not None:
             cache.lengths = [len(window) for window in windows]
-        return self._score(hidden[torch.arange(len(windows), device=self.device), lengths - 1])
-
-    def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T) and the length of each sequence (B)."""
-        longest = max(len(sequence) for sequence in sequences)
-        # Padding is on the right: no earlier position depends on it, and the cache forgets it.
-        padded = [[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences]
-        tokens = torch.tensor(padded, device=self.device)
-        return tokens, torch.tensor([len(sequence) for sequence in sequences], device=self.device)
+        return self._score(hidden[torch.arange(len(windows), device=self.device), mask.sum(1) - 1])
 
     def _hidden_states(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
         options: dict[str, Any] = {} if cache is None else {"cache": cache}

@@ -1,5 +1,11 @@
 """What a model is prompted with: the tokens of a text, and where its answer begins."""
 
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.models.base import LanguageModel
@@ -11,6 +17,13 @@ WRITES = frozenset({Capability.causal, Capability.encoder_decoder})  # either le
 def has_encoder(model: LanguageModel) -> bool:
     """Whether an encoder reads the prompt and a decoder starts a text of its own, instead of continuing the prompt."""
     return Capability.encoder_decoder in model.config.capabilities
+
+
+def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sequences of any lengths as one tensor (B, T) with zeros at the end, and a mask (B, T), True on their tokens."""
+    tokens = pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True).to(device)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    return tokens, torch.arange(tokens.shape[1], device=device) < lengths[:, None]
 
 
 def check_generates(config: ModelConfig, what: str) -> None:

@@ -98,8 +98,3 @@ class Sampling:
         if self.min_p is not None:
             logits = keep_min_p(logits, self.min_p)
         return logits
-
-
-def next_token_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """Turn logits (..., V) into probabilities (..., V); temperature 0 gives all of it to the most likely token."""
-    return torch.softmax(apply_temperature(logits.float(), temperature), -1)

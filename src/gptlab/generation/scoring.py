@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
-from gptlab.generation.prompt import has_encoder
+from gptlab.generation.prompt import has_encoder, pad
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability
 
@@ -137,12 +137,12 @@ def _score_batch(model: LanguageModel, batch: Sequence[Continuation]) -> list[Co
     device = next(model.parameters()).device
     if has_encoder(model):
         read = [[model.config.decoder_start_token_id, *one.tokens[:-1]] for one in batch]
-        source, mask = _padded([one.context for one in batch], device)
+        source, mask = pad([one.context for one in batch], device)
         beside = {"source": source, "source_mask": None if mask.all() else mask}
     else:
         # Padding is on the right: no earlier position depends on it.
         read, beside = [[*one.context, *one.tokens[:-1]] for one in batch], {}
-    hidden = model.hidden_states(_padded(read, device)[0], **beside)  # (B, T, D)
+    hidden = model.hidden_states(pad(read, device)[0], **beside)  # (B, T, D)
     lengths = [len(one.tokens) for one in batch]
     ends = [(i, len(tokens)) for i, tokens in enumerate(read)]
     positions = [(i, at) for (i, end), n in zip(ends, lengths, strict=True) for at in range(end - n, end)]
@@ -156,12 +156,3 @@ def _score_batch(model: LanguageModel, batch: Sequence[Continuation]) -> list[Co
         greedy.append(log_p.argmax(-1) == targets)
     nats, greedy = torch.cat(nats).cpu().split(lengths), torch.cat(greedy).cpu().split(lengths)
     return [ContinuationScore(own, bool(best.all())) for own, best in zip(nats, greedy, strict=True)]
-
-
-def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sequences of any lengths as one tensor (B, T), and a mask (B, T) that is True on their tokens."""
-    longest = max(len(sequence) for sequence in sequences)
-    padded = [[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences]
-    tokens = torch.tensor(padded, device=device)
-    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
-    return tokens, torch.arange(longest, device=device) < lengths[:, None]

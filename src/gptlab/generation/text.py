@@ -67,9 +67,10 @@ def generate(
 
     `print(generate(model, tokenizer, "To be")[0])` prints the text that follows one prompt. Settings that are None have
     no effect or these defaults: temperature 1 (0 is greedy decoding), length_penalty 1, `seed` gptlab's own. A sequence
-    ends after `max_new_tokens` tokens, before a text of `stop`, or with a token of `end_ids` (None: the tokenizer's
-    end-of-text token). What a sequence draws does not depend on the rest of the batch. `on_text` is called with a
-    result and each new piece of its text; the last has `finished` set. The model is used where it is, in eval mode.
+    ends after `max_new_tokens` tokens, before a text of `stop`, or with a token of `end_ids` (None: those of the
+    model, or the tokenizer's end-of-text token). What a sequence draws does not depend on the rest of the batch.
+    `on_text` is called with a result and each new piece of its text; the last has `finished` set. The model is used
+    where it is, in eval mode.
 
     UserError for a setting that cannot work and a prompt that is empty or longer than the model's context.
     """
@@ -123,8 +124,10 @@ def generate_encoded(
     on_text: OnText | None = None,
 ) -> list[Generation]:
     """As `generate`, after prompts that are encoded already and with settings that are checked."""
-    usual = frozenset() if tokenizer.eot is None else frozenset({tokenizer.eot})
-    decoder = _Decoder(model, tokenizer, config, usual if end_ids is None else frozenset(end_ids), on_text)
+    if end_ids is None:
+        usual = () if tokenizer.eot is None else (tokenizer.eot,)
+        end_ids = usual if model.end_ids is None else model.end_ids
+    decoder = _Decoder(model, tokenizer, config, frozenset(end_ids), on_text)
     jobs = [
         _Job(Generation(texts[i] if texts else "", i, j), list(prompt), decoder.stream(prompt))
         for i, prompt in enumerate(prompts)

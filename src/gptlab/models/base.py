@@ -36,6 +36,7 @@ class LanguageModel(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.class_head: ClassHead | None = None
+        self.end_ids: frozenset[int] | None = None  # the tokens that end its texts; None: the end-of-text token
 
     @abstractmethod
     def hidden_states(self, tokens: Tensor, *, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:
@@ -129,7 +130,7 @@ class LanguageModel(nn.Module, ABC):
         """The part to which a parameter is counted, as "embedding" or "attention"."""
         if name.endswith(ADAPTERS):
             return "adapter"
-        if name.startswith("class_head."):
+        if name.startswith(CLASS_HEAD):
             return "classes"
         return self._part_of(name)
 

@@ -52,7 +52,7 @@ class ModelConfig:
     dropout: float = bounded(0.0, ge=0, lt=1)
 
     def build(self, vocab_size: int) -> "LanguageModel":
-        """The network; whoever calls chooses the device (`with torch.device("meta")`)."""
+        """The network; the caller chooses the device (`with torch.device("meta")`)."""
         raise NotImplementedError(f"{type(self).__name__} has no build method")
 
     @property

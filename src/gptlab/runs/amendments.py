@@ -1,4 +1,4 @@
-"""Amendments: overrides that change a run in mid-flight, and the file in which they wait for it."""
+"""Amendments: overrides that change a run while it is going, and the file in which they wait for it."""
 
 import copy
 import json
@@ -85,7 +85,7 @@ def amended(config: A, overrides: dict[str, Any], *, n_steps: int | None = None)
 
 def refuse(key: str, allowed: list[str]) -> NoReturn:
     """Refuse a key that may not change, and name those that may."""
-    raise UserError(f"{key} may not change in mid-flight; these may: {', '.join(allowed)}")
+    raise UserError(f"{key} cannot be changed while a run is going; these can: {', '.join(allowed)}")
 
 
 def read(folder: Path) -> tuple[list[Amendment], list[str]]:

@@ -248,7 +248,7 @@ def prune(folder: Path, keep_last: int) -> None:
 def rollback(folder: Path, step: int, best: dict[str, Any] | None) -> list[str]:
     """Take what was saved after `step` out of the run's line, and let `last` and `best` be of that line again.
 
-    `best` is what the checkpoint of that step knows of the best one so far. Returns the names that were set aside.
+    `best` is what the checkpoint of that step knows of the best one so far. Returns the names that were renamed.
     """
     names = []
     for later, path in kept(folder):
@@ -355,18 +355,18 @@ def _parse(sums: Path) -> dict[str, str]:
 
 
 def verify(path: Path) -> None:
-    """Compare a checkpoint with its checksums; UserError where it is not what was written."""
+    """Compare a checkpoint with its checksums; UserError where they differ."""
     try:
         if path.is_dir():
             for name, checksum in _sums_within(path).items():
                 if sha256_of(path / name) != checksum:
-                    raise UserError(f"{path / name} is not what was written: its checksum is not that of {SUMS}")
+                    raise UserError(f"{path / name} is damaged: its checksum is not that of {SUMS}")
         else:
             sums = path.parent / SUMS
             lines = sums.read_text().splitlines() if sums.is_file() else []
             # `last` and `best` are other names of a step's file.
             if lines and sha256_of(path) not in {line.split(" ")[0] for line in lines}:
-                raise UserError(f"{path} is not what was written: its checksum is not in {sums}")
+                raise UserError(f"{path} is damaged: its checksum is not in {sums}")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
 

@@ -9,12 +9,14 @@ from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.interop.external_folder import ExternalFolder
 from gptlab.interop.special_tokens import end_ids
-from gptlab.models.base import LanguageModel
+from gptlab.models.base import CLASS_HEAD, LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import model_from_plain
 from gptlab.runs.checkpoint import Checkpoint, restore_model
 from gptlab.runs.initial_weights import open_weights
 from gptlab.runs.run_tokenizer import run_of, tokenizer_of
+
+CLASS_WEIGHT = f"{CLASS_HEAD}weight"
 
 
 class Trained(NamedTuple):
@@ -61,9 +63,10 @@ def read_model(source: ExternalFolder | Checkpoint, name: str, key: str = "run")
                 "put the tokenizer.json there that it was trained with"
             )
         config, weights = model_from_plain(source.state.config["model"]), source.weights()
-        n_class = len(weights["class_head.weight"]) if "class_head.weight" in weights else None
+        n_class = len(weights[CLASS_WEIGHT]) if CLASS_WEIGHT in weights else None
         model = shape_model(config, source.vocab_size, n_class).to_empty(device="cpu")
         restore_model(model, weights)
     given = end_ids(special)
     usual = frozenset() if tokenizer.eot is None else frozenset({tokenizer.eot})
-    return Trained(model.eval(), tokenizer, given or usual)
+    model.end_ids = given or usual
+    return Trained(model.eval(), tokenizer, model.end_ids)

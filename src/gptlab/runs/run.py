@@ -59,13 +59,28 @@ class Run:
         return read_events(self.path)
 
     @property
-    def checkpoints(self) -> dict[int | str, Path]:
-        """The checkpoints on the disk by step, and under the names "last" and "best"."""
+    def checkpoints(self) -> dict[int, Path]:
+        """The checkpoints on the disk by step, in ascending order."""
         from gptlab.runs import checkpoint
 
-        folder = self.path / "checkpoints"
+        return dict(checkpoint.kept(self.path / "checkpoints"))
+
+    def checkpoint(self, which: int | str = "best") -> Path:
+        """The checkpoint of a step, the "last" or the "best" one; UserError where there is none.
+
+        Where a run keeps no best checkpoint, "best" is the last one.
+        """
+        from gptlab.runs import checkpoint
+
+        folder, steps = self.path / "checkpoints", self.checkpoints
         names = {name: path for name in ("last", "best") if (path := checkpoint.linked(folder, name)) is not None}
-        return {**dict(checkpoint.kept(folder)), **names}
+        found = steps.get(which) if isinstance(which, int) else names.get(which)
+        if found is None and which == "best":
+            found = names.get("last")
+        if found is None:
+            known = ", ".join(map(str, [*steps, *names])) or "none"
+            raise UserError(f"{self.path} has no checkpoint {which}; it has: {known}")
+        return found
 
     @cached_property
     def tokenizer(self) -> "Tokenizer":
@@ -75,18 +90,10 @@ class Run:
         return load_tokenizer(self.path / "tokenizer.json")
 
     def load(self, checkpoint: int | str = "best") -> "tuple[LanguageModel, Tokenizer]":
-        """The model of a checkpoint (a step, "best" or "last"), in eval mode on the CPU, and the tokenizer.
-
-        Where a run keeps no best checkpoint, "best" is the last one. UserError where there is no such checkpoint.
-        """
+        """The model of a checkpoint, as `checkpoint` takes it, in eval mode on the CPU, and the tokenizer."""
         from gptlab.runs.load import load_model
 
-        found = self.checkpoints
-        path = found.get(checkpoint) or (found.get("last") if checkpoint == "best" else None)
-        if path is None:
-            names = ", ".join(map(str, found)) or "none"
-            raise UserError(f"{self.path} has no checkpoint {checkpoint}; it has: {names}")
-        model, tokenizer, _ = load_model(str(path))
+        model, tokenizer, _ = load_model(str(self.checkpoint(checkpoint)))
         return model, tokenizer
 
 

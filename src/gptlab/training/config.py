@@ -432,7 +432,3 @@ class CallbacksConfig:
 def is_whole(limit: Any) -> bool:
     """Whether a `limit_..._batches` leaves nothing out: 1.0 is all batches, 1 is one."""
     return limit is None or (isinstance(limit, float) and limit == 1.0)
-
-
-def trainer_keys() -> list[str]:
-    return [f.name for f in fields(TrainerConfig)]

@@ -20,7 +20,7 @@ from gptlab.data.prepare import PreparedData, prepare
 from gptlab.distributed import internals
 from gptlab.distributed.config import Layout
 from gptlab.distributed.devices import Devices, find_devices, keep_freed_memory
-from gptlab.distributed.launch import end_together, is_rank_0, watch
+from gptlab.distributed.launch import check_program, end_together, is_rank_0, watch
 from gptlab.distributed.parallelize import build_strategy
 from gptlab.distributed.signals import Failure, Stopped, end_with_starter
 from gptlab.errors import UserError
@@ -74,6 +74,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
     _quieten()
     callbacks = [*build_extra(config.callbacks.extra), *callbacks]
     devices = find_devices(config.trainer)
+    check_program(per_node=devices.world_size // config.trainer.num_nodes)
     if devices.accelerator == "cpu":
         keep_freed_memory()
     config.check(devices.world_size)

@@ -12,6 +12,7 @@ class ByteTokenizer(Tokenizer):
     """UTF-8 bytes as ids 0 to 255 and one end-of-text token."""
 
     type = "byte"
+    one_process = True
     eot = 256
 
     def __init__(self, special_tokens: Iterable[str] = ()) -> None:

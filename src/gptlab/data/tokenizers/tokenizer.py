@@ -44,6 +44,7 @@ class Tokenizer(ABC):
     vocab_size: int
     eot: int | None
     fingerprint: str
+    one_process: bool = False  # whether it encodes faster than text is sent to another process
     beginning: tuple[int, ...] = ()
     special_tokens: tuple[str, ...] = ()
     mask: int | None = None
