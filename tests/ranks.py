@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from warm_python import warm_python
+
 TESTS = Path(__file__).parent
 
 
@@ -33,7 +35,7 @@ def carry_out(jobs: list[dict], n_ranks: int, folder: Path, *, timeout: float = 
         with output.open("w") as file:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, __file__, str(path)], cwd=folder, env=environment, stdout=file, stderr=file
+                    [warm_python(), __file__, str(path)], cwd=folder, env=environment, stdout=file, stderr=file
                 )
             )
     deadline = time.monotonic() + timeout

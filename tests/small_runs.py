@@ -4,8 +4,9 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
+
+from warm_python import warm_python
 
 from gptlab.config import RunConfig, to_plain
 from gptlab.data.sources.config import TableConfig, TextConfig
@@ -178,7 +179,7 @@ def train(
 ) -> subprocess.CompletedProcess:
     """Run the real command in `folder`."""
     return subprocess.run(
-        [sys.executable, str(program), *overrides],
+        [warm_python(), str(program), *overrides],
         cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,

@@ -5,20 +5,20 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 from small_runs import learned
+from warm_python import warm_python
 
 from gptlab import UserError, compose, plugins, registry
 from gptlab.registry import register
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-MAIN = [sys.executable, "-m", "gptlab.cli.main"]
+MAIN = ["-m", "gptlab.cli.main"]
 RUN = "--config-dir presets plugins=[sums_lab] model=convnet objective=smoothed_lm data=sums model.dropout=0.1"
 
 
@@ -39,7 +39,7 @@ def lab(tmp_path):
 
 def gptlab(lab: Path, arguments: str, *, ok: bool = True, **environment) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        [*MAIN, *shlex.split(arguments)],
+        [warm_python(), *MAIN, *shlex.split(arguments)],
         cwd=lab,
         env={**os.environ, **environment},
         capture_output=True,
@@ -53,7 +53,7 @@ def gptlab(lab: Path, arguments: str, *, ok: bool = True, **environment) -> subp
 def killed(lab: Path, arguments: str, run: str, step: int) -> None:
     """Start the command and kill it and its children as soon as a checkpoint of that step is there."""
     process = subprocess.Popen(
-        [*MAIN, *shlex.split(arguments)],
+        [warm_python(), *MAIN, *shlex.split(arguments)],
         cwd=lab,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -114,7 +114,7 @@ def test_trials_in_processes_of_their_own_have_the_plugin_too(lab):
 
 def test_the_python_of_the_page_works(lab):
     example = next(text for text in fences("python") if text.startswith("import gptlab"))
-    done = subprocess.run([sys.executable, "-c", example], cwd=lab, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([warm_python(), "-c", example], cwd=lab, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

@@ -5,13 +5,13 @@ import random
 import re
 import shlex
 import subprocess
-import sys
 from math import prod
 from pathlib import Path
 
 import pytest
 import torch
 from test_layers import LAYERS
+from warm_python import warm_python
 
 from gptlab import UserError, compose
 from gptlab.data.tokenizers.tokenizer import load_tokenizer
@@ -57,7 +57,7 @@ def folder(tmp_path):
 def run(folder: Path, *arguments: str, timeout: int = 300) -> str:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HYDRA")}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
+        [warm_python(), *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout}\n{done.stderr}"
     return done.stdout

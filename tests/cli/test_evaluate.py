@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from small_runs import of_objective, small_run, write_run
 from small_runs import train as run_train
+from warm_python import warm_python
 
 from gptlab.cli import convert
 from gptlab.cli.evaluate import HELP, main
@@ -299,7 +300,7 @@ def test_help_has_every_option_and_default():
 def test_as_a_process_json_is_alone_on_standard_output(run, table, tmp_path):
     words = [f"run={run}", f"data={table()}", *ASK, "choices=[yes,no]", "output=json"]
     done = subprocess.run(
-        [sys.executable, "-m", "gptlab.cli.main", "evaluate", *words],
+        [warm_python(), "-m", "gptlab.cli.main", "evaluate", *words],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,

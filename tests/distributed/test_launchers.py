@@ -10,6 +10,7 @@ import time
 
 import pytest
 from small_runs import ROOT, learned, overrides_of, train, write_text
+from warm_python import warm_python
 
 from gptlab.distributed.devices import find_devices
 from gptlab.distributed.launch import check_program
@@ -76,7 +77,7 @@ def killed_once(place):
 
 def torchrun(place, *arguments, **environment):
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)],
+        [warm_python(), "-m", "torch.distributed.run", *map(str, arguments)],
         cwd=place,
         # Without the second, ranks that are started again may read where those before them listened.
         env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **environment},
@@ -148,7 +149,7 @@ def test_a_rank_that_fails_ends_the_run_soon_and_says_why(place, words, straight
 def test_sigusr1_saves_all_ranks_and_stops(place, words):
     words = [*words, "budget_steps=100000", *TWO, "run_dir=usr1"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words], cwd=place, stderr=subprocess.PIPE, text=True
+        [warm_python(), str(ROOT / "train.py"), *words], cwd=place, stderr=subprocess.PIPE, text=True
     )
     metrics = place / "usr1" / "metrics.csv"
     deadline = time.monotonic() + 120

@@ -4,11 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 from small_runs import OBJECTIVES, ROOT, learned, objective_overrides, overrides_of, train, write_text
+from warm_python import warm_python
 
 # Runs train.py as it is, and pulls the plug at a chosen moment.
 DRIVER = """
@@ -108,7 +108,7 @@ def test_sigkill_between_and_inside_saves_changes_no_bit(place, objective):
 def test_a_signal_saves_the_run_and_says_how_to_go_on(place, signum, code):
     words = [*overrides_of(place / "text.txt", budget_steps=100_000), "run_dir=run"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words], cwd=place, stderr=subprocess.PIPE, text=True, env=os.environ
+        [warm_python(), str(ROOT / "train.py"), *words], cwd=place, stderr=subprocess.PIPE, text=True, env=os.environ
     )
     metrics = place / "run" / "metrics.csv"
     deadline = time.monotonic() + 120
