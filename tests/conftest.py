@@ -20,6 +20,14 @@ def cache(tmp_path_factory):
     return folder
 
 
+# Files that start processes. They come first, so that at the end no worker waits for another's long file.
+LONG = "test_readme test_strategies test_launchers test_plugins test_spikes test_experts test_resume".split()
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden losses")
 

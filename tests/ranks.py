@@ -50,6 +50,16 @@ def carry_out(jobs: list[dict], n_ranks: int, folder: Path, *, timeout: float = 
         assert process.returncode == 0, output.read_text()[-4000:]
 
 
+def wanted(request, *names: str) -> list[tuple]:
+    """The values of these parameters for which tests of the module are run now: `-m slow` and `-k` select them."""
+    found = {}
+    for item in request.session.items:
+        given = item.callspec.params if item.module is request.module and hasattr(item, "callspec") else {}
+        if set(names) <= set(given):
+            found[tuple(given[name] for name in names)] = None
+    return list(found)
+
+
 def roll_back_to(run: Path, target: Path, step: int) -> None:
     """Copy a run as it was when it had just saved that step."""
     from gptlab.runs import checkpoint

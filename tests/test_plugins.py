@@ -105,6 +105,7 @@ def test_the_commands_of_the_page_work(lab):
     assert swept == ["objective.smoothing=0.0", "objective.smoothing=0.2"]
 
 
+@pytest.mark.slow
 def test_trials_in_processes_of_their_own_have_the_plugin_too(lab):
     gptlab(
         lab, f"train {RUN} -m seed=1,2 trainer.accelerator=cpu trainer.devices=2 budget_steps=2 callbacks.sample=null"

@@ -86,7 +86,7 @@ def test_commands_are_found_and_few():
 def test_a_command_works(command, folder):
     words = [word.replace("=FILE", "=input.txt") for word in shlex.split(command)[2:]] + ["debug=smoke"]
     if any(word.startswith(("trainer.devices=", "strategy=")) for word in words):
-        words += ["trainer.accelerator=cpu", "trainer.devices=2"]
+        words += ["trainer.accelerator=cpu", "trainer.devices=2", "batch_tokens=256", "data.val_fraction=0.001"]
     n_runs = prod(word.count(",") + 1 for word in words if "[" not in word) if "-m" in words else 1
     lines = run(folder, str(ROOT / "train.py"), *words).splitlines()
     ends = [line for line in lines if LAST_LINE.fullmatch(line)]

@@ -16,6 +16,7 @@ import transformers
 import yaml
 from interop.external import CASES, Case, gpt2, run_convert
 from small_runs import of_objective, small_run
+from warm_python import warm_python
 
 from gptlab import open_run
 from gptlab.cli import generate, main
@@ -241,7 +242,7 @@ def test_a_signal_leaves_nothing_behind(number, tmp_path):
         "        finally: raise RuntimeError('cut short')\n"
         "sys.exit(guard(write))"
     )
-    done = subprocess.run([sys.executable, "-c", program, tmp_path / "out", str(int(number))], timeout=60)
+    done = subprocess.run([warm_python(), "-c", program, tmp_path / "out", str(int(number))], timeout=60)
     assert done.returncode == 128 + number and not list(tmp_path.iterdir())
 
 

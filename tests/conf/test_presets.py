@@ -86,9 +86,8 @@ def test_it_composes_and_builds(group, name):
 
 @pytest.mark.parametrize(
     "model",
-    [  # one of each architecture; the others compose alike and take minutes
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("small", "bert_laptop", "t5_laptop")))
-        for name in NAMES["model"]
+    [  # the others compose alike and take minutes
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "small")) for name in NAMES["model"]
     ],
 )
 def test_a_model_composes_with_every_recipe(model):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from ranks import carry_out, roll_back_to
+from ranks import carry_out, roll_back_to, wanted
 
 from gptlab.config import to_plain
 from gptlab.models.build import shape_model
@@ -50,6 +50,12 @@ STRATEGIES = {
 }
 BY_EXPERT = [way for way in STRATEGIES if "tp" in way]  # which need an even number of experts
 
+# What the others and test_strategies.py repeat.
+LONG = {
+    *(("dropless", way) for way in ("selective", "zero1", "fsdp full", "zero1 muon")),
+    *(("capacity", way) for way in ("full", "ddp", "fsdp")),
+    *(("even", way) for way in ("tp full", "fsdp_tp", "fsdp_tp muon")),
+}
 CASES = [("dropless", way) for way in STRATEGIES if way not in BY_EXPERT]
 CASES += [("capacity", way) for way in ("auto", "full", "ddp", "fsdp", "tp", "fsdp_tp")]
 CASES += [("even", way) for way in ("auto", "auto muon", *BY_EXPERT)]
@@ -64,11 +70,18 @@ def job_of(name, way, folder, **model):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run of ten steps of each case."""
+def trained(tmp_path_factory, request):
+    """A run of ten steps of each case that is looked at."""
     place = tmp_path_factory.mktemp("experts")
+    cases = {(name, way) for name, way in CASES if way.startswith("auto")} | {
+        ("capacity", "tp"),
+        ("capacity", "fsdp_tp"),
+    }
+    cases.update(wanted(request, "name", "way"))
+    cases.update((name, source) for name, source, _ in wanted(request, "name", "source", "target"))
     for n_ranks in (1, 2, 4):
-        jobs = [job_of(name, way, place / f"{name}-{way}") for name, way in CASES if STRATEGIES[way][0] == n_ranks]
+        chosen = [(name, way) for name, way in sorted(cases) if STRATEGIES[way][0] == n_ranks]
+        jobs = [job_of(name, way, place / f"{name}-{way}") for name, way in chosen]
         carry_out(jobs, n_ranks, place)
     return place
 
@@ -82,7 +95,14 @@ def close(rows, expected, *, tolerance=1e-5):
                 assert got[column] == pytest.approx(want[column], rel=tolerance, abs=tolerance), (column, got["step"])
 
 
-@pytest.mark.parametrize(("name", "way"), [(name, way) for name, way in CASES if not way.startswith("auto")])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, way, marks=[pytest.mark.slow] * ((name, way) in LONG))
+        for name, way in CASES
+        if not way.startswith("auto")
+    ],
+)
 def test_ten_steps_equal_those_of_one_process(trained, name, way):
     expected = read_metrics(trained / f"{name}-auto{' muon' if way.endswith('muon') else ''}" / "metrics.csv")
     assert len(expected) == 10 and all(row["train/grad_norm"] > 0.3 for row in expected), "clipping is active"
@@ -118,11 +138,11 @@ CROSSINGS = {
 
 
 @pytest.fixture(scope="module")
-def continued(trained):
+def continued(trained, request):
     """Runs taken back to step 5 and continued under another strategy, and two that start from another's weights."""
     for n_ranks, way in ((1, "auto"), (2, "tp")):
         jobs = [job_of("even", way, trained / f"started-{way}", init_from=str(trained / "even-auto"))]
-        for name, source, target in CROSSINGS:
+        for name, source, target in wanted(request, "name", "source", "target"):
             if STRATEGIES[target][0] == n_ranks:
                 folder = trained / f"{name}-{source}-to-{target}"
                 roll_back_to(trained / f"{name}-{source}", folder, 5)
@@ -131,7 +151,10 @@ def continued(trained):
     return trained
 
 
-@pytest.mark.parametrize(("name", "source", "target"), CROSSINGS)
+@pytest.mark.parametrize(
+    ("name", "source", "target"),
+    [pytest.param(*crossing, marks=[pytest.mark.slow] * (crossing[:2] in LONG)) for crossing in CROSSINGS],
+)
 def test_saved_under_one_strategy_and_continued_under_another(continued, name, source, target):
     run = continued / f"{name}-{source}-to-{target}"
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]

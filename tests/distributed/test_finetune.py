@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from ranks import carry_out, roll_back_to
+from ranks import carry_out, roll_back_to, wanted
 from small_runs import learned
 
 from gptlab.config import to_plain
@@ -40,18 +40,22 @@ def job_of(name, way, place, folder):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A pretrained model, and ten steps of each case from there."""
+def trained(tmp_path_factory, request):
+    """A pretrained model, and ten steps of each case that is looked at from there."""
     place = tmp_path_factory.mktemp("finetune")
     base = {"folder": str(place / "base"), "run": {"model": to_plain(MODEL)}}
+    looked_at = wanted(request, "name", "way")
     for n_ranks in (1, 2):
-        cases = [(name, way) for name, way in CASES if WAYS[way][0] == n_ranks]
+        cases = [(name, way) for name, way in CASES if WAYS[way][0] == n_ranks and (name, way) in looked_at]
         jobs = [job_of(name, way, place, place / f"{name}-{way}") for name, way in cases]
         carry_out([base, *jobs] if n_ranks == 1 else jobs, n_ranks, place)
     return place
 
 
-@pytest.mark.parametrize(("name", "way"), [(name, way) for name, way in CASES if not way.startswith("auto")])
+SHORT = [pytest.param(*case, marks=[pytest.mark.slow] * (case[1] == "compile")) for case in CASES]
+
+
+@pytest.mark.parametrize(("name", "way"), [case for case in SHORT if not case.values[1].startswith("auto")])
 def test_ten_steps_equal_those_of_one_process(trained, name, way):
     close(trained, name, way)
 
@@ -83,7 +87,7 @@ def saved(run):
     return dict(last.model), set(last.optimizer)
 
 
-@pytest.mark.parametrize(("name", "way"), CASES)
+@pytest.mark.parametrize(("name", "way"), SHORT)
 def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(trained, name, way):
     before, _ = saved(trained / "base")
     after, remembered = saved(trained / f"{name}-{way}")

@@ -129,8 +129,8 @@ def test_torchrun_starts_a_killed_rank_again_and_no_bit_changes(place, words, st
     ("how", "said"),
     [
         ("kill", "rank 0 lost the other ranks at step 6: rank 1 (process "),
-        ("deaf", "was killed by SIGKILL, and the others wait for it"),
-        ("disk", "rank 1: error: No space left on device: /full"),
+        pytest.param("deaf", "was killed by SIGKILL, and the others wait for it", marks=pytest.mark.slow),
+        pytest.param("disk", "rank 1: error: No space left on device: /full", marks=pytest.mark.slow),
     ],
 )
 def test_a_rank_that_fails_ends_the_run_soon_and_says_why(place, words, straight, how, said):

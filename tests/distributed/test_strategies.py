@@ -5,7 +5,7 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from ranks import carry_out, roll_back_to
+from ranks import carry_out, roll_back_to, wanted
 
 from gptlab.cli.convert import main as convert
 from gptlab.models.build import shape_model
@@ -14,8 +14,7 @@ from gptlab.runs import checkpoint
 from gptlab.runs.folder import read_metrics
 
 RANKS = {"auto": 1, "ddp": 2, "zero1": 2, "zero2": 2, "fsdp": 2, "tp": 2, "hsdp": 4, "fsdp_tp": 4}
-# Each device accumulates over two passes or more wherever windows can be divided that often.
-MICRO = {"run": {"micro_batch_size": 1}}
+MICRO = {1: 2, 2: 2, 4: 1}  # by number of ranks: of eight sequences, so that one device or two accumulate
 OPTIONS = {
     "plain": {},
     "muon": {"optimizer": "muon"},
@@ -28,23 +27,39 @@ COMPILED = ("auto", "ddp", "fsdp", "tp")  # the others use the same two ways of 
 
 
 def job_of(strategy: str, option: str, folder) -> dict:
-    job = {**MICRO, **OPTIONS[option], "folder": str(folder)}
+    job = {"run": {"micro_batch_size": MICRO[RANKS[strategy]]}, **OPTIONS[option], "folder": str(folder)}
     return job | {"strategy": {"type": strategy, **job.get("strategy", {})}}
 
 
-def cases():
-    return [(s, o) for s in RANKS for o in OPTIONS if o != "compile" or s in COMPILED]
+# What the others repeat: parameters in one piece, sharded, tensor-parallel, and in groups.
+SHORT = {
+    *((strategy, "plain") for strategy in RANKS),
+    *(("auto", option) for option in OPTIONS),
+    *(("fsdp", option) for option in OPTIONS if option != "selective"),
+    *(("fsdp_tp", "muon"), ("tp", "full"), ("zero1", "muon")),
+}
+CASES = [
+    pytest.param(s, o, marks=[] if (s, o) in SHORT else pytest.mark.slow)
+    for s in RANKS
+    for o in OPTIONS
+    if o != "compile" or s in COMPILED
+]
+
+
+def compiled_last(case):
+    return case[1] == "compile", case  # a process that has compiled takes five times as long for tensor parallelism
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run of ten steps under each strategy with each option, saved after the fifth."""
+def trained(tmp_path_factory, request):
+    """A run of ten steps of each case that is looked at, saved after the fifth."""
     place = tmp_path_factory.mktemp("strategies")
     alone = [("tp", "compile")]  # in a process that has compiled another strategy, torch 2.13 recurses without end
+    cases = {("auto", "muon"), *((s, "plain") for s in RANKS), *wanted(request, "strategy", "option")}
     for n_ranks in (1, 2, 4):
-        jobs = [job_of(s, o, place / f"{s}-{o}") for s, o in cases() if RANKS[s] == n_ranks and (s, o) not in alone]
-        carry_out(jobs, n_ranks, place)
-    for strategy, option in alone:
+        together = [(s, o) for s, o in sorted(cases, key=compiled_last) if RANKS[s] == n_ranks and (s, o) not in alone]
+        carry_out([job_of(s, o, place / f"{s}-{o}") for s, o in together], n_ranks, place)
+    for strategy, option in cases.intersection(alone):
         carry_out([job_of(strategy, option, place / f"{strategy}-{option}")], RANKS[strategy], place)
     return place
 
@@ -57,7 +72,7 @@ def close(rows, expected):
                 assert got[name] == pytest.approx(want[name], rel=1e-5, abs=1e-5), (name, got["step"])
 
 
-@pytest.mark.parametrize(("strategy", "option"), cases())
+@pytest.mark.parametrize(("strategy", "option"), CASES)
 def test_ten_steps_equal_those_of_one_process(trained, strategy, option):
     expected = read_metrics(trained / f"auto-{'muon' if option == 'muon' else 'plain'}" / "metrics.csv")
     assert len(expected) == 10 and all(row["train/grad_norm"] > 0.3 for row in expected), "clipping is active"
@@ -94,24 +109,32 @@ def test_matrices_are_divided_and_the_rest_is_whole(trained, strategy):
         assert held["optimizer"] == 2 * held["weights"]
 
 
+# From each strategy to one process, from there to each, and once around.
+AROUND = set(zip(RANKS, [*list(RANKS)[1:], "auto"], strict=True))
+CROSSINGS = [
+    pytest.param(a, b, marks=[] if "auto" in (a, b) or (a, b) in AROUND else pytest.mark.slow)
+    for a in RANKS
+    for b in RANKS
+]
+
+
 @pytest.fixture(scope="module")
-def continued(trained):
-    """Every run of `trained` without options, taken back to step 5 and continued under every strategy."""
+def continued(trained, request):
+    """The runs of `trained` without options, taken back to step 5 and continued under another strategy."""
     for n_ranks in (1, 2, 4):
         jobs = []
-        for column in (s for s in RANKS if RANKS[s] == n_ranks):
-            for row in RANKS:
-                target = trained / f"{row}-to-{column}"
-                roll_back_to(trained / f"{row}-plain", target, 5)
-                jobs.append(job_of(column, "plain", target))
+        for source, target in wanted(request, "source", "target"):
+            if RANKS[target] == n_ranks:
+                folder = trained / f"{source}-to-{target}"
+                roll_back_to(trained / f"{source}-plain", folder, 5)
+                jobs.append(job_of(target, "plain", folder))
         carry_out(jobs, n_ranks, trained)
     return trained
 
 
-@pytest.mark.parametrize("column", RANKS)
-@pytest.mark.parametrize("row", RANKS)
-def test_saved_under_one_and_continued_under_another(continued, row, column):
-    run = continued / f"{row}-to-{column}"
+@pytest.mark.parametrize(("source", "target"), CROSSINGS)
+def test_saved_under_one_and_continued_under_another(continued, source, target):
+    run = continued / f"{source}-to-{target}"
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [e["step"] for e in events if e["event"] == "continued"] == [5]
     close(read_metrics(run / "metrics.csv"), read_metrics(continued / "auto-plain" / "metrics.csv"))

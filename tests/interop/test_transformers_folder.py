@@ -410,6 +410,7 @@ def test_plain_options_become_typed_again():
         model_from_plain({"type": "bird"})
 
 
+@pytest.mark.slow  # test_openai_checkpoint.py has its like
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_near_the_weights(tmp_path):
     config = DecoderConfig(n_layer=24, n_head=6, d_model=384)

@@ -208,7 +208,7 @@ def test_a_damaged_file_does_not_end_a_running_run(tmp_path, capsys, line):
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        ({"model.n_layer": 3}, "model.n_layer may not change"),
+        ({"model.n_layer": 3}, "model.n_layer cannot be changed"),
         ({"optimizer.lr": "fast"}, "optimizer.lr=fast must be a number"),
         ({"optimizer.lr": -1.0}, "must be above 0"),
         ({"schedule.warmup_steps": 1000}, "warms up for 1000 steps"),
@@ -244,8 +244,8 @@ REFUSED = {
     "lr=1": "did you mean optimizer.lr?",
     "model.n_layer=3": "model.n_layer cannot be changed while a run is going; these can: optimizer.lr, ",
     "model=gpt124m": "model cannot be changed while a run is going",
-    "budget_steps=30": "budget_steps may not change",
-    "optimizer.momentum=0.9": "optimizer.momentum may not change",
+    "budget_steps=30": "budget_steps cannot be changed",
+    "optimizer.momentum=0.9": "optimizer.momentum cannot be changed",
     "optimizer.lr=fast": "optimizer.lr=fast must be a number",
     "optimizer.lr=-1": "optimizer.lr=-1.0 must be above 0",
     "optimizer.lr": "optimizer.lr needs a value",

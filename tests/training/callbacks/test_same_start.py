@@ -2,9 +2,9 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
+from warm_python import warm_python
 
 RANK = """
 import json, sys
@@ -36,7 +36,7 @@ def answers(tmp_path_factory):
     store = tmp_path_factory.mktemp("store") / "store"
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(store), str(rank)],
+            [warm_python(), "-c", RANK, str(store), str(rank)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
