@@ -276,7 +276,7 @@ def test_several_loggers_at_once():
 
 def test_the_run_folder_depends_on_what_is_learned_alone():
     base = compose().run_id()
-    for words in (
+    for overrides in (
         ["trainer.devices=2", "trainer.accelerator=cpu"],
         ["strategy=fsdp"],
         ["logger=wandb"],
@@ -285,15 +285,15 @@ def test_the_run_folder_depends_on_what_is_learned_alone():
         ["data_tag=x"],
         ["micro_batch_size=1"],
     ):
-        assert compose(*words).run_id() == base
-    for word in (
+        assert compose(*overrides).run_id() == base
+    for override in (
         "seed=1",
         "optimizer.lr=0.1",
         "model.n_layer=3",
         "data.val_fraction=0.2",
         "trainer.precision=bf16-mixed",
     ):
-        assert compose(word).run_id() != base
+        assert compose(override).run_id() != base
 
 
 def test_every_option_of_the_trainer_is_taken_or_answered():

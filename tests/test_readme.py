@@ -31,7 +31,7 @@ def fences(language: str, text: str = README) -> list[str]:
 
 SHELL_LINES = [line for block in fences("sh") for line in block.splitlines()]
 COMMANDS = [
-    " ".join(shlex.quote(word) for word in shlex.split(line, comments=True))
+    " ".join(shlex.quote(argument) for argument in shlex.split(line, comments=True))
     for line in SHELL_LINES
     if line.startswith("python train.py")
 ]
@@ -84,11 +84,11 @@ def test_commands_are_found_and_few():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_works(command, folder):
-    words = [word.replace("=FILE", "=input.txt") for word in shlex.split(command)[2:]] + ["debug=smoke"]
-    if any(word.startswith(("trainer.devices=", "strategy=")) for word in words):
-        words += ["trainer.accelerator=cpu", "trainer.devices=2", "batch_tokens=256", "data.val_fraction=0.001"]
-    n_runs = prod(word.count(",") + 1 for word in words if "[" not in word) if "-m" in words else 1
-    lines = run(folder, str(ROOT / "train.py"), *words).splitlines()
+    overrides = [argument.replace("=FILE", "=input.txt") for argument in shlex.split(command)[2:]] + ["debug=smoke"]
+    if any(argument.startswith(("trainer.devices=", "strategy=")) for argument in overrides):
+        overrides += ["trainer.accelerator=cpu", "trainer.devices=2", "batch_tokens=256", "data.val_fraction=0.001"]
+    n_runs = prod(argument.count(",") + 1 for argument in overrides if "[" not in argument) if "-m" in overrides else 1
+    lines = run(folder, str(ROOT / "train.py"), *overrides).splitlines()
     ends = [line for line in lines if LAST_LINE.fullmatch(line)]
     assert lines[-1] in ends and len(ends) == n_runs
     for end in ends:
@@ -111,11 +111,11 @@ def test_a_command_has_the_objective_that_is_said(command):
     ],
 )
 def test_a_pretrained_run_is_tuned(pair, folder):
-    """Each word of a text has the number that it had, and what both runs have begins where the first was best."""
+    """Each token of a text has the id that it had, and what both runs have begins where the first was best."""
     ends = []
     for command in pair:
-        words = [*shlex.split(command)[2:], "debug=smoke", "optimizer.lr=1e-12", f"seed={len(ends)}"]
-        ends.append(LAST_LINE.fullmatch(run(folder, str(ROOT / "train.py"), *words).splitlines()[-1]))
+        overrides = [*shlex.split(command)[2:], "debug=smoke", "optimizer.lr=1e-12", f"seed={len(ends)}"]
+        ends.append(LAST_LINE.fullmatch(run(folder, str(ROOT / "train.py"), *overrides).splitlines()[-1]))
     first, second = (folder / end["run"] for end in ends)
     assert load_tokenizer(first / "tokenizer.json").fingerprint == load_tokenizer(second / "tokenizer.json").fingerprint
     before, after = (checkpoint.load(path / "checkpoints" / "last.ckpt").model for path in (first, second))
@@ -134,9 +134,9 @@ def test_the_python_example_works_and_is_short(folder):
 def test_refusals_are_quoted_as_they_are():
     shown = re.findall(r"^\$ python train\.py (.+)\n(error: .+)$", README, re.MULTILINE)
     assert shown
-    for words, answer in shown:
+    for overrides, answer in shown:
         with pytest.raises(UserError) as error:
-            compose(*shlex.split(words))
+            compose(*shlex.split(overrides))
         assert f"error: {error.value}" == answer
 
 

@@ -128,31 +128,31 @@ def test_an_external_folder_is_evaluated_and_left_alone(run, say, tmp_path):
     (tmp_path / "text.txt").write_text("a text of ones own")
     assert convert.main([f"from={run}", f"to={tmp_path / 'out'}"]) == 0
     there = sorted((tmp_path / "out").iterdir())
-    words = (f"corpus={tmp_path / 'text.txt'}", "output=json")
+    options = (f"corpus={tmp_path / 'text.txt'}", "output=json")
     found = [
-        json.loads(say(f"run={place}", *words).splitlines()[-1])["results"][0] for place in (tmp_path / "out", run)
+        json.loads(say(f"run={place}", *options).splitlines()[-1])["results"][0] for place in (tmp_path / "out", run)
     ]
     assert found[0]["numbers"]["loss"] == pytest.approx(found[1]["numbers"]["loss"], rel=1e-5)
     assert sorted((tmp_path / "out").iterdir()) == there and found[0]["step"] is None
 
 
 def test_choices(run, say, table):
-    words = (f"run={run}", f"data={table()}", *ASK, "num_fewshot=[0,1]")
-    out = say(*words, "choices=[yes,no]")
+    options = (f"run={run}", f"data={table()}", *ASK, "num_fewshot=[0,1]")
+    out = say(*options, "choices=[yes,no]")
     assert re.fullmatch(
         r"num_fewshot=0/accuracy \S+ num_fewshot=0/accuracy_per_byte \S+ num_fewshot=1/accuracy .* run \S+", last(out)
     )
     assert out.splitlines()[0].split() == ["num_fewshot", "accuracy", "accuracy_per_byte"]
-    words = (f"run={run}", f"data={table()}", r"prompt=even\n{n} \\n", "answer={a}", "num_fewshot=[0,1]")
-    (result,) = json.loads(say(*words, "choices=c", "output=json"))["results"]
+    options = (f"run={run}", f"data={table()}", r"prompt=even\n{n} \\n", "answer={a}", "num_fewshot=[0,1]")
+    (result,) = json.loads(say(*options, "choices=c", "output=json"))["results"]
     assert result["samples"][1]["prompt"] == "even\n1 \\n"
     assert [row["choices"] for row in result["samples"]] == [["yes", "no", "perhaps"]] * 6
 
 
 def test_answers_side_by_side(run, say, table):
     settings = 'settings=["temperature=0", "temperature=0.7 top_p=0.9", "num_beams=2"]'
-    words = (f"run={run}", f"data={table()}", *ASK, "num_fewshot=[0,1]", settings, "max_new_tokens=5", "limit=4")
-    out = say(*words, "n_shown=2", r"separator=\n--\n")
+    options = (f"run={run}", f"data={table()}", *ASK, "num_fewshot=[0,1]", settings, "max_new_tokens=5", "limit=4")
+    out = say(*options, "n_shown=2", r"separator=\n--\n")
     blocks = out.split("\n--- ")
     assert len(blocks) == 2 and blocks[0].startswith("--- row 1 of ")
     names = ["temperature=0", "temperature=0.7,top_p=0.9", "num_beams=2"]
@@ -163,15 +163,15 @@ def test_answers_side_by_side(run, say, table):
     assert [line.split()[:2] for line in out.splitlines() if line[:2] in ("0 ", "1 ")] == [
         [str(n), name] for n in (0, 1) for name in names
     ]
-    (result,) = json.loads(say(*words, "output=json"))["results"]
+    (result,) = json.loads(say(*options, "output=json"))["results"]
     assert len(result["samples"]) == 4 and len(result["numbers"]) == 2 * 3 * 4
-    assert result == json.loads(say(*words, "output=json"))["results"][0] | {"seconds": result["seconds"]}
+    assert result == json.loads(say(*options, "output=json"))["results"][0] | {"seconds": result["seconds"]}
 
 
 def test_examples_of_another_table(run, say, table):
-    words = (f"run={run}", f"data={table(1)}", *ASK, "num_fewshot=2", "max_new_tokens=2", "seed=1")
-    assert "needs 2 examples before row 1" in say(*words, expect=2)
-    say(*words, f"examples={table(3, 'more.jsonl')}")
+    options = (f"run={run}", f"data={table(1)}", *ASK, "num_fewshot=2", "max_new_tokens=2", "seed=1")
+    assert "needs 2 examples before row 1" in say(*options, expect=2)
+    say(*options, f"examples={table(3, 'more.jsonl')}")
 
 
 def write_model(folder, config):
@@ -189,15 +189,17 @@ def write_model(folder, config):
 def test_architectures(say, table, tmp_path):
     encoder = write_model(tmp_path / "encoder", EncoderConfig(n_layer=1, n_head=2, d_model=8))
     t5 = write_model(tmp_path / "t5", EncoderDecoderConfig(n_layer=1, n_head=2, d_model=8))
-    words = (f"data={table()}", *ASK)
-    error = say(f"run={encoder}", *words, expect=2)
+    options = (f"data={table()}", *ASK)
+    error = say(f"run={encoder}", *options, expect=2)
     assert "is a model of type encoder, which generates no text" in error
     assert "of type encoder_decoder, which does not predict the next token of a text" in say(f"run={t5}", expect=2)
-    out = say(f"run={t5}", *words, "choices=[yes,no]", "num_fewshot=[0,3]")
+    out = say(f"run={t5}", *options, "choices=[yes,no]", "num_fewshot=[0,3]")
     assert "num_fewshot=3/accuracy" in last(out)
-    error = say(f"run={t5}", *words, "choices=[yes,no]", "delimiter=:", expect=2)
+    error = say(f"run={t5}", *options, "choices=[yes,no]", "delimiter=:", expect=2)
     assert "delimiter= has no effect on run=" in error
-    assert "rougeL" in last(say(f"run={t5}", *words, "num_fewshot=[0,1]", "max_new_tokens=3", "settings=[num_beams=2]"))
+    assert "rougeL" in last(
+        say(f"run={t5}", *options, "num_fewshot=[0,1]", "max_new_tokens=3", "settings=[num_beams=2]")
+    )
 
 
 @pytest.mark.parametrize(
@@ -298,9 +300,9 @@ def test_help_has_every_option_and_default():
 
 
 def test_as_a_process_json_is_alone_on_standard_output(run, table, tmp_path):
-    words = [f"run={run}", f"data={table()}", *ASK, "choices=[yes,no]", "output=json"]
+    options = [f"run={run}", f"data={table()}", *ASK, "choices=[yes,no]", "output=json"]
     done = subprocess.run(
-        [warm_python(), "-m", "gptlab.cli.main", "evaluate", *words],
+        [warm_python(), "-m", "gptlab.cli.main", "evaluate", *options],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -318,7 +320,7 @@ def fences(language):
 
 
 COMMANDS = [shlex.split(line, comments=True) for block in fences("sh") for line in block.splitlines()]
-FIRST = [words[2:] for words in COMMANDS if words[0] == "gptlab" and "run=runs/rules" not in words]
+FIRST = [options[2:] for options in COMMANDS if options[0] == "gptlab" and "run=runs/rules" not in options]
 
 
 @pytest.fixture(scope="module")
@@ -339,12 +341,12 @@ def documented(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize("words", FIRST, ids=" ".join)
-def test_the_documentations_commands(words, documented, say, monkeypatch):
-    if any(word.startswith("tasks=") for word in words):
+@pytest.mark.parametrize("options", FIRST, ids=" ".join)
+def test_the_documentations_commands(options, documented, say, monkeypatch):
+    if any(option.startswith("tasks=") for option in options):
         pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "gptlab[evaluation]"')
     monkeypatch.chdir(documented)
-    *_, line = [line for line in say(*words).splitlines() if re.search(r" run \S+$", line)]
+    *_, line = [line for line in say(*options).splitlines() if re.search(r" run \S+$", line)]
     assert re.fullmatch(r"(\S+ \d+\.\d+ )+run runs/NAME", line)
 
 
@@ -352,8 +354,8 @@ def test_the_documentations_example_of_few_shot_prompts(tmp_path, say, monkeypat
     monkeypatch.chdir(tmp_path)
     example, from_python = fences("python")
     exec(example, {})
-    learn, ask = (words for words in COMMANDS if "name=rules" in words or "run=runs/rules" in words)
-    words = [word for word in learn[2:] if not word.startswith("budget_steps=")]
+    learn, ask = (options for options in COMMANDS if "name=rules" in options or "run=runs/rules" in options)
+    options = [option for option in learn[2:] if not option.startswith("budget_steps=")]
     tiny = [
         "budget_steps=2",
         "model.d_model=16",
@@ -361,7 +363,7 @@ def test_the_documentations_example_of_few_shot_prompts(tmp_path, say, monkeypat
         "trainer.accelerator=cpu",
         "callbacks.sample=null",
     ]
-    done = run_train([*words, *tiny], tmp_path)
+    done = run_train([*options, *tiny], tmp_path)
     assert done.returncode == 0, done.stderr
     out = say(*ask[2:], "limit=5")
     assert re.findall(r"^(\d) +temperature=0 ", out, re.MULTILINE) == ["0", "1", "5"]
@@ -388,5 +390,5 @@ def test_runs_of_other_objectives(objective, message, say, table, tmp_path):
     train(small_run(run, **of_objective(objective, run.parent)))
     assert message in say(f"run={run}", expect=2)
     if objective in ("span_corruption", "instruction"):
-        words = (f"data={table()}", *ASK, "max_new_tokens=2", "num_fewshot=0", "limit=2")
-        assert "rougeL" in last(say(f"run={run}", *words))
+        options = (f"data={table()}", *ASK, "max_new_tokens=2", "num_fewshot=0", "limit=2")
+        assert "rougeL" in last(say(f"run={run}", *options))

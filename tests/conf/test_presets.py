@@ -118,8 +118,8 @@ def test_every_file_says_in_its_name_what_it_is():
     for name in composition.preset_names()["data"]:
         assert compose(f"data={name}", *NEEDED.get(f"data={name}", [])).data_tag == name
     for name in composition.preset_names()["experiment"]:
-        words = NEEDED.get(f"experiment={name}", [])
-        assert compose(f"experiment={name}", *words).model_tag == name
+        overrides = NEEDED.get(f"experiment={name}", [])
+        assert compose(f"experiment={name}", *overrides).model_tag == name
 
 
 def test_the_books_model():

@@ -59,13 +59,13 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def words(place):
+def overrides(place):
     return overrides_of(place / "text.txt", micro_batch_size=2, **{"callbacks.checkpoint.every_steps": 5})
 
 
 @pytest.fixture(scope="module")
-def straight(place, words):
-    done = train([*words, *TWO, "run_dir=straight"], place)
+def straight(place, overrides):
+    done = train([*overrides, *TWO, "run_dir=straight"], place)
     assert done.returncode == 0, done.stderr
     return learned(place / "straight")
 
@@ -93,16 +93,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_two_agents_of_two_processes_equal_one(place, words):
+def test_two_agents_of_two_processes_equal_one(place, overrides):
     meet = ["--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
     # Neither the devices nor the nodes are said: torchrun's variables tell them.
     agents = [
-        torchrun(place, *meet, "--local-addr=127.0.0.1", ROOT / "train.py", *words, "run_dir=four") for _ in range(2)
+        torchrun(place, *meet, "--local-addr=127.0.0.1", ROOT / "train.py", *overrides, "run_dir=four")
+        for _ in range(2)
     ]
     said = [agent.communicate(timeout=240) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], said
     assert sum(out.count("val/loss") for out, _ in said) == 1, "one process speaks"
-    assert train([*words, "run_dir=one"], place).returncode == 0
+    assert train([*overrides, "run_dir=one"], place).returncode == 0
     rows, expected = (read_metrics(place / name / "metrics.csv") for name in ("four", "one"))
     assert [row["step"] for row in rows] == [row["step"] for row in expected] == list(range(1, 11))
     for got, want in zip(rows, expected, strict=True):
@@ -111,11 +112,11 @@ def test_two_agents_of_two_processes_equal_one(place, words):
                 assert got[name] == pytest.approx(want[name], rel=1e-5, abs=1e-5), (name, got["step"])
 
 
-def test_torchrun_starts_a_killed_rank_again_and_no_bit_changes(place, words, straight):
+def test_torchrun_starts_a_killed_rank_again_and_no_bit_changes(place, overrides, straight):
     agent = torchrun(
         place,
         *("--standalone", "--nproc-per-node=2", "--max-restarts=1"),
-        *(place / "killer.py", *words, "strategy=ddp", "run_dir=restarted"),
+        *(place / "killer.py", *overrides, "strategy=ddp", "run_dir=restarted"),
         HOW="kill",
     )
     _, err = agent.communicate(timeout=240)
@@ -133,23 +134,23 @@ def test_torchrun_starts_a_killed_rank_again_and_no_bit_changes(place, words, st
         pytest.param("disk", "rank 1: error: No space left on device: /full", marks=pytest.mark.slow),
     ],
 )
-def test_a_rank_that_fails_ends_the_run_soon_and_says_why(place, words, straight, how, said):
+def test_a_rank_that_fails_ends_the_run_soon_and_says_why(place, overrides, straight, how, said):
     began = time.monotonic()
-    done = train([*words, *TWO, f"run_dir={how}"], place, program=place / "killer.py", HOW=how)
+    done = train([*overrides, *TWO, f"run_dir={how}"], place, program=place / "killer.py", HOW=how)
     assert done.returncode == 1 and said in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("error: ") <= 2, done.stderr
     assert time.monotonic() - began < 180, "and not after strategy.timeout_seconds"
     events = [json.loads(line) for line in (place / how / "events.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "failed" and "rank 1" in events[-1]["error"]
-    again = train([*words, *TWO, f"run_dir={how}"], place)
+    again = train([*overrides, *TWO, f"run_dir={how}"], place)
     assert again.returncode == 0 and "continued from step 5" in again.stdout, again.stderr
     assert learned(place / how) == straight
 
 
-def test_sigusr1_saves_all_ranks_and_stops(place, words):
-    words = [*words, "budget_steps=100000", *TWO, "run_dir=usr1"]
+def test_sigusr1_saves_all_ranks_and_stops(place, overrides):
+    overrides = [*overrides, "budget_steps=100000", *TWO, "run_dir=usr1"]
     process = subprocess.Popen(
-        [warm_python(), str(ROOT / "train.py"), *words], cwd=place, stderr=subprocess.PIPE, text=True
+        [warm_python(), str(ROOT / "train.py"), *overrides], cwd=place, stderr=subprocess.PIPE, text=True
     )
     metrics = place / "usr1" / "metrics.csv"
     deadline = time.monotonic() + 120

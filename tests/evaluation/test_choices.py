@@ -9,7 +9,7 @@ from gptlab.models.build import build_model
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
 
-def table(n=8, **words):
+def table(n=8, **options):
     texts = ["naïve", "it was", "so it goes on and on", "x"]
     rows = [
         Example(
@@ -20,7 +20,7 @@ def table(n=8, **words):
         )
         for i in range(n)
     ]
-    return Prompts(**{"items": rows, "pool": rows, "pool_name": "FILE", "seed": 1} | words)
+    return Prompts(**{"items": rows, "pool": rows, "pool_name": "FILE", "seed": 1} | options)
 
 
 def log_p(model, context, tokens):

@@ -12,9 +12,9 @@ from gptlab.models.build import build_model
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
 
-def prompts(n=10, **words):
+def prompts(n=10, **options):
     rows = [Example(where=f"row {i}", prompt=f"q{i}", answer=f"a{i}") for i in range(n)]
-    return Prompts(**{"items": rows, "pool": rows, "pool_name": "FILE", "seed": 7} | words)
+    return Prompts(**{"items": rows, "pool": rows, "pool_name": "FILE", "seed": 7} | options)
 
 
 def test_examples_go_before_the_prompt_with_their_answers():

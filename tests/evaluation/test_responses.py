@@ -66,9 +66,9 @@ def test_rouge_needs_no_download(monkeypatch):
     assert rouge("a b", "a c")["rouge1"] == pytest.approx(0.5)
 
 
-def table(n=5, **words):
+def table(n=5, **options):
     rows = [Example(where=f"row {i}", prompt="ask" + "." * i, answer="ab" * (i + 1)) for i in range(n)]
-    return Prompts(**{"items": rows, "pool": rows, "pool_name": "FILE", "seed": 1} | words)
+    return Prompts(**{"items": rows, "pool": rows, "pool_name": "FILE", "seed": 1} | options)
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ from gptlab.training.loop import train
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
-def run_of(folder, **words):
+def run_of(folder, **overrides):
     settings = CallbacksConfig(checkpoint=CheckpointConfig(every_steps=5, keep_last=9), sample=None, plot=False)
     trainer = TrainerConfig(accelerator="cpu", devices=1, val_check_interval=10, **QUIET)
-    return small_run(folder, **{"callbacks": settings, "trainer": trainer, "budget_steps": 20, **words})
+    return small_run(folder, **{"callbacks": settings, "trainer": trainer, "budget_steps": 20, **overrides})
 
 
 def events(run, kind: str) -> list[dict]:
@@ -50,9 +50,9 @@ class At(Callback):
             self.action(trainer, module)
 
 
-def amends(run, *words: str):
+def amends(run, *overrides: str):
     def action(trainer, module):
-        assert amend.main([f"run={run}", *words]) == 0
+        assert amend.main([f"run={run}", *overrides]) == 0
 
     return action
 
@@ -69,10 +69,10 @@ def kill(trainer, module):
 @pytest.mark.parametrize("optimizer_class", [AdamWConfig, MuonConfig])
 def test_a_running_run_takes_it_up_at_its_next_step(tmp_path, optimizer_class):
     run, other = tmp_path / "run", tmp_path / "other"
-    words = ["optimizer.lr=3e-3", "optimizer.weight_decay=0.3", "optimizer.grad_clip=0.2", "optimizer.beta2=0.9"]
-    words += ["optimizer.momentum=0.8", "optimizer.adamw_lr=1e-3"] if optimizer_class is MuonConfig else []
+    overrides = ["optimizer.lr=3e-3", "optimizer.weight_decay=0.3", "optimizer.grad_clip=0.2", "optimizer.beta2=0.9"]
+    overrides += ["optimizer.momentum=0.8", "optimizer.adamw_lr=1e-3"] if optimizer_class is MuonConfig else []
     config = run_of(run, optimizer=optimizer_class(lr=1e-2))
-    summary = train(config, [At(7, amends(run, *words, "schedule.min_lr_ratio=0"))]).summary
+    summary = train(config, [At(7, amends(run, *overrides, "schedule.min_lr_ratio=0"))]).summary
     (event,) = events(run, "amended")
     assert (event["step"], event["number"], event["overrides"]["optimizer.lr"]) == (7, 1, 3e-3)
     assert [(a["number"], a["step"]) for a in summary["amendments"]] == [(1, 7)]
@@ -107,7 +107,7 @@ def test_a_run_that_is_not_running_takes_it_up_when_it_is_continued(tmp_path):
 
 
 def test_killed_and_continued_it_replays_what_it_took_up(tmp_path):
-    """The words are taken up at steps 7 and 13 and the plug is pulled before, between and after: no bit changes."""
+    """Overrides are applied at steps 7 and 13, and kills come before, between and after: no bit changes."""
     changes = [At(7, amends(tmp_path / "straight", "optimizer.lr=3e-3", "callbacks.checkpoint.every_steps=4"))]
     changes += [At(13, amends(tmp_path / "straight", "schedule.min_lr_ratio=0.5", "optimizer.lr=5e-3"))]
     train(run_of(tmp_path / "straight"), changes)
@@ -154,13 +154,13 @@ if __name__ == "__main__":
 def test_the_real_command_killed_after_it_was_amended(tmp_path):
     write_text(tmp_path / "text.txt")
     (tmp_path / "driver.py").write_text(DRIVER.format(program=str(ROOT / "train.py")))
-    words = overrides_of(
+    overrides = overrides_of(
         tmp_path / "text.txt", **{"callbacks.checkpoint.every_steps": 5, "callbacks.checkpoint.best": "false"}
     )
 
     def start(name: str, kill_at: int):
         return train_command(
-            [*words, f"run_dir={name}"], tmp_path, program=tmp_path / "driver.py", KILL_AT=str(kill_at)
+            [*overrides, f"run_dir={name}"], tmp_path, program=tmp_path / "driver.py", KILL_AT=str(kill_at)
         )
 
     assert start("straight", 0).returncode == 0
@@ -174,11 +174,11 @@ def test_the_real_command_killed_after_it_was_amended(tmp_path):
 
 def test_two_processes_take_it_up_as_one_does(tmp_path):
     write_text(tmp_path / "text.txt")
-    words = {"optimizer.lr": 1e-3, "optimizer.grad_clip": None, "schedule.min_lr_ratio": 1.0}
+    overrides = {"optimizer.lr": 1e-3, "optimizer.grad_clip": None, "schedule.min_lr_ratio": 1.0}
     for n_ranks, names in ((1, ["auto"]), (2, ["ddp", "zero1", "fsdp"])):
         jobs = [
             {"folder": str(tmp_path / name), "strategy": {"type": name}, "optimizer": "muon"}
-            | {"amend": {"at": 4, "overrides": words}}
+            | {"amend": {"at": 4, "overrides": overrides}}
             for name in names
         ]
         carry_out(jobs, n_ranks, tmp_path)

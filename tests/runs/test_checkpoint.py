@@ -21,8 +21,8 @@ from gptlab.runs.writer import CheckpointWriter, Save
 from gptlab.training.config import MuonConfig
 
 
-def small(seed=0, **words):
-    config = DecoderConfig(**{"n_layer": 1, "n_head": 2, "d_model": 8, "context_length": 4} | words)
+def small(seed=0, **options):
+    config = DecoderConfig(**{"n_layer": 1, "n_head": 2, "d_model": 8, "context_length": 4} | options)
     return build_model(config, 11, seed=seed)
 
 
@@ -131,10 +131,10 @@ def test_names_are_the_models_own(tmp_path):
     assert set(saved.model) == set(saved.optimizer) == {name for name, _ in model.named_parameters()}
 
 
-@pytest.mark.parametrize("words", [{"n_layer": 2}, {"d_model": 16}, {"tie_embeddings": False}])
-def test_another_architecture_is_refused_by_name(words):
+@pytest.mark.parametrize("options", [{"n_layer": 2}, {"d_model": 16}, {"tie_embeddings": False}])
+def test_another_architecture_is_refused_by_name(options):
     with pytest.raises(ValueError, match="another architecture"):
-        checkpoint.restore_model(small(**words), checkpoint.model_state(small()))
+        checkpoint.restore_model(small(**options), checkpoint.model_state(small()))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "empty", "text", "pickle", "other"])

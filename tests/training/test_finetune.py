@@ -233,8 +233,8 @@ def test_an_encoders_heads_may_be_other_ones(tmp_path):
     place = of_objective("masked_lm", tmp_path)
     pretrained = tmp_path / "pretrained"
     train(small_run(pretrained, **place))
-    words = {"objective": ClassificationConfig(), "tokenizer": place["tokenizer"], "budget_steps": 5}
-    words["data"] = TableConfig(
+    given = {"objective": ClassificationConfig(), "tokenizer": place["tokenizer"], "budget_steps": 5}
+    given["data"] = TableConfig(
         path=str(write_examples(tmp_path / "r.jsonl")),
         prompt="{question}",
         label_column="even",
@@ -248,7 +248,7 @@ def test_an_encoders_heads_may_be_other_ones(tmp_path):
         ("wider", Heads.pretraining, tmp_path / "first"),
     ):
         model = replace(place["model"], heads=heads, init_from=str(source))
-        train(small_run(tmp_path / name, **words | {"model": model, "optimizer": still, "seed": len(found)}))
+        train(small_run(tmp_path / name, **given | {"model": model, "optimizer": still, "seed": len(found)}))
         found[name] = checkpoint.load(tmp_path / name / "checkpoints" / "last.ckpt").model
     of_pretraining = checkpoint.load(pretrained / "checkpoints" / "best.ckpt").model
     for name, value in found["first"].items():

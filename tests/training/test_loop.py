@@ -374,10 +374,10 @@ def test_gradients_are_measured_and_clipped_without_the_loss_scale(tmp_path, mon
     train(small_run(tmp_path / "whole"))
 
     class Scaled(lightning.Trainer):
-        def __init__(self, **words):
+        def __init__(self, **options):
             scaler = torch.amp.GradScaler("cpu")
-            words["precision"] = None
-            super().__init__(plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)], **words)
+            options["precision"] = None
+            super().__init__(plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)], **options)
 
     monkeypatch.setattr(lightning, "Trainer", Scaled)
     train(small_run(tmp_path / "half"))

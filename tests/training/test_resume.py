@@ -73,7 +73,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_sigkill_between_and_inside_saves_changes_no_bit(place, objective):
-    words = overrides_of(
+    overrides = overrides_of(
         place / "text.txt",
         budget_steps=24,
         **{
@@ -85,7 +85,7 @@ def test_sigkill_between_and_inside_saves_changes_no_bit(place, objective):
             **objective_overrides(objective, place),
         },
     )
-    done = train([*words, "run_dir=straight"], place)
+    done = train([*overrides, "run_dir=straight"], place)
     assert done.returncode == 0, done.stderr
     expected = learned(place / "straight")
     assert len(expected) == 24 and sum(bool(row["val/loss"]) for row in expected) == 4
@@ -93,10 +93,10 @@ def test_sigkill_between_and_inside_saves_changes_no_bit(place, objective):
     for moment in MOMENTS[objective]:
         # Processes that gather batches ahead change nothing either; each takes seconds to start.
         workers = ["data.n_workers=2"] if moment == "replace:2" else []
-        killed = train([*words, *workers, "run_dir=killed"], place, program=place / "driver.py", KILL_AT=moment)
+        killed = train([*overrides, *workers, "run_dir=killed"], place, program=place / "driver.py", KILL_AT=moment)
         assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
         assert not (place / "killed" / "summary.json").exists()
-    done = train([*words, "run_dir=killed"], place)
+    done = train([*overrides, "run_dir=killed"], place)
     assert done.returncode == 0, done.stderr
     assert learned(place / "killed") == expected
     events = [json.loads(line) for line in (place / "killed" / "events.jsonl").read_text().splitlines()]
@@ -108,9 +108,13 @@ def test_sigkill_between_and_inside_saves_changes_no_bit(place, objective):
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_run_and_says_how_to_go_on(place, signum, code):
-    words = [*overrides_of(place / "text.txt", budget_steps=100_000), "run_dir=run"]
+    overrides = [*overrides_of(place / "text.txt", budget_steps=100_000), "run_dir=run"]
     process = subprocess.Popen(
-        [warm_python(), str(ROOT / "train.py"), *words], cwd=place, stderr=subprocess.PIPE, text=True, env=os.environ
+        [warm_python(), str(ROOT / "train.py"), *overrides],
+        cwd=place,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
     )
     metrics = place / "run" / "metrics.csv"
     deadline = time.monotonic() + 120

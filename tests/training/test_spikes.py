@@ -35,9 +35,9 @@ from gptlab.training.spikes import SpikeDetector
 STEP_BYTES = 128  # of the small run, whose tokens are bytes
 
 
-def detector(**words) -> SpikeDetector:
+def detector(**options) -> SpikeDetector:
     given = {"action": SpikeAction.stop, "threshold": 3.0, "window_steps": 5, "warmup_steps": 5}
-    return SpikeDetector(SpikeConfig(**given | words))
+    return SpikeDetector(SpikeConfig(**given | options))
 
 
 def test_a_spike_is_so_many_deviations_above_the_mean_of_the_last_good_steps():
@@ -85,9 +85,9 @@ def write_poisoned(path, *steps: int) -> None:
     path.write_bytes(text)
 
 
-def run_with(folder, action: str | None, *, every=5, keep=9, **words) -> RunConfig:
+def run_with(folder, action: str | None, *, every=5, keep=9, **options) -> RunConfig:
     """Forty steps over the text in its order, judged from step 10 on."""
-    spike, more = {"threshold": 5.0, "window_steps": 10, "warmup_steps": 10}, words.pop("spike", {})
+    spike, more = {"threshold": 5.0, "window_steps": 10, "warmup_steps": 10}, options.pop("spike", {})
     return small_run(
         folder,
         data=TextConfig(path=str(folder.parent / "text.txt"), shuffle=False),
@@ -97,13 +97,13 @@ def run_with(folder, action: str | None, *, every=5, keep=9, **words) -> RunConf
             sample=None,
             plot=False,
         ),
-        **{"budget_steps": 40, "trainer": quiet(), **words},
+        **{"budget_steps": 40, "trainer": quiet(), **options},
     )
 
 
-def quiet(**words) -> TrainerConfig:
+def quiet(**options) -> TrainerConfig:
     settings = {"val_check_interval": 20, "enable_progress_bar": False, "enable_model_summary": False}
-    return TrainerConfig(**{"accelerator": "cpu", "devices": 1, **settings, **words})
+    return TrainerConfig(**{"accelerator": "cpu", "devices": 1, **settings, **options})
 
 
 def events(run, kind: str) -> list[dict]:
@@ -129,7 +129,7 @@ def test_stop_ends_the_run_with_what_is_from_before(tmp_path):
         train(run_with(tmp_path / "run", "stop", every=4))
     assert [step for step, _ in checkpoint.kept(tmp_path / "run" / "checkpoints")][-1] == 20
     assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["step"] == 24
-    assert train(run_with(tmp_path / "run", "skip", every=4)).summary["finished"], "it goes on with another word"
+    assert train(run_with(tmp_path / "run", "skip", every=4)).summary["finished"], "it goes on with another setting"
 
 
 @pytest.mark.parametrize("optimizer", [AdamWConfig(lr=1e-2), MuonConfig(lr=1e-2)])
@@ -239,16 +239,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_settings_that_cannot_be_obeyed_are_refused(words):
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_settings_that_cannot_be_obeyed_are_refused(overrides):
     from gptlab.composition import compose
 
     with pytest.raises(UserError) as error:
-        compose(*words.split())
-    assert REFUSED[words] in str(error.value)
+        compose(*overrides.split())
+    assert REFUSED[overrides] in str(error.value)
 
 
-# Pulls the plug when a step begins, after a save or after the word of a rollback.
+# Pulls the plug when a step begins, after a save or after a rollback is recorded.
 DRIVER = """
 import os, runpy, signal, sys
 
@@ -283,22 +283,22 @@ def test_killed_and_continued_it_decides_as_if_nothing_had_happened(tmp_path, ac
     write_poisoned(tmp_path / "text.txt", 24, 29)
     (tmp_path / "driver.py").write_text(DRIVER.format(program=str(ROOT / "train.py")))
     spike = {"action": action, "threshold": 5, "window_steps": 10, "warmup_steps": 10}
-    words = overrides_of(
+    overrides = overrides_of(
         tmp_path / "text.txt",
         budget_steps=40,
         **{"data.shuffle": "false", "callbacks.checkpoint.every_steps": 5, "callbacks.checkpoint.keep_last": 3},
         **{f"callbacks.spike.{name}": value for name, value in spike.items()},
     )
-    done = train_command([*words, "run_dir=straight"], tmp_path)
+    done = train_command([*overrides, "run_dir=straight"], tmp_path)
     assert done.returncode == 0, done.stderr
     kind = {"skip": "skipped", "rollback": "rolled back"}[action]
     assert len(events(tmp_path / "straight", kind)) == 2
     # After the first spike, then within the steps that lead to the second, then right after that.
     moments = [f"{kind}:1", "step:3", f"{kind}:1"] if action == "rollback" else ["step:24", f"{kind}:1", "step:7"]
     for moment in moments:
-        killed = train_command([*words, "run_dir=killed"], tmp_path, program=tmp_path / "driver.py", KILL_AT=moment)
+        killed = train_command([*overrides, "run_dir=killed"], tmp_path, program=tmp_path / "driver.py", KILL_AT=moment)
         assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
-    done = train_command([*words, "run_dir=killed"], tmp_path)
+    done = train_command([*overrides, "run_dir=killed"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert learned(tmp_path / "killed") == learned(tmp_path / "straight") and len(learned(tmp_path / "killed")) == 40
     if action == "rollback":
@@ -331,7 +331,7 @@ def test_two_processes_skip_and_go_back_as_one_does(tmp_path):
 def test_lightnings_own_launcher_survives_going_back(tmp_path):
     write_poisoned(tmp_path / "text.txt", 14)
     spike = {"action": "rollback", "threshold": 5, "window_steps": 8, "warmup_steps": 8}
-    words = overrides_of(
+    overrides = overrides_of(
         tmp_path / "text.txt",
         budget_steps=18,
         **{"data.shuffle": "false", "callbacks.checkpoint.every_steps": 5, "callbacks.checkpoint.keep_last": 3},
@@ -341,7 +341,7 @@ def test_lightnings_own_launcher_survives_going_back(tmp_path):
     for devices in (1, 2):
         place = f"run_dir=devices-{devices}"
         alone = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "LOCAL_RANK")}
-        done = train_command([*words, f"trainer.devices={devices}", place], tmp_path, **alone)
+        done = train_command([*overrides, f"trainer.devices={devices}", place], tmp_path, **alone)
         assert done.returncode == 0, done.stderr
         assert len(events(tmp_path / f"devices-{devices}", "rolled back")) == 1
         rows[devices] = numbers(tmp_path / f"devices-{devices}")
