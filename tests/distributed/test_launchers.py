@@ -243,10 +243,11 @@ def test_what_the_launcher_did_not_start_is_refused(monkeypatch, environment, tr
 
 def test_a_program_that_is_not_a_file_starts_no_other_ranks(monkeypatch):
     given(monkeypatch, {})
-    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     check_program(per_node=1)
-    with pytest.raises(UserError, match=r"trainer\.devices=2 .* not a file; save it as a \.py file"):
-        check_program(per_node=2)
+    for name in (None, "<stdin>"):
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", name, raising=False)
+        with pytest.raises(UserError, match=r"trainer\.devices=2 .* not a file; save it as a \.py file"):
+            check_program(per_node=2)
     given(monkeypatch, {**TORCHRUN, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_WORLD_SIZE": 1})
     check_program(per_node=2)
 

@@ -138,7 +138,8 @@ def _check_rendezvous(launched: Launched | None) -> None:
 
 def check_program(*, per_node: int) -> None:
     """Refuse to start a program once more for each device that is not a file, such as a notebook."""
-    if per_node > 1 and find_launched() is None and getattr(sys.modules["__main__"], "__file__", None) is None:
+    program = getattr(sys.modules["__main__"], "__file__", None) or ""
+    if per_node > 1 and find_launched() is None and not os.path.isfile(program):
         raise UserError(
             f"trainer.devices={per_node} starts this program once more for each device, and it is not a file; save it "
             "as a .py file, or use trainer.devices=1"

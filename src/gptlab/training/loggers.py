@@ -38,7 +38,7 @@ def _wandb(settings: WandbConfig, folder: Path, group: str, tags: list[str], hyp
         identity.write_text(f"{folder.name[:40]}-{os.urandom(4).hex()}".replace("=", "-").replace(",", "-"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger = WandbLogger(
+        run = wandb.init(
             project=settings.project,
             entity=settings.entity,
             group=settings.group or (folder.parent.name if swept else group),
@@ -46,12 +46,12 @@ def _wandb(settings: WandbConfig, folder: Path, group: str, tags: list[str], hyp
             tags=[*tags, *settings.tags],
             id=identity.read_text(),
             resume="allow",
-            save_dir=str(folder),
-            offline=offline,
+            dir=str(folder),
+            mode="offline" if offline else None,
             config=hyperparameters,
             settings=wandb.Settings(silent=True),  # the last line on the screen is gptlab's
         )
-        run = logger.experiment
+        logger = WandbLogger(experiment=run, save_dir=str(folder))
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     if offline:
