@@ -106,7 +106,7 @@ def test_a_command_has_the_objective_that_is_said(command):
 @pytest.mark.parametrize(
     "pair",
     [
-        pytest.param(pair, id=name, marks=[pytest.mark.slow] * (name == "t5"))  # its like is tried with the others
+        pytest.param(pair, id=name, marks=[pytest.mark.slow] * (name != "gpt"))  # the others are alike
         for pair, name in zip(PAIRS, ("gpt", "bert", "t5"), strict=True)
     ],
 )

@@ -14,6 +14,7 @@ import torch
 from interop.external import Case, gpt2
 from small_runs import write_run
 from torch import nn
+from warm_python import warm_python
 
 from gptlab.cli.generate import HELP, main
 from gptlab.data.tokenizers.byte import ByteTokenizer
@@ -338,14 +339,13 @@ def test_as_a_process(run):
 
 def test_a_terminal_that_knows_few_characters(run):
     """What it cannot show is replaced; JSON spells it in ASCII."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
 
     def written(*options):
         program = "import sys; from gptlab.cli.generate import main; sys.exit(main(sys.argv[1:]))"
         options = [f"run={run}", "prompt=na\u00efve", "max_new_tokens=2", *options]
-        done = subprocess.run(
-            [sys.executable, "-c", program, *options], capture_output=True, env=environment, timeout=120
-        )
+        command = [warm_python(), "-c", program, *options]
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout.decode("ascii")
 

@@ -93,6 +93,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_agents_of_two_processes_equal_one(place, overrides):
     meet = ["--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
     # Neither the devices nor the nodes are said: torchrun's variables tell them.
