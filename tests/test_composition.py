@@ -143,6 +143,15 @@ REFUSED = {
     "optimizer.lr=abc": ["optimizer.lr=abc must be a number"],
     "model.bias=maybe": ["model.bias=maybe must be true or false"],
     "data=text data.path=": ["data.path= is empty"],
+    "resume=": ["resume= is empty"],
+    "logger=null": ["no logger is the default; leave it out"],
+    "callbacks.sample=null callbacks.sample.prompt=x": [
+        "callbacks.sample.prompt has no effect with callbacks.sample=null"
+    ],
+    "experiment=verdict logger.wandb.project=p": ["whose group is null", "logger=wandb"],
+    "callbacks.extra.x=a!b(": ["callbacks.extra.x=a!b( cannot be read; quote the value"],
+    "trainer.plugins.x=1": ["unknown config key trainer.plugins.x"],
+    "data.chat.x=1": ["data.chat.x is not a key of the chosen presets"],
     "strategy=fdsp": ["strategy=fdsp", "did you mean fsdp"],
     "strategy=zero3": ["strategy=zero3", "did you mean zero"],
     "strategy=tp trainer.accelerator=cpu trainer.devices=3": ["3 devices", "model.n_head=4", "use 2 or 4 of them"],
@@ -267,6 +276,15 @@ def test_a_preset_that_leaves_a_group_empty_is_refused(tmp_path, group, advice):
     with pytest.raises(UserError) as error:
         compose(f"{group}=empty", config_dir=tmp_path)
     assert "=empty: the preset chooses no" in str(error.value) and advice in str(error.value)
+
+
+def test_an_override_is_read_as_it_is_typed(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/some one")
+    for name in ("a=b", "a#b", "\u00e4", "it's", "a\\"):
+        assert compose(f"name={name}").name == name
+    assert compose("run_dir=~/x").folder() == "/home/some one/x"
+    assert compose("logger=[wandb, tensorboard]").logger.wandb is not None
+    assert compose("~debug") == compose()
 
 
 def test_several_loggers_at_once():

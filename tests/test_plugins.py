@@ -122,6 +122,8 @@ def test_the_python_of_the_page_works(lab):
 def test_a_plugin_that_is_not_there_is_refused():
     with pytest.raises(UserError, match=r"plugins=no_such_module: there is no module of that name"):
         compose("plugins=[no_such_module]")
+    with pytest.raises(UserError, match=r"without \.py"):
+        compose("plugins=./x.py")
 
 
 def test_a_plugin_that_needs_what_is_not_there_is_refused(tmp_path, monkeypatch):

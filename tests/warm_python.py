@@ -41,12 +41,12 @@ def warm_python() -> str:
 def ask(address: str, arguments: list[str]) -> None:
     """Let the server carry out `python ARGUMENTS` and end as that ends."""
     with socket.socket(socket.AF_UNIX) as server:
-        while True:  # until it has imported everything
-            try:
-                server.connect(address)
+        for _ in range(6000):  # two minutes, in which it imports everything
+            if server.connect_ex(address) == 0:
                 break
-            except (FileNotFoundError, ConnectionRefusedError):
-                signal.sigtimedwait([], 0.02)
+            signal.sigtimedwait([], 0.02)
+        else:
+            sys.exit("the server of warm_python() did not start; its error is above")
         job = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
         files = array.array("i", [0, 1, 2])
         text = json.dumps(job).encode()
@@ -55,6 +55,8 @@ def ask(address: str, arguments: list[str]) -> None:
         for signum in PASSED_ON:
             signal.signal(signum, lambda signum, _: server.sendall(bytes([signum])))
         status = server.recv(4)  # interrupted by signals, it goes on
+    if len(status) < 4:
+        sys.exit("the server of warm_python() died")
     code = os.waitstatus_to_exitcode(int.from_bytes(status, "big"))
     if code < 0:
         signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
@@ -107,10 +109,15 @@ def serve(address: str) -> dict | None:
         if listener in ready:
             client, _ = listener.accept()
             header, ancillary, _, _ = client.recvmsg(8, socket.CMSG_SPACE(3 * 4))
-            files = array.array("i", ancillary[0][2])
+            files = array.array("i", ancillary[0][2] if ancillary else b"")
             size, text = int.from_bytes(header, "big"), b""
-            while len(text) < size:
-                text += client.recv(size - len(text))
+            while len(text) < size and (part := client.recv(size - len(text))):
+                text += part
+            if not text or len(text) < size:  # a client that was killed meanwhile
+                client.close()
+                for file in files:
+                    os.close(file)
+                continue
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)

@@ -1,5 +1,6 @@
 """Hydra: overrides and YAML in, a checked `RunConfig` out."""
 
+import re
 import typing
 from collections.abc import Sequence
 from importlib.resources import files
@@ -43,7 +44,7 @@ def compose_plain(*overrides: str, config_dir: str | Path | None = None, plugins
 def _compose(
     overrides: Sequence[str], config_dir: str | Path | None, modules: Sequence[str]
 ) -> tuple[DictConfig, list[str]]:
-    if config_dir is not None and not Path(config_dir).expanduser().is_dir():
+    if config_dir is not None and not (str(config_dir) and Path(config_dir).expanduser().is_dir()):
         raise UserError(f"config_dir={config_dir} is not a folder; name one that holds groups, such as model/")
     if isinstance(modules, str):
         modules = [modules]
@@ -56,7 +57,7 @@ def _compose(
     try:
         with hydra.initialize_config_module(CONF, version_base="1.3"):
             config = hydra.compose("config", overrides=[*typed, *added], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, AssertionError, UnicodeDecodeError) as error:
         raise UserError(explain(error, overrides)) from error
     settle(config, config.hydra.runtime.choices)
     with open_dict(config):
@@ -128,8 +129,10 @@ def resolve(config: DictConfig, overrides: Sequence[str] = ()) -> RunConfig:
                 OmegaConf.update(config, name, None)
     try:
         found = OmegaConf.to_object(config)
-    except AttributeError as error:  # a key added with `+` that the dataclass has no slot for
-        raise UserError(f"{error}; keys cannot be added with +") from error
+    except AttributeError as error:  # a key that the dataclass has no slot for, added with `+` or below data.chat
+        (name,) = re.findall(r"attribute '(\w+)'", str(error)) or [str(error)]
+        added = next((key for key in sorted(given) if name in key.split(".")), name)
+        raise UserError(f"{added} is not a key of the chosen presets; see --cfg job for those that are") from error
     except OmegaConfBaseException as error:
         raise UserError(explain(error, overrides)) from error
     assert isinstance(found, RunConfig)

@@ -129,7 +129,7 @@ class RunConfig:
     def folder(self) -> str:
         """Where everything about this run is kept."""
         if self.run_dir is not None:
-            return self.run_dir
+            return str(Path(self.run_dir).expanduser())
         return f"runs/{self.name or f'{self.model_tag}-{self.data_tag}-{self.run_id()}'}"
 
     def check(self, devices: int | None = None) -> None:
@@ -156,7 +156,7 @@ class RunConfig:
         self._check_sample()
         if self.finetune.type is not Finetuning.full:
             self._check_finetune()
-        for name in ("run_dir", "name"):
+        for name in ("run_dir", "name", "resume"):
             if getattr(self, name) == "":
                 raise UserError(f"{name}= is empty; give a name, or leave it out")
         if self.resume not in ("auto", None) and not Path(self.resume).exists():

@@ -18,7 +18,7 @@ OPTIONAL = ("experiment", "debug", "logger")  # groups of which nothing has to b
 SEVERAL = ("logger",)  # groups of which several may be
 
 # Keys that hold text of any kind, which Hydra's grammar would take apart.
-TEXT_KEYS = ("resume", "run_dir", "data.path", "data.prompt", "data.response", "callbacks.sample.prompt")
+TEXT_KEYS = ("name", "resume", "run_dir", "data.path", "data.prompt", "data.response", "callbacks.sample.prompt")
 
 # Other code bases' names for ours, where spelling alone would not find them.
 FOREIGN = {
@@ -80,15 +80,15 @@ def for_hydra(override: str) -> str:
         return f"plugins=[{','.join(plugins.named_in([override]))}]"
     role = key.startswith("data.chat.")  # may be a new key, too
     free = (key in TEXT_KEYS or role) and value[:1] not in ("'", '"', "[")
-    if free and re.search(r"[^\w./,*~-]|[^\x00-\x7f]", value):
-        quoted = value.replace("'", "\\'")
+    if free and re.search(r"[^\w./,*-]|[^\x00-\x7f]", value):
+        # Within quotes a backslash means itself, except before a quote.
+        quoted = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value)
         override = f"{key}='{quoted}'"
     return f"++{override}" if role else override
 
 
 def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]]) -> None:
     """Answer a key or preset that does not exist with the nearest one that does; `presets` are each group's names."""
-    known = dict(key_types())
     for override in overrides:
         key, equals, value = override.partition("=")
         key = key.lstrip("+~").split("@")[0]
@@ -98,10 +98,12 @@ def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]
             raise UserError(f"{override} is not an override KEY=VALUE; options belong to the command gptlab train")
         if not key:
             raise UserError(f"{override} has no key; write KEY=VALUE")
+        if override.startswith("~") and key in OPTIONAL and not equals:
+            continue
         if override.startswith("~") and key not in OPTIONAL:
             instead = f"choose one with {key}=NAME" if key in presets else f"use {key}=null where it may be left out"
             raise UserError(f"{override}: a run needs {key}; {instead}")
-        if not equals and not override.startswith("~"):
+        if not equals:
             raise UserError(f"{override} is not an override; write {override}=VALUE")
         if key in presets:
             _refuse_preset(key, value, presets[key])
@@ -112,17 +114,36 @@ def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]
         elif key.endswith(".type") and key.removesuffix(".type") in presets:
             group = key.removesuffix(".type")
             raise UserError(f"{key} follows from the preset; choose one with {group}={value}")
-        elif key not in known and not key.startswith(("callbacks.extra.", "data.chat.", "trainer.plugins.")):
-            raise UserError(f"unknown config key {key}{_nearest(key, [*known, *presets])}")
+        elif not key.startswith(("callbacks.extra.", "data.chat.")):
+            refuse_unknown_key(key, presets)
+            for part in _above(key):
+                if f"{part}=null" in overrides:
+                    raise UserError(f"{key} has no effect with {part}=null; leave one of them out")
+
+
+def refuse_unknown_key(key: str, presets: Iterable[str] = ()) -> None:
+    """Answer a key that no config has with the nearest one."""
+    known = dict(key_types())
+    if key not in known:
+        raise UserError(f"unknown config key {key}{_nearest(key, [*known, *presets])}")
+
+
+def _above(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
 def _refuse_preset(group: str, value: str, names: Sequence[str]) -> None:
-    allowed = [*names, "null"] if group in OPTIONAL else names
     if value[:1] == "[" and group not in SEVERAL:
         swept = value.strip("[]").replace(" ", "")
         raise UserError(f"{group}={value}: a run has one {group}; to run each in turn write -m {group}={swept}")
-    for name in value.strip("[]").split(","):
-        if value != "[]" and name not in allowed and not name.startswith(("glob(", "choice(")):
+    if value.startswith("glob(") or (value == "[]" and group in SEVERAL):
+        return
+    if value == "null" and group in OPTIONAL:
+        raise UserError(f"{group}=null: no {group} is the default; leave it out")
+    chosen = re.sub(r"^(choice|shuffle|sort)\(|[()\[\]\s'\"]", "", value)  # Hydra's functions of a sweep
+    for name in chosen.split(","):
+        if name not in names:
             raise UserError(f"{group}={name} is not a preset{did_you_mean(name, names)}")
 
 
@@ -163,17 +184,25 @@ def explain(error: BaseException, overrides: Iterable[str]) -> str:
     while (cause := links[-1].__cause__ or links[-1].__context__) is not None:
         links.append(cause)
     text = " ".join(str(error).split())
+    if isinstance(error, AssertionError):  # of OmegaConf, about a key below null
+        return "a key is set whose group is null; leave it out, or choose what it belongs to, such as logger=wandb"
     for link in links:
         key, reason = getattr(link, "full_key", None), str(link).split("\n")[0]
         if key in values:
             return _explain_value(key, values[key], reason)
         if key and (preset := re.match(r"In '([^']+)': ", text)):
-            wrong = re.search(r"Value '(.*)' of type", reason)
-            return f"{preset[1]}.yaml: {_explain_value(key, wrong[1] if wrong else None, reason)}"
+            wrong = re.search(r"[Vv]alue '(.*?)'", reason)
+            value = None if wrong is None else wrong[1].replace("None", "null")
+            return f"{preset[1]}.yaml: {_explain_value(key, value, reason)}"
     if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
         key, value = several.groups()
         listed = f"; for a list write {key}=[{value}]" if _is_list(dict(key_types()).get(key)) or key in SEVERAL else ""
         return f"{key}={value} is several values; to run each in turn write -m {key}={value}{listed}"
+    if unread := next((o for o in overrides if "See https://hydra.cc" in text and o.partition("=")[2] in text), None):
+        key, _, value = unread.partition("=")
+        return f"{unread} cannot be read; quote the value: {key}='\"{value}\"'"
+    if missing := re.match(r"In '[^']+': Could not (?:load|find) '((?!schema/)[^']*)'", text):
+        return f"{missing[1]} is not a preset, and a preset that was chosen names it under defaults"
     if missing := re.match(r"In '([^']+)': Could not (?:load|find) 'schema/(\w+)/([^']*)'", text):
         preset, group, name = missing.groups()
         return (
@@ -186,11 +215,16 @@ def explain(error: BaseException, overrides: Iterable[str]) -> str:
 def _explain_value(key: str, value: str | None, reason: str) -> str:
     group = key.split(".")[0]
     types = dict(key_types())
+    if " not in " in reason and key in ("experiment", "debug", "recipe"):
+        return f"{key}/{value}.yaml has to begin with the line # @package _global_ and to hold config keys"
     if " not in " in reason and key not in types:
         return f"unknown config key {key}{_nearest(key, types)}"
     if " not in " in reason and group in GROUPS:
         owners = [name for name, variant in variants(group).items() if key in dict(_keys_of(variant, f"{group}."))]
         return f"{key} does not belong to the chosen {group}; it is a key of {group}.type={' or '.join(owners)}"
+    wrong = re.search(r"[Vv]alue '(.*?)'", reason)
+    if value is not None and "," in value and wrong:  # of a sweep
+        value = wrong[1]
     if value is not None and key in types:
         try:
             coerce(key, value, types[key])

@@ -71,6 +71,8 @@ def _import(name: str) -> None:
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)  # a console script does not look in the working directory, and a plugin often lies there
     try:
+        if not name.strip(".") or name.startswith("."):
+            raise ModuleNotFoundError(name=name)
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):

@@ -150,3 +150,19 @@ def test_the_command_that_continues_a_run_can_be_pasted():
     argv = ["/somewhere/train.py", "name=my run", "resume=runs/a/checkpoints/last.ckpt"]
     assert train.continue_command(argv) == "python train.py 'name=my run'"
     assert train.continue_command(["/bin/gptlab", "train", "seed=1"]) == "gptlab train seed=1"
+
+
+def test_options_and_sweeps_that_cannot_work_are_answered(tasks, capsys):
+    for arguments, said in (
+        (["--multi", "seed=1"], "--multi is not an option of gptlab train; did you mean --multirun?"),
+        (["--config-path", "x"], "--config-path is decided by gptlab"),
+        (["--config-dir=", "seed=1"], "--config-dir= is not a folder"),
+        (["--config-dir=/tmp", "-cd", "/"], "--config-dir is given twice"),
+        (["-m", "run_dir=x", "seed=1,2"], "name the sweep's folder with name=NAME"),
+        (["-m", "model=glob(x*)"], "the sweep has no runs"),
+        (["-m", "seed=1,x"], "seed=x must be a whole number"),
+    ):
+        assert train.main(arguments, ["train.py"]) == 2
+        assert said in capsys.readouterr().err
+    assert not tasks.seen
+    assert train.main(["-m", "optimizer=choice(adamw,muon)"], ["train.py"]) == 0 and len(tasks.seen) == 2

@@ -44,7 +44,7 @@ def trained(tmp_path_factory, request):
     """A pretrained model, and ten steps of each case that is looked at from there."""
     place = tmp_path_factory.mktemp("finetune")
     base = {"folder": str(place / "base"), "run": {"model": to_plain(MODEL)}}
-    looked_at = wanted(request, "name", "way")
+    looked_at = {*(case for case in CASES if case[1].startswith("auto")), *wanted(request, "name", "way")}
     for n_ranks in (1, 2):
         cases = [(name, way) for name, way in CASES if WAYS[way][0] == n_ranks and (name, way) in looked_at]
         jobs = [job_of(name, way, place, place / f"{name}-{way}") for name, way in cases]

@@ -48,6 +48,8 @@ def test_a_checkpoint_is_loaded_by_name_or_step(trained):
             assert torch.equal(model.state_dict()[name], value)
     with pytest.raises(UserError, match=r"no checkpoint 7; it has: 5, 10, last, best"):
         run.load(7)
+    with pytest.raises(UserError, match="no checkpoint '10'"):
+        run.checkpoint("10")
 
 
 def test_a_damaged_config_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from gptlab.cli.guard import guard
 from gptlab.cli.options import load_plugins, split
 from gptlab.config import ALTERNATIVES, to_plain
 from gptlab.errors import UserError
-from gptlab.overrides import refuse_unknown
+from gptlab.overrides import refuse_unknown_key
 from gptlab.runs import amendments
 from gptlab.runs.folder import RunFolder
 from gptlab.runs.run import Run
@@ -88,7 +88,7 @@ def _values(config: amendments.Amendable, overrides: dict[str, str]) -> dict[str
     for key, text in overrides.items():
         if key not in allowed:
             if key not in composition.preset_names():
-                refuse_unknown([f"{key}={text}"], {})
+                refuse_unknown_key(key)
             amendments.refuse(key, allowed)
         *path, name = key.split(".")
         part = reduce(getattr, path, config)

@@ -45,6 +45,9 @@ def guard(action: Callable[[], None], arguments: Sequence[str] = ()) -> int:
 def _is_of_hydra(error: Exception) -> bool:
     # Without importing Hydra, which most commands do not need.
     homes = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+    if isinstance(error, AssertionError):
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        homes.add(frame.f_globals.get("__name__", "").split(".")[0])
     return bool(homes & {"hydra", "omegaconf", "yaml"})
 
 

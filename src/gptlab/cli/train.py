@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gptlab import composition, plugins
 from gptlab.cli.guard import guard
-from gptlab.errors import UserError
+from gptlab.errors import UserError, did_you_mean
 from gptlab.overrides import for_hydra, refuse_unknown
 
 HELP = """gptlab trains GPT-family models.
@@ -41,6 +41,7 @@ python train.py is the same command.
 MULTIRUN = {"-m", "--multirun"}
 WITH_VALUE = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"}
 COMPLETION = {"-sc", "--shell-completion"}
+FLAGS = {*MULTIRUN, *COMPLETION, *WITH_VALUE, "-h", "--help", "--hydra-help", "--version", "--info", "-i", "--resolve"}
 
 
 class TrialFailed(Exception):
@@ -89,11 +90,16 @@ class _Command:
         for fixed in ("--config-path", "-cp", "--config-name", "-cn"):
             if option(self.arguments, fixed) is not None:
                 raise UserError(f"{fixed} is decided by gptlab; presets of your own are added with --config-dir DIR")
+        for flag in (argument.partition("=")[0] for argument in self.options if argument.startswith("-")):
+            if flag not in FLAGS:
+                raise UserError(f"{flag} is not an option of gptlab train{did_you_mean(flag, FLAGS)}")
         self.config_dir = option(self.arguments, "--config-dir", "-cd")
         if self.config_dir is not None and not (self.config_dir and Path(self.config_dir).expanduser().is_dir()):
             raise UserError(
                 f"--config-dir={self.config_dir} is not a folder; name one that holds groups, such as model/"
             )
+        if MULTIRUN & arguments and any(override.startswith("run_dir=") for override in self.overrides):
+            raise UserError("run_dir= is chosen for each run of a sweep; name the sweep's folder with name=NAME")
         if MULTIRUN & arguments and option(self.arguments, "--cfg", "-c") is not None:
             raise UserError("--cfg shows one run; leave out -m, or leave out --cfg")
         plugins.load(plugins.named_in(self.overrides))
@@ -108,8 +114,11 @@ class _Command:
         typed = [*map(for_hydra, self.overrides), *self.of_hydra]
         if MULTIRUN & arguments and not any(a.startswith("hydra.sweep.dir=") for a in typed):
             typed.append(f"hydra.sweep.dir='runs/{self._sweep_name()}'")
-        sys.argv = [self.program[0], *self.options, *typed]  # Hydra reads it, and wants options first
+        options = [option.replace("=~/", f"={Path.home()}/") for option in self.options]  # --config-dir=~/presets
+        sys.argv = [self.program[0], *options, *typed]  # Hydra reads it, and wants options first
         hydra.main(version_base="1.3", config_path=f"pkg://{composition.CONF}", config_name="config")(self._job)()
+        if MULTIRUN & arguments and len(self.codes) == 1:
+            raise UserError("the sweep has no runs: a glob, range or list among its overrides is empty")
 
     def _sweep_name(self) -> str:
         overrides = sorted(self.overrides)

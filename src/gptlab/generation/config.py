@@ -88,6 +88,13 @@ class DecodingConfig:
                         "decoding; leave out one of them"
                     )
 
+    def check_draft(self, *, given: bool) -> None:
+        """Refuse settings that do not fit a draft model, or its absence."""
+        if self.num_beams is not None and given:
+            raise UserError("draft_model= has no effect on beam search; leave out draft_model= or num_beams=")
+        if self.num_draft_tokens is not None and not given:
+            raise UserError("num_draft_tokens= is an option of speculative decoding; add draft_model=")
+
 
 @dataclass(kw_only=True, slots=True)
 class GenerateConfig(DecodingConfig):
@@ -106,8 +113,5 @@ class GenerateConfig(DecodingConfig):
             raise UserError("gptlab generate needs run=PATH: a run folder, a .ckpt file or a transformers folder")
         if self.prompt and self.prompt_file is not None:
             raise UserError("prompt= and prompt_file= are both given; use one of them")
-        if self.num_beams is not None and self.draft_model is not None:
-            raise UserError("draft_model= has no effect on beam search; leave out draft_model= or num_beams=")
         DecodingConfig.check(self)
-        if self.num_draft_tokens is not None and self.draft_model is None:
-            raise UserError("num_draft_tokens= is an option of speculative decoding; add draft_model=PATH")
+        self.check_draft(given=self.draft_model is not None)

@@ -21,7 +21,8 @@ def has_encoder(model: LanguageModel) -> bool:
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Sequences of any lengths as one tensor (B, T) with zeros at the end, and a mask (B, T), True on their tokens."""
-    tokens = pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True).to(device)
+    tensors = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
+    tokens = pad_sequence(tensors, batch_first=True).to(device)
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
     return tokens, torch.arange(tokens.shape[1], device=device) < lengths[:, None]
 

@@ -90,6 +90,7 @@ def generate(
         logprobs=logprobs,
     )
     config.check()
+    config.check_draft(given=draft_model is not None)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     encoded = encode_prompts(texts, tokenizer, model)
     return generate_encoded(

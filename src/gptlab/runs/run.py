@@ -74,12 +74,12 @@ class Run:
 
         folder, steps = self.path / "checkpoints", self.checkpoints
         names = {name: path for name in ("last", "best") if (path := checkpoint.linked(folder, name)) is not None}
-        found = steps.get(which) if isinstance(which, int) else names.get(which)
+        found = names.get(which) if isinstance(which, str) else steps.get(which)
         if found is None and which == "best":
             found = names.get("last")
         if found is None:
             known = ", ".join(map(str, [*steps, *names])) or "none"
-            raise UserError(f"{self.path} has no checkpoint {which}; it has: {known}")
+            raise UserError(f"{self.path} has no checkpoint {which!r}; it has: {known}")
         return found
 
     @cached_property

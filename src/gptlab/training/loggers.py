@@ -50,6 +50,7 @@ def _wandb(settings: WandbConfig, folder: Path, group: str, tags: list[str], hyp
             mode="offline" if offline else None,
             config=hyperparameters,
             settings=wandb.Settings(silent=True),  # the last line on the screen is gptlab's
+            reinit="finish_previous",  # of a sweep or a script; the default goes on with it
         )
         logger = WandbLogger(experiment=run, save_dir=str(folder))
     run.define_metric("step")
