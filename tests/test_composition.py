@@ -9,7 +9,7 @@ import yaml
 
 from gptlab import UserError, compose, composition, open_run
 from gptlab.config import to_plain
-from gptlab.overrides import FOREIGN, key_types
+from gptlab.overrides import FOREIGN, as_typed, for_hydra, key_types
 from gptlab.training.config import OWNED, TrainerConfig
 
 # overrides -> what the message must say
@@ -282,6 +282,7 @@ def test_an_override_is_read_as_it_is_typed(monkeypatch):
     monkeypatch.setenv("HOME", "/home/some one")
     for name in ("a=b", "a#b", "\u00e4", "it's", "a\\"):
         assert compose(f"name={name}").name == name
+        assert as_typed(for_hydra(f"name={name}")) == f"name={name}", "as a message shows it"
     assert compose("run_dir=~/x").folder() == "/home/some one/x"
     assert compose("logger=[wandb, tensorboard]").logger.wandb is not None
     assert compose("~debug") == compose()

@@ -87,6 +87,14 @@ def for_hydra(override: str) -> str:
     return f"++{override}" if role else override
 
 
+def as_typed(override: str) -> str:
+    """The reverse of `for_hydra`, for an override that is shown."""
+    key, _, value = override.lstrip("+").partition("=")
+    if (key in TEXT_KEYS or key.startswith("data.chat.")) and len(value) > 1 and value[0] == value[-1] == "'":
+        value = re.sub(r"(\\+)('|$)", lambda found: len(found[1]) // 2 * "\\" + found[2], value[1:-1])
+    return f"{key}={value}" if value else override
+
+
 def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]]) -> None:
     """Answer a key or preset that does not exist with the nearest one that does; `presets` are each group's names."""
     for override in overrides:

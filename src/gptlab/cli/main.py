@@ -1,6 +1,7 @@
 """The command `gptlab VERB ...`."""
 
 import importlib
+import os
 import sys
 
 VERBS = {
@@ -14,6 +15,14 @@ VERBS = {
 
 def main() -> int:
     """Hand the arguments to the verb's file; returns the exit code."""
+    try:
+        return _main()
+    except BrokenPipeError:  # `gptlab --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _main() -> int:
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help"):
         print("gptlab VERB key=value ...\n")

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from gptlab import composition, plugins
 from gptlab.cli.guard import guard
 from gptlab.errors import UserError, did_you_mean
-from gptlab.overrides import for_hydra, refuse_unknown
+from gptlab.overrides import as_typed, for_hydra, refuse_unknown
 
 HELP = """gptlab trains GPT-family models.
 
@@ -201,7 +201,7 @@ def _train(composed: DictConfig, overrides: list[str]) -> None:
 
 def continue_command(argv: list[str]) -> str:
     """The line that continues this run, for a shell: the one that started it, without a place to start from."""
-    arguments = [argument for argument in argv[1:] if not argument.startswith("resume=")]
+    arguments = [as_typed(argument) for argument in argv[1:] if not argument.startswith("resume=")]
     name = Path(argv[0]).name
     launcher = "" if not name.endswith(".py") else "python "
     if "TORCHELASTIC_RUN_ID" in os.environ:
