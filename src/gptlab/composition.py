@@ -44,8 +44,7 @@ def compose_plain(*overrides: str, config_dir: str | Path | None = None, plugins
 def _compose(
     overrides: Sequence[str], config_dir: str | Path | None, modules: Sequence[str]
 ) -> tuple[DictConfig, list[str]]:
-    if config_dir is not None and not (str(config_dir) and Path(config_dir).expanduser().is_dir()):
-        raise UserError(f"config_dir={config_dir} is not a folder; name one that holds groups, such as model/")
+    check_config_dir(config_dir, "config_dir")
     if isinstance(modules, str):
         modules = [modules]
     plugins.load([*plugins.named_in(overrides), *modules])
@@ -63,6 +62,12 @@ def _compose(
     with open_dict(config):
         del config["hydra"]
     return config, typed
+
+
+def check_config_dir(config_dir: str | Path | None, name: str) -> None:
+    """Refuse a folder of presets that is not there; `name` is what the user typed it for."""
+    if config_dir is not None and not (str(config_dir) and Path(config_dir).expanduser().is_dir()):
+        raise UserError(f"{name}={config_dir} is not a folder; name one that holds groups, such as model/")
 
 
 def settle(config: DictConfig, choices: typing.Mapping[str, Any]) -> None:

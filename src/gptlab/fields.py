@@ -1,5 +1,6 @@
 """Bounds of config values as metadata of their fields, and the one check that reads them."""
 
+import math
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
@@ -30,7 +31,9 @@ class Bounds:
 
     def __str__(self) -> str:
         low, high = (self.ge if self.gt is None else self.gt), (self.le if self.lt is None else self.lt)
-        if low is not None and high is not None:
+        if high == math.inf:
+            text = f"must be {'above' if self.ge is None else 'at least'} {low} and finite"
+        elif low is not None and high is not None:
             text = f"is outside {'[' if self.gt is None else '('}{low}, {high}{']' if self.lt is None else ')'}"
         elif low is not None:
             text = f"must be at least {low}" if self.gt is None else f"must be above {low}"

@@ -206,9 +206,10 @@ def explain(error: BaseException, overrides: Iterable[str]) -> str:
         key, value = several.groups()
         listed = f"; for a list write {key}=[{value}]" if _is_list(dict(key_types()).get(key)) or key in SEVERAL else ""
         return f"{key}={value} is several values; to run each in turn write -m {key}={value}{listed}"
-    if unread := next((o for o in overrides if "See https://hydra.cc" in text and o.partition("=")[2] in text), None):
-        key, _, value = unread.partition("=")
-        return f"{unread} cannot be read; quote the value: {key}='\"{value}\"'"
+    unread = [(key, value) for key, value in values.items() if value and value in text]
+    if unread and "See https://hydra.cc" in text:
+        ((key, value), *_) = unread
+        return f"{key}={value} cannot be read; quote the value: {key}='\"{value}\"'"
     if missing := re.match(r"In '[^']+': Could not (?:load|find) '((?!schema/)[^']*)'", text):
         return f"{missing[1]} is not a preset, and a preset that was chosen names it under defaults"
     if missing := re.match(r"In '([^']+)': Could not (?:load|find) 'schema/(\w+)/([^']*)'", text):

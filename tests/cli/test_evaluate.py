@@ -154,7 +154,7 @@ def test_answers_side_by_side(run, say, table):
     options = (f"run={run}", f"data={table()}", *ASK, "num_fewshot=[0,1]", settings, "max_new_tokens=5", "limit=4")
     out = say(*options, "n_shown=2", r"separator=\n--\n")
     blocks = out.split("\n--- ")
-    assert len(blocks) == 2 and blocks[0].startswith("--- row 1 of ")
+    assert len(blocks) == 2 and blocks[0].startswith("--- record 1 of ")
     names = ["temperature=0", "temperature=0.7,top_p=0.9", "num_beams=2"]
     labels = [f"{n}-shot, {name}" for n in (0, 1) for name in names]
     for name in ("prompt", "reference", *labels):
@@ -170,7 +170,7 @@ def test_answers_side_by_side(run, say, table):
 
 def test_examples_of_another_table(run, say, table):
     options = (f"run={run}", f"data={table(1)}", *ASK, "num_fewshot=2", "max_new_tokens=2", "seed=1")
-    assert "needs 2 examples before row 1" in say(*options, expect=2)
+    assert "needs 2 examples before record 1" in say(*options, expect=2)
     say(*options, f"examples={table(3, 'more.jsonl')}")
 
 
@@ -215,21 +215,21 @@ def test_architectures(say, table, tmp_path):
         ("num_fewshot=[0 data=rows.jsonl", "num_fewshot=[0 is not a list of values; write num_fewshot=[one,two]"),
         ("data=rows.jsonl", "data= needs prompt="),
         ("data=rows.jsonl prompt={n}", "data= needs answer="),
-        ("data=rows.jsonl prompt={m} answer={a}", "prompt has the field {m}, which row 1 of rows.jsonl lacks"),
-        ("data=rows.jsonl prompt=m answer={a}", "prompt='m' names no column, so that it is the same for all rows"),
+        ("data=rows.jsonl prompt={m} answer={a}", "prompt has the field {m}, which record 1 of rows.jsonl lacks"),
+        ("data=rows.jsonl prompt=m answer={a}", "prompt='m' names no column, so that it is the same for all records"),
         ("data=rows.jsonl prompt={n answer={a}", "and a brace itself as {{ or }}"),
         ("data=none.jsonl prompt={n} answer={a}", "none.jsonl does not exist; give a table"),
         ("data=empty.jsonl prompt={n} answer={a}", "empty.jsonl is empty"),
         (
             "data=rows.jsonl prompt={n} answer={a} num_fewshot=6",
-            "num_fewshot=6 needs 6 examples before row 1 of rows.jsonl",
+            "num_fewshot=6 needs 6 examples before record 1 of rows.jsonl",
         ),
         (
             "data=rows.jsonl prompt={n} answer={a} max_new_tokens=80",
-            "the context of 64 holds; leave the row out, shorten prompt=, or lower max_new_tokens=",
+            "the context of 64 holds; leave the record out, shorten prompt=, or lower max_new_tokens=",
         ),
         ("data=rows.jsonl prompt={n} answer={a} choices=[yes]", "choices= has fewer than two choices"),
-        ("data=rows.jsonl prompt={n} answer={a} choices=d", "choices=d is not a column of row 1 of rows.jsonl"),
+        ("data=rows.jsonl prompt={n} answer={a} choices=d", "choices=d is not a column of record 1 of rows.jsonl"),
         ("data=rows.jsonl prompt={n} answer={a} examples=rows.jsonl", "examples= is for few-shot examples"),
         ("data=rows.jsonl prompt={n} answer={a} settings=[heat=1]", "unknown option heat of settings="),
         ("data=rows.jsonl prompt={n} answer={a} settings=[top_p=2]", "top_p=2.0 is outside (0, 1]"),
@@ -251,6 +251,7 @@ def test_architectures(say, table, tmp_path):
         ("corpus=one.txt", "there is no token to predict; give a longer text"),
         ("", "run=run has no record of what it was trained on; name a text with corpus=FILE"),
         ("run=run", "run=run is given twice"),
+        ("corpus=", "corpus= is empty"),
         ("run=./none corpus=rows.jsonl", "run=./none does not exist"),
         ("corpus=rows.jsonl to=none/out.json", "to=none/out.json is not a file in a folder that exists"),
         ("corpus=rows.jsonl device=meta", "device=meta holds no values"),

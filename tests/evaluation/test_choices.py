@@ -13,7 +13,7 @@ def table(n=8, **options):
     texts = ["naïve", "it was", "so it goes on and on", "x"]
     rows = [
         Example(
-            where=f"row {i}",
+            where=f"record {i}",
             prompt="was it " + "so " * (i % 4) + "?" * i,
             choices=tuple(texts[i % 2 :]),
             answer=texts[2],
@@ -73,7 +73,7 @@ def test_an_encoder_decoder_scores_choices_with_its_decoder():
 
 def test_half_a_pair_of_surrogates_is_three_bytes(small):
     """JSON may hold one."""
-    row = Example(where="row 0", prompt="x", choices=("aaaa", "\ud800"), answer="aaaa")
+    row = Example(where="record 0", prompt="x", choices=("aaaa", "\ud800"), answer="aaaa")
     found = choose(small(context_length=20), ByteTokenizer(), table(items=[row], pool=[row]), [0])
     (sample,) = found["samples"]
     long, half = sample["fewshot"]["0"]["log_likelihood"]

@@ -13,7 +13,7 @@ from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
 
 def prompts(n=10, **options):
-    rows = [Example(where=f"row {i}", prompt=f"q{i}", answer=f"a{i}") for i in range(n)]
+    rows = [Example(where=f"record {i}", prompt=f"q{i}", answer=f"a{i}") for i in range(n)]
     return Prompts(**{"items": rows, "pool": rows, "pool_name": "FILE", "seed": 7} | options)
 
 
@@ -47,15 +47,15 @@ def test_examples_are_drawn_by_seed_and_index_alone():
 
 
 def test_a_prompt_is_never_its_own_example_however_often_it_occurs():
-    row = Example(where="row 1", prompt="q", answer="a")
-    others = [Example(where=f"row {i}", prompt=p, answer="x") for i, p in enumerate(("q", "r", "q", "s"), 2)]
+    row = Example(where="record 1", prompt="q", answer="a")
+    others = [Example(where=f"record {i}", prompt=p, answer="x") for i, p in enumerate(("q", "r", "q", "s"), 2)]
     found = prompts(items=[row], pool=[row, *others])
     for seed in range(20):
         found.seed = seed
         assert sorted(found.text(0, 2).split("\n\n")[:-1]) == ["r x", "s x"]
     found.check([0, 2])
     with pytest.raises(
-        ValueError, match=r"num_fewshot=3 needs 3 examples before row 1, and FILE has 2 with another prompt"
+        ValueError, match=r"num_fewshot=3 needs 3 examples before record 1, and FILE has 2 with another prompt"
     ):
         found.check([0, 3])
 
@@ -79,12 +79,12 @@ def test_an_answer_is_what_follows_the_prompts_tokens(small):
     t5 = build_model(EncoderDecoderConfig(n_layer=1, n_head=2, d_model=8), 300, seed=0)
     assert encode_prompt("the answer", tokenizer, t5) == [*tokenizer.encode("the answer"), tokenizer.eot]
     assert encode_answer("the answer is", " ", "yes", tokenizer, t5) == tokenizer.encode("yes").tolist()
-    with pytest.raises(ValueError, match="row 1 is empty"):
-        encode_prompt("", tokenizer, model, "row 1")
+    with pytest.raises(ValueError, match="record 1 is empty"):
+        encode_prompt("", tokenizer, model, "record 1")
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_the_number_of_examples_that_would(small):
-    rows = [Example(where=f"row {i}", prompt="q" * i, answer="yes") for i in (1, 9, 4)]
+    rows = [Example(where=f"record {i}", prompt="q" * i, answer="yes") for i in (1, 9, 4)]
     found = Prompts(items=rows, pool=rows, pool_name="FILE", separator="|", seed=0)
     tokenizer = ByteTokenizer()
     # "qqqq yes|qqqqqqqqq yes|q" has 24 tokens, as the other rows with two shots; an answer's last is not read.
@@ -92,10 +92,10 @@ def test_a_prompt_that_does_not_fit_is_refused_with_the_number_of_examples_that_
     with pytest.raises(ValueError) as refused:
         check_fit(found, [0, 2], [3] * 3, tokenizer, small(context_length=25))
     assert str(refused.value) == (
-        "row 1 with num_fewshot=2 has 24 tokens and needs 3 for its answer: 1 more than the context of 25 holds; "
+        "record 1 with num_fewshot=2 has 24 tokens and needs 3 for its answer: 1 more than the context of 25 holds; "
         "every prompt fits with num_fewshot=1"
     )
-    with pytest.raises(ValueError, match=r"3 more .* of 8 holds; leave the row out, shorten prompt=, or shorten its"):
+    with pytest.raises(ValueError, match=r"3 more .* of 8 holds; leave the record out, shorten prompt=, or "):
         check_fit(found, [0], [3] * 3, tokenizer, small(context_length=8))
     t5 = build_model(EncoderDecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=4), 257, seed=0)
     check_fit(found, [2], [3] * 3, tokenizer, t5)  # positions are relative there
@@ -115,7 +115,7 @@ def test_rows_of_a_table(table):
     prompt, answer = Template("Q: {q}", "prompt"), Template(" {a}", "answer")
     one, two = read_examples(file, prompt, answer)
     assert (one.prompt, one.answer, two.answer) == ("Q: one?", "1", "y")
-    assert one.where == f"row 1 of {file}"
+    assert one.where == f"record 1 of {file}"
     one, two = read_examples(file, prompt, answer, "c")
     assert one.choices == ("1", "2") and one.answer == "1"  # the choice itself, not the one with that number
     assert two.choices == ("x", "y") and two.answer == "y"
@@ -126,13 +126,17 @@ def test_rows_of_a_table(table):
 def test_bad_rows_are_named(table, tmp_path):
     prompt, answer = Template("{q}", "prompt"), Template("{a}", "answer")
     for row, choices, message in (
-        ({"q": "?"}, None, r"answer has the field \{a\}, which row 1 of .* lacks; it has q"),
-        ({"q": "?", "a": " "}, None, "row 1 of .* has no answer"),
-        ({"q": "?", "a": "z"}, ("x", "y"), "row 1 of .*: the answer 'z' is not among the choices x, y"),
+        ({"q": "?"}, None, r"answer has the field \{a\}, which record 1 of .* lacks; it has q"),
+        ({"q": "?", "a": " "}, None, "record 1 of .* has no answer"),
+        ({"q": "?", "a": "z"}, ("x", "y"), "record 1 of .*: the answer 'z' is not among the choices x, y"),
         ({"q": "?", "a": "2"}, ("x", "y"), "the answer '2' is not among the choices x, y"),
-        ({"q": "?", "a": "x"}, "c", r"choices=c is not a column of row 1 of .*, which has q, a; .* choices=\[yes,no\]"),
-        ({"q": "?", "a": "x", "c": "x, y"}, "c", "choices=c in row 1 .* is not a list of two or more texts"),
-        ({"q": "?", "a": "x", "c": ["x"]}, "c", "choices=c in row 1 .* is not a list of two or more texts"),
+        (
+            {"q": "?", "a": "x"},
+            "c",
+            r"choices=c is not a column of record 1 of .*, .* choices=\[yes,no\]",
+        ),
+        ({"q": "?", "a": "x", "c": "x, y"}, "c", "choices=c in record 1 .* is not a list of two or more texts"),
+        ({"q": "?", "a": "x", "c": ["x"]}, "c", "choices=c in record 1 .* is not a list of two or more texts"),
         ({"q": "?", "a": "x", "c": ["x", "x"]}, "c", "has a choice that is empty or given twice"),
     ):
         with pytest.raises(ValueError, match=message):

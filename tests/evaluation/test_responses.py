@@ -67,7 +67,7 @@ def test_rouge_needs_no_download(monkeypatch):
 
 
 def table(n=5, **options):
-    rows = [Example(where=f"row {i}", prompt="ask" + "." * i, answer="ab" * (i + 1)) for i in range(n)]
+    rows = [Example(where=f"record {i}", prompt="ask" + "." * i, answer="ab" * (i + 1)) for i in range(n)]
     return Prompts(**{"items": rows, "pool": rows, "pool_name": "FILE", "seed": 1} | options)
 
 
@@ -144,7 +144,8 @@ def test_an_answer_ends_where_the_next_example_would_begin(small):
 def test_refused_before_any_work(responder, monkeypatch):
     monkeypatch.setattr(Responder, "respond", lambda *_, **__: pytest.fail("worked"))
     with pytest.raises(
-        ValueError, match=r"row 0 with num_fewshot=4 .* the context of 90 holds; every prompt fits with num_fewshot=2"
+        ValueError,
+        match=r"record 0 with num_fewshot=4 .* the context of 90 holds; every prompt fits with",
     ):
         respond_to_all(responder, table(), [0, 4], {"temperature=0": GREEDY}, max_new_tokens=45)
 

@@ -28,7 +28,7 @@ HELP = """gptlab evaluate run=PATH [run=PATH ...] [key=value ...]
     prompt answer       text with columns as {question}; \\n is a new line
     choices             multiple choice: the column with the list, or the choices for all prompts as [yes,no]
     num_fewshot         numbers of examples before each prompt, as [0,1,5] (0)
-    examples            a table that examples are drawn from (the other rows of data)
+    examples            a table that examples are drawn from (the other records of data)
     separator           between examples (a blank line)
     delimiter           between a prompt and its answer (a space)
     seed                of the choice of examples and of sampling (1337)

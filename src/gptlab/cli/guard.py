@@ -26,7 +26,8 @@ def guard(action: Callable[[], None], arguments: Sequence[str] = ()) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
-        return _print("standard output was closed before the end", 1)
+        asked = {"-h", "--help", "--cfg"} & set(sys.argv)  # by `--help | head`, which nothing is lost by
+        return 1 if asked else _print("standard output was closed before the end", 1)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is not None:

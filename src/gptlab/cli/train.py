@@ -94,10 +94,7 @@ class _Command:
             if flag not in FLAGS:
                 raise UserError(f"{flag} is not an option of gptlab train{did_you_mean(flag, FLAGS)}")
         self.config_dir = option(self.arguments, "--config-dir", "-cd")
-        if self.config_dir is not None and not (self.config_dir and Path(self.config_dir).expanduser().is_dir()):
-            raise UserError(
-                f"--config-dir={self.config_dir} is not a folder; name one that holds groups, such as model/"
-            )
+        composition.check_config_dir(self.config_dir, "--config-dir")
         if MULTIRUN & arguments and any(override.startswith("run_dir=") for override in self.overrides):
             raise UserError("run_dir= is chosen for each run of a sweep; name the sweep's folder with name=NAME")
         if MULTIRUN & arguments and option(self.arguments, "--cfg", "-c") is not None:

@@ -42,7 +42,7 @@ def choose(
     numbers: dict[str, float] = {}
     samples: list[dict[str, Any]] = [
         {
-            "row": item.where,
+            "record": item.where,
             "prompt": item.prompt,
             "reference": item.answer,
             "choices": list(item.choices),

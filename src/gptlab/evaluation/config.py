@@ -48,8 +48,8 @@ class EvaluateConfig:
     run: list[str] = field(default_factory=list)  # may be given several times
     corpus: list[str] = field(default_factory=list)  # text to predict; may be given several times
     stride: int | None = bounded(None, ge=1)  # of the sliding window over it; null: half the context
-    data: str | None = None  # a table whose rows are prompts and answers
-    examples: str | None = None  # a table that few-shot examples are drawn from; null: the other rows
+    data: str | None = None  # a table whose records are prompts and answers
+    examples: str | None = None  # a table that few-shot examples are drawn from; null: the other records
     prompt: str | None = None
     answer: str | None = None
     choices: str | tuple[str, ...] | None = None  # the column with the choices, or the same choices for each prompt
@@ -118,6 +118,8 @@ class EvaluateConfig:
             )
         if self.separator is not None and not any(fewshot) and (self.choices is not None or self.stop):
             raise UserError("separator= goes between few-shot examples; add num_fewshot=[0,1,5]")
+        if not all(self.corpus):
+            raise UserError("corpus= is empty; name a text file, a folder or a glob")
         if self.stop and not all(self.stop):
             raise UserError("stop= has an empty text, which would end every answer at once; leave it out")
         if self.separator == "" and self.stop is None and self.kind is Kind.answers:

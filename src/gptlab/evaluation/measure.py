@@ -136,8 +136,8 @@ def _prompts(config: EvaluateConfig) -> Prompts:
     for option, template in (("prompt", prompt), ("answer", answer)):
         if not template.fields:
             raise UserError(
-                f"{option}={template.text!r} names no column, so that it is the same for all rows; write a column as "
-                "{name}"
+                f"{option}={template.text!r} names no column, so that it is the same for all records; write a column "
+                "as {name}"
             )
     items = read_examples(data, prompt, answer, config.choices)
     pool_name, pool = data, items

@@ -21,7 +21,7 @@ DELIMITER = " "
 
 @dataclass(kw_only=True, slots=True)
 class Example:
-    """A row of a table as text: a prompt and its reference answer."""
+    """A record of a table as text: a prompt and its reference answer."""
 
     where: str  # in the file, for errors
     prompt: str
@@ -32,17 +32,17 @@ class Example:
 def read_examples(
     file: str, prompt: Template, answer: Template, choices: str | tuple[str, ...] | None = None
 ) -> list[Example]:
-    """Read a table, one example per row; `choices` is a column that holds a list, or the same choices for all.
+    """Read a table, one example per record; `choices` is a column that holds a list, or the same choices for all.
 
     An answer may also be the index of the correct choice, from 0, where no choice is spelled like that. UserError names
-    the row that lacks a field, or whose answer is not among its choices.
+    the record that lacks a field, or whose answer is not among its choices.
     """
     examples = []
     for number, values in enumerate(read_table(file), 1):
-        where = f"row {number} of {file}"
+        where = f"record {number} of {file}"
         example = Example(where=where, prompt=prompt.fill(values, where), answer=answer.fill(values, where).strip())
         if not example.answer:
-            raise UserError(f"{where} has no answer: answer={answer.text!r} gives an empty text; leave the row out")
+            raise UserError(f"{where} has no answer: answer={answer.text!r} gives an empty text; leave the record out")
         if choices is not None:
             example.choices = choices if isinstance(choices, tuple) else _choices(choices, values, where)
             example.answer = _correct(example)
@@ -162,7 +162,7 @@ def check_fit(
     n_answer = answer_lengths[worst]
     n_prompt = over + limit + 1 - n_answer
     fits = next((n for n in range(most - 1, -1, -1) if all(excess(i, n) <= 0 for i in range(len(prompts.items)))), None)
-    advice = f"leave the row out, shorten prompt=, or {advice}"
+    advice = f"leave the record out, shorten prompt=, or {advice}"
     if fits is not None:
         advice = f"every prompt fits with num_fewshot={fits}"
     raise UserError(

@@ -45,7 +45,7 @@ def _with_answers(sample: dict[str, Any]) -> str:
         lines.append([f"{answer['num_fewshot']}-shot, {answer['setting']}", answer["text"]])
     width = max(len(name) for name, _ in lines)
     indented = [(name, text.replace("\n", "\n" + " " * (width + 2))) for name, text in lines]
-    return "\n".join([f"--- {sample['row']}", *(f"{name:<{width}}  {text}".rstrip() for name, text in indented)])
+    return "\n".join([f"--- {sample['record']}", *(f"{name:<{width}}  {text}".rstrip() for name, text in indented)])
 
 
 def _score_table(numbers: dict[str, float], names: Sequence[str]) -> str:

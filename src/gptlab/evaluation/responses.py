@@ -67,7 +67,7 @@ def respond_to_all(
     stop = (prompts.separator,) if stop is None else stop
     numbers: dict[str, float] = {}
     samples: list[dict[str, Any]] = [
-        {"row": item.where, "prompt": item.prompt, "reference": item.answer, "answers": []} for item in prompts.items
+        {"record": item.where, "prompt": item.prompt, "reference": item.answer, "answers": []} for item in prompts.items
     ]
     for n in num_fewshot:
         encoded = [prompts.encoded(i, n, tokenizer, model) for i in range(len(prompts.items))]

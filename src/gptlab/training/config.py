@@ -26,7 +26,7 @@ class OptimizerConfig:
     """What every optimizer has; each registers a subclass with `build`."""
 
     type: str = ""
-    lr: float = bounded(1e-3, gt=0)
+    lr: float = bounded(1e-3, gt=0, lt=math.inf)
     grad_clip: float | None = bounded(1.0, gt=0)  # by the global norm; null: gradients are left as they are
     weight_decay: float = bounded(0.1, ge=0)
     decay: Decay = Decay.matrices
@@ -71,8 +71,8 @@ class AdamWConfig(OptimizerConfig):
 class MuonConfig(OptimizerConfig):
     """Muon on the blocks' matrices, AdamW on the rest; updates of both have the size of AdamW's."""
 
-    lr: float = bounded(3e-3, gt=0)
-    adamw_lr: float | None = bounded(None, gt=0)  # null: lr
+    lr: float = bounded(3e-3, gt=0, lt=math.inf)
+    adamw_lr: float | None = bounded(None, gt=0, lt=math.inf)  # null: lr
     momentum: float = bounded(0.95, ge=0, lt=1)
     newton_schulz_steps: int = bounded(5, ge=1)
 
