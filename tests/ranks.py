@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -81,9 +82,12 @@ def one(job: dict) -> None:
 
     from gptlab.data.sources.config import TextConfig
     from gptlab.distributed.config import Recompute, Sharding, StrategyConfig
+    from gptlab.distributed.signals import Stopped
     from gptlab.models.config import model_from_plain
     from gptlab.runs import amendments
     from gptlab.runs.folder import RunFolder
+    from gptlab.training import datamodule
+    from gptlab.training.callbacks.throughput import Throughput
     from gptlab.training.config import (
         AdamWConfig,
         CallbacksConfig,
@@ -124,23 +128,51 @@ def one(job: dict) -> None:
             if trainer.global_rank == 0 and module.finished_steps == job["amend"]["at"] - 1:
                 amendments.add(RunFolder(Path(job["folder"]), writes=True), job["amend"]["overrides"])
 
-    train(
-        small_run(
-            Path(job["folder"]),
-            optimizer=optimizer(lr=1e-2, grad_clip=0.3),
-            strategy=StrategyConfig(**strategy),
-            trainer=TrainerConfig(
-                accelerator="cpu",
-                devices=int(os.environ.get("WORLD_SIZE", 1)),
-                val_check_interval=5,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            ),
-            callbacks=CallbacksConfig(checkpoint=CheckpointConfig(**saved), spike=spike, sample=None, plot=False),
-            **more,
+    class Signal(Callback):
+        """Sends this process a signal in a micro-batch of a step, or in a batch of the evaluation after it."""
+
+        def __init__(self, rank, step, micro_batch=None, evaluation_batch=None):
+            self.here = int(os.environ.get("RANK", 0)) == rank
+            self.step, self.micro_batch, self.evaluation_batch = step, micro_batch, evaluation_batch
+
+        def on_train_start(self, trainer, module):
+            if self.here and self.micro_batch is not None:
+                module.before_micro_batch.append(
+                    lambda index, _: self._send((module.finished_steps, index) == (self.step, self.micro_batch))
+                )
+
+        def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+            self._send(self.here and (module.finished_steps, batch_idx) == (self.step, self.evaluation_batch))
+
+        def _send(self, now):
+            if now:
+                signal.raise_signal(signal.SIGTERM)
+
+    config = small_run(
+        Path(job["folder"]),
+        optimizer=optimizer(lr=1e-2, grad_clip=0.3),
+        strategy=StrategyConfig(**strategy),
+        trainer=TrainerConfig(
+            accelerator="cpu",
+            devices=int(os.environ.get("WORLD_SIZE", 1)),
+            val_check_interval=5,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         ),
-        [_bytes_callback(Path(job["folder"])), *([Amends()] if "amend" in job else [])],
+        callbacks=CallbacksConfig(checkpoint=CheckpointConfig(**saved), spike=spike, sample=None, plot=False),
+        **more,
     )
+    callbacks = [_bytes_callback(Path(job["folder"])), *([Amends()] if "amend" in job else [])]
+    if job.get("slow"):
+        Throughput.is_slow = lambda self: True
+        datamodule.EVAL_TOKENS = 128
+    if "signal" not in job:
+        train(config, callbacks)
+        return
+    try:
+        train(config, [*callbacks, Signal(**job["signal"])])
+    except Stopped as stopped:
+        (Path(job["folder"]) / f"stopped_{os.environ.get('RANK', 0)}").write_text(str(stopped))
 
 
 def _fsdp_groups(model):

@@ -10,7 +10,7 @@ from torch import nn
 
 from gptlab.data.prepare import prepare
 from gptlab.distributed.devices import Devices
-from gptlab.forecast import PETAFLOPS_DAY, _bytes, _flops, make_plan
+from gptlab.forecast import make_plan
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import ModelConfig
@@ -110,10 +110,3 @@ def test_a_model_that_cannot_be_counted_has_a_plan(planned):
     assert plan.flops_per_token == 6 * 8 * VOCABULARY and "activations" not in plan.memory
     assert "(6 N: the model does not run on the meta device" in text and "activations unknown" in text
     assert plan.memory["total"] == 16 * 8 * VOCABULARY
-
-
-def test_units_that_a_person_reads():
-    assert _flops(8_650_752) == "8.7 MFLOP"
-    assert _flops(3.2e15) == "3.2 PFLOP"
-    assert _flops(3640 * PETAFLOPS_DAY) == "3.14e+23 FLOP (3,640.0 petaflop/s-days)"
-    assert (_bytes(5 * 2**20), _bytes(2**30), _bytes(2**41)) == ("5.0 MiB", "1.00 GiB", "2.00 TiB")

@@ -14,6 +14,7 @@ SOURCE = ROOT / "src" / "gptlab"
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "units": 0,
     "values": 0,
     "fields": 0,
     "registry": 0,

@@ -8,13 +8,12 @@ from gptlab import costs
 from gptlab.config import RunConfig
 from gptlab.distributed.config import Layout
 from gptlab.models.base import LanguageModel
+from gptlab.units import bytes_text, flops_text, plural
 
 if TYPE_CHECKING:
     from gptlab.data.prepare import PreparedData
     from gptlab.distributed.devices import Devices
     from gptlab.objectives.base import Objective
-
-PETAFLOPS_DAY = 1e15 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,27 +76,30 @@ class Plan:
             epochs = self.n_steps * sequences_per_step / self.n_examples
         per_parameter = self.total_tokens / self.parameters["total"]
         return (
-            f"{_plural(self.n_steps, 'step')}, {self.total_tokens:,} tokens: {epochs:,.2f} epochs, "
+            f"{plural(self.n_steps, 'step')}, {self.total_tokens:,} tokens: {epochs:,.2f} epochs, "
             f"{per_parameter:,.1f} tokens per parameter"
         )
 
     def _batch(self, sequences_per_step: int, context_length: int) -> str:
         data, tensor, table = self.layout.data, self.layout.tensor, self.n_examples is not None
         factors = [
-            _plural(sequences_per_step // data // self.accumulation, "example" if table else "sequence"),
+            plural(sequences_per_step // data // self.accumulation, "example" if table else "sequence"),
             f"{context_length:,} tokens" + (" or fewer" if table else ""),
-            _plural(data, "device") if tensor == 1 else f"{_plural(data, 'group')} of {tensor} devices",
-            _plural(self.accumulation, "gradient accumulation step"),
+            plural(data, "device") if tensor == 1 else f"{plural(data, 'group')} of {tensor} devices",
+            plural(self.accumulation, "gradient accumulation step"),
         ]
         return f"{self.step_tokens:,} tokens per step = {' x '.join(factors)}"
 
     def _compute(self) -> str:
-        text = f"{_flops(self.flops_per_token)} per token, {_flops(self.flops_per_token * self.total_tokens)} in total"
+        total = self.flops_per_token * self.total_tokens
+        text = f"{flops_text(self.flops_per_token)} per token, {flops_text(total)} in total"
         return text if not self.uncounted else f"about {text} (6 N: {self.uncounted})"
 
     def _memory(self) -> str:
-        sizes = ", ".join(f"{name} {_bytes(size)}" for name, size in self.memory.items() if size and name != "total")
-        text = f"about {_bytes(self.memory['total'])} per device ({sizes})"
+        sizes = ", ".join(
+            f"{name} {bytes_text(size)}" for name, size in self.memory.items() if size and name != "total"
+        )
+        text = f"about {bytes_text(self.memory['total'])} per device ({sizes})"
         return text if not self.uncounted else f"{text}; activations unknown and left out"
 
 
@@ -160,23 +162,3 @@ def make_plan(
         devices=devices.describe(),
         layout=layout,
     )
-
-
-def _plural(count: int, one: str) -> str:
-    return f"{count:,} {one}" + "s" * (count != 1)
-
-
-def _bytes(size: int) -> str:
-    for least, unit, name in ((2**40, 2**40, "TiB"), (2**30 / 10, 2**30, "GiB")):
-        if size >= least:
-            return f"{size / unit:,.2f} {name}"
-    return f"{size / 2**20:.1f} MiB"
-
-
-def _flops(count: float) -> str:
-    if count >= PETAFLOPS_DAY / 10:
-        return f"{count:.2e} FLOP ({count / PETAFLOPS_DAY:,.1f} petaflop/s-days)"
-    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
-        if count >= size:
-            return f"{count / size:,.1f} {prefix}FLOP"
-    return f"{count / 1e6:,.1f} MFLOP"

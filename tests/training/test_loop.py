@@ -1,17 +1,25 @@
 """A whole run, from config to last line."""
 
+import copy
 import json
 import math
+import os
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from ranks import roll_back_to
 from small_runs import small_run
 
+from gptlab.config import to_plain
 from gptlab.data.sources.config import TextConfig
 from gptlab.data.token_file import TokenFile
+from gptlab.data.tokenizers.config import TokenizerFileConfig
 from gptlab.distributed.signals import Failure
+from gptlab.errors import UserError
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.runs import checkpoint
@@ -50,7 +58,7 @@ def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys, monkeypatch):
 
     names = {path.name for path in run.iterdir()}
     assert names == {
-        *("config.yaml", "tokenizer.json", "metrics.csv", "events.jsonl", "summary.json"),
+        *("config.yaml", "inputs.json", "tokenizer.json", "metrics.csv", "events.jsonl", "summary.json"),
         *("loss.png", "samples.txt", "checkpoints", "lock"),
     }
     saved = {"step_00000010.ckpt", "last.ckpt", "best.ckpt", "SHA256SUMS"}
@@ -165,6 +173,86 @@ def test_a_changed_config_is_refused_with_the_difference(tmp_path):
         train(small_run(tmp_path / "run", optimizer=AdamWConfig(lr=2e-2)))
     with pytest.raises(ValueError, match=r"resume=null.*resume=auto"):
         train(small_run(tmp_path / "run", resume=None))
+
+
+def write_bpe(path, *merges):
+    """A tokenizer.json of letters and the given merges."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz .\n", "<|endoftext|>"]
+    tokens = [*letters, *("".join(merge.split()) for merge in merges)]
+    model = {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": list(merges)}
+    added = {"id": len(letters) - 1, "content": "<|endoftext|>", "special": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [added | flags], "model": model}))
+
+
+@pytest.fixture(scope="module")
+def trained_from_files(tmp_path_factory):
+    """A finished run whose corpus, tokenizer and initial weights are files."""
+    place = tmp_path_factory.mktemp("from_files")
+    write_bpe(place / "tokenizer.json", "t h", "a n")
+    tokenizer = TokenizerFileConfig(path=str(place / "tokenizer.json"))
+    train(small_run(place / "first", tokenizer=tokenizer, budget_steps=2))
+    config = small_run(place / "run", tokenizer=tokenizer)
+    config.model.init_from = str(place / "first")
+    train(config)
+    return place, config
+
+
+def replace_text(place):
+    path = place / "text.txt"
+    before, text = path.stat(), path.read_text()
+    path.write_text(text.replace("the", "hte"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+
+
+def replace_weights(place):
+    checkpoint.save(
+        (place / "first" / "checkpoints" / "best.ckpt").resolve(),
+        checkpoint.load(place / "first" / "checkpoints" / "best.ckpt").state,
+        {k: v + 1 for k, v in checkpoint.load(place / "first" / "checkpoints" / "best.ckpt").weights().items()},
+    )
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("replace", "what"),
+    [
+        (replace_text, "the corpus has changed since"),
+        (lambda place: write_bpe(place / "tokenizer.json", "t h", "o n"), "the tokenizer has changed since"),
+        (replace_weights, "model.init_from names other weights now"),
+    ],
+    ids=["text", "tokenizer", "weights"],
+)
+def test_a_run_whose_files_were_replaced_is_refused(trained_from_files, tmp_path, replace, what, finished):
+    original, config = trained_from_files
+    place = tmp_path / "place"
+    shutil.copytree(original, place, symlinks=True)
+    config = copy.deepcopy(config)
+    config.run_dir, config.data.path = str(place / "run"), str(place / "text.txt")
+    config.tokenizer.path, config.model.init_from = str(place / "tokenizer.json"), str(place / "first")
+    # The copies are at other paths, which are part of the config; only what they hold is changed below.
+    (place / "run" / "config.yaml").write_text(yaml.safe_dump(to_plain(config)))
+    if not finished:
+        shutil.rmtree(place / "run")
+        config.callbacks.checkpoint.every_steps, config.callbacks.checkpoint.keep_last = 5, 9
+        train(config)
+        roll_back_to(place / "run", place / "half", 5)
+        config.run_dir = str(place / "half")
+    replace(place)
+    metrics = (Path(config.run_dir) / "metrics.csv").read_bytes()
+    with pytest.raises(UserError, match=f"{what}.*restore it, or start another run with name="):
+        train(config)
+    assert (Path(config.run_dir) / "metrics.csv").read_bytes() == metrics
+
+
+def test_a_finished_run_needs_its_data_no_more(tmp_path, capsys):
+    config = small_run(tmp_path / "run")
+    loss = train(config).summary["val/loss"]
+    (tmp_path / "text.txt").unlink()
+    assert train(config).summary["val/loss"] == loss
+    shown = capsys.readouterr()
+    assert "is finished" in shown.out and "not checked" in shown.err and "text.txt does not exist" in shown.err
 
 
 def test_another_place_is_no_change(tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class PreparedData:
     val: TokenFile | None
     test: TokenFile | None
     fingerprint: str  # sha256 over the corpus's content, the tokenizer and the split
+    inputs: dict[str, str]  # as `inputs_of` gives them
     folder: Path
     description: str
     examples: dict[str, ExampleTable] = field(default_factory=dict)
@@ -89,6 +91,7 @@ def prepare(
         raise TypeError(f"data={data.type} gives records; its config {type(data).__name__} has to extend TableConfig")
     chat_template = _chat_template(data)
     fingerprint = _fingerprint(data, tokenizer, corpus, chat_template)
+    inputs = _inputs(tokenizer, corpus, chat_template)
     root = cache_root(data.cache_dir)
     folder = root / f"{data.type}-{fingerprint[:16]}"
     made = None
@@ -109,9 +112,25 @@ def prepare(
                     _open_files(folder, data)  # verified under the lock, once for all that wait
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
-    prepared = _load(folder, data, corpus, fingerprint, made, verify)
+    prepared = _load(folder, data, corpus, fingerprint, inputs, made, verify)
     prepared.chat_template = chat_template
     return prepared
+
+
+def inputs_of(data: DataConfig, tokenizer: TokenizerConfig) -> dict[str, str]:
+    """A SHA-256 of each thing that `prepare` reads, by the key that a user knows it by; no token is made."""
+    data.check()
+    tokenizer.check()
+    return _inputs(tokenizer, data.build(progress=False), _chat_template(data))
+
+
+def _inputs(tokenizer: TokenizerConfig, corpus: Corpus | RecordSource, chat_template: str | None) -> dict[str, str]:
+    inputs = {"data": corpus.fingerprint, "tokenizer": _sha256(tokenizer.identity())}
+    return inputs if chat_template is None else inputs | {"data.chat_template": _sha256(chat_template)}
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _chat_template(data: DataConfig) -> str | None:
@@ -132,7 +151,7 @@ def _fingerprint(
         key["examples"] = {name: getattr(data, name) for name in fields}
         if chat_template is not None:
             key["examples"]["chat_template"] = chat_template
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return _sha256(key)
 
 
 def _open_files(folder: Path, data: DataConfig, verify: bool | None = None) -> dict[str, TokenFile]:
@@ -144,6 +163,7 @@ def _load(
     data: DataConfig,
     corpus: Corpus | RecordSource,
     fingerprint: str,
+    inputs: dict[str, str],
     made: Tokenizer | None,
     verify: bool | None,
 ) -> PreparedData:
@@ -164,6 +184,7 @@ def _load(
     return PreparedData(
         tokenizer=tokenizer,
         fingerprint=fingerprint,
+        inputs=inputs,
         folder=folder,
         description=f"{corpus.description}: {size}, content {corpus.fingerprint[:16]}",
         examples=open_example_tables(folder, files, verify=verify) if has_records else {},

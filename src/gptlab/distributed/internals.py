@@ -44,11 +44,17 @@ def check() -> None:
     internal("torch", torch.optim.AdamW, "_init_group")
     internal("torch", torch.optim.AdamW([torch.zeros(1)], fused=True), "_step_supports_amp_scaling")
     internal("lightning", subprocess_launcher(), "_call_children_scripts")
+    internal("torch", torch.distributed.distributed_c10d, "_get_default_store")
 
 
 def local_shape_and_offset(shape: torch.Size, mesh: Any, placements: Any) -> tuple[Any, Any]:
     """The shape of this rank's shard of a DTensor, and where in the whole it begins."""
     return internal("torch", tensor_utils, "compute_local_shape_and_global_offset")(shape, mesh, placements)
+
+
+def rendezvous_store() -> Any:
+    """The store through which the ranks of this run found each other; it is on the CPU whatever the devices are."""
+    return internal("torch", torch.distributed.distributed_c10d, "_get_default_store")()
 
 
 def leave_loss_scale_to_the_scaler(optimizer: torch.optim.Optimizer) -> None:

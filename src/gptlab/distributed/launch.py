@@ -154,6 +154,12 @@ def is_rank_0() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in names)
 
 
+def restarted() -> bool:
+    """Whether torchrun or SLURM started this process again, by itself and with the same command."""
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(count.isdecimal() and int(count) > 0 for count in counts)
+
+
 SubprocessLauncher: Any = subprocess_launcher()
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from typing import NoReturn
 
 # Ctrl-C; a scheduler's end or `kill`; SLURM's warning as gptlab's job scripts request it; submitit's warning.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -33,6 +34,14 @@ class Stopped(Exception):
         self.exit_code = 128 + signum
 
 
+class Interrupted(Exception):
+    """A signal arrived where nothing is lost by leaving at once: in a forward or backward pass of a single process."""
+
+    def __init__(self, signum: int):
+        super().__init__(signum)
+        self.signum = signum
+
+
 class Failure(Exception):
     """The run cannot go on, through no mistake of the user."""
 
@@ -42,14 +51,16 @@ class Failure(Exception):
 def requeue_before_the_first_step() -> None:
     """Answer a scheduler's warning while there is nothing to save yet; the run's own answer replaces this one."""
 
-    def leave(signum: int, frame: object) -> None:
-        rank_0 = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
-        queued = requeue() if signum == signal.SIGUSR1 and rank_0 else ""
-        raise Stopped(signum, f"stopped by {signal.Signals(signum).name} before the first step{queued}")
-
     if "SLURM_JOB_ID" in os.environ:
-        signal.signal(signal.SIGUSR1, leave)
-        signal.signal(signal.SIGUSR2, leave)
+        signal.signal(signal.SIGUSR1, leave_before_the_first_step)
+        signal.signal(signal.SIGUSR2, leave_before_the_first_step)
+
+
+def leave_before_the_first_step(signum: int, frame: object = None) -> NoReturn:
+    """A signal handler for a process that has nothing to save yet: raises Stopped."""
+    rank_0 = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+    queued = requeue() if signum == signal.SIGUSR1 and rank_0 else ""
+    raise Stopped(signum, f"stopped by {signal.Signals(signum).name} before the first step{queued}")
 
 
 def requeue() -> str:

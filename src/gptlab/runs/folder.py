@@ -14,7 +14,7 @@ from gptlab.errors import UserError
 from gptlab.files import locked, replacing, write_text_atomic
 
 # What only the process that holds a run's lock writes.
-OWN_FILES = ("config.yaml", "tokenizer.json", "metrics.csv", "loss.png", "summary.json")
+OWN_FILES = ("config.yaml", "inputs.json", "tokenizer.json", "metrics.csv", "loss.png", "summary.json")
 
 
 class RunFolder:

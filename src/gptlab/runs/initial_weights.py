@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gptlab import plugins
+from gptlab.data.sources.source import fingerprint_of
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.distributed.sharded_tensors import fill
 from gptlab.errors import UserError
@@ -21,6 +22,8 @@ from gptlab.models.config import Capability, ModelConfig, model_from_plain
 from gptlab.runs import checkpoint
 from gptlab.runs.checkpoint import Checkpoint
 from gptlab.runs.run_tokenizer import tokenizer_file, tokenizer_of
+
+NO_WEIGHTS = {".md", ".txt", ".py"}  # files that a model folder may have beside its weights and their config
 
 
 class Initial(NamedTuple):
@@ -77,6 +80,23 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
         what = "was trained with another tokenizer" if overrides == [other] else "holds another model"
         raise UserError(f"model.init_from={name} {what}; add {' '.join(overrides)}")
     return initial
+
+
+def content_of(name: str, cache_dir: str | None = None) -> str | None:
+    """A SHA-256 over the files that `model.init_from` names; None for a name on the hub, which has a revision.
+
+    The files are read only if they changed since the last call.
+    """
+    path = Path(name).expanduser()
+    if (path / "checkpoints").is_dir():
+        path = (
+            checkpoint.linked(path / "checkpoints", "best") or checkpoint.linked(path / "checkpoints", "last") or path
+        )
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if file.is_file() and file.suffix not in NO_WEIGHTS]
+    else:
+        files = [path] if path.is_file() else []
+    return fingerprint_of([(file.name, file.resolve()) for file in files], cache_dir) if files else None
 
 
 def _other_tokenizer(source: ExternalFolder | Checkpoint, name: str, own: Tokenizer) -> str | None:

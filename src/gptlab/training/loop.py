@@ -1,5 +1,6 @@
 """One run from a checked config to its last line."""
 
+import json
 import logging
 import sys
 import time
@@ -16,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
 from gptlab.config import RunConfig, check_vocabulary, to_plain
-from gptlab.data.prepare import PreparedData, prepare
+from gptlab.data.prepare import PreparedData, inputs_of, prepare
 from gptlab.distributed import internals
 from gptlab.distributed.config import Layout
 from gptlab.distributed.devices import Devices, find_devices, keep_freed_memory
@@ -32,13 +33,14 @@ from gptlab.runs import checkpoint
 from gptlab.runs.amendments import AmendableConfig
 from gptlab.runs.checkpoint import Checkpoint
 from gptlab.runs.folder import RunFolder, cut_metrics, read_metrics
-from gptlab.runs.initial_weights import open_initial
+from gptlab.runs.initial_weights import content_of, open_initial
 from gptlab.runs.run import Run
 from gptlab.training.callbacks.agreement import Agreement
 from gptlab.training.callbacks.amender import Amender
 from gptlab.training.callbacks.checkpoints import Checkpoints
 from gptlab.training.callbacks.extra import build_extra
 from gptlab.training.callbacks.metrics import Metrics
+from gptlab.training.callbacks.pace import Pace
 from gptlab.training.callbacks.preview import Preview
 from gptlab.training.callbacks.progress_bar import ProgressBar
 from gptlab.training.callbacks.same_start import SameStart
@@ -50,10 +52,12 @@ from gptlab.training.finetune import prepare_finetuning
 from gptlab.training.loggers import build_loggers
 from gptlab.training.module import LanguageModule, Network
 from gptlab.training.resume import (
+    INPUTS_FILE,
     Identity,
     find_checkpoint,
     metrics_before,
     refuse_changes_of_run,
+    refuse_other_inputs,
     rollback_of,
 )
 from gptlab.training.spikes import ROLLED_BACK, LossGuard, Rollback, Spike
@@ -109,6 +113,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
             fields=config.identity_fields(),
             data=data.fingerprint,
             tokenizer=data.tokenizer.fingerprint,
+            inputs=data.inputs | _initial_weights(config),
             arithmetic=devices.precision,
         )
         source = find_checkpoint(config.resume, identity, folder)
@@ -149,6 +154,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
         started = time.perf_counter()
         try:
             run.fit()
+            test_metrics = run.test()
         except Exception as error:
             shown = run.end_together(error)
             with suppress(OSError):  # what ended the run is what has to be shown
@@ -160,8 +166,10 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
             if shown is error:
                 raise
             raise shown from error
+        finally:
+            run.signals.restore()
         run.metrics.close(run.trainer)
-        metrics = run.metrics.validated | run.test()
+        metrics = run.metrics.validated | test_metrics
         if folder.writes:
             summary = summarize(
                 data,
@@ -334,6 +342,8 @@ class _Training:
         self.amender = Amender(parts, folder, agreement, checkpoints, n_steps=plan.n_steps)
         same = SameStart(step=self.module.finished_steps, data=self.identity.data, tokenizer=self.identity.tokenizer)
         own: list[Callback] = [self.metrics, same, self.signals, checkpoints, self.amender]
+        if folder.writes:
+            own.append(Pace(plan, warm_up=config.strategy.compile))
         if config.trainer.enable_progress_bar and folder.writes:
             own.append(ProgressBar(self.metrics, plan.n_steps))
         return own
@@ -341,10 +351,14 @@ class _Training:
     def fit(self) -> None:
         """Take all steps that remain."""
         while True:
-            self.metrics.recall(read_metrics(self.folder.path / "metrics.csv"))
-            if self.module.finished_steps >= self.plan.n_steps:
-                return  # killed after its last save, a run has only its summary left to write
+            step = self.module.finished_steps
+            self.metrics.recall(row for row in read_metrics(self.folder.path / "metrics.csv") if row["step"] <= step)
             self.trainer.loggers = self.loggers
+            self.signals.listen()
+            if self.metrics.lacks_evaluation(step):
+                self.trainer.validate(self.module, self.datamodule, verbose=False)
+            if step >= self.plan.n_steps:
+                return  # killed after its last save, a run has only its summary left to write
             try:
                 return self.trainer.fit(self.module, self.datamodule)
             except Spike as spike:
@@ -405,10 +419,23 @@ def _is_finished(config: RunConfig, folder: RunFolder) -> bool:
     if config.resume != "auto" or summary is None or not summary["finished"]:
         return False
     refuse_changes_of_run(config.identity_fields(), folder)
+    try:
+        inputs = inputs_of(config.data, config.tokenizer) | _initial_weights(config)
+    except UserError as error:  # it may be gone, or far away: that changes nothing about a run that is finished
+        if folder.writes:
+            print(f"not checked against the run's data: {error}", file=sys.stderr)
+    else:
+        refuse_other_inputs(inputs, folder)
     if folder.writes:
         print(f"{folder.path} is finished after {summary['steps']:,} steps; name=... starts another run")
         print(last_line(summary, folder.path))
     return True
+
+
+def _initial_weights(config: RunConfig) -> dict[str, str]:
+    name = config.model.init_from
+    content = None if name is None else content_of(name, config.data.cache_dir)
+    return {} if content is None else {"model.init_from": content}
 
 
 def _open_folder(
@@ -417,6 +444,7 @@ def _open_folder(
     step, best = (source.state.step, source.state.best) if source is not None else (0, None)
     folder.path.mkdir(parents=True, exist_ok=True)
     write_text_atomic(folder.path / "config.yaml", yaml.safe_dump(identity.config, sort_keys=False))
+    write_text_atomic(folder.path / INPUTS_FILE, json.dumps(identity.inputs, indent=2) + "\n")
     data.tokenizer.save(folder.path / "tokenizer.json")
     cut_metrics(metrics_before(folder, source), folder.path / "metrics.csv", step, columns)
     (folder.path / "summary.json").unlink(missing_ok=True)  # from before the run went back

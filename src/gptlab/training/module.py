@@ -1,6 +1,9 @@
 """The LightningModule: builds the sharded model, steps the optimizer and evaluates; the objective has the maths."""
 
 import math
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 from gptlab.distributed.config import Layout, Sharding, StrategyConfig
 from gptlab.distributed.parallelize import build_mesh, parallelize, synchronize_gradients
 from gptlab.distributed.sharded_tensors import clip, fill, global_norm
+from gptlab.distributed.signals import Interrupted
 from gptlab.distributed.zero1 import OptimizerShards
 from gptlab.models.build import initial_values, shape_model
 from gptlab.models.config import ModelConfig
@@ -68,6 +72,11 @@ class LanguageModule(lightning.LightningModule):
         self.skipped_steps = 0  # whose samples were left out
         self.spikes: SpikeDetector | None = None  # decides about updates, where spikes are skipped
         self.updating = False  # inside an update weights and optimizer state do not fit together
+        self.interruptible = False  # inside a forward or backward pass, where a signal may raise Interrupted
+        self.before_micro_batch: list[
+            Callable[[int, int], None]
+        ] = []  # called with its index in the step, and of how many
+        self.stop: Callable[[int], None] = lambda signum: None  # save and leave, after a signal inside a step
         self.last_step: dict[str, Any] = {}  # what the newest step measured: tensors, not yet read
         self.evaluation: dict[str, float] = {}  # the newest
         self._sums: dict[str, torch.Tensor] = {}
@@ -111,15 +120,26 @@ class LanguageModule(lightning.LightningModule):
         reseed(self.seed, step, self.layout.data_rank(self.trainer.global_rank), self.device)
         optimizer: Any = self.optimizers()
         synchronize = partial(synchronize_gradients, self.trainer.strategy.model, self.model)
-        terms = loss_and_gradients(
-            self.model,
-            self.objective,
-            batch,
-            micro_batch_size=self.micro_batch_size,
-            scales=target_scales(self._step_counts(batch), self.layout.data),
-            backward=self.manual_backward,
-            before_micro_batch=synchronize if world_size > 1 else lambda last: None,
-        )
+        scales, count = target_scales(self._step_counts(batch), self.layout.data), self._n_micro_batches(batch)
+        indices = iter(range(count))
+
+        def before_micro_batch(last: bool) -> None:
+            index = next(indices)
+            for call in self.before_micro_batch:
+                call(index, count)
+            if world_size > 1:
+                synchronize(last)
+
+        with self._interruptible():
+            terms = loss_and_gradients(
+                self.model,
+                self.objective,
+                batch,
+                micro_batch_size=self.micro_batch_size,
+                scales=scales,
+                backward=self.manual_backward,
+                before_micro_batch=before_micro_batch,
+            )
         set_lr(optimizer, self.schedule.factor(step))
         self.last_step |= {
             "terms": terms,  # the mean over ranks is the loss
@@ -135,6 +155,25 @@ class LanguageModule(lightning.LightningModule):
         self.updating = False
         self.model.zero_grad()
         self.finished_steps += 1
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Passes that change no weights, which a signal may end."""
+        signum = 0
+        self.interruptible = True
+        try:
+            yield
+        except Interrupted as interrupted:
+            signum = interrupted.signum
+            traceback.clear_frames(interrupted.__traceback__)  # they hold the activations
+        finally:
+            self.interruptible = False
+        if signum:
+            self.stop(signum)
+
+    def _n_micro_batches(self, batch: Batch) -> int:
+        n_examples = next(iter(batch.values())).shape[0]
+        return -(-n_examples // (self.micro_batch_size or n_examples))
 
     def _step_counts(self, batch: Batch) -> dict[str, int | torch.Tensor]:
         """The targets of each kind in the whole step, over all ranks."""
@@ -170,10 +209,12 @@ class LanguageModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]: set where no checker sees it
-        self._add(datamodule.eval_splits[dataloader_idx], batch)
+        with self._interruptible():
+            self._add(datamodule.eval_splits[dataloader_idx], batch)
 
     def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        self._add("test", batch)
+        with self._interruptible():
+            self._add("test", batch)
 
     def on_validation_epoch_end(self) -> None:
         self.evaluation = self._means(whole=self.whole_val)

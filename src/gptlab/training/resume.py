@@ -1,5 +1,6 @@
 """Which checkpoint a run continues from, and why a checkpoint may be refused."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from gptlab.distributed.launch import restarted
 from gptlab.errors import UserError
 from gptlab.runs import checkpoint
 from gptlab.runs.checkpoint import Checkpoint
@@ -15,6 +17,13 @@ from gptlab.runs.checkpoint_state import CheckpointState
 from gptlab.runs.folder import RunFolder
 from gptlab.training.spikes import Rollback, last_rollback
 
+INPUTS_FILE = "inputs.json"
+INPUTS = {
+    "data": "the corpus has changed since",
+    "tokenizer": "the tokenizer has changed since",
+    "data.chat_template": "the template of data.chat_template has changed since",
+    "model.init_from": "model.init_from names other weights now",
+}
 # What weights and optimizer state of another run must agree on, to be continued by this one.
 NEEDED = (("model", "finetune", "optimizer.type", "objective"), ("batch_tokens", "data.context_length"))
 
@@ -27,6 +36,7 @@ class Identity:
     fields: dict[str, Any]  # those of it that decide what is learned
     data: str  # fingerprint
     tokenizer: str  # fingerprint
+    inputs: dict[str, str]  # a SHA-256 of each thing that is read, by config key
     arithmetic: str  # precision
 
     def prototype(self) -> CheckpointState:
@@ -40,8 +50,11 @@ def find_checkpoint(resume: str | None, identity: Identity, folder: RunFolder) -
     `resume` is "auto" for the newest of the run folder, None for none, or a path. UserError for a checkpoint that does
     not belong to this run, or that a run at that path cannot be continued from.
     """
+    if resume != "auto" and restarted() and checkpoint.newest(folder.checkpoints)[0] is not None:
+        resume = "auto"  # how the run was begun holds for its first start
     if resume is None:
-        if (folder.path / "metrics.csv").is_file():
+        # What is there when another rank comes to look may be of this very start.
+        if folder.writes and (folder.path / "metrics.csv").is_file() and not restarted():
             raise UserError(
                 f"{folder.path} holds a run and resume=null; use resume=auto to continue it, or name=... for a new one"
             )
@@ -83,6 +96,7 @@ def _newest(folder: RunFolder, identity: Identity) -> Checkpoint | None:
         return None
     found = checkpoint.load(path)
     refuse_changes(identity.fields, found.state.config, path)
+    refuse_other_inputs(identity.inputs, folder)
     return found
 
 
@@ -118,6 +132,18 @@ def refuse_changes_of_run(identity_fields: dict[str, Any], folder: RunFolder) ->
     saved = folder.path / "config.yaml"
     if saved.is_file():
         refuse_changes(identity_fields, yaml.safe_load(saved.read_text()), folder.path)
+
+
+def refuse_other_inputs(inputs: dict[str, str], folder: RunFolder) -> None:
+    """Refuse data, a tokenizer, a template or initial weights that are others than those of the run in the folder."""
+    saved = folder.path / INPUTS_FILE
+    before = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+    changed = [key for key, value in inputs.items() if before.get(key, value) != value]
+    if changed:
+        what = "; ".join(f"{INPUTS[key]} (content {before[key][:16]}, now {inputs[key][:16]})" for key in changed)
+        raise UserError(
+            f"{folder.path} was trained on something else: {what}; restore it, or start another run with name=..."
+        )
 
 
 def rollback_of(folder: RunFolder, source: Checkpoint | None) -> Rollback:

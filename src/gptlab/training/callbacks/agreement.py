@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+SLOW_STEPS = "slow steps"  # the request not to wait for the end of a step
+
 
 class Agreement:
     """What ranks request, and which of the requests some rank made: these are agreed.
@@ -12,6 +14,8 @@ class Agreement:
     def __init__(self):
         self.requests: dict[str, Callable[[], bool]] = {}  # whether this rank asks for it
         self.agreed: set[str] = set()
+        self.settled = False  # whether ranks have agreed at all yet
+        self.afterwards: list[Callable[[], None]] = []  # called when they have, and so have all finished the same steps
 
     def flags(self) -> list[float]:
         """This rank's requests: 1 where it asks, else 0."""
@@ -19,7 +23,10 @@ class Agreement:
 
     def settle(self, means: Sequence[float]) -> None:
         """Agree on what any rank asked for; `means` are those of all ranks' flags."""
+        self.settled = True
         self.agreed = {name for name, mean in zip(self.requests, means, strict=True) if mean > 0}
+        for call in self.afterwards:
+            call()
 
     def take(self, name: str) -> bool:
         """Whether it is agreed; from then on it counts as done."""

@@ -3,6 +3,8 @@
 import signal
 import time
 from dataclasses import replace
+from functools import partial
+from typing import NoReturn
 
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
@@ -57,6 +59,8 @@ class Checkpoints(Callback):
         self.agreement.requests |= {"save": self._asks_to_save, "failed": self._has_failed}
 
     def on_train_start(self, trainer, module) -> None:
+        module.before_micro_batch.append(partial(self._within_step, trainer, module))
+        module.stop = partial(self._stop, trainer, module)
         if self.settings is not None:
             self._writer = CheckpointWriter(
                 asynchronous=self.settings.async_save,
@@ -76,6 +80,8 @@ class Checkpoints(Callback):
         for callback in trainer.callbacks:
             if callback.state_key in state.callbacks:
                 callback.load_state_dict(state.callbacks[callback.state_key])
+        if self.metrics.row.get("step") == state.step and self._improves():  # found after it was saved
+            self._is_best(state.step)
         self._source = None
 
     def change(self, settings: CheckpointConfig | None) -> None:
@@ -86,6 +92,7 @@ class Checkpoints(Callback):
             self._writer.asynchronous, self._writer.keep_last = settings.async_save, settings.keep_last
 
     def on_test_start(self, trainer, module) -> None:
+        module.stop = partial(self._stop, trainer, module)
         if self._source is not None:  # nothing was left to train
             checkpoint.restore_model(module.model, self._source.model)
 
@@ -110,25 +117,58 @@ class Checkpoints(Callback):
             self._writer.wait()
 
     def _between_steps(self, trainer, module) -> None:
-        step, stop = module.finished_steps, self.signals.agreed
+        step, signum = module.finished_steps, self.signals.agreed
         if self._writer is not None and "failed" in self.agreement.agreed:
             self._writer.wait()  # which raises on every rank
-        if stop and step:
-            if step > self.saved_step:
-                self.save(trainer, module)
-            if self._writer is not None:
-                self._writer.wait()
-            if step < self.metrics.n_steps:
-                name = signal.Signals(stop).name
-                self.folder.event("stopped", step=step, signal=name)
-                queued = requeue() if stop == signal.SIGUSR1 and self.folder.writes else ""
-                if self.settings is None:
-                    saved = f" at step {step}; nothing is saved, as checkpoints are off{queued}"
-                else:
-                    saved = f", saved at step {step}{queued}; the same command continues it:\n  {self.signals.command}"
-                raise Stopped(stop, f"stopped by {name}{saved}")
-        elif self._is_due(step):
+        if signum and step < self.metrics.n_steps:
+            self._stop(trainer, module, signum)
+        elif self._is_due(step) or (signum and step > self.saved_step):
             self.save(trainer, module)
+
+    def _within_step(self, trainer, module, index: int, count: int) -> None:
+        signum = self.signals.before_micro_batch(module.finished_steps, index, count)
+        if signum:
+            self._stop(trainer, module, signum)
+
+    def on_validation_start(self, trainer, module) -> None:
+        if trainer.state.fn != "fit" and self._source is not None:  # what a signal interrupted is made up for
+            checkpoint.restore_model(module.model, self._source.model)
+
+    def on_validation_end(self, trainer, module) -> None:
+        if trainer.state.fn != "fit" and self._source is not None and self._improves():
+            self._is_best(module.finished_steps)
+            if self.folder.writes and self.settings is not None and self.settings.best:
+                checkpoint.link(self._source.path, "best")
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0) -> None:
+        count = trainer.num_val_batches[dataloader_idx]
+        self._within_evaluation(trainer, module, f"val {dataloader_idx}", batch_idx, count)
+
+    def on_test_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0) -> None:
+        self._within_evaluation(trainer, module, "test", batch_idx, trainer.num_test_batches[dataloader_idx])
+
+    def _within_evaluation(self, trainer, module, split: str, index: int, count: int) -> None:
+        signum = self.signals.before_evaluation_batch(split, module.finished_steps, index, count)
+        if signum:
+            self._stop(trainer, module, signum)
+
+    def _stop(self, trainer, module, signum: int) -> NoReturn:
+        """Save the state of the last finished step and end the run; all ranks call it at the same point."""
+        step, name = module.finished_steps, signal.Signals(signum).name
+        module.model.zero_grad()  # of a step that is not finished
+        if step > self.saved_step:
+            self.save(trainer, module)
+        if self._writer is not None:
+            self._writer.wait()
+        self.folder.event("stopped", step=step, signal=name)
+        queued = requeue() if signum == signal.SIGUSR1 and self.folder.writes else ""
+        if self.settings is None:
+            saved = f" at step {step}; nothing is saved, as checkpoints are off{queued}"
+        elif step == 0:
+            saved = f" before the first step{queued}; the same command starts it again:\n  {self.signals.command}"
+        else:
+            saved = f", saved at step {step}{queued}; the same command continues it:\n  {self.signals.command}"
+        raise Stopped(signum, f"stopped by {name}{saved}")
 
     def _is_due(self, step: int) -> bool:
         if self.settings is None or step <= self.saved_step:
@@ -142,6 +182,9 @@ class Checkpoints(Callback):
     def _improves(self) -> bool:
         loss = self.metrics.row.get("val/loss")  # of the newest step, if it was followed by an evaluation
         return loss is not None and (self.best is None or loss < self.best["val/loss"])
+
+    def _is_best(self, step: int) -> None:
+        self.best = {"val/loss": self.metrics.row["val/loss"], "step": step}
 
     def _asks_to_save(self) -> bool:
         minutes = self.settings.every_minutes if self.settings is not None else None
@@ -159,7 +202,7 @@ class Checkpoints(Callback):
         started, step = time.perf_counter(), module.finished_steps
         improves = self._improves()
         if improves:
-            self.best = {"val/loss": self.metrics.row["val/loss"], "step": step}
+            self._is_best(step)
         # A limit on time is one on this start of the run, not on all of them.
         callbacks = {
             c.state_key: own for c in trainer.callbacks if not isinstance(c, Timer) and (own := c.state_dict())

@@ -1,11 +1,13 @@
 """What each step measured: read from the device, checked, and written to metrics.csv and the loggers."""
 
+from collections.abc import Iterable
+
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 
-from gptlab.runs.folder import MetricsFile, RunFolder
-from gptlab.training.callbacks.agreement import Agreement
+from gptlab.runs.folder import MetricsFile, RunFolder, cut_metrics
+from gptlab.training.callbacks.agreement import SLOW_STEPS, Agreement
 from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.spikes import LossGuard
 
@@ -44,8 +46,9 @@ class Metrics(Callback):
         self._pending: list[tuple[int, dict]] = []
         self._held: dict[str, float | int] | None = None  # the newest row, which an evaluation may still add to
         self._file: MetricsFile | None = None
+        agreement.requests[SLOW_STEPS] = throughput.is_slow
 
-    def recall(self, rows: list[dict[str, float]]) -> None:
+    def recall(self, rows: Iterable[dict[str, float]]) -> None:
         """Take the newest numbers of a run that is continued from its metrics.csv."""
         self.row, self.validated = {}, {}
         for row in rows:
@@ -54,6 +57,17 @@ class Metrics(Callback):
                 self.validated = {
                     k: v for k, v in row.items() if k.split("/")[0] not in ("step", "tokens", "train", "perf")
                 }
+
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether the run was stopped between step `step` and the end of the evaluation that follows it."""
+        row = self.row
+        return (
+            step > 0
+            and row.get("step") == step
+            and self.validates_after(step)
+            and "train/lr" in row
+            and not any(name.startswith("val") for name in row)
+        )
 
     def validates_after(self, step: int) -> bool:
         return self.val_every is not None and (step % self.val_every == 0 or step == self.n_steps)
@@ -85,13 +99,23 @@ class Metrics(Callback):
             self.read(trainer, module)
 
     def on_validation_end(self, trainer, module) -> None:
-        if trainer.state.fn != "fit":
-            return
         self.read(trainer, module)  # Lightning also evaluates when it ends early
         self.validated = module.evaluation
         self.row |= self.validated
         self.folder.event("validated", step=self.row["step"], **self.validated)
         self.throughput.restart(module.finished_steps)
+        if trainer.state.fn != "fit":
+            self._complete(trainer)
+
+    def _complete(self, trainer) -> None:
+        """Add an evaluation that was interrupted, and is made up for, to the last row of metrics.csv."""
+        if self.folder.writes:
+            path = self.folder.path / "metrics.csv"
+            cut_metrics(path, path, int(self.row["step"]) - 1, self.columns)
+            self._file = MetricsFile(path, self.columns)
+            self._write(trainer, self.row)
+            self.flush(trainer)
+            self.close(trainer)
 
     def on_train_end(self, trainer, module) -> None:
         self.read(trainer, module)

@@ -6,6 +6,7 @@ import time
 from lightning.pytorch.callbacks import Callback
 
 from gptlab.training.callbacks.metrics import Metrics
+from gptlab.units import duration
 
 SHOW_SECONDS = 0.25  # between two updates of the bar
 LINE_SECONDS = 10  # between two lines where there is no terminal
@@ -70,7 +71,12 @@ class ProgressBar(Callback):
         if self._bar:
             self._bar.update(self._task, completed=row["step"], numbers=numbers, refresh=True)
         else:
-            print(f"step {row['step']}/{self.n_steps}  {numbers}", file=sys.stderr, flush=True)
+            print(f"step {row['step']}/{self.n_steps}  {numbers}{self._left()}", file=sys.stderr, flush=True)
+
+    def _left(self) -> str:
+        """The time that the remaining steps take at the newest speed, without evaluations."""
+        rate, left = self.metrics.row.get("perf/tokens_per_second"), self.n_steps - int(self.metrics.row["step"])
+        return f"  {duration(left * self.metrics.throughput.step_tokens / rate)} left" if rate and left else ""
 
     def _close(self) -> None:
         if self._bar:

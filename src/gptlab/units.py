@@ -1,0 +1,40 @@
+"""Numbers with their units, as a person reads them."""
+
+PETAFLOPS_DAY = 1e15 * 86_400
+
+
+def plural(count: int, one: str) -> str:
+    """`1 step`, `2,000 steps`."""
+    return f"{count:,} {one}" + "s" * (count != 1)
+
+
+def bytes_text(size: float) -> str:
+    """A number of bytes in MiB, GiB or TiB."""
+    for least, unit, name in ((2**40, 2**40, "TiB"), (2**30 / 10, 2**30, "GiB")):
+        if size >= least:
+            return f"{size / unit:,.2f} {name}"
+    return f"{size / 2**20:.1f} MiB"
+
+
+def flops_text(count: float) -> str:
+    """A number of floating-point operations, a large one in petaflop/s-days too."""
+    if count >= PETAFLOPS_DAY / 10:
+        return f"{count:.2e} FLOP ({count / PETAFLOPS_DAY:,.1f} petaflop/s-days)"
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if count >= size:
+            return f"{count / size:,.1f} {prefix}FLOP"
+    return f"{count / 1e6:,.1f} MFLOP"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 10 min`, `3.2 days`, `1.5 years`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    if seconds < 86_400:
+        hours, rest = divmod(round(seconds / 60), 60)
+        return f"{hours} h {rest} min" if rest else f"{hours} h"
+    days = seconds / 86_400
+    return f"{days:,.1f} days" if days < 365 else f"{days / 365.25:,.1f} years"
