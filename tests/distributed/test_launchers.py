@@ -13,7 +13,7 @@ from small_runs import ROOT, learned, overrides_of, train, write_text
 from warm_python import warm_python
 
 from gptlab.distributed.devices import find_devices
-from gptlab.distributed.launch import check_program
+from gptlab.distributed.launch import check_program, find_launched, is_rank_0
 from gptlab.errors import UserError
 from gptlab.runs.folder import read_metrics
 from gptlab.training.config import TrainerConfig
@@ -188,12 +188,13 @@ def test_a_job_of_slurm_is_requeued_by_its_first_rank(monkeypatch, tmp_path):
         signal.signal(signal.SIGTERM, before)
 
 
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "GPTLAB_STARTER")
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": 0, "LOCAL_RANK": 0}
 SRUN = {"SLURM_JOB_ID": 1, "SLURM_PROCID": 0, "SLURM_JOB_NAME": "run", "SLURM_NODELIST": "127.0.0.1"}
 
 
 def given(monkeypatch, environment):
-    for name in [n for n in os.environ if n.startswith(("SLURM_", "MASTER_", "TORCHELASTIC"))]:
+    for name in [n for n in os.environ if n.startswith(("SLURM_", "MASTER_", "TORCHELASTIC", *RANKS))]:
         monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, str(value))
@@ -231,6 +232,12 @@ def given(monkeypatch, environment):
         ({**SRUN, "SLURM_NTASKS": 1}, {"devices": 2}, "SLURM started 1 x 1"),
         ({"WORLD_SIZE": 4}, {"devices": 2}, "the environment has WORLD_SIZE=4; unset WORLD_SIZE"),
         ({}, {"devices": 2, "num_nodes": 2}, "no process was started on the other nodes; use torchrun or srun"),
+        ({"RANK": 1}, {}, "the environment has RANK=1, as of a launcher, and none started this process"),
+        ({"RANK": 0}, {"devices": 2}, "unset RANK, or start the processes with torchrun or srun"),
+        ({"NODE_RANK": 1}, {}, "the environment has NODE_RANK=1"),
+        ({"LOCAL_RANK": 1}, {}, "the environment has LOCAL_RANK=1"),
+        ({"NODE_RANK": "one"}, {}, "the environment has NODE_RANK=one"),
+        ({**SRUN, "SLURM_NTASKS": 1, "RANK": 1}, {}, "the environment has RANK=1"),
         ({"MASTER_PORT": "abc"}, {"devices": 2}, "MASTER_PORT=abc is not a port"),
         ({"MASTER_ADDR": "no.such.host.invalid"}, {"devices": 2}, "is not known here"),
     ],
@@ -240,6 +247,22 @@ def test_what_the_launcher_did_not_start_is_refused(monkeypatch, environment, tr
     with pytest.raises(ValueError) as refused:
         find_devices(TrainerConfig(accelerator="cpu", **trainer))
     assert refusal in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["bash", "interactive"])
+def test_srun_in_a_shell_of_an_allocation_is_a_launcher(monkeypatch, name):
+    shell = {**SRUN, "SLURM_JOB_NAME": name, "SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2, "SLURM_NNODES": 1}
+    given(monkeypatch, shell)
+    assert find_launched() is None, "Lightning starts the processes"
+    given(monkeypatch, {**shell, "SLURM_STEP_NUM_TASKS": 2, "SLURM_PROCID": 1, "SLURM_LOCALID": 1})
+    assert find_launched().world_size == 2 and not is_rank_0()
+
+
+def test_rank_0_is_who_the_launcher_says(monkeypatch):
+    given(monkeypatch, {**TORCHRUN, "NODE_RANK": 1})  # torchrun's rendezvous may give the nodes another order
+    assert is_rank_0()
+    given(monkeypatch, {"LOCAL_RANK": 0, "NODE_RANK": 1})
+    assert not is_rank_0()
 
 
 def test_a_program_that_is_not_a_file_starts_no_other_ranks(monkeypatch):

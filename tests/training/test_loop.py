@@ -23,7 +23,7 @@ from gptlab.errors import UserError
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.runs import checkpoint
-from gptlab.runs.folder import read_metrics
+from gptlab.runs.folder import RunFolder, read_metrics
 from gptlab.training.config import (
     AdamWConfig,
     CallbacksConfig,
@@ -33,6 +33,7 @@ from gptlab.training.config import (
     TrainerConfig,
 )
 from gptlab.training.loop import train
+from gptlab.training.resume import Identity, find_checkpoint
 
 LAST_LINE = r"val/loss \d+\.\d{4} val/perplexity \d+\.\d\d val/bits_per_byte \d+\.\d{4} run (\S+)"
 
@@ -288,6 +289,31 @@ def test_a_run_goes_back_to_a_checkpoint_of_its_own(tmp_path):
     train(other)
     with pytest.raises(ValueError, match=r"already continued from resume=.*leave resume out"):
         train(other)
+
+
+@pytest.mark.parametrize("variable", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_a_start_that_is_repeated_continues_whatever_it_began_from(tmp_path, monkeypatch, variable):
+    settings = CallbacksConfig(checkpoint=CheckpointConfig(every_steps=5, keep_last=9), sample=None, plot=False)
+    train(small_run(tmp_path / "other", callbacks=settings))
+    begun = str(tmp_path / "other" / "checkpoints" / "step_00000005.ckpt")
+    for name, resume in (("new", None), ("from", begun)):
+        run = train(small_run(tmp_path / name, callbacks=settings, resume=resume))
+        roll_back_to(run.path, tmp_path / f"{name} killed", 5 if resume is None else 10)
+        again = small_run(tmp_path / f"{name} killed", callbacks=settings, resume=resume)
+        if resume is None:
+            with pytest.raises(UserError, match="holds a run and resume=null"):
+                train(again)
+        monkeypatch.setenv(variable, "1")
+        assert train(again).summary["val/loss"] == run.summary["val/loss"]
+        monkeypatch.delenv(variable)
+
+
+def test_only_rank_0_judges_what_the_folder_holds(tmp_path, monkeypatch):
+    run = train(small_run(tmp_path / "run"))
+    identity = Identity(config={}, fields={}, data="", tokenizer="", inputs={}, arithmetic="")
+    assert find_checkpoint(None, identity, RunFolder(run.path, writes=False)) is None
+    with pytest.raises(UserError, match="holds a run and resume=null"):
+        find_checkpoint(None, identity, RunFolder(run.path, writes=True))
 
 
 def test_a_tokenizer_with_fewer_words_than_the_model(tmp_path):

@@ -51,8 +51,9 @@ def find_launched() -> Launched | None:
             "GROUP_WORLD_SIZE x LOCAL_WORLD_SIZE",
             "torchrun --nnodes={n_nodes} --nproc-per-node={per_node}",
         )
-    # In a shell within an allocation Lightning starts the processes itself; it knows such a shell by its name.
-    if "SLURM_NTASKS" not in env or env.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+    # In a shell within an allocation Lightning starts the processes itself, unless srun has been used there.
+    in_shell = env.get("SLURM_JOB_NAME") in ("bash", "interactive") and env.get("SLURM_STEP_NUM_TASKS", "1") == "1"
+    if "SLURM_NTASKS" not in env or in_shell:
         return None
     n_tasks, n_nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_NNODES", 1))
     if n_tasks > 1 and "SLURM_STEP_NUM_TASKS" not in env:
@@ -77,6 +78,7 @@ def find_launched() -> Launched | None:
 def check_launch(launched: Launched | None, *, per_node: int, n_nodes: int) -> None:
     """Refuse a number of processes that was not started, and a rendezvous address that cannot be used."""
     env = os.environ
+    _refuse_leftovers(launched, per_node=per_node, n_nodes=n_nodes)
     asked = f"trainer.devices={per_node} x trainer.num_nodes={n_nodes} is {per_node * n_nodes} processes"
     if launched is not None:
         there = launched.n_nodes * launched.per_node
@@ -103,6 +105,23 @@ def check_launch(launched: Launched | None, *, per_node: int, n_nodes: int) -> N
         )
     if per_node * n_nodes > 1 and (launched is None or launched.by != "torchrun"):
         _check_rendezvous(launched)
+
+
+def _refuse_leftovers(launched: Launched | None, *, per_node: int, n_nodes: int) -> None:
+    """Refuse ranks of a launcher that did not start this process: no process, or each, would be rank 0."""
+    env = os.environ
+    limits = {} if launched is not None and launched.by == "torchrun" else {"RANK": 0, "NODE_RANK": n_nodes}
+    if STARTER not in env:
+        limits["LOCAL_RANK"] = per_node
+    for name, limit in limits.items():
+        rank = env.get(name)
+        if rank is None or (rank.isdecimal() and int(rank) < limit):
+            continue
+        raise UserError(
+            f"the environment has {name}={rank}, as of a launcher, and none started this process as that rank of "
+            f"trainer.devices={per_node} x trainer.num_nodes={n_nodes}; unset {name}, or start the processes with "
+            "torchrun or srun"
+        )
 
 
 def _check_rendezvous(launched: Launched | None) -> None:
@@ -148,10 +167,12 @@ def check_program(*, per_node: int) -> None:
 
 def is_rank_0() -> bool:
     """Whether this process is rank 0, which writes and prints, according to the launchers' variables."""
-    names = ("RANK", "SLURM_PROCID") if "LOCAL_RANK" not in os.environ or "RANK" in os.environ else ("LOCAL_RANK",)
-    if "NODE_RANK" in os.environ and int(os.environ["NODE_RANK"]) > 0:
-        return False
-    return all(int(os.environ.get(name, 0)) == 0 for name in names)
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        return env["RANK"] == "0"
+    # Of processes that Lightning starts, and else of srun's tasks.
+    name = "LOCAL_RANK" if "LOCAL_RANK" in env else "SLURM_PROCID"
+    return env.get(name, "0") == env.get("NODE_RANK", "0") == "0"
 
 
 def restarted() -> bool:

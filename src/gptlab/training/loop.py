@@ -7,11 +7,12 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import lightning
 import yaml
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
@@ -21,7 +22,7 @@ from gptlab.data.prepare import PreparedData, inputs_of, prepare
 from gptlab.distributed import internals
 from gptlab.distributed.config import Layout
 from gptlab.distributed.devices import Devices, find_devices, keep_freed_memory
-from gptlab.distributed.launch import check_program, end_together, is_rank_0, watch
+from gptlab.distributed.launch import check_program, end_together, find_launched, is_rank_0, restarted, watch
 from gptlab.distributed.parallelize import build_strategy
 from gptlab.distributed.signals import Failure, Stopped, end_with_starter
 from gptlab.errors import UserError
@@ -85,6 +86,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
     if config.strategy.cpu_offload and devices.accelerator == "cpu":
         raise UserError("strategy.cpu_offload=true needs a GPU, and this run is on the CPU; leave it out")
     folder = RunFolder(Path(config.folder()), writes=is_rank_0())
+    if restarted() and checkpoint.newest(folder.checkpoints)[0] is not None:
+        config = replace(config, resume="auto")  # what it begins from holds for the first start
     if _is_finished(config, folder):
         return Run(folder.path)
     data, objective, vocab_size = _open_data(config, progress=folder.writes)
@@ -493,6 +496,9 @@ def _trainer(
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
     }
+    launched = find_launched()
+    if launched is not None and launched.by == "SLURM":  # which Lightning does not see in a shell of an allocation
+        own["plugins"] = [SLURMEnvironment(auto_requeue=False)]
     if plan.val_every is None:
         own["limit_val_batches"] = 0
     if given.profiler is not None:

@@ -50,8 +50,6 @@ def find_checkpoint(resume: str | None, identity: Identity, folder: RunFolder) -
     `resume` is "auto" for the newest of the run folder, None for none, or a path. UserError for a checkpoint that does
     not belong to this run, or that a run at that path cannot be continued from.
     """
-    if resume != "auto" and restarted() and checkpoint.newest(folder.checkpoints)[0] is not None:
-        resume = "auto"  # how the run was begun holds for its first start
     if resume is None:
         # What is there when another rank comes to look may be of this very start.
         if folder.writes and (folder.path / "metrics.csv").is_file() and not restarted():
