@@ -8,7 +8,7 @@ from gptlab import costs
 from gptlab.config import RunConfig
 from gptlab.distributed.config import Layout
 from gptlab.models.base import LanguageModel
-from gptlab.units import bytes_text, flops_text, plural
+from gptlab.units import bytes_text, flops_text, plural, significant, table
 
 if TYPE_CHECKING:
     from gptlab.data.prepare import PreparedData
@@ -39,19 +39,19 @@ class Plan:
     layout: Layout
 
     def text(self, config: RunConfig, folder: Path, start: int) -> str:
-        """The plan for a person, one line for each of its parts."""
-        lines = {
-            "model": f"{config.model_tag}: {self._parameters()}",
-            "corpus": f"{self.corpus}; {self.train_tokens:,} training and {self.val_tokens:,} validation tokens",
-            "tokenizer": f"{config.tokenizer.type}, vocabulary {self.tokenizer_vocab_size:,}",
-            "budget": self._budget(config.sequences_per_step),
-            "batch": self._batch(config.sequences_per_step, config.context_length),
-            "compute": self._compute(),
-            "memory": self._memory(),
-            "devices": self.devices,
-            "run": f"{folder}" + (f", continued from step {start:,}" if start else ""),
-        }
-        return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
+        """The plan for a person: a line for each of its parts, with its quantity, unit and details in columns."""
+        run = f"{folder}" + (f", continued from step {start:,}" if start else "")
+        rows = [
+            ("model", f"{self.parameters['total']:,} parameters", f"{config.model_tag}: {self._parameters()}"),
+            ("data", f"{self.train_tokens:,} tokens", f"{self.val_tokens:,} for validation; {self.corpus}"),
+            ("tokenizer", f"{self.tokenizer_vocab_size:,} entries", config.tokenizer.type),
+            ("budget", f"{self.total_tokens:,} tokens", self._budget(config.sequences_per_step)),
+            ("batch", f"{self.step_tokens:,} tokens", self._batch(config.sequences_per_step, config.context_length)),
+            ("compute", flops_text(self.flops_per_token * self.total_tokens), self._compute()),
+            ("memory", bytes_text(self.memory["total"]), self._memory()),
+            ("run", "", f"{run}; {self.devices}"),
+        ]
+        return table(rows)
 
     @property
     def total_tokens(self) -> int:
@@ -59,15 +59,13 @@ class Plan:
 
     def _parameters(self) -> str:
         n, active, trained = (self.parameters[name] for name in ("total", "active", "trained"))
-        parts = ", ".join(
-            f"{k} {n:,}" for k, n in self.parameters.items() if n and k not in ("total", "active", "trained")
-        )
-        text = f"{n:,} parameters"
+        parts = [f"{k} {n:,}" for k, n in self.parameters.items() if n and k not in ("total", "active", "trained")]
+        text = ", ".join(parts)
         if active < n:
-            text += f", {active:,} active"
+            text += f"; {active:,} active"
         if trained < n:
-            text += f", {trained:,} trained ({trained / n:.1%})"
-        return f"{text} ({parts})"
+            text += f"; {trained:,} trained ({trained / n:.1%})"
+        return text
 
     def _budget(self, sequences_per_step: int) -> str:
         if self.n_examples is None:
@@ -76,8 +74,7 @@ class Plan:
             epochs = self.n_steps * sequences_per_step / self.n_examples
         per_parameter = self.total_tokens / self.parameters["total"]
         return (
-            f"{plural(self.n_steps, 'step')}, {self.total_tokens:,} tokens: {epochs:,.2f} epochs, "
-            f"{per_parameter:,.1f} tokens per parameter"
+            f"{plural(self.n_steps, 'step')}, {epochs:,.2f} epochs, {significant(per_parameter)} tokens per parameter"
         )
 
     def _batch(self, sequences_per_step: int, context_length: int) -> str:
@@ -88,18 +85,15 @@ class Plan:
             plural(data, "device") if tensor == 1 else f"{plural(data, 'group')} of {tensor} devices",
             plural(self.accumulation, "gradient accumulation step"),
         ]
-        return f"{self.step_tokens:,} tokens per step = {' x '.join(factors)}"
+        return f"per step: {' x '.join(factors)}"
 
     def _compute(self) -> str:
-        total = self.flops_per_token * self.total_tokens
-        text = f"{flops_text(self.flops_per_token)} per token, {flops_text(total)} in total"
+        text = f"{flops_text(self.flops_per_token)} per token"
         return text if not self.uncounted else f"about {text} (6 N: {self.uncounted})"
 
     def _memory(self) -> str:
-        sizes = ", ".join(
-            f"{name} {bytes_text(size)}" for name, size in self.memory.items() if size and name != "total"
-        )
-        text = f"about {bytes_text(self.memory['total'])} per device ({sizes})"
+        parts = (f"{name} {bytes_text(size)}" for name, size in self.memory.items() if size and name != "total")
+        text = f"per device, about: {', '.join(parts)}"
         return text if not self.uncounted else f"{text}; activations unknown and left out"
 
 

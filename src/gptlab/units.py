@@ -1,11 +1,31 @@
 """Numbers with their units, as a person reads them."""
 
+from collections.abc import Sequence
+
 PETAFLOPS_DAY = 1e15 * 86_400
 
 
 def plural(count: int, one: str) -> str:
     """`1 step`, `2,000 steps`."""
     return f"{count:,} {one}" + "s" * (count != 1)
+
+
+def significant(value: float) -> str:
+    """A number with two significant digits where it is small, and one decimal where it is not."""
+    return f"{value:,.1f}" if value >= 1 or value == 0 else f"{value:.2g}"
+
+
+def table(rows: Sequence[tuple[str, str, str]]) -> str:
+    """Lines of a name, a quantity with its unit, and details, in columns; numbers are aligned at their end."""
+    numbers = {quantity: quantity.partition(" ")[::2] for _, quantity, _ in rows}
+    widths = [max(len(part) for part in column) for column in zip(*numbers.values(), strict=True)]
+    names = max(len(name) for name, _, _ in rows)
+    return "\n".join(
+        f"{name:<{names}}  {numbers[q][0]:>{widths[0]}} {numbers[q][1]:<{widths[1]}}  {details}"
+        if q
+        else f"{name:<{names}}  {details}"
+        for name, q, details in rows
+    )
 
 
 def bytes_text(size: float) -> str:
@@ -19,7 +39,7 @@ def bytes_text(size: float) -> str:
 def flops_text(count: float) -> str:
     """A number of floating-point operations, a large one in petaflop/s-days too."""
     if count >= PETAFLOPS_DAY / 10:
-        return f"{count:.2e} FLOP ({count / PETAFLOPS_DAY:,.1f} petaflop/s-days)"
+        return f"{count / PETAFLOPS_DAY:,.1f} petaflop/s-days"
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
         if count >= size:
             return f"{count / size:,.1f} {prefix}FLOP"

@@ -54,6 +54,7 @@ def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     last = out.rstrip("\n").splitlines()[-1]
     assert re.fullmatch(LAST_LINE, last) and last.endswith(str(run))
+    assert f"next: gptlab generate run={run} prompt='...'; to train on, the same command with budget_steps=20" in out
     assert "parameters" in out and "batch" in out and "unigram entropy" in out
     assert computed_at == [10], "it reads up to 50M tokens: once, at the end"
 

@@ -29,6 +29,7 @@ from gptlab.errors import UserError
 from gptlab.files import write_text_atomic
 from gptlab.forecast import Plan, make_plan
 from gptlab.models.build import shape_model
+from gptlab.models.config import Capability
 from gptlab.objectives.base import Batch, Objective
 from gptlab.runs import checkpoint
 from gptlab.runs.amendments import AmendableConfig
@@ -197,6 +198,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
                 plotted=config.callbacks.plot,
                 profiled=config.trainer.profiler is not None,
                 loggers=run.loggers,
+                generates=bool(config.model.capabilities & {Capability.causal, Capability.encoder_decoder})
+                and config.n_class is None,
+                elsewhere="name=NAME" if config.run_dir is None else "run_dir=FOLDER",
             )
             print(text, flush=True)
         return Run(folder.path)

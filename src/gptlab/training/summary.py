@@ -1,5 +1,6 @@
 """What a run prints and writes at its end: summary.json, the report, loss.png."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,10 @@ def report(
     plotted: bool = False,
     profiled: bool = False,
     loggers: list[Logger] | None = None,
+    generates: bool = True,
+    elsewhere: str = "name=NAME",
 ) -> str:
-    """The summary for a person."""
+    """The summary for a person; `generates`: the model can continue a text; `elsewhere` names another run folder."""
     lines = [""]
     if preview:
         lines += ["The model at work:", "", *(f"    {line}" for line in preview.strip("\n").splitlines()), ""]
@@ -83,8 +86,16 @@ def report(
     if profiled:
         lines.append(f"profile in {folder / 'fit-profile.txt'}")
     lines += [hint for logger in loggers or () if (hint := getattr(logger, "hint", None))]
+    lines.append(f"next: {_next(summary, folder, generates=generates, elsewhere=elsewhere)}")
     lines.append(last_line(summary, folder))
     return "\n".join(lines)
+
+
+def _next(summary: dict[str, Any], folder: Path, *, generates: bool, elsewhere: str) -> str:
+    """What to type now."""
+    use = f"gptlab generate {shlex.quote(f'run={folder}')} prompt='...'; " if generates else ""
+    more = f"budget_steps={2 * summary['steps']} {shlex.quote(f'resume={folder}')} {elsewhere}"
+    return f"{use}to train on, the same command with {more}"
 
 
 def last_line(summary: dict[str, Any], path: Path) -> str:
