@@ -361,7 +361,10 @@ class _Training:
             step = self.module.finished_steps
             self.metrics.recall(row for row in read_metrics(self.folder.path / "metrics.csv") if row["step"] <= step)
             self.trainer.loggers = self.loggers
-            self.signals.listen()
+            if self.devices.world_size == 1:
+                self.signals.listen()
+            else:
+                self.signals.end_at_once()
             if self.metrics.lacks_evaluation(step):
                 self.trainer.validate(self.module, self.datamodule, verbose=False)
             if step >= self.plan.n_steps:

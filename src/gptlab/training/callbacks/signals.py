@@ -45,6 +45,10 @@ class SignalListener(Callback):
         """The signal that all ranks act on after this step; 0 for none."""
         return next((signum for signum in SIGNALS if signum.name in self.agreement.agreed), 0)
 
+    def end_at_once(self) -> None:
+        """Until `listen`, let Ctrl-C end this process even where it waits for other ranks, deaf to Python's handlers."""
+        self._replaced.setdefault(signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_DFL))
+
     def listen(self) -> None:
         """Take the signals from now on: before the first step they end this process at once."""
         for signum in SIGNALS:
