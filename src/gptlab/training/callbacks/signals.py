@@ -46,7 +46,7 @@ class SignalListener(Callback):
         return next((signum for signum in SIGNALS if signum.name in self.agreement.agreed), 0)
 
     def end_at_once(self) -> None:
-        """Until `listen`, let Ctrl-C end this process even where it waits for other ranks, deaf to Python's handlers."""
+        """Until `listen`, let Ctrl-C end this process also while it waits for other ranks, deaf to Python."""
         self._replaced.setdefault(signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     def listen(self) -> None:
