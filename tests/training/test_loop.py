@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from gptlab.config import to_plain
 from gptlab.data.sources.config import TextConfig
 from gptlab.data.token_file import TokenFile
 from gptlab.data.tokenizers.config import TokenizerFileConfig
-from gptlab.distributed.signals import Failure
+from gptlab.distributed.signals import SIGNALS, Failure
 from gptlab.errors import UserError
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
@@ -246,6 +247,12 @@ def test_a_run_whose_files_were_replaced_is_refused(trained_from_files, tmp_path
     with pytest.raises(UserError, match=f"{what}.*restore it, or start another run with name="):
         train(config)
     assert (Path(config.run_dir) / "metrics.csv").read_bytes() == metrics
+
+
+def test_signals_go_back_to_who_had_them(tmp_path):
+    before = [signal.getsignal(signum) for signum in SIGNALS]
+    train(small_run(tmp_path / "run"))
+    assert [signal.getsignal(signum) for signum in SIGNALS] == before
 
 
 def test_a_finished_run_needs_its_data_no_more(tmp_path, capsys):
