@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from gptlab import plugins
 from gptlab.config import ALTERNATIVES, RunConfig
 from gptlab.errors import UserError
-from gptlab.overrides import explain, for_hydra, refuse_unknown
+from gptlab.fields import shown
+from gptlab.overrides import explain, for_hydra, holds_text, key_of, refuse_of_hydra, refuse_unknown
+from gptlab.quoting import quote
 from gptlab.registry import GROUPS, variants
 
 CONF = "gptlab.conf"
@@ -36,29 +38,42 @@ def compose(*overrides: str, config_dir: str | Path | None = None, plugins: Sequ
 
 
 def compose_plain(*overrides: str, config_dir: str | Path | None = None, plugins: Sequence[str] = ()) -> DictConfig:
-    """The same unchecked, as an OmegaConf tree: what `--help` and `--cfg job` print."""
+    """The same unchecked, as an OmegaConf tree: what `--help` prints."""
     config, _ = _compose(overrides, config_dir, plugins)
+    return config
+
+
+def compose_checked(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
+    """The same tree, checked as for a run: what `--cfg job` prints."""
+    config, typed = _compose(overrides, config_dir, ())
+    resolve(config, typed)
     return config
 
 
 def _compose(
     overrides: Sequence[str], config_dir: str | Path | None, modules: Sequence[str]
 ) -> tuple[DictConfig, list[str]]:
+    for override in overrides:
+        if not isinstance(override, str):
+            raise UserError(f"{override!r} is not an override; write each as text, as in compose('seed=1', 'name=x')")
     check_config_dir(config_dir, "config_dir")
     if isinstance(modules, str):
         modules = [modules]
     plugins.load([*plugins.named_in(overrides), *modules])
+    refuse_of_hydra([override for override in overrides if key_of(override).startswith("hydra")], multirun=False)
     refuse_unknown(overrides, preset_names(config_dir))
     register_schemas(config_dir)
     typed = [for_hydra(override) for override in overrides]
-    added = [] if config_dir is None else [f"hydra.searchpath=['file://{Path(config_dir).expanduser().absolute()}']"]
+    added = []
+    if config_dir is not None:
+        added = [f"hydra.searchpath=[{quote(f'file://{Path(config_dir).expanduser().absolute()}')}]"]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_module(CONF, version_base="1.3"):
             config = hydra.compose("config", overrides=[*typed, *added], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, YAMLError, AssertionError, UnicodeDecodeError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, AssertionError, UnicodeDecodeError) as error:
         raise UserError(explain(error, overrides)) from error
-    settle(config, config.hydra.runtime.choices)
+    settle(config, config.hydra.runtime.choices, config_dir)
     with open_dict(config):
         del config["hydra"]
     return config, typed
@@ -70,8 +85,14 @@ def check_config_dir(config_dir: str | Path | None, name: str) -> None:
         raise UserError(f"{name}={config_dir} is not a folder; name one that holds groups, such as model/")
 
 
-def settle(config: DictConfig, choices: typing.Mapping[str, Any]) -> None:
-    """Name the run by the presets that were chosen, where nothing else names it, and record its plugins."""
+def settle(config: DictConfig, choices: typing.Mapping[str, Any], config_dir: str | Path | None = None) -> None:
+    """Name the run by the presets that were chosen, where nothing else names it, and record its plugins.
+
+    UserError where a preset of `config_dir` does not say what it seems to.
+    """
+    for group, chosen in choices.items() if config_dir is not None else ():
+        for name in chosen if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]:
+            _check_preset(Path(config_dir).expanduser(), group, str(name))
     if config.model_tag == "custom":
         config.model_tag = choices.get("experiment") or choices.get("model")
     if config.data_tag == "custom":
@@ -86,6 +107,43 @@ def settle(config: DictConfig, choices: typing.Mapping[str, Any]) -> None:
             )
     homes = [variants(group)[config[group].type].__module__ for group in GROUPS]
     config.plugins = plugins.to_record(homes)
+
+
+def _check_preset(folder: Path, group: str, name: str) -> None:
+    """Refuse numbers where a text is meant, which YAML makes of 1.10 or on, and ??? for a value."""
+    group, _, package = group.partition("@")
+    file = folder / group / f"{name}.yaml"
+    if not file.is_file():  # one of gptlab
+        return
+    source = file.read_text(encoding="utf-8")
+    header = re.search(r"^#\s*@package\s+(\S+)", source, re.MULTILINE)
+    package = package or (header[1] if header else "_group_")
+    start = package.replace("_group_", group.replace("/", ".")).replace("_name_", name)
+    read, written = OmegaConf.to_container(OmegaConf.create(source)), yaml.load(source, yaml.BaseLoader)
+    _check_values(read, written, "" if start == "_global_" else start, f"{group}/{name}.yaml", folder)
+
+
+def _check_values(read: Any, written: Any, key: str, where: str, folder: Path) -> None:
+    """`read` is what YAML makes of it, `written` the text in the file."""
+    if isinstance(read, dict) and isinstance(written, dict):
+        for (name, value), text in zip(read.items(), written.values(), strict=True):
+            if name != "defaults" or key:
+                _check_values(value, text, f"{key}.{name}" if key else str(name), where, folder)
+            for relative in value if name == "defaults" and not key and isinstance(value, list) else ():
+                if isinstance(relative, str) and relative != "_self_":  # another preset of the same folder, or /group/x
+                    home, _, preset = relative.rpartition("/")
+                    _check_preset(folder, home.strip("/") or where.rpartition("/")[0], preset)
+    elif isinstance(read, list) and isinstance(written, list):
+        for value, text in zip(read, written, strict=True):
+            _check_values(value, text, key, where, folder)
+    elif read == "???":
+        raise UserError(f"{where}: {key}: ??? is no value; give one, or leave the key out to keep the default")
+    elif isinstance(read, bool | int | float) and holds_text(key):
+        kind = "truth value" if isinstance(read, bool) else "number"
+        raise UserError(
+            f"{where}: {key} is text, and YAML reads {written} as the {kind} {shown(read)}; quote it: "
+            f'{key.rpartition(".")[2]}: "{written}"'
+        )
 
 
 def preset_names(config_dir: str | Path | None = None) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """Config schema: a whole run, and the checks that need more than one of its parts."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -35,6 +36,7 @@ from gptlab.training.config import (
 )
 from gptlab.values import from_plain
 
+MAX_NAME_BYTES = 255  # of a file or folder, on most file systems
 BUDGETS = ("budget_tokens", "budget_steps", "tokens_per_parameter")
 
 # Keys of which one at most counts: the one on the command line replaces the preset's.
@@ -159,7 +161,13 @@ class RunConfig:
         for name in ("run_dir", "name", "resume"):
             if getattr(self, name) == "":
                 raise UserError(f"{name}= is empty; give a name, or leave it out")
-        if self.resume not in ("auto", None) and not Path(self.resume).exists():
+        for part in Path(self.folder()).parts:
+            if len(os.fsencode(part)) > MAX_NAME_BYTES:
+                raise UserError(
+                    f"{'name' if self.run_dir is None else 'run_dir'}={part} is too long for a folder, whose name has at "
+                    f"most {MAX_NAME_BYTES} bytes; choose a shorter one"
+                )
+        if self.resume not in ("auto", None) and not Path(self.resume).expanduser().exists():
             raise UserError(
                 f"resume={self.resume} does not exist; name a checkpoint such as runs/NAME/checkpoints/last.ckpt"
             )

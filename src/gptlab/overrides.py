@@ -1,13 +1,15 @@
 """Overrides as a person types them: how Hydra reads them, which keys exist, and what to type instead of a wrong one."""
 
 import re
+import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
+from hashlib import sha256
 from typing import Any
 
-from gptlab import plugins
+from gptlab import plugins, quoting
 from gptlab.config import RunConfig
 from gptlab.errors import UserError, did_you_mean
 from gptlab.registry import GROUPS, variants
@@ -17,8 +19,18 @@ from gptlab.values import coerce
 OPTIONAL = ("experiment", "debug", "logger")  # groups of which nothing has to be chosen
 SEVERAL = ("logger",)  # groups of which several may be
 
-# Keys that hold text of any kind, which Hydra's grammar would take apart.
-TEXT_KEYS = ("name", "resume", "run_dir", "data.path", "data.prompt", "data.response", "callbacks.sample.prompt")
+# Keys of Hydra that do nothing here, and what does.
+OF_HYDRA = {
+    "hydra.run.dir": "name the run's folder with name=NAME or run_dir=DIR",
+    "hydra.sweep.subdir": "a trial's folder is named by what differs; name the sweep's folder with name=NAME",
+    "hydra.mode": "write -m for a sweep",
+    "hydra.job.chdir": "a run stays in the working directory; name its folder with run_dir=DIR",
+}
+OF_SWEEPS = ("sweep", "launcher")  # as in hydra.sweep.dir, hydra.sweeper.max_batch_size and hydra/launcher
+
+FUNCTION = re.compile(r"(choice|shuffle|sort|range|glob|interval|tag)\((.*)\)", re.DOTALL)  # of Hydra, in a sweep
+OPTION = re.compile(r"(list|sweep|reverse|shuffle)=")  # of such a function
+MAX_TRIAL_BYTES = 200  # of a trial's folder name, less than a file system takes
 
 # Other code bases' names for ours, where spelling alone would not find them.
 FOREIGN = {
@@ -71,28 +83,118 @@ FOREIGN = {
 }
 
 
-def for_hydra(override: str) -> str:
-    """An override as Hydra's grammar wants it, where that differs from what a person types."""
-    if override.startswith("callbacks.extra."):  # names of other people's callbacks are new keys
+def key_of(override: str) -> str:
+    """The key that an override sets or, with a ~, leaves out."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def for_hydra(override: str, *, multirun: bool = False) -> str:
+    """An override as Hydra's grammar wants it, where that differs from what a person types.
+
+    A key of type text gets what was typed, whatever it looks like; in a list or a mapping of texts every one does. With
+    `multirun` commas and Hydra's functions stand between the values of a sweep.
+    """
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+")
+    if key.startswith("callbacks.extra."):  # names of other people's callbacks are new keys
         return f"++{override}"
-    key, _, value = override.partition("=")
-    if key == "plugins":  # one name needs no brackets
-        return f"plugins=[{','.join(plugins.named_in([override]))}]"
-    role = key.startswith("data.chat.")  # may be a new key, too
-    free = (key in TEXT_KEYS or role) and value[:1] not in ("'", '"', "[")
-    if free and re.search(r"[^\w./,*-]|[^\x00-\x7f]", value):
-        # Within quotes a backslash means itself, except before a quote.
-        quoted = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value)
-        override = f"{key}='{quoted}'"
-    return f"++{override}" if role else override
+    if name == "plugins":  # one name needs no brackets
+        return f"{key}=[{','.join(plugins.named_in([override]))}]"
+    hint = _text_hint(name)
+    if hint is None or not equals or key.startswith("~"):
+        return override
+    values = _swept(value) if multirun else [value]
+    found = [_function_for_hydra(name, one, hint) if multirun else _value_for_hydra(name, one, hint) for one in values]
+    return f"{'++' if _is_entry(name) else key[: -len(name)]}{name}={','.join(found)}"
 
 
 def as_typed(override: str) -> str:
     """The reverse of `for_hydra`, for an override that is shown."""
     key, _, value = override.lstrip("+").partition("=")
-    if (key in TEXT_KEYS or key.startswith("data.chat.")) and len(value) > 1 and value[0] == value[-1] == "'":
-        value = re.sub(r"(\\+)('|$)", lambda found: len(found[1]) // 2 * "\\" + found[2], value[1:-1])
-    return f"{key}={value}" if value else override
+    hint = _text_hint(key)
+    if hint is None or not value:
+        return override
+    texts = quoting.items(value) if _is_list(hint) else None
+    typed = quoting.unquote(value) if texts is None else quoting.listed(texts)
+    return f"{key}={typed}" if _value_for_hydra(key, typed, hint) == _value_for_hydra(key, value, hint) else override
+
+
+def swept_keys(overrides: Iterable[str]) -> set[str]:
+    """The keys to which overrides of a sweep give several values, in a list or by one of Hydra's functions."""
+    pairs = [(key_of(override), override.partition("=")[2]) for override in overrides]
+    return {key for key, value in pairs if len(_swept(value)) > 1 or FUNCTION.fullmatch(value)}
+
+
+def trial_name(overrides: Iterable[str]) -> str:
+    """The name of the folder of a trial with these overrides, which differ from those of other trials.
+
+    Every file system takes it: other characters are replaced, and a long name is shortened. Then it ends in a hash.
+    """
+    # Hydra puts a backslash before a colon and such, and keeps quotes.
+    typed = [as_typed(o) if holds_text(key_of(o)) else re.sub(r"\\(?=\W)|'", "", o.lstrip("+")) for o in overrides]
+    name = ",".join(typed)
+    short = re.sub(r'[<>:"/\\|?*$\x00-\x1f\x7f]', "_", name).encode()[:MAX_TRIAL_BYTES].decode(errors="ignore")
+    return name if short == name else f"{short[: MAX_TRIAL_BYTES // 2]}-{sha256(name.encode()).hexdigest()[:8]}"
+
+
+def holds_text(key: str) -> bool:
+    """Whether the key's value is text, or texts in a list or a mapping, with all presets."""
+    return _text_hint(key) is not None
+
+
+def _swept(value: str) -> list[str]:
+    found = quoting.split(value)
+    return found if len(found) > 1 else [value]
+
+
+def _function_for_hydra(key: str, value: str, hint: Any) -> str:
+    """A value of a sweep, where a function of Hydra may stand; its own options stay as they are."""
+    if (call := FUNCTION.fullmatch(value)) is None:
+        return _value_for_hydra(key, value, hint)
+    name, inner = call.groups()
+    if name not in ("choice", "shuffle", "sort"):  # the others take numbers or names of presets
+        return value
+    parts = quoting.split(inner)
+    return f"{name}({','.join(p if OPTION.match(p) else _function_for_hydra(key, p, hint) for p in parts)})"
+
+
+def _value_for_hydra(key: str, value: str, hint: Any) -> str:
+    if value == "null" and (types.NoneType in typing.get_args(hint) or hint is not str):
+        return value
+    if _is_list(hint) and (value[:1] == "[" or str not in _kinds(hint)):
+        if value[:1] != "[" and (not value or len(quoting.split(value)) > 1):
+            return value  # several values without brackets, which Hydra refuses
+        return f"[{','.join(map(_text_for_hydra, coerce(key, value, list[str])))}]"
+    if dict[str, str] in _kinds(hint) and (found := quoting.entries(value)) is not None:
+        return f"{{{','.join(f'{name}: {_text_for_hydra(text)}' for name, text in found.items())}}}"
+    if str not in _kinds(hint):
+        return value
+    text = quoting.unquote(value)
+    if text == "???":
+        raise UserError(f"{key}=??? is Hydra's sign of a value that is still missing, which no text can be")
+    return quoting.quote(text) if text == "null" else _text_for_hydra(text)
+
+
+def _text_for_hydra(text: str) -> str:
+    return text if quoting.is_plain(text) else quoting.quote(text)
+
+
+def _text_hint(key: str) -> Any:
+    """The type of a key that holds text, or texts, with all presets; None for any other key."""
+    hints = [hint for name, hint in key_types() if name == key] or ([str] if _is_entry(key) else [])
+    found = {tuple(_kinds(hint)): hint for hint in hints}
+    textual = all(kind in (str, list[str], tuple[str, ...], dict[str, str]) for kinds in found for kind in kinds)
+    return next(iter(found.values())) if len(found) == 1 and textual else None
+
+
+def _is_entry(key: str) -> bool:
+    """Whether the key is one of a mapping of texts, which may be a new one."""
+    return any(dict[str, str] in _kinds(hint) for name, hint in key_types() if name == key.rpartition(".")[0])
+
+
+def _kinds(hint: Any) -> list[Any]:
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return [kind for kind in (typing.get_args(hint) if union else (hint,)) if kind is not types.NoneType]
 
 
 def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]]) -> None:
@@ -127,6 +229,15 @@ def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]
             for part in _above(key):
                 if f"{part}=null" in overrides:
                     raise UserError(f"{key} has no effect with {part}=null; leave one of them out")
+
+
+def refuse_of_hydra(overrides: Iterable[str], *, multirun: bool) -> None:
+    """Answer a key of Hydra itself that has no effect on a run, or on one that is no sweep."""
+    for key in map(key_of, overrides):
+        if key in OF_HYDRA:
+            raise UserError(f"{key} has no effect in gptlab; {OF_HYDRA[key]}")
+        if not multirun and key.startswith(tuple(f"hydra{dot}{part}" for dot in "./" for part in OF_SWEEPS)):
+            raise UserError(f"{key} is for the runs of a sweep; add -m, or leave it out")
 
 
 def refuse_unknown_key(key: str, presets: Iterable[str] = ()) -> None:
@@ -194,6 +305,11 @@ def explain(error: BaseException, overrides: Iterable[str]) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, AssertionError):  # of OmegaConf, about a key below null
         return "a key is set whose group is null; leave it out, or choose what it belongs to, such as logger=wandb"
+    interpolated = [key for key, value in values.items() if "${" in value]
+    if interpolated and any(re.match("GrammarParseError|.*Interpolation", type(link).__name__) for link in links):
+        key, *_ = interpolated
+        reason = next(str(link).split("\n")[0] for link in reversed(links) if str(link) not in ("", "None"))
+        return f"{key}={values[key]}: {reason}; ${{KEY}} stands for another key's value, and \\${{ for the characters"
     for link in links:
         key, reason = getattr(link, "full_key", None), str(link).split("\n")[0]
         if key in values:
@@ -245,4 +361,4 @@ def _explain_value(key: str, value: str | None, reason: str) -> str:
 
 
 def _is_list(hint: Any) -> bool:
-    return any(typing.get_origin(kind) in (list, tuple) for kind in (hint, *typing.get_args(hint)))
+    return any(typing.get_origin(kind) in (list, tuple) for kind in _kinds(hint))

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gptlab import quoting
 from gptlab.errors import UserError, did_you_mean
 from gptlab.fields import shown
 from gptlab.registry import GROUPS, config_class
@@ -42,22 +43,12 @@ def coerce(key: str, value: Any, hint: Any) -> Any:
 
 
 def _sequence(key: str, value: Any, kind: Any) -> Any:
-    items = _items(key, value) if isinstance(value, str) and value[:1] == "[" else value
-    if not isinstance(items, list | tuple):
-        items = [items]
-    return typing.get_origin(kind)(_single(key, item, typing.get_args(kind)[0]) for item in items)
-
-
-def _items(key: str, value: str) -> list[str]:
-    import yaml
-
-    try:
-        items = yaml.load(value, yaml.BaseLoader)  # makes text of every value, and nothing but text, lists and mappings
-    except yaml.YAMLError:
-        items = None
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+    found = quoting.items(value) if isinstance(value, str) and value[:1] == "[" else value
+    if found is None:
         raise UserError(f'{key}={value} is not a list of values; write {key}=[one,two], or {key}=["one, too",two]')
-    return items
+    if not isinstance(found, list | tuple):
+        found = [found]
+    return typing.get_origin(kind)(_single(key, item, typing.get_args(kind)[0]) for item in found)
 
 
 def _single(key: str, value: Any, kind: type) -> Any:

@@ -1,7 +1,6 @@
 """The command `gptlab train`, which is also `python train.py`."""
 
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -15,10 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from gptlab import composition, plugins
+from gptlab import composition, plugins, quoting
 from gptlab.cli.guard import guard
 from gptlab.errors import UserError, did_you_mean
-from gptlab.overrides import as_typed, for_hydra, refuse_unknown
+from gptlab.overrides import as_typed, for_hydra, key_of, refuse_of_hydra, refuse_unknown, swept_keys, trial_name
 
 HELP = """gptlab trains GPT-family models.
 
@@ -95,46 +94,52 @@ class _Command:
                 raise UserError(f"{flag} is not an option of gptlab train{did_you_mean(flag, FLAGS)}")
         self.config_dir = option(self.arguments, "--config-dir", "-cd")
         composition.check_config_dir(self.config_dir, "--config-dir")
-        if MULTIRUN & arguments and any(override.startswith("run_dir=") for override in self.overrides):
+        multirun = bool(MULTIRUN & arguments)
+        if multirun and any(key_of(override) == "run_dir" for override in self.overrides):
             raise UserError("run_dir= is chosen for each run of a sweep; name the sweep's folder with name=NAME")
-        if MULTIRUN & arguments and option(self.arguments, "--cfg", "-c") is not None:
+        shown = option(self.arguments, "--cfg", "-c")
+        if multirun and shown is not None:
             raise UserError("--cfg shows one run; leave out -m, or leave out --cfg")
+        for needy in {"--package", "-p", "--resolve"} & {o.partition("=")[0] for o in self.options}:
+            if shown is None:
+                raise UserError(f"{needy} is an option of --cfg; add --cfg job, or leave it out")
+        refuse_of_hydra(self.of_hydra, multirun=multirun)
         plugins.load(plugins.named_in(self.overrides))
         if not COMPLETION & arguments:
             refuse_unknown(self.overrides, composition.preset_names(self.config_dir))
         composition.register_schemas(self.config_dir)
         if {"-h", "--help"} & arguments:
             return print(help_text(self.overrides, self.config_dir))
-        if option(self.arguments, "--cfg", "-c") == "job" and not {"--package", "-p", *MULTIRUN} & arguments:
-            plain = composition.compose_plain(*self.overrides, config_dir=self.config_dir)
-            return print(OmegaConf.to_yaml(plain), end="")
-        typed = [*map(for_hydra, self.overrides), *self.of_hydra]
-        if MULTIRUN & arguments and not any(a.startswith("hydra.sweep.dir=") for a in typed):
-            typed.append(f"hydra.sweep.dir='runs/{self._sweep_name()}'")
-        options = [option.replace("=~/", f"={Path.home()}/") for option in self.options]  # --config-dir=~/presets
+        if shown == "job":
+            plain = composition.compose_checked(*self.overrides, *self.of_hydra, config_dir=self.config_dir)
+            if option(self.arguments, "--package", "-p") is None:
+                return print(OmegaConf.to_yaml(plain, resolve="--resolve" in arguments), end="")
+        typed = [*(for_hydra(override, multirun=multirun) for override in self.overrides), *self.of_hydra]
+        if multirun and not any(a.startswith("hydra.sweep.dir=") for a in typed):
+            typed.append(f"hydra.sweep.dir={quoting.quote(f'runs/{self._sweep_name()}')}")
+        folder = self.config_dir and str(Path(self.config_dir).expanduser())  # --config-dir=~/presets
+        options = [o.replace(self.config_dir, folder) if folder else o for o in self.options]
         sys.argv = [self.program[0], *options, *typed]  # Hydra reads it, and wants options first
         hydra.main(version_base="1.3", config_path=f"pkg://{composition.CONF}", config_name="config")(self._job)()
-        if MULTIRUN & arguments and len(self.codes) == 1:
+        if multirun and len(self.codes) == 1:
             raise UserError("the sweep has no runs: a glob, range or list among its overrides is empty")
 
     def _sweep_name(self) -> str:
         overrides = sorted(self.overrides)
-        names = [override.split("=", 1)[1] for override in overrides if override.startswith("name=")]
+        names = [override.partition("=")[2] for override in overrides if key_of(override) == "name"]
         # The same overrides give the same folder, so that a sweep that was stopped is continued by its own command.
-        return names[0] if names else f"sweep-{sha256(' '.join(overrides).encode()).hexdigest()[:8]}"
+        return quoting.unquote(names[0]) if names else f"sweep-{sha256(' '.join(overrides).encode()).hexdigest()[:8]}"
 
     def _job(self, config: DictConfig) -> None:
         """A run, or one trial of a sweep, which Hydra composed."""
         about = HydraConfig.get()
         overrides = list(about.overrides.task)
         multirun = about.mode == RunMode.MULTIRUN
-        with open_dict(config):
-            composition.settle(config, about.runtime.choices)
         if multirun:
-            swept = {a.split("=", 1)[0] for a in self.overrides if re.search(r"=.*(,|choice\(|range\(|glob\()", a)}
-            differs = [o for o in overrides if o.split("=", 1)[0] in swept] or [f"trial-{about.job.num}"]
-            config.run_dir = f"{about.sweep.dir}/{','.join(differs)}".replace("'", "")
-            overrides.append(f"run_dir='{config.run_dir}'")
+            swept = swept_keys(self.overrides)
+            differs = [override for override in overrides if key_of(override) in swept]
+            config.run_dir = f"{about.sweep.dir}/{trial_name(differs) or f'trial-{about.job.num}'}"
+            overrides.append(f"run_dir={quoting.quote(config.run_dir)}")
         before, own = sys.argv, [] if self.config_dir is None else ["--config-dir", self.config_dir]
         # A launcher that starts other ranks replays sys.argv: it must find this trial there, not the sweep.
         sys.argv = [*self.program, *own, *overrides]
@@ -144,13 +149,18 @@ class _Command:
                 # The first trial's process group would be in the second's way.
                 self.codes.append(_in_a_process([sys.executable, *sys.argv], self.folder))
             else:
-                self.codes.append(guard(lambda: _train(config, overrides), overrides))
+                self.codes.append(guard(lambda: self._settle_and_train(config, overrides), overrides))
         finally:
             sys.argv = before
         if elsewhere and self.codes[-1]:
             raise TrialFailed(self.codes[-1], config.run_dir)  # all that a launcher carries back
         if self.codes[-1] in (130, 143):
             raise SystemExit(self.codes[-1])  # a signal is meant for the whole sweep
+
+    def _settle_and_train(self, config: DictConfig, overrides: list[str]) -> None:
+        with open_dict(config):
+            composition.settle(config, HydraConfig.get().runtime.choices, self.config_dir)
+        _train(config, overrides)
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -198,7 +208,7 @@ def _train(composed: DictConfig, overrides: list[str]) -> None:
 
 def continue_command(argv: list[str]) -> str:
     """The line that continues this run, for a shell: the one that started it, without a place to start from."""
-    arguments = [as_typed(argument) for argument in argv[1:] if not argument.startswith("resume=")]
+    arguments = [as_typed(argument) for argument in argv[1:] if key_of(argument) != "resume"]
     name = Path(argv[0]).name
     launcher = "" if not name.endswith(".py") else "python "
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -107,6 +107,7 @@ def _manager(everything: bool) -> TaskManager:
 
 def load_tasks(names: Sequence[str]) -> list[Any]:
     """The tasks and groups of those names or files, with their data; UserError for one that cannot be loaded."""
+    names = [str(Path(name).expanduser()) if name.startswith("~") else name for name in names]
     manager = _manager(not all(Path(name).is_file() for name in names))
     loaded = []
     for name in names:

@@ -254,7 +254,7 @@ class TrainerConfig:
     enable_checkpointing: bool = True
     enable_progress_bar: bool = True
     enable_model_summary: bool = True  # the table printed before training
-    max_time: Any = None
+    max_time: str | None = None
     deterministic: Any = None
     benchmark: bool | None = None
     inference_mode: bool = True
@@ -285,7 +285,7 @@ class TrainerConfig:
             limit = getattr(self, name)
             if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or limit < 0):
                 raise UserError(f"trainer.{name}={limit} must be a number of batches, a part such as 0.1, or null")
-        if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(self.max_time)):
+        if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time):
             raise UserError(f"trainer.max_time={self.max_time} must have the form DD:HH:MM:SS, such as 00:01:30:00")
         check_bounds(self, "trainer.")
         n_devices = self.device_count()

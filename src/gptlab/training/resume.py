@@ -57,7 +57,7 @@ def find_checkpoint(resume: str | None, identity: Identity, folder: RunFolder) -
                 f"{folder.path} holds a run and resume=null; use resume=auto to continue it, or name=... for a new one"
             )
         return None
-    found = _newest(folder, identity) if resume == "auto" else _at(Path(resume), identity, folder)
+    found = _newest(folder, identity) if resume == "auto" else _at(Path(resume).expanduser(), identity, folder)
     if found is None:
         return None
     state, path = found.state, found.path
