@@ -6,7 +6,8 @@ from dataclasses import fields
 import pytest
 
 from gptlab import UserError, compose, composition
-from gptlab.overrides import FOREIGN, as_typed, for_hydra, key_types
+from gptlab.overrides import FOREIGN, as_typed, for_hydra, key_types, refuse_of_hydra, trial_name
+from gptlab.quoting import quote
 from gptlab.training.config import OWNED, TrainerConfig
 
 REFUSED = {
@@ -128,6 +129,11 @@ REFUSED = {
     "seed": ["seed is not an override; write seed=VALUE"],
     "eval_train=true data.val_fraction=0": ["eval_train=true", "data.val_fraction"],
     "run_dir=": ["run_dir= is empty"],
+    f"name={'a' * 256}": ["name=aaa", "too long"],
+    "name=???": ["name=???", "still missing"],
+    "name=${foo}": ["name=${foo}", "foo", "for the characters"],
+    "name=${": ["name=${", "for the characters"],
+    "data.class_names=[a,,b]": ["data.class_names=[a,,b] is not a list", '["one, too",two]'],
     "~model": ["~model", "choose one with model=NAME"],
     "~optimizer.lr": ["~optimizer.lr", "optimizer.lr=null"],
     "=3": ["=3", "write KEY=VALUE"],
@@ -218,9 +224,6 @@ def test_a_wrong_preset_of_a_user_is_named(tmp_path, text, parts):
 
 def test_an_override_is_read_as_it_is_typed(monkeypatch):
     monkeypatch.setenv("HOME", "/home/some one")
-    for name in ("a=b", "a#b", "\u00e4", "it's", "a\\"):
-        assert compose(f"name={name}").name == name
-        assert as_typed(for_hydra(f"name={name}")) == f"name={name}", "as a message shows it"
     assert compose("run_dir=~/x").folder() == "/home/some one/x"
     assert compose("logger=[wandb, tensorboard]").logger.wandb is not None
     assert compose("~debug") == compose()
@@ -237,3 +240,108 @@ def test_every_option_of_the_trainer_is_taken_or_answered():
 def test_every_foreign_name_leads_to_a_key_of_ours():
     keys = {*dict(key_types()), *composition.preset_names()}
     assert set(FOREIGN.values()) <= keys
+
+
+TEXTS = [
+    *("2024_01_15", "1.10", "0x1F", "010", "1e3", "true", "on", "NULL", "~", "inf", ".5", "20231101.10"),
+    *(
+        "a=b",
+        "(x)",
+        "[INST] {q}",
+        '"hi" you',
+        "'hi",
+        "a, b",
+        "#x",
+        "x: y",
+        "why?",
+        "a\\",
+        "trail ",
+        "\u65e5\u672c",
+        "it's",
+    ),
+    "runs/sw5/optimizer.lr=0.001",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_stays_as_it_was_typed(text):
+    assert compose(f"name={text}").name == text
+    assert as_typed(for_hydra(f"name={text}")) == f"name={text}", "as a message shows it"
+    assert as_typed(for_hydra(for_hydra(f"++name={text}"))).lstrip("+") == f"name={text}", "as a trial repeats it"
+    (swept,) = {for_hydra(f"name={quote(text)}", multirun=True), for_hydra(f"name={text}")}
+    assert swept.startswith("name="), "in a sweep, where a comma needs quotes"
+
+
+def test_every_key_of_type_text_takes_any_text(tmp_path):
+    text = "1_0 (a=b), [c]: #d?"
+    keys = [key for key, hint in key_types() if hint in (str, str | None) and not key.endswith("type")]
+    assert {"tokenizer.path", "model.init_from", "data.subset", "logger.wandb.name", "resume"} <= set(keys)
+    for key in keys:
+        assert for_hydra(f"{key}={text}") == f"{key}='{text}'", key
+    assert for_hydra("data.text_column=null") == "data.text_column='null'", "where null is nothing but text"
+    config = compose("name=null", "logger=wandb", "logger.wandb.tags=[1.10,on,null]", "model.init_from=~/1_0")
+    assert (config.name, config.logger.wandb.tags) == (None, ["1.10", "on", "null"])
+    table = ("data=table", "data.path=x.csv", "objective=classification", "data.label_column=1_0")
+    for typed in ("data.class_names=[true,false]", "++data.class_names=['true',false]"):
+        assert compose(*table, typed).data.class_names == ["true", "false"]
+    chat = compose(
+        "data=table", "data.path=x", "data.messages=m", "objective=instruction", "data.chat={user: 1.10}"
+    ).data.chat
+    assert chat["user"] == "1.10"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("name=1_0,'b, c',x", "name='1_0','b, c',x"),
+        ("name=choice(1_0,a)", "name=choice('1_0',a)"),
+        ("name=shuffle(list=[a,b])", "name=shuffle(list=[a,b])"),
+        ("seed=range(1,3)", "seed=range(1,3)"),
+        ("data.extensions=[.txt],[.md,1_0]", "data.extensions=[.txt],[.md,'1_0']"),
+    ],
+)
+def test_a_sweep_over_texts(typed, expected):
+    assert for_hydra(typed, multirun=True) == expected
+
+
+def test_the_folder_of_a_trial():
+    assert trial_name(["optimizer.lr=0.001", "name='1_0'"]) == "optimizer.lr=0.001,name=1_0"
+    assert trial_name([r"callbacks.extra.x.y=a\:b"]).startswith("callbacks.extra.x.y=a_b-"), "Windows takes no colon"
+    a, b = (trial_name([f"model.init_from=runs{sign}x"]) for sign in "/:")
+    assert a.startswith("model.init_from=runs_x-") and b.startswith("model.init_from=runs_x-") and a != b
+    umlauts = "\u00e4" * 260
+    long = {trial_name([f"callbacks.sample.prompt='{umlauts}{i}'", f"data.path='{'b' * 260}'"]) for i in range(9)}
+    assert len(long) == 9 and all(len(name.encode()) <= 200 for name in long)
+
+
+TYPES = {
+    "name: 2024_01_15": 'name is text, and YAML reads 2024_01_15 as the number 20240115; quote it: name: "2024_01_15"',
+    "name: on": 'the truth value true; quote it: name: "on"',
+    "seed: ???": "seed: ??? is no value",
+    "tokenizer: {special_tokens: [a, 0x1F]}": "tokenizer.special_tokens is text, and YAML reads 0x1F as the number 31",
+}
+
+
+@pytest.mark.parametrize("line", TYPES)
+def test_a_preset_says_what_it_seems_to_say(tmp_path, line):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{line}\n")
+    (tmp_path / "experiment" / "derived.yaml").write_text("# @package _global_\ndefaults: [mine]\n")
+    for name in ("mine", "derived"):
+        with pytest.raises(UserError) as error:
+            compose(f"experiment={name}", config_dir=tmp_path)
+        assert "experiment/mine.yaml: " in str(error.value) and TYPES[line] in str(error.value)
+
+
+def test_keys_of_hydra_that_do_nothing_are_refused():
+    for override, remedy in (
+        ("hydra.run.dir=x", "run_dir=DIR"),
+        ("hydra.mode=MULTIRUN", "write -m"),
+        ("hydra/launcher=basic", "add -m"),
+        ("hydra.sweep.dir=x", "add -m"),
+    ):
+        with pytest.raises(UserError, match=remedy):
+            compose(override)
+    refuse_of_hydra(["hydra.sweep.dir=x", "hydra/launcher=basic"], multirun=True)
+    with pytest.raises(UserError, match="not an override; write each as text"):
+        compose(["seed=1"])  # pyright: ignore[reportArgumentType]

@@ -298,7 +298,7 @@ def _keys_of(kind: type, prefix: str) -> tuple[tuple[str, Any], ...]:
 
 def explain(error: BaseException, overrides: Iterable[str]) -> str:
     """A library's message about the config, and what to type instead."""
-    values = dict(o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
+    values = dict(as_typed(o).lstrip("+~").split("=", 1) for o in overrides if "=" in o)
     links = [error]
     while (cause := links[-1].__cause__ or links[-1].__context__) is not None:
         links.append(cause)

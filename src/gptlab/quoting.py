@@ -42,23 +42,29 @@ def split(text: str, separator: str = ",") -> list[str]:
     """
     if not text.strip():
         return []
+    found = _split(text, separator, brackets=True)
+    return _split(text, separator, brackets=False) or [] if found is None else found
+
+
+def _split(text: str, separator: str, *, brackets: bool) -> list[str] | None:
+    """The parts; None where brackets count and do not match."""
     parts, nested, start, i = [], [], 0, 0
     begins = True  # a part, a list or what follows a colon
-    counts = _balanced(text)
     while i < len(text):
         char = text[i]
         if begins and char in QUOTES and (end := _closing_quote(text, i)) is not None:
             i = end
-        elif counts and char in OPENING:
-            nested.append(char)
-        elif counts and char in CLOSING:
-            nested.pop()
+        elif brackets and char in OPENING:
+            nested.append(CLOSING[OPENING.index(char)])
+        elif brackets and char in CLOSING:
+            if not nested or nested.pop() != char:
+                return None
         elif char == separator and not nested:
             parts.append(text[start:i].strip())
             start = i + 1
         begins = char in ",:" + OPENING or (begins and char.isspace())
         i += 1
-    return [*parts, text[start:].strip()]
+    return None if nested else [*parts, text[start:].strip()]
 
 
 def items(text: str) -> list[str] | None:
@@ -89,13 +95,3 @@ def _closing_quote(text: str, start: int) -> int | None:
         return None
     end = start + found.end()
     return end if re.match(rf"\s*(\Z|[,{re.escape(CLOSING)}])", text[end + 1 :]) else None
-
-
-def _balanced(text: str) -> bool:
-    nested = []
-    for char in text:
-        if char in OPENING:
-            nested.append(char)
-        elif char in CLOSING and (not nested or OPENING.index(nested.pop()) != CLOSING.index(char)):
-            return False
-    return not nested

@@ -48,6 +48,7 @@ HINTS = {
         ("choices=column", {"choices": "column"}),
         ("choices=[yes,no,3]", {"choices": ("yes", "no", "3")}),  # not YAML's booleans
         ("choices=[\"a,b\",'c']", {"choices": ("a,b", "c")}),
+        ("choices=[[a],1.10,on,0x1,null]", {"choices": ("[a]", "1.10", "on", "0x1", "null")}),
     ],
 )
 def test_values(arguments, expected):
@@ -62,7 +63,7 @@ def test_values(arguments, expected):
         ("name", "name needs a value; write name="),
         ("num_fewshot=[0,a]", "num_fewshot=a must be a whole number"),
         ("num_fewshot=[0", "num_fewshot=[0 is not a list of values"),
-        ("choices=[[a],b]", "choices=[[a],b] is not a list of values"),
+        ("choices=[a,,b]", "choices=[a,,b] is not a list of values"),
     ],
 )
 def test_refusals(argument, message):
@@ -76,9 +77,9 @@ def test_an_option_is_given_once():
         read(["n=1", "n=2"], HINTS, "gptlab test")
 
 
-def test_tags_of_yaml_make_nothing_but_text():
+def test_items_are_nothing_but_text():
     values = read(["choices=[!!python/name:os.system x, !!int 3]"], HINTS, "gptlab test")["choices"]
-    assert values == ("x", "3")
+    assert values == ("!!python/name:os.system x", "!!int 3")
 
 
 @pytest.mark.parametrize("command", [generate, evaluate, convert], ids=lambda command: command.__name__)

@@ -101,6 +101,20 @@ def test_a_sweep_gives_each_trial_its_folder_and_a_command_line_of_its_own(tasks
     assert sys.argv == before
 
 
+def test_a_sweep_over_texts_gives_each_trial_what_was_typed(tasks):
+    long = "x" * 260
+    assert train.main(["-m", f"callbacks.sample.prompt=1_0,it's,a/b: c?,{long}1,{long}2", "seed=3"], ["train.py"]) == 0
+    prompts = ["1_0", "it's", "a/b: c?", f"{long}1", f"{long}2"]
+    assert [config.callbacks.sample.prompt for config, _ in tasks.seen] == prompts
+    folders = [Path(config.folder()).name for config, _ in tasks.seen]
+    assert folders[:2] == ["callbacks.sample.prompt=1_0", "callbacks.sample.prompt=it's"]
+    assert len(set(folders)) == 5 and all(len(name) <= 200 and not set(name) & set("/:?") for name in folders)
+    for config, argv in list(tasks.seen):  # what starts other ranks, or another machine
+        assert train.main(argv[1:], ["train.py"]) == 0
+        again, _ = tasks.seen[-1]
+        assert again == config
+
+
 def test_a_config_dir_reaches_each_trial(tasks, tmp_path):
     folder = tmp_path / "mine" / "recipe"
     folder.mkdir(parents=True)
@@ -161,6 +175,12 @@ def test_options_and_sweeps_that_cannot_work_are_answered(tasks, capsys):
         (["-m", "run_dir=x", "seed=1,2"], "name the sweep's folder with name=NAME"),
         (["-m", "model=glob(x*)"], "the sweep has no runs"),
         (["-m", "seed=1,x"], "seed=x must be a whole number"),
+        (["-m", "++run_dir=x", "seed=1,2"], "name the sweep's folder with name=NAME"),
+        (["--cfg", "job", "data=text"], "name it with data.path=FILE"),
+        (["--cfg", "job", "batch_tokens=1000"], "batch_tokens=1000 is not divisible"),
+        (["--package", "model"], "--package is an option of --cfg"),
+        (["--resolve"], "--resolve is an option of --cfg"),
+        (["hydra.run.dir=x"], "hydra.run.dir has no effect in gptlab"),
     ):
         assert train.main(arguments, ["train.py"]) == 2
         assert said in capsys.readouterr().err
