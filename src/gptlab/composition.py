@@ -90,9 +90,10 @@ def settle(config: DictConfig, choices: typing.Mapping[str, Any], config_dir: st
 
     UserError where a preset of `config_dir` does not say what it seems to.
     """
-    for group, chosen in choices.items() if config_dir is not None else ():
-        for name in chosen if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]:
-            _check_preset(Path(config_dir).expanduser(), group, str(name))
+    if config_dir is not None:
+        for group, chosen in choices.items():
+            for name in chosen if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]:
+                _check_preset(Path(config_dir).expanduser(), group, str(name))
     if config.model_tag == "custom":
         config.model_tag = choices.get("experiment") or choices.get("model")
     if config.data_tag == "custom":

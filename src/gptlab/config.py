@@ -150,6 +150,7 @@ class RunConfig:
             self.schedule,
             self.trainer,
             self.strategy,
+            self.logger,
             self.callbacks,
         ):
             part.check()
@@ -163,10 +164,8 @@ class RunConfig:
                 raise UserError(f"{name}= is empty; give a name, or leave it out")
         for part in Path(self.folder()).parts:
             if len(os.fsencode(part)) > MAX_NAME_BYTES:
-                raise UserError(
-                    f"{'name' if self.run_dir is None else 'run_dir'}={part} is too long for a folder, whose name has at "
-                    f"most {MAX_NAME_BYTES} bytes; choose a shorter one"
-                )
+                key = "name" if self.run_dir is None else "run_dir"
+                raise UserError(f"{key}={part} is too long: a folder's name has at most {MAX_NAME_BYTES} bytes")
         if self.resume not in ("auto", None) and not Path(self.resume).expanduser().exists():
             raise UserError(
                 f"resume={self.resume} does not exist; name a checkpoint such as runs/NAME/checkpoints/last.ckpt"

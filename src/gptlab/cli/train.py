@@ -117,8 +117,9 @@ class _Command:
         typed = [*(for_hydra(override, multirun=multirun) for override in self.overrides), *self.of_hydra]
         if multirun and not any(a.startswith("hydra.sweep.dir=") for a in typed):
             typed.append(f"hydra.sweep.dir={quoting.quote(f'runs/{self._sweep_name()}')}")
-        folder = self.config_dir and str(Path(self.config_dir).expanduser())  # --config-dir=~/presets
-        options = [o.replace(self.config_dir, folder) if folder else o for o in self.options]
+        options = self.options
+        if self.config_dir is not None:  # which may begin with ~, as in --config-dir=~/presets
+            options = [o.replace(self.config_dir, str(Path(self.config_dir).expanduser())) for o in options]
         sys.argv = [self.program[0], *options, *typed]  # Hydra reads it, and wants options first
         hydra.main(version_base="1.3", config_path=f"pkg://{composition.CONF}", config_name="config")(self._job)()
         if multirun and len(self.codes) == 1:

@@ -319,7 +319,21 @@ class WandbConfig:
     group: str | None = None
     name: str | None = None
     tags: list[str] = field(default_factory=list)
-    offline: bool | None = None  # null: offline when there is no key
+    offline: bool | None = None  # null: as WANDB_MODE says, or else offline when there is no key
+
+    def check(self) -> None:
+        """Refuse what W&B would refuse when the run begins."""
+        if not self.project or len(self.project) > 128 or set(self.project) & set("/\\#?%:"):
+            raise UserError(
+                f"logger.wandb.project={self.project} is no name of a W&B project; use up to 128 characters without "
+                "/ \\ # ? % :"
+            )
+        for key in ("group", "name"):
+            if len(getattr(self, key) or "") > 128:
+                raise UserError(f"logger.wandb.{key}={getattr(self, key)} is too long; use up to 128 characters")
+        for tag in self.tags:
+            if not 1 <= len(tag) <= 64:
+                raise UserError(f"logger.wandb.tags={shown(self.tags)}: a tag has 1 to 64 characters")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -335,6 +349,10 @@ class LoggersConfig:
 
     wandb: WandbConfig | None = None
     tensorboard: TensorboardConfig | None = None
+
+    def check(self) -> None:
+        if self.wandb is not None:
+            self.wandb.check()
 
 
 @dataclass(kw_only=True, slots=True)

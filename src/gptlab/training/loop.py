@@ -41,7 +41,7 @@ from gptlab.training.callbacks.agreement import Agreement
 from gptlab.training.callbacks.amender import Amender
 from gptlab.training.callbacks.checkpoints import Checkpoints
 from gptlab.training.callbacks.extra import build_extra
-from gptlab.training.callbacks.metrics import Metrics
+from gptlab.training.callbacks.metrics import Metrics, is_logged
 from gptlab.training.callbacks.pace import Pace
 from gptlab.training.callbacks.preview import Preview
 from gptlab.training.callbacks.progress_bar import ProgressBar
@@ -51,7 +51,7 @@ from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.config import SpikeAction, is_whole
 from gptlab.training.datamodule import ExamplesDataModule
 from gptlab.training.finetune import prepare_finetuning
-from gptlab.training.loggers import build_loggers
+from gptlab.training.loggers import build_loggers, ended_with_run
 from gptlab.training.module import LanguageModule, Network
 from gptlab.training.resume import (
     INPUTS_FILE,
@@ -109,7 +109,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
             seed=config.seed,
         )
 
-    with folder.lock():
+    with folder.lock(), ended_with_run() as loggers:
         if _is_finished(config, folder):  # meanwhile, by the run that held the lock
             return Run(folder.path)
         identity = Identity(
@@ -147,13 +147,17 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
             if config.trainer.enable_model_summary:
                 print(plan.text(config, folder.path, step), flush=True)
             _open_folder(identity, folder, data, source, run.columns)
-            run.loggers = build_loggers(
+            earlier = read_metrics(folder.path / "metrics.csv")
+            log_every = config.trainer.log_every_n_steps
+            loggers += build_loggers(
                 config.logger,
                 folder.path,
                 group=f"{config.model_tag}-{config.data_tag}",
                 tags=[config.model_tag, config.data_tag, config.optimizer.type],
                 hyperparameters=identity.config,
+                rows=[row for row in earlier if is_logged(row, log_every=log_every, n_steps=plan.n_steps)],
             )
+            run.loggers = loggers
         del source
         started = time.perf_counter()
         try:

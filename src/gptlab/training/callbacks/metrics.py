@@ -1,6 +1,6 @@
 """What each step measured: read from the device, checked, and written to metrics.csv and the loggers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -10,6 +10,11 @@ from gptlab.runs.folder import MetricsFile, RunFolder, cut_metrics
 from gptlab.training.callbacks.agreement import SLOW_STEPS, Agreement
 from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.spikes import LossGuard
+
+
+def is_logged(row: Mapping[str, float | int], *, log_every: int, n_steps: int) -> bool:
+    """Whether loggers get this row of metrics.csv."""
+    return row["step"] % log_every == 0 or row["step"] in (1, n_steps) or "val/loss" in row
 
 
 class Metrics(Callback):
@@ -178,8 +183,6 @@ class Metrics(Callback):
     def _write(self, trainer, row: dict[str, float | int]) -> None:
         if self._file is not None:
             self._file.write(row)
-        if trainer.loggers and (
-            row["step"] % self.log_every == 0 or row["step"] in (1, self.n_steps) or "val/loss" in row
-        ):
+        if is_logged(row, log_every=self.log_every, n_steps=self.n_steps):
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=row["step"])  # `step` is W&B's axis, and has to be in the row
