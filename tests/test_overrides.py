@@ -60,7 +60,18 @@ REFUSED = {
     "logger.wandb.project=mine": ["logger=wandb"],
     "data.val_fraction=1.5": ["data.val_fraction=1.5"],
     "model=small,gpt124m": ["-m model=small,gpt124m"],
-    "trainer.precision=fp16": ["trainer.precision=fp16", "16-mixed"],
+    "trainer.precision=fp16": ["trainer.precision=fp16", "did you mean 16-mixed?"],
+    "precision=bf16": ["did you mean trainer.precision=bf16-mixed?"],
+    "fp16=true": ["did you mean trainer.precision=16-mixed?"],
+    "epochs=10": ["did you mean budget_tokens?", "10 epochs are 10 times the tokens of the training split"],
+    "trainer.max_epochs=10": ["trainer.max_epochs is decided by gptlab", "budget_tokens?", "10 epochs are 10 times"],
+    "batch_size=8": ["did you mean batch_tokens?", "micro_batch_size"],
+    "gradient_accumulation_steps=4": ["did you mean micro_batch_size?", "batch_tokens / (context length"],
+    "gpus=2": ["did you mean trainer.devices?"],
+    "wandb=true": ["did you mean logger=wandb?"],
+    "data.weights=[1,2]": ["did you mean data.paths?", "one corpus"],
+    "do_sample=false": ["did you mean callbacks.sample.temperature?", "0 is greedy"],
+    "resume=true": ["resume=true is read as a path", "resume=auto"],
     "trainer.accelerator=tpu": ["trainer.accelerator=tpu", "cpu"],
     "trainer.profiler=foo": ["trainer.profiler=foo", "simple"],
     "trainer.max_time=abc": ["DD:HH:MM:SS"],
@@ -123,7 +134,7 @@ REFUSED = {
     "optimizer.type=muon": ["optimizer.type follows from the preset", "optimizer=muon"],
     "model.architecture=encoder": ["unknown config key model.architecture"],
     "model.num_hidden_layers=3": ["did you mean model.n_layer"],
-    "trainer.max_epochs=3": ["trainer.max_epochs", "budget_steps"],
+    "trainer.max_epochs=3": ["trainer.max_epochs", "budget_tokens"],
     "recipe=gpt": ["recipe=gpt is not a preset"],
     "seed=-1": ["seed=-1"],
     "seed": ["seed is not an override; write seed=VALUE"],
@@ -239,7 +250,11 @@ def test_every_option_of_the_trainer_is_taken_or_answered():
 
 def test_every_foreign_name_leads_to_a_key_of_ours():
     keys = {*dict(key_types()), *composition.preset_names()}
-    assert set(FOREIGN.values()) <= keys
+    for ours in FOREIGN.values():
+        key, _, value = ours.partition("; ")[0].partition("=")
+        assert key in keys, ours
+        if value:
+            assert compose(f"{key}={value}", "trainer.accelerator=cpu", "trainer.devices=1")
 
 
 TEXTS = [

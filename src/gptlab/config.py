@@ -167,6 +167,9 @@ class RunConfig:
                 key = "name" if self.run_dir is None else "run_dir"
                 raise UserError(f"{key}={part} is too long: a folder's name has at most {MAX_NAME_BYTES} bytes")
         if self.resume not in ("auto", None) and not Path(self.resume).expanduser().exists():
+            if self.resume.lower() in ("true", "false"):
+                instead = "auto, the default, to continue" if self.resume.lower() == "true" else "null to refuse"
+                raise UserError(f"resume={self.resume} is read as a path; use resume={instead} what the folder holds")
             raise UserError(
                 f"resume={self.resume} does not exist; name a checkpoint such as runs/NAME/checkpoints/last.ckpt"
             )

@@ -13,7 +13,7 @@ from gptlab import plugins, quoting
 from gptlab.config import RunConfig
 from gptlab.errors import UserError, did_you_mean
 from gptlab.registry import GROUPS, variants
-from gptlab.training.config import OWNED
+from gptlab.training.config import OWNED, PRECISION_NAMES
 from gptlab.values import coerce
 
 OPTIONAL = ("experiment", "debug", "logger")  # groups of which nothing has to be chosen
@@ -32,8 +32,15 @@ FUNCTION = re.compile(r"(choice|shuffle|sort|range|glob|interval|tag)\((.*)\)", 
 OPTION = re.compile(r"(list|sweep|reverse|shuffle)=")  # of such a function
 MAX_TRIAL_BYTES = 200  # of a trial's folder name, less than a file system takes
 
-# Other code bases' names for ours, where spelling alone would not find them.
+# Other code bases' names for our keys, where spelling alone would not find them; what comes after "; " is said as well.
+EPOCHS = (
+    "budget_tokens; a run is counted in tokens: {value} epochs are {value} times the tokens of the training split, which "
+    "the plan prints under corpus"
+)
+ACCUMULATION = "micro_batch_size; accumulation steps are batch_tokens / (context length x micro_batch_size x devices)"
+STEP = "batch_tokens; it is the tokens of a step over all devices, and micro_batch_size the sequences at a time on each"
 FOREIGN = {
+    # shapes
     "n_embd": "model.d_model",
     "embed_dim": "model.d_model",
     "hidden_size": "model.d_model",
@@ -42,44 +49,119 @@ FOREIGN = {
     "n_heads": "model.n_head",
     "num_attention_heads": "model.n_head",
     "num_key_value_heads": "model.n_kv_head",
+    "n_query_groups": "model.n_kv_head",
     "intermediate_size": "model.d_ff",
     "block_size": "model.context_length",
     "max_seq_len": "model.context_length",
+    "max_seq_length": "model.context_length",
     "max_position_embeddings": "model.context_length",
     "seq_len": "model.context_length",
+    "seq_length": "model.context_length",
     "n_ctx": "model.context_length",
     "tie_word_embeddings": "model.tie_embeddings",
     "num_experts": "model.n_expert",
     "num_local_experts": "model.n_expert",
     "num_experts_per_tok": "model.n_expert_per_token",
+    "model_name_or_path": "model.init_from",
+    "checkpoint_dir": "model.init_from",
+    "initial_checkpoint_dir": "model.init_from",
+    "weights": "model.init_from",
+    # data and objective
+    "data.weights": "data.paths; a run has one corpus, which may be of several files",
+    "dataset": "data",
+    "dataset_name": "data.dataset",
+    "train_file": "data.path",
+    "data_dir": "data.path",
+    "num_workers": "data.n_workers",
+    "dataloader_num_workers": "data.n_workers",
     "mlm_probability": "objective.mask_prob",
+    # optimizer and schedule
     "learning_rate": "optimizer.lr",
     "lr": "optimizer.lr",
+    "optim": "optimizer",
     "grad_clip": "optimizer.grad_clip",
     "gradient_clip_val": "optimizer.grad_clip",
     "max_grad_norm": "optimizer.grad_clip",
-    "batch_size": "micro_batch_size",
+    "max_norm": "optimizer.grad_clip",
+    "adam_beta1": "optimizer.beta1",
+    "adam_beta2": "optimizer.beta2",
+    "adam_epsilon": "optimizer.eps",
+    "warmup_iters": "schedule.warmup_steps",
+    "warmup_steps": "schedule.warmup_steps",
+    "num_warmup_steps": "schedule.warmup_steps",
+    "lr_warmup_steps": "schedule.warmup_steps",
+    "warmup_ratio": "schedule.warmup_fraction",
+    "lr_decay_iters": "schedule.decay_steps",
+    "lr_scheduler_type": "schedule",
+    "lr_scheduler": "schedule",
+    "decay_lr": "schedule; schedule=constant has no decay",
+    "min_lr": "schedule.min_lr_ratio; it is a fraction of optimizer.lr",
+    # batch and budget
+    "batch_size": STEP,
+    "global_batch_size": STEP,
     "per_device_train_batch_size": "micro_batch_size",
+    "per_device_eval_batch_size": "micro_batch_size",
+    "gradient_accumulation_steps": ACCUMULATION,
+    "accumulate_grad_batches": ACCUMULATION,
+    "grad_accum_steps": ACCUMULATION,
     "max_steps": "budget_steps",
     "max_iters": "budget_steps",
+    "num_steps": "budget_steps",
     "max_tokens": "budget_tokens",
-    "epochs": "budget_tokens",
-    "num_train_epochs": "budget_tokens",
-    "max_epochs": "budget_tokens",
+    "epochs": EPOCHS,
+    "n_epochs": EPOCHS,
+    "num_epochs": EPOCHS,
+    "num_train_epochs": EPOCHS,
+    "max_epochs": EPOCHS,
+    # hardware
     "gpus": "trainer.devices",
+    "n_gpus": "trainer.devices",
+    "n_gpu": "trainer.devices",
     "devices": "trainer.devices",
-    "eval_interval": "trainer.val_check_interval",
-    "warmup_iters": "schedule.warmup_steps",
-    "lr_scheduler_type": "schedule",
-    "min_lr": "schedule.min_lr_ratio",
+    "device": "trainer.accelerator",
     "dtype": "trainer.precision",
+    "precision": "trainer.precision",
+    "mixed_precision": "trainer.precision",
+    "fp16": "trainer.precision=16-mixed",
+    "bf16": "trainer.precision=bf16-mixed",
+    "amp": "trainer.precision=bf16-mixed",
+    "compile": "strategy.compile",
+    "torch_compile": "strategy.compile",
+    "fsdp": "strategy=fsdp",
+    "ddp": "strategy=ddp",
+    "deepspeed": "strategy=fsdp; it shards as ZeRO-3 does, and strategy=zero2 and zero1 as ZeRO-2 and ZeRO-1 do",
+    "gradient_checkpointing": "strategy.activation_checkpointing=full",
+    # evaluation, saving, logging
+    "eval_interval": "trainer.val_check_interval",
+    "eval_steps": "trainer.val_check_interval",
+    "eval_iters": "trainer.limit_val_batches",
+    "log_interval": "trainer.log_every_n_steps",
+    "logging_steps": "trainer.log_every_n_steps",
+    "save_steps": "callbacks.checkpoint.every_steps",
+    "save_interval": "callbacks.checkpoint.every_steps",
+    "save_total_limit": "callbacks.checkpoint.keep_last",
+    "resume_from_checkpoint": "resume",
+    "ckpt_path": "resume",
+    "wandb": "logger=wandb",
+    "use_wandb": "logger=wandb",
+    "wandb_log": "logger=wandb",
+    "report_to": "logger",
+    "wandb_project": "logger.wandb.project",
+    "wandb_run_name": "logger.wandb.name",
+    "run_name": "name",
+    "exp_name": "name",
+    "experiment_name": "name",
+    "out_dir": "run_dir",
+    "output_dir": "run_dir",
+    "random_seed": "seed",
+    # fine-tuning
     "lora_r": "finetune.rank",
     "lora_rank": "finetune.rank",
     "lora_alpha": "finetune.alpha",
     "lora_dropout": "finetune.dropout",
     "target_modules": "finetune.target_modules",
-    "out_dir": "run_dir",
-    "output_dir": "run_dir",
+    # samples
+    "do_sample": "callbacks.sample.temperature; 0 is greedy decoding",
 }
 
 
@@ -218,14 +300,16 @@ def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]
         if key in presets:
             _refuse_preset(key, value, presets[key])
         elif key.startswith("trainer.") and key.removeprefix("trainer.") in OWNED:
-            raise UserError(f"{key} is decided by gptlab; use {OWNED[key.removeprefix('trainer.')]}")
+            option = key.removeprefix("trainer.")
+            instead = _nearest(key, (), value) if option in FOREIGN else f"; use {OWNED[option]}"
+            raise UserError(f"{key} is decided by gptlab{instead}")
         elif key.startswith("logger.") and key.count(".") == 2 and not _has_logger(key.split(".")[1], overrides):
             raise UserError(f"{key} belongs to a logger that is off; add logger={key.split('.')[1]}")
         elif key.endswith(".type") and key.removesuffix(".type") in presets:
             group = key.removesuffix(".type")
             raise UserError(f"{key} follows from the preset; choose one with {group}={value}")
         elif not key.startswith(("callbacks.extra.", "data.chat.")):
-            refuse_unknown_key(key, presets)
+            refuse_unknown_key(key, presets, value)
             for part in _above(key):
                 if f"{part}=null" in overrides:
                     raise UserError(f"{key} has no effect with {part}=null; leave one of them out")
@@ -240,11 +324,11 @@ def refuse_of_hydra(overrides: Iterable[str], *, multirun: bool) -> None:
             raise UserError(f"{key} is for the runs of a sweep; add -m, or leave it out")
 
 
-def refuse_unknown_key(key: str, presets: Iterable[str] = ()) -> None:
-    """Answer a key that no config has with the nearest one."""
+def refuse_unknown_key(key: str, presets: Iterable[str] = (), value: str = "") -> None:
+    """Answer a key that no config has with the nearest one; `value` is what was typed for it."""
     known = dict(key_types())
     if key not in known:
-        raise UserError(f"unknown config key {key}{_nearest(key, [*known, *presets])}")
+        raise UserError(f"unknown config key {key}{_nearest(key, [*known, *presets], value)}")
 
 
 def _above(key: str) -> list[str]:
@@ -266,9 +350,14 @@ def _refuse_preset(group: str, value: str, names: Sequence[str]) -> None:
             raise UserError(f"{group}={name} is not a preset{did_you_mean(name, names)}")
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
-    ours = FOREIGN.get(key.split(".")[-1])
-    return f"; did you mean {ours}?" if ours else did_you_mean(key, sorted(known))
+def _nearest(key: str, known: Iterable[str], value: str = "") -> str:
+    theirs = FOREIGN.get(key) or FOREIGN.get(key.split(".")[-1])
+    if theirs is None:
+        return did_you_mean(key, sorted(known))
+    ours, _, note = theirs.format(value=value or "N").partition("; ")
+    if ours == "trainer.precision" and value.lower() in PRECISION_NAMES:
+        ours = f"{ours}={PRECISION_NAMES[value.lower()]}"
+    return f"; did you mean {ours}?" + (f" {note[0].upper()}{note[1:]}" if note else "")
 
 
 def _has_logger(name: str, overrides: Sequence[str]) -> bool:

@@ -235,6 +235,11 @@ OWNED = {
 
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
+PRECISION_NAMES = {  # as others call them
+    **dict.fromkeys(("16", "fp16", "float16", "half"), "16-mixed"),
+    **dict.fromkeys(("bf16", "bfloat16"), "bf16-mixed"),
+    **dict.fromkeys(("32", "fp32", "float32", "tf32", "no"), "32-true"),
+}
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PROFILERS = ("simple", "advanced", "pytorch")
 
@@ -276,7 +281,9 @@ class TrainerConfig:
                 f"for steps write {round(interval)}"
             )
         if self.precision is not None and self.precision not in PRECISIONS:
-            raise UserError(f"trainer.precision={self.precision} is unknown; use one of {', '.join(PRECISIONS)}")
+            meant = PRECISION_NAMES.get(self.precision.lower())
+            instead = f"did you mean {meant}? Known: " if meant else "use one of "
+            raise UserError(f"trainer.precision={self.precision} is unknown; {instead}{', '.join(PRECISIONS)}")
         if self.accelerator not in ACCELERATORS:
             raise UserError(f"trainer.accelerator={self.accelerator} is unknown; use one of {', '.join(ACCELERATORS)}")
         if self.profiler is not None and self.profiler not in PROFILERS:

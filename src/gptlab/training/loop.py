@@ -40,7 +40,7 @@ from gptlab.runs.run import Run
 from gptlab.training.callbacks.agreement import Agreement
 from gptlab.training.callbacks.amender import Amender
 from gptlab.training.callbacks.checkpoints import Checkpoints
-from gptlab.training.callbacks.extra import build_extra
+from gptlab.training.callbacks.extra import build_extra, check_extra, stopped_early
 from gptlab.training.callbacks.metrics import Metrics, is_logged
 from gptlab.training.callbacks.pace import Pace
 from gptlab.training.callbacks.preview import Preview
@@ -141,6 +141,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
             command=command,
             columns=_columns(config, devices, plan, datamodule, metrics_before(folder, source)),
         )
+        check_extra(callbacks, run.columns)
         run.begin(source, rollback_of(folder, source))
         # Everything that was typed is accepted: from here on the folder changes.
         if folder.writes:
@@ -189,11 +190,13 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
                 metrics=metrics,
                 train_loss=run.metrics.row.get("train/loss"),
                 amendments=run.amender.taken,
+                stopped_early=stopped_early(run.trainer.callbacks, asked=run.trainer.should_stop),  # pyright: ignore[reportAttributeAccessIssue]
             )
             if config.callbacks.plot:
                 draw(folder, objective, summary["unigram_entropy"])
             folder.write_json("summary.json", summary)
-            folder.event("finished" if summary["finished"] else "ended early", step=summary["steps"], **metrics)
+            kind = "stopped early" if summary["stopped_early"] else "finished" if summary["finished"] else "ended early"
+            folder.event(kind, step=summary["steps"], **metrics)
             text = report(
                 summary,
                 folder.path,
@@ -441,7 +444,8 @@ def _is_finished(config: RunConfig, folder: RunFolder) -> bool:
     else:
         refuse_other_inputs(inputs, folder)
     if folder.writes:
-        print(f"{folder.path} is finished after {summary['steps']:,} steps; name=... starts another run")
+        early = f" (stopped early; resume={folder.path} goes on)" if summary.get("stopped_early") else ""
+        print(f"{folder.path} is finished after {summary['steps']:,} steps{early}; name=... starts another run")
         print(last_line(summary, folder.path))
     return True
 

@@ -30,10 +30,12 @@ def summarize(
     metrics: dict[str, float],
     train_loss: float | None,
     amendments: list[Amendment],
+    stopped_early: bool,
 ) -> dict[str, Any]:
     """The content of summary.json."""
     return {
-        "finished": steps >= plan.n_steps,  # not after trainer.max_time, or early stopping
+        "finished": steps >= plan.n_steps or stopped_early,  # not after trainer.max_time
+        "stopped_early": stopped_early and steps < plan.n_steps,
         "steps": steps,
         "tokens": steps * plan.step_tokens,
         "seconds": round(seconds, 1),
@@ -71,10 +73,10 @@ def report(
     lines = [""]
     if preview:
         lines += ["The model at work:", "", *(f"    {line}" for line in preview.strip("\n").splitlines()), ""]
-    lines.append(
-        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s"
-        + ("" if summary["finished"] else " (ended before the budget)")
+    early = (
+        " (stopped early)" if summary["stopped_early"] else "" if summary["finished"] else " (ended before the budget)"
     )
+    lines.append(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s{early}")
     if objective.per_byte:
         lines.append(f"unigram entropy of the training text {summary['unigram_entropy']:.4f} nats per token")
     for split, label in SPLITS:
