@@ -34,8 +34,8 @@ MAX_TRIAL_BYTES = 200  # of a trial's folder name, less than a file system takes
 
 # Other code bases' names for our keys, where spelling alone would not find them; what comes after "; " is said as well.
 EPOCHS = (
-    "budget_tokens; a run is counted in tokens: {value} epochs are {value} times the tokens of the training split, which "
-    "the plan prints under corpus"
+    "budget_tokens; a run is counted in tokens: {value} epochs are {value} times the tokens of the training split, "
+    "which the plan prints as data"
 )
 ACCUMULATION = "micro_batch_size; accumulation steps are batch_tokens / (context length x micro_batch_size x devices)"
 STEP = "batch_tokens; it is the tokens of a step over all devices, and micro_batch_size the sequences at a time on each"

@@ -413,7 +413,7 @@ def test_other_peoples_callbacks_find_their_metrics(tmp_path):
 
     config = small_run(tmp_path / "run", budget_steps=100, optimizer=AdamWConfig(lr=1e-9))
     summary = train(config, callbacks=[EarlyStopping("val/loss", patience=2, min_delta=0.1)]).summary
-    assert summary["steps"] == 15 and not summary["finished"]
+    assert summary["steps"] == 15 and summary["stopped_early"]
 
 
 def test_samples_are_text_of_the_corpus_alphabet(tmp_path):
