@@ -208,3 +208,18 @@ def test_what_cannot_write_is_refused(folder, tmp_path, capsys):
         "is a causal model and the model a encoder_decoder one; use two of the same capability"
         in capsys.readouterr().err
     )
+
+
+def test_a_prompt_beyond_the_training_length_is_answered_with_a_warning():
+    model = build_model(EncoderDecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=8), 257, seed=0).eval()
+    assert beyond_training([[1] * 8], model) is None
+    assert "the prompt has 9 tokens, and the model was trained on texts of up to 8" in str(
+        beyond_training([[1] * 9], model)
+    )
+    assert "2 of 3 prompts are longer than 8 tokens, the longest has 30" in str(
+        beyond_training([[1] * 9, [1], [1] * 30], model)
+    )
+    with pytest.warns(UserWarning, match="the prompt has 21 tokens, .* shorten it"):
+        generate(model, ByteTokenizer(), "a" * 20, max_new_tokens=1)
+    with pytest.warns(UserWarning, match="2 of 2 prompts"):
+        generate(model, ByteTokenizer(), ["a" * 20, "b" * 20], max_new_tokens=1)

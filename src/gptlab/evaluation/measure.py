@@ -28,7 +28,7 @@ from gptlab.evaluation.subject import Subject, check_causal, check_exists, open_
 from gptlab.files import write_text_atomic
 from gptlab.generation.config import SEED, DecodingConfig
 from gptlab.generation.precision import find_device, prepare
-from gptlab.generation.prompt import has_encoder
+from gptlab.generation.prompt import beyond_training, has_encoder
 
 FOLDER = "evaluations"  # in the run folder
 LIBRARIES = {Kind.answers: ("torchmetrics",), Kind.tasks: ("lm-eval", "datasets")}
@@ -112,6 +112,9 @@ def _evaluate(
             )
         return found
     assert prompts is not None
+    encoded = [prompts.encoded(i, max(num_fewshot), tokenizer, model) for i in range(len(prompts.items))]
+    if (note := beyond_training(encoded, model)) is not None:
+        print(f"warning: {note}", file=sys.stderr)
     if config.kind is Kind.choices:
         from gptlab.evaluation.choices import choose
 
