@@ -9,15 +9,19 @@ from interop.external import T5S, VOCAB_SIZE
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from gptlab.cli.generate import main
+from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.generation.beam import beam_search
 from gptlab.generation.config import Precision
 from gptlab.generation.decode import decode, generate_tokens, seeded
 from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.precision import prepare
+from gptlab.generation.prompt import beyond_training
 from gptlab.generation.sampling import Sampling
 from gptlab.generation.speculative import speculate
+from gptlab.generation.text import generate
 from gptlab.interop.transformers_folder import TransformersFolder
 from gptlab.models.build import build_model
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
 PROMPTS = [[5, 9, 33, 2, 40, 8, 21, 1], [7, 1], [30, 31, 32, 1]]
 

@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 
 from gptlab.cli.guard import guard
-from gptlab.cli.options import load_plugins, read, unescaped
+from gptlab.cli.options import load_plugins, print_text, read, unescaped
 from gptlab.errors import UserError
 from gptlab.evaluation.config import N_SHOWN, EvaluateConfig
 from gptlab.generation.config import MAX_NEW_TOKENS, SETTINGS, DecodingConfig, OutputFormat
@@ -126,7 +126,7 @@ def evaluate(arguments: list[str]) -> None:
         if target is not None:
             measure.write_json(target, {"results": results})
         if config.output is OutputFormat.text:
-            _print(report.text(results[-1], n_shown=N_SHOWN if config.n_shown is None else config.n_shown))
+            print_text(report.text(results[-1], n_shown=N_SHOWN if config.n_shown is None else config.n_shown))
 
     parts: list[measure.Result] = []  # of the run that is being evaluated
 
@@ -139,12 +139,12 @@ def evaluate(arguments: list[str]) -> None:
         results = measure.evaluate(config, settings, on_result=on_result, on_part=on_part, show=sys.stderr.isatty())
     except KeyboardInterrupt:
         if parts and config.output is OutputFormat.text:  # hours may have gone into them
-            _print(report.text(parts[-1], n_shown=0))
+            print_text(report.text(parts[-1], n_shown=0))
         raise
     if config.output is OutputFormat.json:
         print(json.dumps({"results": results}, default=str))
     elif len(results) > 1:
-        _print(report.comparison(results))
+        print_text(report.comparison(results))
 
 
 def _settings(config: EvaluateConfig) -> dict[str, DecodingConfig]:
@@ -177,9 +177,3 @@ def _writable(name: str) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"to={name} is not a file in a folder that exists; name one, such as to=results.json")
     return path
-
-
-def _print(text: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()

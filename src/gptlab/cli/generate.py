@@ -12,7 +12,9 @@ from typing import Any
 
 from gptlab.cli.guard import guard
 from gptlab.cli.options import (
+    encodable,
     load_plugins,
+    print_text,
     read,
     read_standard_input,
     read_text,
@@ -201,8 +203,7 @@ class _Screen:
         return "\n".join(_percent_table(number, step) for number, step in steps) + "\n"
 
     def _write(self, text: str) -> None:
-        sys.stdout.write(_encodable(text))
-        sys.stdout.flush()
+        print_text(text)
 
 
 def _line(step: dict[str, Any]) -> str:
@@ -227,16 +228,10 @@ def _percent(probability: float) -> str:
     return "-" if probability < 5e-7 else f"{100 * probability:.2f}%"
 
 
-def _encodable(text: str) -> str:
-    """The text without what standard output cannot show: lone surrogates, and much else on an ASCII terminal."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "replace").decode(encoding)
-
-
 def _print_report(config: GenerateConfig, results: list["Generation"], seconds: float) -> None:
     report = _report(config, results, seconds)
     text = json.dumps(report, ensure_ascii=False)
-    print(text if text == _encodable(text) else json.dumps(report), flush=True)
+    print(text if text == encodable(text) else json.dumps(report), flush=True)
 
 
 def _report(config: GenerateConfig, results: list["Generation"], seconds: float) -> dict[str, Any]:

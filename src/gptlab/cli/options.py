@@ -93,3 +93,15 @@ def read_standard_input() -> str | None:
 def without_last_line_end(text: str) -> str:
     """A text file's content without the end of its last line, which editors add."""
     return text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
+
+
+def print_text(text: str) -> None:
+    """Print a text as far as standard output can show it: no lone surrogates, and much less on an ASCII terminal."""
+    sys.stdout.write(encodable(text))
+    sys.stdout.flush()
+
+
+def encodable(text: str) -> str:
+    """The text without what standard output cannot show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
