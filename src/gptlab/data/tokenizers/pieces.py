@@ -67,7 +67,6 @@ def pieces(tokenizer: Tokenizer, ids: Iterable[int], text: str | None = None) ->
         if ids[begin] in spelled:
             found.append(Piece(ids[begin], spelled[ids[begin]]))
             begin += 1
-            first = begin
             continue
         first = max(first, begin - _CONTEXT_TOKENS)
         known = tokenizer.decode(ids[first:begin])
