@@ -7,6 +7,7 @@ from gptlab.cli.options import load_plugins, print_text, read, read_standard_inp
 from gptlab.errors import UserError
 from gptlab.generation.config import OutputFormat
 
+OPTIONS = {"run": str, "text": list[str], "pooling": str, "device": str, "output": OutputFormat}
 N_SHOWN = 8  # numbers of a vector
 TEXT_CHARACTERS = 60  # of a text in the table
 HELP = """gptlab embed run=PATH text="..." text="..." [key=value ...]
@@ -43,8 +44,7 @@ def main(arguments: list[str]) -> int:
 def embed_texts(arguments: list[str]) -> None:
     """Read the model, and print the vectors or their similarities."""
     arguments = load_plugins(arguments)
-    options = {"run": str, "text": list[str], "pooling": str, "device": str, "output": OutputFormat}
-    given = read(arguments, options, "gptlab embed", FOREIGN)
+    given = read(arguments, OPTIONS, "gptlab embed", FOREIGN)
     if not given.get("run"):
         raise UserError("gptlab embed needs run=PATH: a run folder, a .ckpt file or a transformers folder")
     texts = unescaped(given.get("text", []))

@@ -42,20 +42,21 @@ class _Options:
     output: OutputFormat = OutputFormat.text
 
 
+OPTIONS = typing.get_type_hints(_Options)
+
+
 def main(arguments: list[str]) -> int:
     """Show what the arguments ask for; returns the exit code."""
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0
-    hints = typing.get_type_hints(_Options)
-    overrides = [argument for argument in arguments if argument.partition("=")[0] not in hints]
+    overrides = [argument for argument in arguments if argument.partition("=")[0] not in OPTIONS]
     return guard(lambda: inspect(arguments, overrides), overrides)
 
 
 def inspect(arguments: list[str], overrides: list[str]) -> None:
     """Compose the run, or read its config, and print the examples of the step."""
-    hints = typing.get_type_hints(_Options)
-    own = _Options(**read([argument for argument in arguments if argument not in overrides], hints, "gptlab inspect"))
+    own = _Options(**read([argument for argument in arguments if argument not in overrides], OPTIONS, "gptlab inspect"))
     check_bounds(own)
     config, run = _config(own, overrides)
     if own.world_size == 1:  # the examples of a step are the same on any number of devices

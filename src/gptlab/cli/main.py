@@ -34,8 +34,24 @@ def _main() -> int:
             print(f"    gptlab {name:<10} {what}")
         if verb:
             print(f"\n{_presets()}")
-        presets = "" if verb else "; gptlab --help also lists the presets of training"
-        print(f"\ngptlab COMMAND --help describes a command{presets}; gptlab --version prints the version.")
+        print("\ngptlab COMMAND --help describes a command, gptlab --version prints the version,")
+        print(
+            ("" if verb else "gptlab --help lists the presets of training too, ")
+            + "gptlab --completion bash completes."
+        )
+        return 0
+    if verb == "--completion":
+        from gptlab.cli.completion import SHELLS
+
+        if arguments not in [[shell] for shell in SHELLS]:
+            print(f"error: --completion needs a shell: {' or '.join(SHELLS)}", file=sys.stderr)
+            return 2
+        print(SHELLS[arguments[0]], end="")
+        return 0
+    if verb == "--complete":  # what the shell asks
+        from gptlab.cli.completion import candidates
+
+        print("\n".join(candidates(" ".join(arguments), VERBS)))
         return 0
     if verb == "--version":
         from importlib.metadata import version
@@ -60,15 +76,10 @@ def run(verb: str, arguments: list[str], *, program: list[str]) -> int:
 
 
 def _presets() -> str:
-    """The presets of training, without Hydra's import."""
-    from importlib.resources import files
+    from gptlab.cli.completion import presets
 
-    lines = ["presets of gptlab train:"]
-    for folder in sorted(files("gptlab.conf").iterdir(), key=lambda folder: folder.name):
-        names = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")) if folder.is_dir() else []
-        if names:
-            lines.append(f"    {folder.name:<11} {', '.join(names)}")
-    return "\n".join(lines)
+    lines = [f"    {group:<11} {', '.join(names)}" for group, names in presets().items()]
+    return "\n".join(["presets of gptlab train:", *lines])
 
 
 if __name__ == "__main__":
