@@ -34,11 +34,11 @@ def _main() -> int:
             print(f"    gptlab {name:<10} {what}")
         if verb:
             print(f"\n{_presets()}")
-        print("\ngptlab COMMAND --help describes a command, gptlab --version prints the version,")
-        print(
-            ("" if verb else "gptlab --help lists the presets of training too, ")
-            + "gptlab --completion bash completes."
-        )
+        print("\n    gptlab COMMAND --help     describes a command")
+        if not verb:
+            print("    gptlab --help             lists the presets of training as well")
+        print("    gptlab --completion bash  prints what completes commands and options in that shell, or in zsh")
+        print("    gptlab --version          prints the version")
         return 0
     if verb == "--completion":
         from gptlab.cli.completion import SHELLS
