@@ -4,6 +4,7 @@ import importlib
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from enum import EnumType
 
 BASH = """_gptlab() {
     local line=${COMP_LINE:0:COMP_POINT} word
@@ -51,7 +52,8 @@ def _values(command: str, key: str) -> Iterable[str]:
     if command in ("train", "inspect") and key in presets():
         return presets()[key]
     hint = _options(command).get(key)
-    return [str(member.value) for member in hint] if hasattr(hint, "__members__") else ()
+    kinds = [hint, *typing.get_args(hint)]  # precision, or an enum or None
+    return [str(member.value) for kind in kinds if isinstance(kind, EnumType) for member in kind]
 
 
 def _options(command: str) -> dict[str, typing.Any]:

@@ -159,7 +159,8 @@ def _settings(config: EvaluateConfig) -> dict[str, DecodingConfig]:
             raise UserError("settings= has an empty one; write its options, as in settings=[temperature=0]")
         given = read(options, hints, "settings=", SETTINGS_FOREIGN)
         every_length &= "max_new_tokens" in given
-        setting = DecodingConfig(**{"max_new_tokens": config.max_new_tokens or MAX_NEW_TOKENS} | given)
+        given.setdefault("max_new_tokens", config.max_new_tokens or MAX_NEW_TOKENS)
+        setting = DecodingConfig(**given)
         setting.check()
         if setting in found.values():
             raise UserError(f"settings= has {text} twice; name each setting once")
