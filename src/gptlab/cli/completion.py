@@ -4,7 +4,7 @@ import importlib
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from enum import EnumType
+from enum import Enum
 
 BASH = """_gptlab() {
     local line=${COMP_LINE:0:COMP_POINT} word
@@ -53,7 +53,7 @@ def _values(command: str, key: str) -> Iterable[str]:
         return presets()[key]
     hint = _options(command).get(key)
     kinds = [hint, *typing.get_args(hint)]  # precision, or an enum or None
-    return [str(member.value) for kind in kinds if isinstance(kind, EnumType) for member in kind]
+    return [str(member.value) for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum) for member in kind]
 
 
 def _options(command: str) -> dict[str, typing.Any]:
