@@ -77,7 +77,7 @@ def test_commands_compose(page):
 
 @of_page
 def test_commands_name_verbs_that_exist(page):
-    in_text = re.findall(r"`gptlab ([a-z]+)\b", page.read_text())
+    in_text = re.findall(r"`gptlab ([a-z-]+)\b", page.read_text())
     in_blocks = [line.split()[1] for line in shell_lines(page) if line.startswith("gptlab ")]
     assert not {*in_text, *in_blocks} - {*VERBS}
 

@@ -84,8 +84,86 @@ def test_prompts_from_options_files_and_standard_input(answers, tmp_path, monkey
     assert answers(f"prompt_file={tmp_path / 'prompt.txt'}", *options) == [two]
     (tmp_path / "prompts.jsonl").write_text('"a = b"\n\n{"prompt": "longer than that\\n"}\n')
     assert answers(f"prompt_file={tmp_path / 'prompts.jsonl'}", *options) == [one, two]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a = b\n"))
+    standard_input(monkeypatch, b"a = b\n")
     assert answers(*options) == [one]
+
+
+def standard_input(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_a_prompt_is_read_as_it_is(answers, say, tmp_path, monkeypatch):
+    options = ("temperature=0", "max_new_tokens=2")
+    typed = answers(r"prompt=a\n\tb \\n", *options)
+    assert typed[0]["prompt"] == "a\n\tb \\n"
+    assert answers("prompt=x", r"stop=\n", *options)[0]["prompt"] == "x"
+    content = "a\r\nb\\n\u00e9\r\n".encode()
+    for start in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / "my prompt.txt").write_bytes(start + content)
+        (found,) = answers(f"prompt_file={tmp_path / 'my prompt.txt'}", *options)
+        assert found["prompt"] == "a\r\nb\\n\u00e9"  # line ends as they are, and nothing is unescaped
+        standard_input(monkeypatch, start + content)
+        assert answers(*options) == [found]
+    (tmp_path / "two.jsonl").write_bytes(b'\xef\xbb\xbf"a"\r\n{"prompt": "b\\r\\n"}\r\n')
+    assert [row["prompt"] for row in answers(f"prompt_file={tmp_path / 'two.jsonl'}", *options)] == ["a", "b\r\n"]
+    standard_input(monkeypatch, b"a\xff")
+    assert "standard input is not UTF-8 text: the byte at 1" in say(expect=2)[1]
+    assert (
+        f"prompt_file={tmp_path} cannot be read: Is a directory; name a text file"
+        in say(f"prompt_file={tmp_path}", expect=2)[1]
+    )
+    (tmp_path / "empty.txt").write_bytes(b"\r\n")
+    assert "the prompt is empty" in say(f"prompt_file={tmp_path / 'empty.txt'}", expect=2)[1]
+
+
+def test_probabilities_in_percent(run, answers, say):
+    options = ("prompt=ab", "max_new_tokens=3", "top_k=2", "temperature=0.5", "seed=4")
+    (found,) = answers(*options, "probabilities=4")
+    model, *_ = load_model(str(run), "run")
+    for i, step in enumerate(found["probabilities"]):
+        logits = model(torch.tensor([list(b"ab") + found["tokens"][:i]]))[0, -1, :257]
+        p = torch.softmax(logits, -1)
+        assert [token["token"] for token in step["tokens"]][:4] == p.topk(4).indices.tolist()
+        ids = [token["token"] for token in step["tokens"]]
+        assert step["stages"]["model"] == pytest.approx(p[ids].tolist(), abs=1e-5)
+        two = torch.softmax(2 * logits.topk(2).values, -1).tolist()
+        assert step["stages"]["top_k=2"] == pytest.approx([*two, *[0.0] * (len(ids) - 2)], abs=1e-5)
+        assert list(step["stages"]) == ["model", "temperature=0.5", "top_k=2"] and step["token"] == found["tokens"][i]
+    out, _ = say(*options, "probabilities=4")
+    assert out.count("all others") == 3 and f"{100 * two[0]:.2f}%" in out
+    header, *rows = out.split("\n\n")[0].splitlines()
+    assert header.split() == ["token", "1", "model", "temperature=0.5", "top_k=2"]
+    assert sum(row.startswith("* ") for row in rows) == 1 and len(rows) == 5
+    (drafted,) = answers(*options, "probabilities=4", f"draft_model={run}")
+    assert len(drafted["probabilities"]) == 3
+    assert "leave out one of them" in say(*options, "probabilities=4", "logprobs=2", expect=2)[1]
+
+
+def test_a_text_that_outgrows_the_context_is_noted(say):
+    _, err = say("prompt=abc", f"max_new_tokens={CONTEXT}", "temperature=0.1", "seed=2")
+    n = int(re.search(r"(\d+) tokens in", err)[1])
+    assert ("note: the text grew beyond the context of 24 tokens" in err) == (3 + n > CONTEXT)
+    assert "note:" not in say("prompt=abc", "max_new_tokens=5")[1]
+
+
+def test_what_is_generated_before_an_interruption_is_shown(run, capsys, monkeypatch):
+    from gptlab.generation import text
+
+    original = text.decode
+
+    def decode(*arguments, **options):
+        for number, draws in enumerate(original(*arguments, **options)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield draws
+
+    monkeypatch.setattr(text, "decode", decode)
+    options = [f"run={run}", "prompt=ab", "temperature=0", "max_new_tokens=9"]
+    assert main([*options, "output=json"]) == 130
+    (found,) = json.loads(capsys.readouterr().out)["results"]
+    assert len(found["tokens"]) == 3 and found["finished"] is None
+    assert main(options) == 130
+    assert capsys.readouterr().out == f"ab{found['text']}\n"
 
 
 def test_samples_and_seeds(answers, say):
@@ -267,7 +345,7 @@ def test_prompt_files_that_cannot_be_read(say, tmp_path):
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xff")
     for name, message in (
         ("absent", "cannot be read: No such file"),
-        ("bytes.txt", "cannot be read: 'utf-8' codec"),
+        ("bytes.txt", "is not UTF-8 text: the byte at 0; convert"),
         ("none.jsonl", "has no prompt"),
         ("rows.jsonl", "line 2: use a JSON string"),
     ):

@@ -9,7 +9,7 @@ from small_runs import write_run
 
 from gptlab import plugins
 from gptlab.cli import amend, convert, evaluate, generate
-from gptlab.cli.options import load_plugins, read
+from gptlab.cli.options import load_plugins, read, unescaped, without_last_line_end
 from gptlab.errors import UserError
 from gptlab.runs import checkpoint
 
@@ -133,3 +133,11 @@ def test_a_run_with_plugins_needs_them_given_again(command, options, tmp_path, m
     assert module not in sys.modules
     assert command.main([*arguments, f"plugins=[{module}]"]) == 0
     assert module in sys.modules
+
+
+def test_text_is_unescaped_once_for_every_command():
+    assert unescaped(r"a\nb\tc") == "a\nb\tc"
+    assert unescaped(r"a\\nb") == r"a\nb"  # a backslash, and an n
+    assert unescaped([r"\n", 1]) == ["\n", 1] and unescaped((r"\\",)) == ("\\",) and unescaped(None) is None
+    assert without_last_line_end("a\r\n") == without_last_line_end("a\n") == "a"
+    assert without_last_line_end("a\n\n") == "a\n"

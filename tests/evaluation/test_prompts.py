@@ -7,6 +7,7 @@ from gptlab.data.examples.template import Template
 from gptlab.data.tokenizers.bpe import BPETokenizer
 from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.evaluation.prompts import Example, Prompts, check_fit, encode_answer, read_examples
+from gptlab.evaluation.records import Records
 from gptlab.generation.prompt import encode_prompt
 from gptlab.models.build import build_model
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
@@ -110,26 +111,45 @@ def table(tmp_path):
     return write
 
 
-def test_rows_of_a_table(table):
+def read(file, *options, **more):
+    return [*read_examples(Records(name=str(file)), *options, **more).values()]
+
+
+def test_records_of_a_table(table):
     file = table({"q": "one?", "a": 1, "c": [1, 2]}, {"q": "two?", "a": "y", "c": ["x", "y"]})
     prompt, answer = Template("Q: {q}", "prompt"), Template(" {a}", "answer")
-    one, two = read_examples(file, prompt, answer)
+    one, two = read(file, prompt, answer)
     assert (one.prompt, one.answer, two.answer) == ("Q: one?", "1", "y")
-    assert one.where == f"record 1 of {file}"
-    one, two = read_examples(file, prompt, answer, "c")
-    assert one.choices == ("1", "2") and one.answer == "1"  # the choice itself, not the one with that number
+    assert one.where == f"record 1 of {file}" and (one.index, two.index) == (0, 1)
+    one, two = read(file, prompt, answer, "c")
+    assert one.choices == ("1", "2") and one.answer == "1"  # the choice itself, as in the other record
     assert two.choices == ("x", "y") and two.answer == "y"
-    (row,) = read_examples(table({"q": "?", "a": 1}), prompt, answer, ("x", "y"))
-    assert row.answer == "y"
+    choices = [Template("x", "choices"), Template("y", "choices")]
+    (record,) = read(table({"q": "?", "a": 1}), prompt, answer, choices)
+    assert record.answer == "y"
 
 
-def test_bad_rows_are_named(table, tmp_path):
+def test_only_records_that_are_asked_for_are_read(table):
+    records = [{"q": f"q{i}", "a": f"a{i}"} for i in range(6)] + [{"q": "without an answer"}]
+    options = Template("{q}", "prompt"), Template("{a}", "answer")
+    file = table(*records)
+    assert [one.index for one in read(file, *options, first=2)] == [0, 1]
+    assert [one.index for one in read(file, *options, first=0, indices=[4, 1])] == [1, 4]
+    assert [one.index for one in read(file, *options, first=2, indices=[5])] == [0, 1, 5]
+    with pytest.raises(ValueError, match="record 7 of"):
+        read(file, *options)
+    with pytest.raises(ValueError, match=r"the index 7 is beyond .* whose 7 records have the indices 0 to 6; lower it"):
+        read(file, *options, first=0, indices=[7])
+
+
+def test_bad_records_are_named(table, tmp_path):
     prompt, answer = Template("{q}", "prompt"), Template("{a}", "answer")
-    for row, choices, message in (
+    shared = [Template("x", "choices"), Template("y", "choices")]
+    for record, choices, message in (
         ({"q": "?"}, None, r"answer has the field \{a\}, which record 1 of .* lacks; it has q"),
         ({"q": "?", "a": " "}, None, "record 1 of .* has no answer"),
-        ({"q": "?", "a": "z"}, ("x", "y"), "record 1 of .*: the answer 'z' is not among the choices x, y"),
-        ({"q": "?", "a": "2"}, ("x", "y"), "the answer '2' is not among the choices x, y"),
+        ({"q": "?", "a": "z"}, shared, "record 1 of .*: the answer 'z' is not among the choices x, y"),
+        ({"q": "?", "a": "3"}, shared, "the answer '3' is not among the choices x, y"),
         (
             {"q": "?", "a": "x"},
             "c",
@@ -140,10 +160,20 @@ def test_bad_rows_are_named(table, tmp_path):
         ({"q": "?", "a": "x", "c": ["x", "x"]}, "c", "has a choice that is empty or given twice"),
     ):
         with pytest.raises(ValueError, match=message):
-            read_examples(table(row), prompt, answer, choices)
+            read(table(record), prompt, answer, choices)
     (tmp_path / "rows.csv").write_text('q,a,c\n?,x,"[""x"", ""y""]"\n')
-    (row,) = read_examples(str(tmp_path / "rows.csv"), prompt, answer, "c")
-    assert row.choices == ("x", "y")
+    (record,) = read(tmp_path / "rows.csv", prompt, answer, "c")
+    assert record.choices == ("x", "y")
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"empty.jsonl is empty; give a table with at least one record"):
-        read_examples(str(tmp_path / "empty.jsonl"), prompt, answer)
+        read(tmp_path / "empty.jsonl", prompt, answer)
+
+
+def test_a_fixed_choice_of_examples_stands_before_every_prompt():
+    pool = [Example(where=f"record {i + 1}", index=i, prompt=f"q{i}", answer=f"a{i}") for i in (40, 80, 120)]
+    item = Example(where="record 201", index=200, prompt="q200", answer="a200")
+    found = Prompts(items=[item], pool=pool, pool_name="FILE", seed=1, fixed=True)
+    found.check([0, 3])
+    shown = found.composed(0, [0, 1, 3])
+    assert shown["prompts"] == {"0": "q200", "1": "q40 a40\n\nq200", "3": "q40 a40\n\nq80 a80\n\nq120 a120\n\nq200"}
+    assert shown["fewshot_indices"] == [40, 80, 120] and shown["index"] == 200

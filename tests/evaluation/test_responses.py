@@ -19,6 +19,10 @@ from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 GREEDY = DecodingConfig(temperature=0.0)
 
 
+def greedy(max_new_tokens):
+    return DecodingConfig(temperature=0.0, max_new_tokens=max_new_tokens)
+
+
 @pytest.mark.parametrize(
     "text, reference, expected",
     [
@@ -112,11 +116,14 @@ def test_beams(responder):
 
 def test_scores_of_each_number_of_examples_and_setting(responder):
     prompts = table()
-    settings = {"temperature=0": GREEDY, "num_beams=2": DecodingConfig(num_beams=2)}
+    settings = {
+        "temperature=0": DecodingConfig(temperature=0.0, max_new_tokens=9),
+        "num_beams=2": DecodingConfig(num_beams=2, max_new_tokens=9),
+    }
     texts = {n: [alone(responder.model, prompts.text(i, n), 9, ["\n\n"]).strip() for i in range(5)] for n in (0, 1)}
     prompts.items[3].answer = texts[0][3]  # one that is met
     prompts.pool = table().items
-    found = respond_to_all(responder, prompts, [0, 1], settings, max_new_tokens=9)
+    found = respond_to_all(responder, prompts, [0, 1], settings)
     keys = ("rouge1", "rouge2", "rougeL", "exact_match")
     names = {f"num_fewshot={n}/{name}/{key}" for n in (0, 1) for name in settings for key in keys}
     assert set(found["numbers"]) == names
@@ -134,11 +141,23 @@ def test_scores_of_each_number_of_examples_and_setting(responder):
 def test_an_answer_ends_where_the_next_example_would_begin(small):
     responder = Responder(small(vocab_size=8, context_length=90, seed=2), CharTokenizer("\n .abks"), frozenset())
     prompts = table(separator="k")
-    found = respond_to_all(responder, prompts, [0], {"temperature=0": GREEDY}, max_new_tokens=30)
-    whole = respond_to_all(responder, prompts, [0], {"temperature=0": GREEDY}, max_new_tokens=30, stop=())
+    found = respond_to_all(responder, prompts, [0], {"temperature=0": greedy(30)})
+    whole = respond_to_all(responder, prompts, [0], {"temperature=0": greedy(30)}, stop=())
     texts = [[row["answers"][0]["text"] for row in result["samples"]] for result in (found, whole)]
     assert texts[0] == [text.split("k")[0].strip() for text in texts[1]]
     assert any("k" in text for text in texts[1])
+
+
+def test_a_setting_has_a_length_of_its_own_and_results_come_setting_by_setting(responder):
+    prompts, parts = table(), []
+    settings = {"short": greedy(3), "long": greedy(11)}
+    found = respond_to_all(
+        responder, prompts, [0], settings, stop=(), on_part=lambda found: parts.append(len(found["numbers"]))
+    )
+    for i, sample in enumerate(found["samples"]):
+        expected = [alone(responder.model, prompts.text(i, 0), n).strip() for n in (3, 11)]
+        assert [answer["text"] for answer in sample["answers"]] == expected
+    assert parts == [4, 8]
 
 
 def test_refused_before_any_work(responder, monkeypatch):
@@ -147,16 +166,14 @@ def test_refused_before_any_work(responder, monkeypatch):
         ValueError,
         match=r"record 0 with num_fewshot=4 .* the context of 90 holds; every prompt fits with",
     ):
-        respond_to_all(responder, table(), [0, 4], {"temperature=0": GREEDY}, max_new_tokens=45)
+        respond_to_all(responder, table(), [0, 4], {"temperature=0": greedy(45)})
 
 
 def test_an_encoder_decoder_answers_prompts_of_any_length():
     tokenizer = ByteTokenizer()
     model = build_model(EncoderDecoderConfig(n_layer=1, n_head=2, d_model=16, context_length=8), 257, seed=1).eval()
     prompts = table(3)
-    found = respond_to_all(
-        Responder(model, tokenizer, {256}), prompts, [2], {"temperature=0": GREEDY}, max_new_tokens=6, stop=()
-    )
+    found = respond_to_all(Responder(model, tokenizer, {256}), prompts, [2], {"temperature=0": greedy(6)}, stop=())
     for i, row in enumerate(found["samples"]):
         source = torch.tensor([[*prompts.text(i, 2).encode(), 256]])
         ids = generate_tokens(model, source, 6, temperature=0.0, vocab_size=257)[0].tolist()

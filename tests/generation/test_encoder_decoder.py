@@ -9,15 +9,19 @@ from interop.external import T5S, VOCAB_SIZE
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from gptlab.cli.generate import main
+from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.generation.beam import beam_search
 from gptlab.generation.config import Precision
 from gptlab.generation.decode import decode, generate_tokens, seeded
 from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.precision import prepare
+from gptlab.generation.prompt import beyond_training
 from gptlab.generation.sampling import Sampling
 from gptlab.generation.speculative import speculate
+from gptlab.generation.text import generate
 from gptlab.interop.transformers_folder import TransformersFolder
 from gptlab.models.build import build_model
+from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 
 PROMPTS = [[5, 9, 33, 2, 40, 8, 21, 1], [7, 1], [30, 31, 32, 1]]
 
@@ -208,3 +212,18 @@ def test_what_cannot_write_is_refused(folder, tmp_path, capsys):
         "is a causal model and the model a encoder_decoder one; use two of the same capability"
         in capsys.readouterr().err
     )
+
+
+def test_a_prompt_beyond_the_training_length_is_answered_with_a_warning():
+    model = build_model(EncoderDecoderConfig(n_layer=1, n_head=2, d_model=8, context_length=8), 257, seed=0).eval()
+    assert beyond_training([[1] * 8], model) is None
+    assert "the prompt has 9 tokens, and the model was trained on texts of up to 8" in str(
+        beyond_training([[1] * 9], model)
+    )
+    assert "2 of 3 prompts are longer than 8 tokens, the longest has 30" in str(
+        beyond_training([[1] * 9, [1], [1] * 30], model)
+    )
+    with pytest.warns(UserWarning, match="the prompt has 21 tokens, .* shorten it"):
+        generate(model, ByteTokenizer(), "a" * 20, max_new_tokens=1)
+    with pytest.warns(UserWarning, match="2 of 2 prompts"):
+        generate(model, ByteTokenizer(), ["a" * 20, "b" * 20], max_new_tokens=1)

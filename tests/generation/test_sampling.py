@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -168,3 +170,38 @@ def test_no_penalty_makes_probabilities_that_are_none(penalty, temperature):
         assert torch.allclose(probabilities.sum(-1), torch.ones(3))
     best = sampling.probabilities(rows, [[0]] * 3).argmax(-1)[0]
     assert best == (0 if penalty < 1 else 2)
+
+
+def test_probabilities_before_and_after_each_setting():
+    logits = torch.tensor([[1.5, -1.8, 0.9, -3.2]])
+    sampling = Sampling(temperature=0.5, top_k=3, top_p=0.9, min_p=0.5, repetition_penalty=2.0)
+    names, values = zip(*sampling.stages(logits, [[0, 1]]), strict=True)
+    assert names == ("model", "repetition_penalty=2", "temperature=0.5", "top_k=3", "top_p=0.9", "min_p=0.5")
+    found = [torch.softmax(value, -1)[0].tolist() for value in values]
+
+    def shares(*weights):
+        return pytest.approx([weight / sum(weights) for weight in weights], abs=1e-6)
+
+    e = math.exp
+    assert found[0] == shares(e(1.5), e(-1.8), e(0.9), e(-3.2))
+    assert found[1] == shares(e(0.75), e(-3.6), e(0.9), e(-3.2))
+    assert found[2] == shares(e(1.5), e(-7.2), e(1.8), e(-6.4))
+    assert found[3] == shares(e(1.5), 0, e(1.8), e(-6.4))
+    assert found[4] == found[5] == shares(e(1.5), 0, e(1.8), 0)
+    assert torch.equal(sampling.filtered(logits, [[0, 1]]), values[-1])
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        # Of a course's exercise, computed independently.
+        ({}, [0.62704177, 0.02312729, 0.34412782, 0.00570312]),
+        ({"temperature": 0.1}, [0.99753, 0, 0.00247, 0]),
+        ({"top_k": 3}, [0.6306, 0.0233, 0.3461, 0]),
+        ({"top_p": 0.8}, [0.6457, 0, 0.3543, 0]),
+        ({"temperature": 0}, [1, 0, 0, 0]),
+    ],
+)
+def test_four_words(settings, expected):
+    found = Sampling(**settings).probabilities(torch.tensor([[1.5, -1.8, 0.9, -3.2]]))[0]
+    assert found.tolist() == pytest.approx(expected, abs=5e-5 if settings else 1e-7)

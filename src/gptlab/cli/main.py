@@ -1,4 +1,4 @@
-"""The command `gptlab VERB ...`."""
+"""The command `gptlab COMMAND ...`."""
 
 import importlib
 import os
@@ -10,11 +10,15 @@ VERBS = {
     "convert": "weights in from transformers or OpenAI, and out to transformers",
     "evaluate": "perplexity, prompts with examples and lm-eval's tasks",
     "generate": "text from a run, a checkpoint or a transformers folder",
+    "fill-mask": "tokens for the masks of a text, by an encoder",
+    "embed": "vectors of texts, and how similar they are",
+    "tokenize": "the pieces and ids that tokenizers make of a text",
+    "inspect": "what a training step reads, as text",
 }
 
 
 def main() -> int:
-    """Hand the arguments to the verb's file; returns the exit code."""
+    """Hand the arguments to the command's file; returns the exit code."""
     try:
         return _main()
     except BrokenPipeError:  # `gptlab --help | head`
@@ -23,12 +27,31 @@ def main() -> int:
 
 
 def _main() -> int:
-    verb, *arguments = sys.argv[1:] or ["--help"]
-    if verb in ("-h", "--help"):
-        print("gptlab VERB key=value ...\n")
+    verb, *arguments = sys.argv[1:] or [""]
+    if verb in ("", "-h", "--help"):
+        print("gptlab COMMAND key=value ...\n")
         for name, what in VERBS.items():
             print(f"    gptlab {name:<10} {what}")
-        print(f"\n{_presets()}\n\ngptlab VERB --help describes a verb; gptlab --version prints the version.")
+        if verb:
+            print(f"\n{_presets()}")
+        print("\n    gptlab COMMAND --help     describes a command")
+        if not verb:
+            print("    gptlab --help             lists the presets of training as well")
+        print("    gptlab --completion bash  prints what completes commands and options in that shell, or in zsh")
+        print("    gptlab --version          prints the version")
+        return 0
+    if verb == "--completion":
+        from gptlab.cli.completion import SHELLS
+
+        if arguments not in [[shell] for shell in SHELLS]:
+            print(f"error: --completion needs a shell: {' or '.join(SHELLS)}", file=sys.stderr)
+            return 2
+        print(SHELLS[arguments[0]], end="")
+        return 0
+    if verb == "--complete":  # what the shell asks
+        from gptlab.cli.completion import candidates
+
+        print("\n".join(candidates(" ".join(arguments), VERBS)))
         return 0
     if verb == "--version":
         from importlib.metadata import version
@@ -38,13 +61,13 @@ def _main() -> int:
     if verb not in VERBS:
         from gptlab.errors import did_you_mean
 
-        print(f"error: {verb} is not a verb of gptlab{did_you_mean(verb, VERBS)}", file=sys.stderr)
+        print(f"error: {verb} is not a command of gptlab{did_you_mean(verb, VERBS)}", file=sys.stderr)
         return 2
     return run(verb, arguments, program=[sys.argv[0], verb])
 
 
 def run(verb: str, arguments: list[str], *, program: list[str]) -> int:
-    """Carry out a verb; returns the exit code. `program` is what starts it, before its arguments."""
+    """Carry out a command; returns the exit code. `program` is what starts it, before its arguments."""
     try:
         module = importlib.import_module(f"gptlab.cli.{verb}")
     except KeyboardInterrupt:
@@ -53,15 +76,10 @@ def run(verb: str, arguments: list[str], *, program: list[str]) -> int:
 
 
 def _presets() -> str:
-    """The presets of training, without Hydra's import."""
-    from importlib.resources import files
+    from gptlab.cli.completion import presets
 
-    lines = ["presets of gptlab train:"]
-    for folder in sorted(files("gptlab.conf").iterdir(), key=lambda folder: folder.name):
-        names = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")) if folder.is_dir() else []
-        if names:
-            lines.append(f"    {folder.name:<11} {', '.join(names)}")
-    return "\n".join(lines)
+    lines = [f"    {group:<11} {', '.join(names)}" for group, names in presets().items()]
+    return "\n".join(["presets of gptlab train:", *lines])
 
 
 if __name__ == "__main__":

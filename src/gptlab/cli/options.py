@@ -1,7 +1,9 @@
 """The options key=value of a command, parsed by the types of a config."""
 
+import sys
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from gptlab import plugins
@@ -50,3 +52,56 @@ def read(arguments: list[str], hints: Mapping[str, Any], of: str, foreign: Mappi
         else:
             values[key] = coerce(key, value, hints[key])
     return values
+
+
+def unescaped(value: Any) -> Any:
+    """Text as it is typed on a command line, with \\n as a new line, \\t as a tab and \\\\ as a backslash.
+
+    Of a list or tuple each item; other values stay as they are.
+    """
+    if isinstance(value, list | tuple):
+        return type(value)(map(unescaped, value))
+    if not isinstance(value, str):
+        return value
+    parts = value.split("\\\\")
+    return "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in parts)
+
+
+def read_text(path: Path, option: str) -> str:
+    """The text of a file as it is, line ends included, without a byte order mark.
+
+    UserError names the `option` with which it was given.
+    """
+    try:
+        return path.expanduser().read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{option}={path} is not UTF-8 text: the byte at {error.start:,}; convert the file") from None
+    except OSError as error:
+        raise UserError(f"{option}={path} cannot be read: {error.strerror or error}; name a text file") from None
+
+
+def read_standard_input() -> str | None:
+    """The text on standard input as `read_text` reads a file; None where there is none, but a terminal."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return None
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 text: the byte at {error.start:,}; convert it") from None
+
+
+def without_last_line_end(text: str) -> str:
+    """A text file's content without the end of its last line, which editors add."""
+    return text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
+
+
+def print_text(text: str) -> None:
+    """Print a text as far as standard output can show it: no lone surrogates, and much less on an ASCII terminal."""
+    sys.stdout.write(encodable(text))
+    sys.stdout.flush()
+
+
+def encodable(text: str) -> str:
+    """The text without what standard output cannot show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)

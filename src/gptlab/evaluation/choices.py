@@ -1,7 +1,7 @@
 """Multiple choice by log-likelihood."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
@@ -30,25 +30,26 @@ def encode_choices(
 
 
 def choose(
-    model: LanguageModel, tokenizer: Tokenizer, prompts: Prompts, num_fewshot: Sequence[int], *, show: bool = False
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    num_fewshot: Sequence[int],
+    *,
+    show: bool = False,
+    on_part: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """Accuracy by log-likelihood and by log-likelihood per byte of the choice, for each number of few-shot examples.
 
-    Of equally likely choices the first one counts. UserError where a prompt does not fit, before any work.
+    Of equally likely choices the first one counts. `on_part` is called with what is measured so far after each number
+    of examples. UserError where a prompt does not fit, before any work.
     """
     most = max(num_fewshot)
     longest = [max(map(len, encode_choices(prompts, i, most, tokenizer, model))) for i in range(len(prompts.items))]
     check_fit(prompts, num_fewshot, longest, tokenizer, model)
     numbers: dict[str, float] = {}
     samples: list[dict[str, Any]] = [
-        {
-            "record": item.where,
-            "prompt": item.prompt,
-            "reference": item.answer,
-            "choices": list(item.choices),
-            "fewshot": {},
-        }
-        for item in prompts.items
+        prompts.composed(i, num_fewshot) | {"choices": list(item.choices), "fewshot": {}}
+        for i, item in enumerate(prompts.items)
     ]
     for n in num_fewshot:
         continuations: list[Continuation] = []
@@ -70,4 +71,5 @@ def choose(
                 correct[name] += choice == item.answer
             sample["fewshot"][str(n)] = {"log_likelihood": log_p, "chosen": chosen["accuracy"]}
         numbers |= {f"num_fewshot={n}/{name}": count / len(samples) for name, count in correct.items()}
+        on_part({"numbers": numbers, "samples": samples})
     return {"numbers": numbers, "samples": samples}

@@ -9,6 +9,8 @@ from gptlab.generation.config import OutputFormat, Precision
 
 N_SHOWN = 3
 
+LISTS = ("run", "corpus", "tasks", "settings", "num_fewshot", "choices", "indices", "fewshot_indices")
+
 
 class Kind(Enum):
     """What is measured."""
@@ -19,23 +21,30 @@ class Kind(Enum):
     tasks = "tasks"
 
 
+class AnswerFormat(Enum):
+    """How a table names the correct one of several choices."""
+
+    choice = "choice"  # the choice itself
+    index = "index"  # from 0
+    index_from_1 = "index_from_1"
+    letter = "letter"  # A for the first
+
+
 # Options that only some kinds have; all others are for each.
+_OF_PROMPTS = (
+    *("data", "subset", "revision", "hub_split", "indices", "examples", "fewshot_split", "fewshot_indices"),
+    *("prompt", "answer", "num_fewshot", "separator", "delimiter", "limit", "n_shown", "seed"),
+)
 OPTIONS = {
     Kind.perplexity: ("corpus", "stride"),
-    Kind.choices: (
-        *("data", "examples", "prompt", "answer", "choices"),
-        *("num_fewshot", "separator", "delimiter", "limit", "seed"),
-    ),
-    Kind.answers: (
-        *("data", "examples", "prompt", "answer", "settings", "stop", "max_new_tokens"),
-        *("num_fewshot", "separator", "delimiter", "limit", "n_shown", "seed"),
-    ),
+    Kind.choices: (*_OF_PROMPTS, "choices", "answer_format"),
+    Kind.answers: (*_OF_PROMPTS, "settings", "stop", "max_new_tokens"),
     Kind.tasks: ("tasks", "num_fewshot", "limit", "seed"),
 }
 # When an option has an effect, by the first kind that has it.
 NEEDED = {
     Kind.perplexity: "without data= and tasks=, where perplexity is measured",
-    Kind.choices: "with data=FILE",
+    Kind.choices: "with data=FILE and choices=COLUMN",
     Kind.answers: "with data=FILE and without choices=, where text is generated",
     Kind.tasks: "with tasks=[NAME]",
 }
@@ -48,17 +57,24 @@ class EvaluateConfig:
     run: list[str] = field(default_factory=list)  # may be given several times
     corpus: list[str] = field(default_factory=list)  # text to predict; may be given several times
     stride: int | None = bounded(None, ge=1)  # of the sliding window over it; null: half the context
-    data: str | None = None  # a table whose records are prompts and answers
+    data: str | None = None  # records that are prompts and answers: a file, a data set's folder or its name on the hub
+    subset: str | None = None
+    revision: str | None = None
+    hub_split: str | None = None  # of a data set; null: train
+    indices: tuple[int, ...] | None = None  # the records to evaluate, from 0; null: all
     examples: str | None = None  # a table that few-shot examples are drawn from; null: the other records
+    fewshot_split: str | None = None  # of the data set that examples are drawn from; null: hub_split
+    fewshot_indices: tuple[int, ...] | None = None  # the examples of every prompt, from 0; null: drawn for each
     prompt: str | None = None
     answer: str | None = None
     choices: str | tuple[str, ...] | None = None  # the column with the choices, or the same choices for each prompt
-    num_fewshot: tuple[int, ...] | None = None  # null: 0, or what a task of lm-eval has
+    answer_format: AnswerFormat | None = None  # null: as all records have it, where there is one way to read them
+    num_fewshot: tuple[int, ...] | None = None  # null: 0, all of fewshot_indices, or what a task of lm-eval has
     separator: str | None = None  # between few-shot examples; null: a blank line
     delimiter: str | None = None  # between a prompt and its answer; null: a space
     settings: tuple[str, ...] | None = None  # decoding settings to compare; null: temperature=0
     stop: tuple[str, ...] | None = None  # texts that end an answer; null: the separator
-    max_new_tokens: int | None = bounded(None, ge=1)  # of each answer; null: generation's MAX_NEW_TOKENS
+    max_new_tokens: int | None = bounded(None, ge=1)  # of answers by settings without one; null: MAX_NEW_TOKENS
     limit: int | None = bounded(None, ge=1)  # evaluate the first so many prompts; null: all
     n_shown: int | None = bounded(None, ge=0)  # prompts that are printed with their answers; null: N_SHOWN
     tasks: tuple[str, ...] | None = None  # names or files of lm-eval
@@ -77,6 +93,13 @@ class EvaluateConfig:
             return Kind.answers if self.choices is None else Kind.choices
         return Kind.perplexity
 
+    @property
+    def fewshot_counts(self) -> tuple[int, ...]:
+        """The numbers of examples before a prompt of a table."""
+        if self.num_fewshot is not None:
+            return self.num_fewshot
+        return (0,) if self.fewshot_indices is None else (len(self.fewshot_indices),)
+
     def check(self) -> None:
         """Refuse options that are out of bounds, have no effect or contradict each other."""
         if not self.run:
@@ -85,39 +108,29 @@ class EvaluateConfig:
         special = {option for options in OPTIONS.values() for option in options}
         for option in given:
             if option in special and option not in OPTIONS[self.kind]:
-                needed = " or ".join(NEEDED[kind] for kind, options in OPTIONS.items() if option in options)
+                kinds = [kind for kind, options in OPTIONS.items() if option in options]
+                if option in _OF_PROMPTS:
+                    kinds = [kind for kind in kinds if kind not in (Kind.choices, Kind.answers)]
+                needed = " or ".join([*["with data=FILE"] * (option in _OF_PROMPTS), *(NEEDED[kind] for kind in kinds)])
                 raise UserError(f"{option}= has no effect on {self.kind.value}; use it {needed}")
         check_bounds(self)
-        for option in ("run", "corpus", "tasks", "settings", "num_fewshot", "choices"):
+        for option in LISTS:
             values = getattr(self, option)
             if values == () and option != "choices":
                 raise UserError(f"{option}=[] is empty; leave it out, or name one")
             if isinstance(values, list | tuple) and len(set(values)) < len(values):
                 twice = max(values, key=values.count)
                 raise UserError(f"{option}={shown(twice)} is given twice; give it once")
-        fewshot = self.num_fewshot or ()
-        if any(n < 0 for n in fewshot):
-            raise UserError(f"num_fewshot={min(fewshot)} must be at least 0; use 0 for a prompt without examples")
-        if self.data is not None and self.tasks is None:
-            for option, example in (("prompt", "Question: {question} Answer:"), ("answer", "{answer}")):
-                if not getattr(self, option):
-                    raise UserError(f'data= needs {option}=, text with the names of columns such as "{example}"')
-        if isinstance(self.choices, tuple) and len(self.choices) < 2:
-            raise UserError("choices= has fewer than two choices; write choices=[yes,no], or name a column")
-        for choice in self.choices if isinstance(self.choices, tuple) else ():
-            if not choice or choice != choice.strip():
-                raise UserError(
-                    f"choices= has {choice!r}, and a choice is text without spaces around it; set the space before it "
-                    "with delimiter="
-                )
-        if self.examples is not None and not any(fewshot):
-            raise UserError("examples= is for few-shot examples and there are none; add num_fewshot=[0,1,5]")
-        if self.delimiter is not None and self.choices is None and not any(fewshot):
+        for option in ("indices", "fewshot_indices"):
+            below = [index for index in getattr(self, option) or () if index < 0]
+            if below:
+                raise UserError(f"{option}={below[0]} must be at least 0, which is the first record")
+        if any(n < 0 for n in self.num_fewshot or ()):
             raise UserError(
-                "delimiter= goes before the answers of few-shot examples and before choices; add num_fewshot=[0,1,5]"
+                f"num_fewshot={min(self.num_fewshot or ())} must be at least 0; use 0 for a prompt without examples"
             )
-        if self.separator is not None and not any(fewshot) and (self.choices is not None or self.stop):
-            raise UserError("separator= goes between few-shot examples; add num_fewshot=[0,1,5]")
+        if self.data is not None and self.tasks is None:
+            self._check_prompts(self.fewshot_counts)
         if not all(self.corpus):
             raise UserError("corpus= is empty; name a text file, a folder or a glob")
         if self.stop and not all(self.stop):
@@ -126,3 +139,34 @@ class EvaluateConfig:
             raise UserError(
                 "separator= is empty, and an answer ends at it; add stop=TEXT, or stop=[] to generate max_new_tokens"
             )
+
+    def _check_prompts(self, fewshot: tuple[int, ...]) -> None:
+        for option, example in (("prompt", "Question: {question} Answer:"), ("answer", "{answer}")):
+            if not getattr(self, option):
+                raise UserError(f'data= needs {option}=, text with the names of columns such as "{example}"')
+        if isinstance(self.choices, tuple) and len(self.choices) < 2:
+            raise UserError("choices= has fewer than two choices; write choices=[yes,no], or name a column")
+        for choice in self.choices if isinstance(self.choices, tuple) else ():
+            if not choice or choice != choice.strip():
+                raise UserError(
+                    f"choices= has {choice!r}, and a choice is text without spaces around it; set the space before it "
+                    "with delimiter="
+                )
+        if not any(fewshot):
+            for option in ("examples", "fewshot_split", "fewshot_indices"):
+                if getattr(self, option) is not None:
+                    raise UserError(f"{option}= is for few-shot examples and there are none; add num_fewshot=[0,1,5]")
+        if self.fewshot_indices is not None and max(fewshot) > len(self.fewshot_indices):
+            raise UserError(
+                f"num_fewshot={max(fewshot)} is more than the {len(self.fewshot_indices)} of "
+                f"fewshot_indices={shown(self.fewshot_indices)}; name more, or lower it"
+            )
+        # One command serves prompts with and without examples: with num_fewshot=0 typed out these are allowed.
+        if self.num_fewshot is not None or any(fewshot):
+            return
+        if self.delimiter is not None and self.choices is None:
+            raise UserError(
+                "delimiter= goes before the answers of few-shot examples and before choices; add num_fewshot=[0,1,5]"
+            )
+        if self.separator is not None and (self.choices is not None or self.stop):
+            raise UserError("separator= goes between few-shot examples; add num_fewshot=[0,1,5]")

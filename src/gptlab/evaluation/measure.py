@@ -1,12 +1,13 @@
 """Evaluation of models as an `EvaluateConfig` asks: the results, with what is needed to reproduce them."""
 
 import json
+import math
 import platform
 import sys
 import time
 import typing
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +22,13 @@ from gptlab.data.sources.text import open_text
 from gptlab.errors import UserError
 from gptlab.evaluation.config import EvaluateConfig, Kind
 from gptlab.evaluation.perplexity import encode, perplexity
-from gptlab.evaluation.prompts import DELIMITER, SEPARATOR, Prompts, read_examples
+from gptlab.evaluation.prompts import DELIMITER, SEPARATOR, Example, Prompts, read_examples
+from gptlab.evaluation.records import Records
 from gptlab.evaluation.subject import Subject, check_causal, check_exists, open_subject, validation_split
 from gptlab.files import write_text_atomic
-from gptlab.generation.config import MAX_NEW_TOKENS, SEED, DecodingConfig
+from gptlab.generation.config import SEED, DecodingConfig
 from gptlab.generation.precision import find_device, prepare
-from gptlab.generation.prompt import has_encoder
+from gptlab.generation.prompt import beyond_training, has_encoder
 
 FOLDER = "evaluations"  # in the run folder
 LIBRARIES = {Kind.answers: ("torchmetrics",), Kind.tasks: ("lm-eval", "datasets")}
@@ -40,13 +42,15 @@ def evaluate(
     settings: dict[str, DecodingConfig],
     *,
     on_result: Callable[[list[Result]], None] = lambda results: None,
+    on_part: Callable[[list[Result]], None] = lambda results: None,
     show: bool = False,
 ) -> list[Result]:
     """Evaluate each run, one after another, and write the results into the run folders.
 
-    `config` and the named decoding `settings` are checked already. `on_result`
-    is called with the results so far after each run, so that an error in the next one does not cost them. `show` shows
-    progress on standard error. UserError where something cannot work, if possible before any work.
+    `config` and the named decoding `settings` are checked already. `on_result` is called with the results so far after
+    each run, so that an error in the next one does not cost them, and `on_part` after each part of a run: its last
+    result then has `complete` false. `show` shows progress on standard error. UserError where something cannot work, if
+    possible before any work.
     """
     prompts = _prompts(config) if config.kind in (Kind.choices, Kind.answers) else None
     corpus = _corpus(config.corpus) if config.corpus else None
@@ -57,8 +61,14 @@ def evaluate(
     for name in config.run:
         started = time.perf_counter()
         subject = open_subject(name)
-        found = _evaluate(subject, config, corpus, prompts, settings, device, show)
-        results.append(_facts(subject, config) | found | {"seconds": time.perf_counter() - started})
+        facts = _facts(subject, config)
+
+        def part(found: Result, facts: Result = facts, started: float = started) -> None:
+            seconds = time.perf_counter() - started
+            on_part([*results, facts | found | {"seconds": seconds, "complete": False}])
+
+        found = _evaluate(subject, config, corpus, prompts, settings, device, show, part)
+        results.append(facts | found | {"seconds": time.perf_counter() - started, "complete": True})
         _write_into_run(results[-1], subject)
         on_result(results)
     return results
@@ -77,9 +87,10 @@ def _evaluate(
     settings: dict[str, DecodingConfig],
     device: torch.device,
     show: bool,
+    on_part: Callable[[Result], None],
 ) -> Result:
     model, tokenizer, end_ids = subject.trained
-    num_fewshot = config.num_fewshot or (0,)
+    num_fewshot = config.fewshot_counts
     if config.kind is Kind.perplexity:
         check_causal(subject)
         text = validation_split(subject, show=show) if corpus is None else encode(corpus, tokenizer)
@@ -101,15 +112,18 @@ def _evaluate(
             )
         return found
     assert prompts is not None
+    encoded = [prompts.encoded(i, max(num_fewshot), tokenizer, model) for i in range(len(prompts.items))]
+    if (note := beyond_training(encoded, model)) is not None:
+        print(f"warning: {note}", file=sys.stderr)
     if config.kind is Kind.choices:
         from gptlab.evaluation.choices import choose
 
-        if config.delimiter is not None and not any(num_fewshot) and has_encoder(model):
+        if config.delimiter is not None and config.num_fewshot is None and has_encoder(model) and not any(num_fewshot):
             raise UserError(
                 f"delimiter= has no effect on run={subject.name}, whose decoder starts each answer as a text of its "
                 "own; it goes before the answers of few-shot examples: add num_fewshot=[0,1,5]"
             )
-        return choose(model, tokenizer, prompts, num_fewshot, show=show)
+        return choose(model, tokenizer, prompts, num_fewshot, show=show, on_part=on_part)
     from gptlab.evaluation.responses import Responder, respond_to_all
 
     return respond_to_all(
@@ -117,9 +131,9 @@ def _evaluate(
         prompts,
         num_fewshot,
         settings,
-        max_new_tokens=config.max_new_tokens or MAX_NEW_TOKENS,
         stop=config.stop,
         show=show,
+        on_part=on_part,
     )
 
 
@@ -131,7 +145,6 @@ def _corpus(paths: list[str]) -> Corpus:
 
 
 def _prompts(config: EvaluateConfig) -> Prompts:
-    data = typing.cast(str, config.data)
     prompt, answer = Template(config.prompt or "", "prompt"), Template(config.answer or "", "answer")
     for option, template in (("prompt", prompt), ("answer", answer)):
         if not template.fields:
@@ -139,20 +152,65 @@ def _prompts(config: EvaluateConfig) -> Prompts:
                 f"{option}={template.text!r} names no column, so that it is the same for all records; write a column "
                 "as {name}"
             )
-    items = read_examples(data, prompt, answer, config.choices)
-    pool_name, pool = data, items
-    if config.examples is not None:
-        pool_name, pool = config.examples, read_examples(config.examples, prompt, answer, config.choices)
+    choices = config.choices
+    if isinstance(choices, tuple):
+        choices = [Template(choice, "choices") for choice in choices]
+    records, pool_records = _tables(config)
+    fixed, indices, limit = config.fewshot_indices, config.indices, config.limit
+    options = {"answer_format": config.answer_format}
+    shared = any(config.fewshot_counts) and records == pool_records
+    named = {*(indices or ()), *(fixed if shared and fixed else ())}
+    if shared and fixed is None:
+        first = math.inf  # examples are drawn from all records
+    elif indices is not None:
+        first = 0
+    else:
+        first = math.inf if limit is None else limit + len(named)  # those that are examples are left out below
+    found = read_examples(records, prompt, answer, choices, indices=named, first=first, **options)
+    items, pool = list(found.values()) if indices is None else [found[index] for index in indices], found
+    if any(config.fewshot_counts) and not shared:
+        first = math.inf if fixed is None else 0
+        pool = read_examples(pool_records, prompt, answer, choices, indices=fixed or (), first=first, **options)
+    if fixed is not None:
+        pool = {index: pool[index] for index in fixed}
+        items = _without(items, list(pool.values()), explicit=indices is not None)
     prompts = Prompts(
-        items=items[: config.limit],
-        pool=pool,
-        pool_name=pool_name,
+        items=items[:limit],
+        pool=list(pool.values()),
+        pool_name=pool_records.title,
         separator=SEPARATOR if config.separator is None else config.separator,
         delimiter=DELIMITER if config.delimiter is None else config.delimiter,
         seed=SEED if config.seed is None else config.seed,
+        fixed=fixed is not None,
     )
-    prompts.check(config.num_fewshot or (0,))
+    prompts.check(config.fewshot_counts)
     return prompts
+
+
+def _tables(config: EvaluateConfig) -> tuple[Records, Records]:
+    """What is evaluated, and what few-shot examples come from."""
+    data = typing.cast(str, config.data)
+    records = Records(name=data, subset=config.subset, revision=config.revision, split=config.hub_split)
+    split = config.hub_split if config.fewshot_split is None else config.fewshot_split
+    if config.examples is None:
+        return records, replace(records, split=split)
+    # Another data set has subsets and revisions of its own.
+    return records, Records(name=config.examples, key="examples", split=config.fewshot_split)
+
+
+def _without(items: list[Example], pool: list[Example], *, explicit: bool) -> list[Example]:
+    """The prompts that are not among the examples before them, which would give their answers away."""
+    given = {example.prompt: example for example in pool}
+    left = [item for item in items if item.prompt not in given]
+    if explicit and len(left) < len(items):
+        item = next(item for item in items if item.prompt in given)
+        raise UserError(
+            f"indices={item.index} has the prompt of fewshot_indices={given[item.prompt].index}, which gives its "
+            "answer away; evaluate another record, or give another example"
+        )
+    if not left:
+        raise UserError("fewshot_indices= names every record, and none is left to evaluate; name fewer")
+    return left
 
 
 def _facts(subject: Subject, config: EvaluateConfig) -> Result:

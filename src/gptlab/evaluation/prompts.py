@@ -1,17 +1,19 @@
 """Few-shot prompts, and whether they fit the model's context."""
 
-import json
+import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from gptlab.data.examples.template import Template
-from gptlab.data.sources.table import read_table
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
+from gptlab.evaluation.config import AnswerFormat
+from gptlab.evaluation.records import Records
+from gptlab.evaluation.references import Choices, Question, correct, question
 from gptlab.generation.prompt import encode_prompt, has_encoder
 from gptlab.models.base import LanguageModel
 
@@ -23,60 +25,59 @@ DELIMITER = " "
 class Example:
     """A record of a table as text: a prompt and its reference answer."""
 
-    where: str  # in the file, for errors
+    where: str  # in the table, for people
+    index: int = 0  # of the record in the table, from 0
     prompt: str
     answer: str
     choices: tuple[str, ...] = ()
 
 
 def read_examples(
-    file: str, prompt: Template, answer: Template, choices: str | tuple[str, ...] | None = None
-) -> list[Example]:
-    """Read a table, one example per record; `choices` is a column that holds a list, or the same choices for all.
+    records: Records,
+    prompt: Template,
+    answer: Template,
+    choices: Choices | None = None,
+    *,
+    answer_format: AnswerFormat | None = None,
+    indices: Collection[int] = (),
+    first: float = math.inf,
+) -> dict[int, Example]:
+    """The examples of a table by their record's index, from 0: the `first` so many, and those of `indices`.
 
-    An answer may also be the index of the correct choice, from 0, where no choice is spelled like that. UserError names
-    the record that lacks a field, or whose answer is not among its choices.
+    Other records are not checked, and none after the last is read. UserError names the record that lacks a field, or
+    whose answer is not among its choices, and an index beyond the last record.
     """
-    examples = []
-    for number, values in enumerate(read_table(file), 1):
-        where = f"record {number} of {file}"
-        example = Example(where=where, prompt=prompt.fill(values, where), answer=answer.fill(values, where).strip())
-        if not example.answer:
+    found: dict[int, Example] = {}
+    questions: list[Question] = []
+    end = max(first, *(index + 1 for index in indices), 0)
+    n_records = 0
+    for index, values in enumerate(records):
+        n_records = index + 1
+        if index >= first and index not in indices:
+            continue
+        where = f"record {index + 1:,} of {records.title}"
+        text = answer.fill(values, where).strip()
+        example = Example(where=where, index=index, prompt=prompt.fill(values, where), answer=text)
+        if not text:
             raise UserError(f"{where} has no answer: answer={answer.text!r} gives an empty text; leave the record out")
         if choices is not None:
-            example.choices = choices if isinstance(choices, tuple) else _choices(choices, values, where)
-            example.answer = _correct(example)
-        examples.append(example)
-    return examples
-
-
-def _choices(column: str, values: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    if column not in values:
+            # A template of one field and nothing else keeps whether the answer is a number.
+            plain = len(answer.parts) == 3 and answer.parts[0] == answer.parts[2] == ""
+            questions.append(question(choices, values, values[answer.parts[1]] if plain else text, where))
+        found[index] = example
+        if n_records >= end:
+            break
+    beyond = max(indices, default=-1)
+    if beyond >= n_records:
         raise UserError(
-            f"choices={column} is not a column of {where}, which has {', '.join(map(str, values))}; "
-            "name one, or write the choices as choices=[yes,no]"
+            f"the index {beyond} is beyond {records.title}, whose {n_records:,} records have the indices 0 to "
+            f"{n_records - 1:,}; lower it in indices= or fewshot_indices="
         )
-    cell = values[column]
-    if isinstance(cell, str):  # as CSV has it
-        try:
-            cell = json.loads(cell)
-        except ValueError:
-            cell = None
-    if not isinstance(cell, list) or len(cell) < 2 or not all(isinstance(c, str | int | float) for c in cell):
-        raise UserError(f'choices={column} in {where} is not a list of two or more texts, such as ["yes", "no"]')
-    found = tuple(str(choice).strip() for choice in cell)
-    if not all(found) or len(set(found)) < len(found):
-        raise UserError(f"choices={column} in {where} has a choice that is empty or given twice")
+    if choices is not None:
+        numbers = correct(questions, answer_format)
+        for example, one, number in zip(found.values(), questions, numbers, strict=True):
+            example.choices, example.answer = one.choices, one.choices[number]
     return found
-
-
-def _correct(example: Example) -> str:
-    answer, choices = example.answer, example.choices
-    if answer in choices:
-        return answer
-    if answer.isdecimal() and int(answer) < len(choices):
-        return choices[int(answer)]
-    raise UserError(f"{example.where}: the answer {answer!r} is not among the choices {', '.join(choices)}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -84,7 +85,8 @@ class Prompts:
     """Prompts to evaluate, each after few-shot examples from a pool.
 
     The examples of a prompt are drawn by `seed` and the prompt's index alone: with more of them a prompt has the same
-    ones and some more. An example with the same prompt is never drawn.
+    ones and some more. An example with the same prompt is never drawn. Of a pool that is `fixed` every prompt gets the
+    first ones, in their order.
     """
 
     items: list[Example]  # to evaluate
@@ -93,10 +95,13 @@ class Prompts:
     separator: str = SEPARATOR
     delimiter: str = DELIMITER
     seed: int
+    fixed: bool = False
 
     def check(self, num_fewshot: Sequence[int]) -> None:
         """UserError where a prompt has fewer examples than `num_fewshot` asks for."""
         same, most = Counter(example.prompt for example in self.pool), max(num_fewshot)
+        if self.fixed:
+            return
         for item in self.items:
             available = len(self.pool) - same[item.prompt]
             if available < most:
@@ -112,12 +117,27 @@ class Prompts:
 
     def fewshot(self, i: int) -> Iterator[Example]:
         """All examples that prompt i may have, in the order in which they are drawn."""
+        if self.fixed:
+            yield from self.pool
+            return
         draw, seen = random.Random(f"{self.seed} {i}"), set()
         while len(seen) < len(self.pool):
             found = draw.randrange(len(self.pool))
             if found not in seen and self.pool[found].prompt != self.items[i].prompt:
                 yield self.pool[found]
             seen.add(found)
+
+    def composed(self, i: int, num_fewshot: Sequence[int]) -> dict[str, Any]:
+        """Prompt i as a result shows it: whole, for each number of examples, and which these are."""
+        item, most = self.items[i], max(num_fewshot)
+        return {
+            "record": item.where,
+            "index": item.index,
+            "prompt": item.prompt,
+            "prompts": {str(n): self.text(i, n) for n in num_fewshot},
+            "fewshot_indices": [example.index for example in islice(self.fewshot(i), most)],
+            "reference": item.answer,
+        }
 
     def encoded(self, i: int, n_fewshot: int, tokenizer: Tokenizer, model: LanguageModel) -> list[int]:
         """The tokens of prompt i after `n_fewshot` examples."""

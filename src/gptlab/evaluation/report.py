@@ -3,52 +3,72 @@
 from collections.abc import Sequence
 from typing import Any
 
-
-def headline(result: dict[str, Any]) -> dict[str, float]:
-    """The numbers by which results are compared."""
-    numbers = result["numbers"]
-    if result["what"] == "perplexity":
-        return {name: numbers[name] for name in ("perplexity", "bits_per_byte")}
-    if result["what"] == "answers":
-        return {name: value for name, value in numbers.items() if name.endswith("/rougeL")}
-    return numbers
+NUMBERS = ("perplexity", "bits_per_byte")  # of a perplexity, by which results are compared
+INDENT = "    "
 
 
 def text(result: dict[str, Any], *, n_shown: int) -> str:
-    """One result as text; its last line is for scripts, too."""
+    """One result as text: what was measured, and the numbers in a table at the end.
+
+    Perplexity ends with a line for scripts. The first `n_shown` prompts are shown whole, with what the model made of
+    them.
+    """
     parts = []
     if result["what"] == "perplexity":
         numbers = result["numbers"]
-        parts.append(
+        line = " ".join(f"{name} {_number(numbers[name])}" for name in NUMBERS)
+        return (
             f"{result['corpus']}: {numbers['n_tokens']:,} tokens, context {numbers['context_length']:,}, "
-            f"stride {numbers['stride']:,}"
+            f"stride {numbers['stride']:,}\n{line} run {result['run']}\n"
         )
-    elif result["what"] == "answers":
-        parts += [_with_answers(sample) for sample in result["samples"][:n_shown]]
-        parts.append(_score_table(result["numbers"], ("num_fewshot", "setting")))
-    elif result["what"] == "choices":
-        parts.append(_score_table(result["numbers"], ("num_fewshot",)))
+    if result["what"] in ("answers", "choices"):
+        sample = _with_answers if result["what"] == "answers" else _with_choices
+        parts += [sample(sample_) for sample_ in result["samples"][:n_shown]]
+        about = f"{len(result['samples']):,} prompts of {result['settings']['data']}"
     else:
+        about = "tasks of lm-eval"
+    if not result.get("complete", True):
+        about += ", not all settings"
+    step = "" if result["step"] is None else f", step {result['step']:,}"
+    return "\n\n".join([*parts, f"run {result['run']}{step}: {about}\n\n{_table(*_rows(result))}"]) + "\n"
+
+
+def comparison(results: list[dict[str, Any]]) -> str:
+    """Several results of one kind in a table: a row for each run beneath each other, one setting after another."""
+    if results[0]["what"] == "perplexity":
+        body = [
+            [result["run"], _step(result), *(_number(result["numbers"][name]) for name in NUMBERS)]
+            for result in results
+        ]
+        return "\n" + _table([["run", "step", *NUMBERS], *body], n_text=1) + "\n"
+    tables = [_rows(result) for result in results]
+    (header, *_), n_text = tables[0]
+    keys = list(dict.fromkeys(tuple(row[:n_text]) for rows, _ in tables for row in rows[1:]))
+    body = []
+    for key in keys:
+        for result, (rows, _) in zip(results, tables, strict=True):
+            body += [
+                [*key, result["run"], _step(result), *row[n_text:]] for row in rows[1:] if tuple(row[:n_text]) == key
+            ]
+    return "\n" + _table([[*header[:n_text], "run", "step", *header[n_text:]], *body], n_text=n_text + 1) + "\n"
+
+
+def _step(result: dict[str, Any]) -> str:
+    return "" if result["step"] is None else f"{result['step']:,}"
+
+
+def _rows(result: dict[str, Any]) -> tuple[list[list[str]], int]:
+    """The numbers as rows with a header, and how many columns in front are text."""
+    if result["what"] == "tasks":
         rows = []
         for name, value in result["numbers"].items():
             error = result["standard_errors"].get(name)  # N/A where lm-eval has none
             rows.append([*name.rsplit("/", 1), _number(value), _number(error) if isinstance(error, float) else ""])
-        parts.append(_table([["task", "metric", "value", "standard error"], *rows]))
-    line = " ".join(f"{name} {_number(value)}" for name, value in headline(result).items())
-    return "\n\n".join(parts) + f"\n{line} run {result['run']}\n"
+        return [["task", "metric", "value", "standard error"], *rows], 2
+    return _scores(result["numbers"], ("num_fewshot", "setting") if result["what"] == "answers" else ("num_fewshot",))
 
 
-def _with_answers(sample: dict[str, Any]) -> str:
-    """A prompt, the reference, and the answers, each after the name of its setting."""
-    lines = [["prompt", sample["prompt"]], ["reference", sample["reference"]]]
-    for answer in sample["answers"]:
-        lines.append([f"{answer['num_fewshot']}-shot, {answer['setting']}", answer["text"]])
-    width = max(len(name) for name, _ in lines)
-    indented = [(name, text.replace("\n", "\n" + " " * (width + 2))) for name, text in lines]
-    return "\n".join([f"--- {sample['record']}", *(f"{name:<{width}}  {text}".rstrip() for name, text in indented)])
-
-
-def _score_table(numbers: dict[str, float], names: Sequence[str]) -> str:
+def _scores(numbers: dict[str, float], names: Sequence[str]) -> tuple[list[list[str]], int]:
     """Numbers with names such as num_fewshot=5/temperature=0/rougeL: the last part is a column, the others a row."""
     rows: dict[tuple[str, ...], dict[str, float]] = {}
     for name, value in numbers.items():
@@ -59,28 +79,51 @@ def _score_table(numbers: dict[str, float], names: Sequence[str]) -> str:
         [*(part.removeprefix("num_fewshot=") for part in key), *(_number(row[metric]) for metric in metrics)]
         for key, row in rows.items()
     ]
-    return _table([[*names, *metrics], *body])
+    return [[*names, *metrics], *body], len(names)
 
 
-def comparison(results: list[dict[str, Any]]) -> str:
-    """Several results of one kind in a table."""
-    headlines = [headline(result) for result in results]
-    names = list(dict.fromkeys(name for headline in headlines for name in headline))
-    body = [
-        [
-            result["run"],
-            "" if result["step"] is None else f"{result['step']:,}",
-            *(_number(headline[name]) if name in headline else "" for name in names),
+def _with_answers(sample: dict[str, Any]) -> str:
+    """The composed prompts, the reference, and the answers, each after the name of its setting."""
+    lines = _prompts(sample)
+    named = [("reference", sample["reference"])]
+    named += [(f"{answer['num_fewshot']}-shot, {answer['setting']}", answer["text"]) for answer in sample["answers"]]
+    width = max(len(name) for name, _ in named)
+    for name, content in named:
+        lines.append(f"{name:<{width}}  {content}".replace("\n", "\n" + " " * (width + 2)).rstrip())
+    return "\n".join(lines)
+
+
+def _with_choices(sample: dict[str, Any]) -> str:
+    """The composed prompts, and each choice with its log-likelihood in nats by the number of examples."""
+    lines = _prompts(sample)
+    header = ["", "choice", *(f"{n}-shot" for n in sample["fewshot"])]
+    rows = []
+    for i, choice in enumerate(sample["choices"]):
+        values = [
+            _number(found["log_likelihood"][i]) + ("*" if choice == found["chosen"] else " ")
+            for found in sample["fewshot"].values()
         ]
-        for result, headline in zip(results, headlines, strict=True)
-    ]
-    return "\n" + _table([["run", "step", *names], *body]) + "\n"
+        rows.append(["reference" if choice == sample["reference"] else "", choice.replace("\n", "\\n"), *values])
+    return "\n".join([*lines, _table([header, *rows], n_text=2)])
 
 
-def _table(rows: list[list[str]]) -> str:
+def _prompts(sample: dict[str, Any]) -> list[str]:
+    lines = [f"--- {sample['record']} (index {sample['index']})"]
+    for n, prompt in sample["prompts"].items():
+        lines.append(f"{n}-shot prompt")
+        lines += [f"{INDENT}{line}".rstrip() for line in prompt.split("\n")]
+    return lines
+
+
+def _table(rows: list[list[str]], n_text: int) -> str:
+    """Columns in line: the first `n_text` hold text, the others numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        "  ".join(
+            cell.ljust(width) if i < n_text else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
     )
 
 

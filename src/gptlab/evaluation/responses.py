@@ -8,7 +8,7 @@ from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.evaluation.progress import progress
 from gptlab.evaluation.prompts import Prompts, check_fit
 from gptlab.evaluation.rouge import KEYS, rouge
-from gptlab.generation.config import MAX_NEW_TOKENS, DecodingConfig
+from gptlab.generation.config import DecodingConfig
 from gptlab.generation.text import Generation, generate_encoded
 from gptlab.models.base import LanguageModel
 
@@ -52,29 +52,35 @@ def respond_to_all(
     num_fewshot: Sequence[int],
     settings: dict[str, DecodingConfig],
     *,
-    max_new_tokens: int = MAX_NEW_TOKENS,
     stop: Sequence[str] | None = None,
     show: bool = False,
+    on_part: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """ROUGE and exact matches of answers, for each number of few-shot examples and each of the named settings.
 
-    An answer ends at `stop` (None: at the separator, which would precede the next example). Surrounding spaces do not
-    count. UserError where a prompt does not fit, before any work.
+    An answer ends at `stop` (None: at the separator, which would precede the next example) or with the setting's
+    `max_new_tokens`. Surrounding spaces do not count. `on_part` is called with what is measured so far after each
+    setting. UserError where a prompt does not fit, before any work.
     """
     model, tokenizer = responder.model, responder.tokenizer
-    lengths = [max_new_tokens] * len(prompts.items)
+    lengths = [max(setting.max_new_tokens for setting in settings.values())] * len(prompts.items)
     check_fit(prompts, num_fewshot, lengths, tokenizer, model, advice="lower max_new_tokens=")
     stop = (prompts.separator,) if stop is None else stop
     numbers: dict[str, float] = {}
     samples: list[dict[str, Any]] = [
-        {"record": item.where, "prompt": item.prompt, "reference": item.answer, "answers": []} for item in prompts.items
+        prompts.composed(i, num_fewshot) | {"answers": []} for i in range(len(prompts.items))
     ]
     for n in num_fewshot:
         encoded = [prompts.encoded(i, n, tokenizer, model) for i in range(len(prompts.items))]
         for name, setting in settings.items():
             with progress(f"num_fewshot={n}, {name}", len(samples), show=show) as advance:
                 texts = responder.respond(
-                    encoded, setting, max_new_tokens=max_new_tokens, stop=stop, seed=prompts.seed, advance=advance
+                    encoded,
+                    setting,
+                    max_new_tokens=setting.max_new_tokens,
+                    stop=stop,
+                    seed=prompts.seed,
+                    advance=advance,
                 )
             scores = [
                 rouge(text, item.answer) | {"exact_match": float(text.strip() == item.answer)}
@@ -84,4 +90,5 @@ def respond_to_all(
                 sample["answers"].append({"num_fewshot": n, "setting": name, "text": text.strip(), **score})
             for key in (*KEYS, "exact_match"):
                 numbers[f"num_fewshot={n}/{name}/{key}"] = sum(score[key] for score in scores) / len(scores)
+            on_part({"numbers": numbers, "samples": samples})
     return {"numbers": numbers, "samples": samples}

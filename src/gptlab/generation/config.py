@@ -56,6 +56,7 @@ class DecodingConfig:
     seed: int | None = bounded(None, ge=-(2**63), lt=2**64)  # null: SEED
     num_draft_tokens: int | None = bounded(None, ge=1)  # proposed by the draft model at a time; null: NUM_DRAFT_TOKENS
     logprobs: int | None = bounded(None, ge=1)  # report so many of the most likely tokens at each step
+    probabilities: int | None = bounded(None, ge=1)  # the same in percent, before and after each setting
 
     def check(self) -> None:
         """Refuse settings that are out of bounds or contradict each other."""
@@ -63,7 +64,7 @@ class DecodingConfig:
         if not all(self.stop):
             raise UserError("stop has an empty text, which would end every sequence at once; leave it out")
         if self.num_beams is not None:
-            for name in (*SAMPLING, "seed", "num_draft_tokens", "logprobs"):
+            for name in (*SAMPLING, "seed", "num_draft_tokens", "logprobs", "probabilities"):
                 if getattr(self, name) is not None:
                     raise UserError(f"{name}= has no effect on beam search; leave out {name}= or num_beams=")
             if self.num_return_sequences > self.num_beams:
@@ -80,6 +81,8 @@ class DecodingConfig:
                     f"length_penalty={self.length_penalty} is too large for sequences of {self.max_new_tokens:,} "
                     "tokens; use a number near 1"
                 )
+        if self.logprobs is not None and self.probabilities is not None:
+            raise UserError("logprobs= and probabilities= show the same tokens in two ways; leave out one of them")
         if self.temperature == 0:
             for name in ("top_k", "top_p", "min_p"):
                 if getattr(self, name) is not None:

@@ -15,13 +15,15 @@ from gptlab.models.base import LanguageModel
 class Draw:
     """A token chosen for a sequence, its log-probability and the most likely tokens with theirs.
 
-    Log-probabilities are the model's own, before temperature and filters; None and empty where not asked for.
+    Log-probabilities are the model's own, before temperature and filters; None and empty where not asked for. `stages`
+    has probabilities of the chosen token and the most likely ones after each setting, as `Sampling.stages` names them.
     """
 
     index: int  # of the sequence in the batch, as it was given
     token: int
     log_p: float | None = None
     top: list[tuple[int, float]] = field(default_factory=list)
+    stages: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
 def seeded(seed: int, n_sequences: int, device: torch.device | str = "cpu") -> list[torch.Generator]:
@@ -48,11 +50,13 @@ def decode(
     generators: Sequence[torch.Generator | None] | None = None,
     ends: Callable[[int, int], bool] | None = None,
     n_top: int | None = None,
+    n_stages: int | None = None,
 ) -> Iterator[list[Draw]]:
     """Draw up to `max_new_tokens` for each sequence of `state`; yields the newest draw of each unfinished sequence.
 
     `ends(index, token)` is asked once for each draw whether the sequence ends with it. Sequences keep the index that
-    they were given with. `n_top` asks for log-probabilities, also of so many most likely tokens.
+    they were given with. `n_top` asks for log-probabilities, also of so many most likely tokens, and `n_stages` for the
+    probabilities of so many after each setting.
     """
     indices = list(range(len(state.sequences)))
     generators = list(generators) if generators is not None else [None] * len(indices)
@@ -61,6 +65,8 @@ def decode(
         draws = [Draw(i, token) for i, token in zip(indices, tokens, strict=True)]
         if n_top is not None:
             annotate(draws, state.logits, n_top)
+        if n_stages is not None:
+            add_stages(draws, state.logits, sampling, state.sequences, n_stages)
         yield draws
         unfinished = [i for i, draw in enumerate(draws) if ends is None or not ends(draw.index, draw.token)]
         if not unfinished or left == 1:
@@ -78,6 +84,21 @@ def annotate(draws: list[Draw], logits: Tensor, n_top: int) -> None:
     for i, draw in enumerate(draws):
         draw.log_p = log_p[i, draw.token].item()
         draw.top = list(zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True))
+
+
+def add_stages(
+    draws: list[Draw], logits: Tensor, sampling: Sampling, seen: Sequence[Sequence[int]], n_tokens: int
+) -> None:
+    """Add to each draw the probabilities of its token and of the `n_tokens` most likely ones of the model.
+
+    Before and after each setting, of the logits (B, V) that the draw was made from.
+    """
+    stages = [(name, torch.softmax(values, -1)) for name, values in sampling.stages(logits, seen)]
+    best = stages[0][1].topk(min(n_tokens, logits.shape[-1])).indices.tolist()
+    for i, draw in enumerate(draws):
+        shown = [*best[i], *[draw.token] * (draw.token not in best[i])]
+        for name, probabilities in stages:
+            draw.stages[name] = dict(zip(shown, probabilities[i, shown].tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -30,9 +30,10 @@ def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
 def check_generates(config: ModelConfig, what: str) -> None:
     """Refuse a model that generates no text; `what` names it in the error, as "run=PATH"."""
     if not WRITES & config.capabilities:
+        other = "; gptlab fill-mask fills its masked positions" if Capability.mlm_head in config.capabilities else ""
         raise UserError(
             f"{what} is a model of type {config.type}, which generates no text; use a model with one of the "
-            f"capabilities {', '.join(sorted(capability.value for capability in WRITES))}"
+            f"capabilities {', '.join(sorted(capability.value for capability in WRITES))}{other}"
         )
 
 
@@ -60,3 +61,39 @@ def check_length(ids: list[int], model: LanguageModel, name: str = "the prompt")
             f"{name} has {len(ids):,} tokens and the model's context holds {limit:,}; leave out at least "
             f"{len(ids) - limit:,} of them"
         )
+
+
+def beyond_training(encoded: Sequence[Sequence[int]], model: LanguageModel) -> str | None:
+    """A warning where an encoder reads prompts longer than the texts that it was trained on; None where it does not.
+
+    Its positions are relative, so that any length can be read, but distances that it has never seen make it worse.
+    """
+    limit = model.config.context_length
+    lengths = [len(prompt) for prompt in encoded]
+    n_beyond = sum(length > limit for length in lengths)
+    if not has_encoder(model) or not n_beyond:
+        return None
+    what = f"the prompt has {max(lengths):,} tokens"
+    if len(lengths) > 1:
+        what = (
+            f"{n_beyond:,} of {len(lengths):,} prompts are longer than {limit:,} tokens, the longest has "
+            f"{max(lengths):,}"
+        )
+    return (
+        f"{what}, and the model was trained on texts of up to {limit:,}: expect worse answers, the more so the longer "
+        "the prompt; shorten it"
+    )
+
+
+def cut_by_window(lengths: Sequence[int], model: LanguageModel) -> str | None:
+    """A note where texts, of so many tokens with their prompts, outgrew the context, and their beginning was forgotten;
+    None where they did not."""
+    limit = model.config.context_length
+    n_beyond = sum(length > limit for length in lengths)
+    if has_encoder(model) or not n_beyond:
+        return None
+    what = "the text" if len(lengths) == 1 else f"{n_beyond:,} of {len(lengths):,} texts"
+    return (
+        f"{what} grew beyond the context of {limit:,} tokens: later tokens were predicted from the last "
+        f"{max(1, limit // 2):,} to {limit:,} alone; lower max_new_tokens= to keep the whole text in view"
+    )

@@ -1,7 +1,8 @@
 """From logits to the probabilities of the next token: pure functions of logits (..., V)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,15 +87,23 @@ class Sampling:
 
     def filtered(self, logits: Tensor, seen: Sequence[Sequence[int]] = ()) -> Tensor:
         """The logits after penalty, temperature and filters, in that order."""
-        logits = logits.float()
+        return self.stages(logits, seen)[-1][1]
+
+    def stages(self, logits: Tensor, seen: Sequence[Sequence[int]] = ()) -> list[tuple[str, Tensor]]:
+        """The logits of the model and after each setting that changes them, by name: "model", "temperature=0.7" ..."""
+        stages = [("model", logits.float())]
+
+        def add(name: str, change: Callable[..., Tensor], *arguments: Any) -> None:
+            stages.append((f"{name}={getattr(self, name):g}", change(stages[-1][1], *arguments)))
+
         if self.repetition_penalty != 1:
-            logits = penalize_repetition(logits, seen, self.repetition_penalty)
+            add("repetition_penalty", penalize_repetition, seen, self.repetition_penalty)
         if self.temperature != 1:
-            logits = apply_temperature(logits, self.temperature)
+            add("temperature", apply_temperature, self.temperature)
         if self.top_k is not None:
-            logits = keep_top_k(logits, self.top_k)
+            add("top_k", keep_top_k, self.top_k)
         if self.top_p is not None:
-            logits = keep_top_p(logits, self.top_p)
+            add("top_p", keep_top_p, self.top_p)
         if self.min_p is not None:
-            logits = keep_min_p(logits, self.min_p)
-        return logits
+            add("min_p", keep_min_p, self.min_p)
+        return stages

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gptlab.errors import UserError
 from gptlab.generation.config import NUM_DRAFT_TOKENS
-from gptlab.generation.decode import Draw, annotate
+from gptlab.generation.decode import Draw, add_stages, annotate
 from gptlab.generation.decoding_state import DecodingState
 from gptlab.generation.prompt import WRITES
 from gptlab.generation.sampling import Sampling
@@ -42,6 +42,7 @@ def speculate(
     generator: torch.Generator | None = None,
     vocab_size: int | None = None,
     n_top: int | None = None,
+    n_stages: int | None = None,
 ) -> Iterator[Draw]:
     """Draw up to `max_new_tokens` with exactly the distribution of `target` alone (arXiv:2211.17192, section 2.3).
 
@@ -62,6 +63,8 @@ def speculate(
         chosen = [Draw(0, token)]
         if n_top is not None:
             annotate(chosen, logits[None], n_top)
+        if n_stages is not None:
+            add_stages(chosen, logits[None], sampling, [sequence], n_stages)
         return chosen[0]
 
     sequence = list(state.sequences[0])

@@ -1,5 +1,6 @@
 """Text generation: text in, text out."""
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,13 @@ from gptlab.generation.beam import beam_search
 from gptlab.generation.config import MAX_NEW_TOKENS, NUM_DRAFT_TOKENS, SEED, DecodingConfig
 from gptlab.generation.decode import Draw, decode, seeded
 from gptlab.generation.decoding_state import DecodingState
-from gptlab.generation.prompt import check_generates, check_length, encode_prompt, has_encoder
+from gptlab.generation.prompt import (
+    beyond_training,
+    check_generates,
+    check_length,
+    encode_prompt,
+    has_encoder,
+)
 from gptlab.generation.sampling import Sampling
 from gptlab.generation.speculative import check_draft, speculate
 from gptlab.generation.stream import TextStream
@@ -33,6 +40,8 @@ class Generation:
     finished: str | None = None  # by "stop", "end_of_text" or "length"; None while it is being generated
     score: float | None = None  # of beam search: log-probability / len(tokens)^length_penalty
     logprobs: list[dict[str, Any]] = field(default_factory=list)  # per token: token, text, log_p and the top tokens'
+    # Per token: token, text and, by setting, the probabilities of the most likely tokens.
+    probabilities: list[dict[str, Any]] = field(default_factory=list)
 
     def __str__(self) -> str:
         return self.text
@@ -60,6 +69,7 @@ def generate(
     draft_model: LanguageModel | None = None,
     num_draft_tokens: int | None = None,
     logprobs: int | None = None,
+    probabilities: int | None = None,
     end_ids: Collection[int] | None = None,
     on_text: OnText | None = None,
 ) -> list[Generation]:
@@ -88,11 +98,14 @@ def generate(
         seed=seed,
         num_draft_tokens=num_draft_tokens,
         logprobs=logprobs,
+        probabilities=probabilities,
     )
     config.check()
     config.check_draft(given=draft_model is not None)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     encoded = encode_prompts(texts, tokenizer, model)
+    if (note := beyond_training(encoded, model)) is not None:
+        warnings.warn(note, stacklevel=2)
     return generate_encoded(
         model, tokenizer, encoded, config, texts=texts, draft_model=draft_model, end_ids=end_ids, on_text=on_text
     )
@@ -194,6 +207,7 @@ class _Decoder:
                 generators=[generators[i] for i in batch],
                 ends=lambda i, token, batch=batch: jobs[batch[i]].result.finished is not None,
                 n_top=config.logprobs,
+                n_stages=config.probabilities,
             )
             for draws in steps:
                 for draw in draws:
@@ -211,6 +225,7 @@ class _Decoder:
                 generator=generator,
                 vocab_size=self.tokenizer.vocab_size,
                 n_top=self.config.logprobs,
+                n_stages=self.config.probabilities,
             ):
                 self._take(job, draw)
                 if job.result.finished is not None:
@@ -259,12 +274,23 @@ class _Decoder:
         if self.config.logprobs is not None:
             top = [self._logprob(token, log_p) for token, log_p in draw.top]
             result.logprobs.append({**self._logprob(draw.token, draw.log_p), "top": top})
+        if self.config.probabilities is not None:
+            result.probabilities.append(self._probabilities(draw))
         piece = job.stream.feed(draw.token)
         if job.stream.finished is not None or len(result.tokens) == self.config.max_new_tokens:
             piece += job.stream.close()
             result.finished = job.stream.finished or "length"
         result.text = job.stream.text
         self.on_text(result, piece)
+
+    def _probabilities(self, draw: Draw) -> dict[str, Any]:
+        tokens = list(next(iter(draw.stages.values())))
+        return {
+            "token": draw.token,
+            "text": self.tokenizer.decode([draw.token]),
+            "tokens": [{"token": token, "text": self.tokenizer.decode([token])} for token in tokens],
+            "stages": {name: [values[token] for token in tokens] for name, values in draw.stages.items()},
+        }
 
     def _logprob(self, token: int, log_p: float | None) -> dict[str, Any]:
         return {"token": token, "text": self.tokenizer.decode([token]), "log_p": log_p}

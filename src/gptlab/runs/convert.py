@@ -2,20 +2,18 @@
 
 import ctypes
 import glob
-import json
 import os
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from torch import Tensor
 
 from gptlab.data.tokenizers.config import TokenizerFileConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer
@@ -31,8 +29,8 @@ from gptlab.models.config import model_from_plain
 from gptlab.runs import checkpoint
 from gptlab.runs.checkpoint import Checkpoint
 from gptlab.runs.checkpoint_state import CheckpointState
-from gptlab.runs.folder import read_metrics
 from gptlab.runs.initial_weights import open_weights
+from gptlab.runs.model_card import model_card
 from gptlab.runs.run import config_of_import
 from gptlab.runs.run_tokenizer import run_of, tokenizer_file, tokenizer_of
 
@@ -106,12 +104,13 @@ def _for_transformers(source: Checkpoint) -> _Job:
     weights = source.weights()
     if any(name.startswith(CLASS_HEAD) for name in weights):
         notes.append(f"the class head is left out: {architecture.class_name} of transformers has none")
+    n_parameters = sum(value.numel() for name, value in weights.items() if not name.startswith(CLASS_HEAD))
     write = partial(
         write_folder,
         config=config,
         tensor=weights.__getitem__,
         tokenizer=tokenizer,
-        card=_card(source, weights, architecture.task),
+        card=model_card(source, n_parameters=n_parameters, task=architecture.task),
         special_tokens=source.state.special_tokens,
     )
     return _Job(write, notes)
@@ -162,36 +161,6 @@ def _return_freed_memory() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 17)
-
-
-def _card(source: Checkpoint, weights: Mapping[str, Tensor], task: str) -> str:
-    """README.md of an exported model: its size, its metrics and its config."""
-
-    path, state = source.path, source.state
-    run = run_of(path)
-    own = run != path.resolve().parent  # the files beside a checkpoint that was copied elsewhere are other runs'
-    rows = [row for row in read_metrics(run / "metrics.csv") if own and row["step"] == state.step]
-    metrics = {name: value for row in rows for name, value in row.items() if name.startswith(("train/", "val/"))}
-    summary = json.loads((run / "summary.json").read_text()) if own and (run / "summary.json").is_file() else {}
-    n_parameters = sum(value.numel() for name, value in weights.items() if not name.startswith(CLASS_HEAD))
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"pipeline_tag: {task}",
-        "---",
-        "",
-        f"# {run.name if own else path.stem}",
-        "",
-        f"A language model of {n_parameters:,} parameters, trained with gptlab for {state.step:,} steps"
-        + (f" on {summary['corpus']}" if "corpus" in summary else "")
-        + ".",
-        "",
-    ]
-    if metrics:
-        lines += ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in metrics.items())]
-        lines += ["", "Losses are in nats per token, measured at this checkpoint's step.", ""]
-    lines += ["## Config", "", "```yaml", yaml.safe_dump(state.config, sort_keys=False).rstrip(), "```", ""]
-    return "\n".join(lines)
 
 
 def _refuse_target(target: Path, to: str, source: str, overwrite: bool) -> None:

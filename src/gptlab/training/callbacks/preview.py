@@ -1,15 +1,23 @@
 """Text that the model writes at each evaluation, which people read before they look at a loss."""
 
+import re
+import sys
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from gptlab.data.tokenizers.pieces import escaped
 from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.files import write_text_atomic
 from gptlab.generation.decode import generate_tokens
 from gptlab.objectives.base import Examples, Objective, PreviewContext
 from gptlab.runs.folder import RunFolder
 from gptlab.training.config import SampleConfig
+
+SAMPLES = "samples.txt"
 
 
 class Preview(Callback):
@@ -35,7 +43,20 @@ class Preview(Callback):
         self.seed = seed
         self.newest = ""
         # Encoded before training, so that a prompt that the tokenizer cannot encode costs no work.
-        self.prompt = tokenizer.encode(config.prompt or "").tolist()[-context_length:]
+        prompt = tokenizer.encode(config.prompt or "").tolist()
+        self.prompt = prompt[-context_length:]
+        if len(prompt) > context_length and folder.writes:
+            print(
+                f"warning: callbacks.sample.prompt has {len(prompt):,} tokens and the context holds "
+                f"{context_length:,}: samples continue its last {context_length:,}",
+                file=sys.stderr,
+            )
+
+    def on_train_start(self, trainer, module) -> None:
+        """Drop the samples of steps that are trained again, after a run was killed or went back."""
+        path = self.folder.path / SAMPLES
+        if self.folder.writes and path.is_file():
+            write_text_atomic(path, samples_until(path.read_text(encoding="utf-8"), module.finished_steps))
 
     def on_validation_end(self, trainer, module) -> None:
         if trainer.state.fn != "fit":
@@ -64,5 +85,20 @@ class Preview(Callback):
         with eager, torch.no_grad(), trainer.precision_plugin.forward_context():
             self.newest = self.objective.preview(context)
         if self.folder.writes:
-            with open(self.folder.path / "samples.txt", "a") as file:
-                file.write(f"--- step {module.finished_steps}\n{self.newest}\n")
+            with open(self.folder.path / SAMPLES, "a", encoding="utf-8", newline="\n") as file:
+                file.write(sample_block(module.finished_steps, module.evaluation, self.newest))
+
+
+def sample_block(step: int, evaluation: Mapping[str, float], text: str) -> str:
+    """A sample under a line with its step and losses, and an empty line; control characters are escapes."""
+    losses = "".join(f", {name} {value:.4f}" for name, value in evaluation.items() if name.endswith("/loss"))
+    shown = "".join(character if character in "\n\t" else escaped(character) for character in text)
+    return f"--- step {step}{losses}\n{shown.rstrip()}\n\n"
+
+
+def samples_until(content: str, step: int) -> str:
+    """The blocks of a samples.txt up to a step."""
+    blocks = re.split(r"^(?=--- step \d+(?:, \S+/loss \S+)*$)", content, flags=re.MULTILINE)
+    return "".join(
+        block for block in blocks if (found := re.match(r"--- step (\d+)", block)) is None or int(found[1]) <= step
+    )
