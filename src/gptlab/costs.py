@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gptlab.counting import (
     ACTIVATION,
     BOTH,
+    FLOAT32,
     RAW_BYTES,
     RESIDUAL,
     Meter,
@@ -27,7 +28,7 @@ from gptlab.counting import (
 from gptlab.distributed.config import SHARDED, Layout, Recompute, Sharding, StrategyConfig
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability
-from gptlab.nn.loss import CHUNK_ELEMENTS_GPU
+from gptlab.nn.loss import CHUNK_ELEMENTS_CPU, CHUNK_ELEMENTS_GPU
 from gptlab.training.config import OptimizerConfig
 
 # Bytes of a weight, of its copy that autocast keeps, of an activation, and of the residual stream.
@@ -74,6 +75,8 @@ class TrainingPass:
     kept_outside_blocks: Counter  # with the blocks' inputs
     kept_by_blocks: tuple[Counter, ...]  # of each kind of block, in one of them
     products: int  # elements of the results of matrix products and attention in blocks
+    working: int  # elements beyond what is kept, in the backward pass of a block
+    fused: bool  # attention, norms and dropout as a GPU's kernels; otherwise as a CPU computes them
 
     @property
     def flops_per_token_6n(self) -> float:
@@ -85,7 +88,7 @@ class TrainingPass:
         return 6 * self.parameters_per_token
 
     def activation_bytes(self, precision: str, recompute: Recompute = Recompute.none) -> int:
-        """What the backward pass needs where attention and norms are fused kernels, logits left out."""
+        """What is kept for the backward pass, logits left out."""
         if recompute is Recompute.none:
             return _bytes(self.kept, precision)
         again = max((_bytes(block, precision) for block in self.kept_by_blocks), default=0)
@@ -100,16 +103,20 @@ def training_pass(
     micro_batch_size: int = 1,
     target_length: int | None = None,
     scored_fraction: float = 1.0,
+    fused: bool = True,
 ) -> TrainingPass:
     """Count a forward and a backward pass of `model`, which must be on the meta device.
 
     A sequence is `context_length` tokens, and of an encoder-decoder `target_length` tokens of the decoder besides
     (None: as many); FLOPs are per token of the context. Of the positions before the head `scored_fraction` are scored.
+    With `fused`, attention, norms and dropout are a GPU's kernels: flash, memory-efficient or cuDNN attention, none of
+    which keeps weights, with dropout and masks too. PyTorch falls back to its plain attention on a GPU for grouped
+    queries with a mask or in float32, which keeps them and is not counted. Without `fused` they are a CPU's.
     Blocks that are alike are counted once. A model that loops over positions is counted on short sequences, and the
     quadratic polynomial through these is evaluated: exact unless costs depend on the length in another way. Raises
     RuntimeError or TypeError where the model does not run on the meta device, such as one that reads tensors' values.
     """
-    options = {"micro_batch_size": micro_batch_size, "scored_fraction": scored_fraction}
+    options = {"micro_batch_size": micro_batch_size, "scored_fraction": scored_fraction, "fused": fused}
     if target_length is not None or context_length <= SHORT_LENGTHS[-1]:
         return _count(model, context_length, target_length=target_length, **options)
     try:
@@ -141,6 +148,8 @@ def _extrapolate(passes: list[TrainingPass], length: int) -> TrainingPass:
         kept_outside_blocks=counter(counted.kept_outside_blocks for counted in passes),
         kept_by_blocks=tuple(map(counter, by_blocks)),
         products=round(total(counted.products for counted in passes)),
+        working=round(total(counted.working for counted in passes)),
+        fused=passes[0].fused,
     )
 
 
@@ -150,19 +159,17 @@ def _count(
     *,
     micro_batch_size: int,
     scored_fraction: float,
+    fused: bool,
     target_length: int | None = None,
     limit: float = math.inf,
 ) -> TrainingPass:
     capabilities = model.config.capabilities
-    reads_source = Capability.encoder_decoder in capabilities
-    if target_length is not None and not reads_source:
-        raise ValueError(f"target_length={target_length} is for an encoder-decoder; leave it out")
-    source = torch.zeros((micro_batch_size, context_length), dtype=torch.int64, device="meta")
-    tokens = source.new_zeros((micro_batch_size, target_length or context_length))
-    meter, transformed = Meter(model, model.blocks, limit=limit), Counter()
+    tokens, source = _inputs(model, micro_batch_size, context_length, target_length)
+    n_source = tokens.numel() if source is None else source.numel()
+    meter, transformed = Meter(model, model.blocks, fused=fused, limit=limit), Counter()
     n_logits, vocab_size = 0.0, 0
     with meter.running():
-        hidden = model.hidden_states(tokens, **({"source": source} if reads_source else {}))  # (B, T, D)
+        hidden = model.hidden_states(tokens, **({} if source is None else {"source": source}))  # (B, T, D)
         meter.keep(hidden)
         backward(hidden)
         hidden = hidden.detach().requires_grad_(hidden.requires_grad)
@@ -181,15 +188,68 @@ def _count(
     outside = sizes({**meter.inputs, **kept}) + transformed
     merge(kept, meter.arguments)
     return TrainingPass(
-        flops_per_token=meter.flops / source.numel(),
-        parameters_per_token=meter.parameter_tokens / source.numel(),
+        flops_per_token=meter.flops / n_source,
+        parameters_per_token=meter.parameter_tokens / n_source,
         n_logits=n_logits,
         vocab_size=vocab_size,
         kept=sizes(kept) + meter.inside + transformed,
         kept_outside_blocks=outside,
         kept_by_blocks=tuple(found.kept for found in meter.kinds.values()),
         products=meter.products,
+        working=max((found.working[1] for found in meter.kinds.values()), default=0),
+        fused=fused,
     )
+
+
+def _inputs(
+    model: LanguageModel, batch_size: int, context_length: int, target_length: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """The tokens (B, T), and of an encoder-decoder the source (B, S), on the meta device."""
+    source = torch.zeros((batch_size, context_length), dtype=torch.int64, device="meta")
+    if Capability.encoder_decoder in model.config.capabilities:
+        return source.new_zeros((batch_size, target_length or context_length)), source
+    if target_length is not None:
+        raise ValueError(f"target_length={target_length} is for an encoder-decoder; leave it out")
+    return source, None
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPass:
+    """What a forward pass without gradients needs at once."""
+
+    peak: int  # elements, without logits
+    n_logits: float
+
+
+def forward_pass(
+    model: LanguageModel,
+    context_length: int,
+    *,
+    batch_size: int,
+    target_length: int | None = None,
+    scored_fraction: float = 1.0,
+    fused: bool = True,
+) -> ForwardPass:
+    """Count an evaluation of a batch, as `training_pass` does; a model that loops over positions as on few of them."""
+    was_training = model.training
+    model.eval()
+    try:
+        for length in (context_length, SHORT_LENGTHS[-1]):
+            tokens, source = _inputs(model, batch_size, length, target_length)
+            meter = Meter(model, model.blocks, fused=fused, limit=MAX_OPERATIONS)
+            try:
+                with torch.no_grad(), meter.running():
+                    model.hidden_states(tokens, **({} if source is None else {"source": source}))
+            except TooManyOperations:
+                continue
+            n_logits = 0.0
+            if model.config.capabilities & WITH_LM_HEAD:
+                n_logits = scored_fraction * tokens.numel() * len(model.head.weight)
+            times = context_length / length
+            return ForwardPass(peak=round(meter.peak * times), n_logits=n_logits * times)
+    finally:
+        model.train(was_training)
+    raise RuntimeError("its forward pass has too many operations")
 
 
 def _sequence_heads(model: LanguageModel, capabilities: frozenset[Capability], hidden: Tensor) -> list[Tensor]:
@@ -219,11 +279,13 @@ def memory_bytes(
     precision: str,
     strategy: StrategyConfig,
     layout: Layout,
+    evaluated: ForwardPass | None = None,
 ) -> dict[str, int]:
     """Peak memory of training, in bytes per device, by part and in `total`.
 
-    `counted` is a pass over a device's micro-batch; without it `activations` and `logits` are left out. Activations
-    are those of fused attention and norms; a device without such kernels keeps more.
+    `counted` is a pass over a device's micro-batch; without it `activations`, `logits` and `temporary`, what the
+    backward pass of a block needs beyond them, are left out. `evaluation` is what a forward pass over a batch of a
+    validation split, `evaluated`, needs beyond all that.
     """
     weight, copy, activation, _ = PRECISIONS[precision]
     tensor, blocks = layout.tensor, list(model.blocks)
@@ -256,8 +318,15 @@ def memory_bytes(
         parts |= dict.fromkeys(("weights", "gradients", "optimizer"), 0)  # in the host's memory
     if counted is not None:
         parts["activations"] = counted.activation_bytes(precision, strategy.activation_checkpointing)
-        chunk = max(CHUNK_ELEMENTS_GPU, counted.vocab_size)
+        chunk = max(CHUNK_ELEMENTS_GPU if counted.fused else CHUNK_ELEMENTS_CPU, counted.vocab_size)
+        element = activation if counted.fused else 4
         parts["logits"] = round(min(counted.n_logits, chunk)) * (4 + activation)
+        # Logits are gone before the blocks' backward pass begins.
+        parts["temporary"] = max(0, counted.working * element - parts["logits"])
+        if evaluated is not None:
+            logits = round(min(evaluated.n_logits, chunk)) * (4 + activation)
+            in_training = parts["gradients"] + parts["activations"] + parts["logits"] + parts["temporary"]
+            parts["evaluation"] = max(0, evaluated.peak * element + logits - in_training)
     return parts | {"total": sum(parts.values())}
 
 
@@ -269,5 +338,5 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 def _bytes(kept: Counter, precision: str) -> int:
     _, _, activation, residual = PRECISIONS[precision]
     both = activation if activation == residual else activation + residual
-    sizes = {ACTIVATION: activation, RESIDUAL: residual, BOTH: both, RAW_BYTES: 1}
+    sizes = {ACTIVATION: activation, RESIDUAL: residual, BOTH: both, FLOAT32: 4, RAW_BYTES: 1}
     return round(sum(sizes[kind] * n for kind, n in kept.items()))

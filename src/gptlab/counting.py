@@ -4,6 +4,7 @@ Knows modules, blocks and tensors, but no architecture.
 """
 
 import math
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -22,9 +24,11 @@ from torch.utils.flop_counter import flop_registry
 ACTIVATION = "activation"
 RESIDUAL = "residual"  # in the dtype of the residual stream, which norms read
 BOTH = "both"  # read by a norm and by others: under autocast two copies
+FLOAT32 = "float32"  # in any precision
 RAW_BYTES = "bytes"  # masks and indices
 
-Kept = dict[int, tuple[torch.UntypedStorage, str, int]]  # storage, kind and size, by the storage's address
+# Storage, kind and size, by the storage's address; the storage is let go once no other can get its address.
+Kept = dict[int, tuple[torch.UntypedStorage | None, str, int]]
 _MODULE_STATE = vars(nn.Module()).keys() - {"training"}
 
 
@@ -40,6 +44,7 @@ class BlockCount(NamedTuple):
     inside: Counter  # kept, without its arguments
     arguments: dict[int, str]  # the kinds of those that it keeps, by position
     kept: Counter  # inside and arguments
+    working: tuple[int, int]  # elements beyond these at the most, in the forward and in the backward pass
     outputs: list[Any]
     structure: Any  # of the outputs
 
@@ -48,13 +53,18 @@ class Meter(TorchDispatchMode):
     """Counts FLOPs, forward and backward, and the tensors kept for the backward pass, of a model on the meta device.
 
     A multiply-add is two FLOPs. Of `blocks` that are alike, by their modules and by what they read, one is run and the
-    others are counted like it. Attention, norms and dropout count as the fused kernels that a GPU has for them: they
-    keep their inputs, attention its output too, and dropout a mask of one byte per element alone. Raises
-    TooManyOperations beyond `limit` operations.
+    others are counted like it. With `fused` kernels, which a GPU has, attention, norms and dropout keep their inputs,
+    attention its output too, and dropout a mask of one byte per element alone. Without, they are counted as a CPU
+    computes them: dropout keeps its mask in the input's dtype, and where PyTorch has no kernel for attention on a CPU,
+    as with dropout, the weights (B, H, T, S) are kept, also before dropout, with its mask. Raises TooManyOperations
+    beyond `limit` operations.
     """
 
-    def __init__(self, model: nn.Module, blocks: Iterable[nn.Module] = (), *, limit: float = math.inf):
+    def __init__(
+        self, model: nn.Module, blocks: Iterable[nn.Module] = (), *, fused: bool = True, limit: float = math.inf
+    ):
         super().__init__()
+        self.fused = fused
         self.limit = limit
         self.model, self.blocks = model, list(blocks)
         self.scale = 1.0  # what follows counts so many times
@@ -66,6 +76,10 @@ class Meter(TorchDispatchMode):
         self.inputs: Kept = {}  # kept or not
         self.kinds: dict[Any, BlockCount] = {}
         self.kept: Kept = {}  # outside of blocks
+        self.peak = 0  # elements that were there at once, kept or not
+        self.live = 0
+        self.kind = ACTIVATION  # of what is kept by operations that are not replaced
+        self._live: dict[int, int] = {}
         self._weights = {_address(p) for p in model.parameters()}
         self._products = 0
 
@@ -74,10 +88,25 @@ class Meter(TorchDispatchMode):
         if self.limit < 0:
             raise TooManyOperations
         result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self._meet_storage(tensor.untyped_storage(), tensor.element_size())
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.multiplied(formula(*args, **(kwargs or {}), out_val=result), result)
         return result
+
+    def _meet_storage(self, storage: torch.UntypedStorage, element_size: int) -> None:
+        address = storage._cdata
+        if address in self._live or address in self._weights:
+            return
+        self._live[address] = storage.nbytes() // element_size
+        self.live += self._live[address]
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, address)
+
+    def _release(self, address: int) -> None:
+        self.live -= self._live.pop(address, 0)
 
     def multiplied(self, flops: float, result: Any = None) -> None:
         """Count a product, and its result in a forward pass."""
@@ -116,7 +145,7 @@ class Meter(TorchDispatchMode):
                 parameter.grad = None
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        self.keep(tensor)
+        self.keep(tensor, self.kind)
         return tensor
 
     def _meet(self, module: nn.Module, _, output: Any) -> None:
@@ -127,11 +156,12 @@ class Meter(TorchDispatchMode):
         leaves, structure = tree_flatten((args, kwargs))
         key = (description, str(structure), *map(_description, leaves))
         if key not in self.kinds:
-            self.kinds[key] = self._count_block(forward, leaves, structure)
+            self.kinds[key] = self._count_block(block, forward, leaves, structure)
         found = self.kinds[key]
         self.flops += found.flops
         self.products += found.products
         self.inside += found.inside
+        self.peak = max(self.peak, self.live + found.working[0])
         self.parameter_tokens += (_n(block.parameters()) - inactive_parameters(block)) * _n_positions(leaves)
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
@@ -140,25 +170,36 @@ class Meter(TorchDispatchMode):
                 _add(self.arguments, leaf, found.arguments[i])
         return tree_unflatten(_stand_in(found.outputs, leaves), found.structure)
 
-    def _count_block(self, forward: Callable, leaves: list[Any], structure: Any) -> BlockCount:
-        outer = self.flops, self.kept
+    def _count_block(self, block: nn.Module, forward: Callable, leaves: list[Any], structure: Any) -> BlockCount:
+        outer = self.flops, self.kept, self.peak
         self.flops, self.kept, self._products = 0.0, {}, 0
         leaves = [_cut(leaf) for leaf in leaves]
         args, kwargs = tree_unflatten(leaves, structure)
+        before = self.peak = self.live
         outputs, structure = tree_flatten(forward(*args, **kwargs))
-        products = self._products
-        backward(*outputs)
+        products, in_forward = self._products, self.peak - before
         places = {_address(leaf): i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+        inside = sizes({at: kept for at, kept in self.kept.items() if at not in places})
+        arguments = {places[at]: kind for at, (_, kind, _) in self.kept.items() if at in places}
+        kept = sizes(self.kept)
+        self.kept = {at: (None, kind, size) for at, (_, kind, size) in self.kept.items()}  # freed as backward goes
+        self.peak = self.live
+        made = [_cut(output) for output in outputs]
+        backward(*outputs)
+        # Gradients of parameters are counted elsewhere.
+        gradients = _n(p for p in block.parameters() if p.grad is not None)
+        in_backward = self.peak - before - sum(inside.values()) - gradients
         found = BlockCount(
             flops=self.flops,
             products=products,
-            inside=sizes({at: kept for at, kept in self.kept.items() if at not in places}),
-            arguments={places[at]: kind for at, (_, kind, _) in self.kept.items() if at in places},
-            kept=sizes(self.kept),
-            outputs=[_cut(output) for output in outputs],
+            inside=inside,
+            arguments=arguments,
+            kept=kept,
+            working=(max(0, in_forward), max(0, in_backward)),
+            outputs=made,
             structure=structure,
         )
-        self.flops, self.kept = outer
+        self.flops, self.kept, self.peak = outer
         return found
 
 
@@ -188,17 +229,25 @@ class _FusedKernels(TorchFunctionMode):
     def __init__(self, meter: Meter):
         super().__init__()
         self.meter = meter
-        self.kernels = {
-            F.scaled_dot_product_attention: self._attention,
-            F.layer_norm: self._norm,
-            F.rms_norm: self._norm,
-            F.dropout: self._dropout,
-        }
+        self.kernels: dict[Callable, Callable] = {F.scaled_dot_product_attention: self._attention}
+        if meter.fused:
+            self.kernels |= {F.layer_norm: self._norm, F.rms_norm: self._norm, F.dropout: self._dropout}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return self.kernels.get(func, func)(*args, **(kwargs or {}))
 
-    def _attention(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **_) -> Tensor:
+    def _attention(
+        self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    ) -> Tensor:
+        if not self.meter.fused:
+            options = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal}
+            options |= {"scale": scale, "enable_gqa": enable_gqa}
+            if not _has_cpu_kernel(query, key, value, **options):
+                self.meter.kind = FLOAT32  # which it computes in
+                try:
+                    return torch.ops.aten._scaled_dot_product_attention_math(query, key, value, **options)[0]
+                finally:
+                    self.meter.kind = ACTIVATION
         meter, n_scores = self.meter, query.shape[:-1].numel() * key.shape[-2]
         *batch, n_head, n_query, _ = query.shape
         result = query.new_empty((*batch, n_query, n_head, value.shape[-1])).transpose(-3, -2)  # as kernels lay it out
@@ -210,26 +259,41 @@ class _FusedKernels(TorchFunctionMode):
             widths = (for_query + for_key) * query.shape[-1] + (for_scores + for_value) * value.shape[-1]
             meter.multiplied(2 * n_scores * widths)
 
-        (result,) = _stand_in([result.requires_grad_(_any_requires_grad(read))], read, count_backward)
+        (result,) = _stand_in([result.requires_grad_(_needs_grad(read))], read, count_backward)
         if result.requires_grad:
-            for tensor in (*read, result):
-                meter.keep(tensor)
+            self._keep(result, *read, result.detach())
         return result
 
     def _norm(self, input, normalized_shape, weight=None, bias=None, eps=None) -> Tensor:
         read = [input, *(parameter for parameter in (weight, bias) if parameter is not None)]
-        (result,) = _stand_in([torch.empty_like(input, requires_grad=_any_requires_grad(read))], read)
+        (result,) = _stand_in([torch.empty_like(input, requires_grad=_needs_grad(read))], read)
         if result.requires_grad:
-            self.meter.keep(input, RESIDUAL)
+            self._keep(result, input, kind=RESIDUAL)
         return result
 
     def _dropout(self, input, p=0.5, training=True, inplace=False) -> Tensor:
         if not training or p == 0:
             return input
-        (result,) = _stand_in([torch.empty_like(input, requires_grad=input.requires_grad)], [input])
+        (result,) = _stand_in([torch.empty_like(input, requires_grad=_needs_grad([input]))], [input])
         if result.requires_grad:
-            self.meter.keep(torch.empty_like(input, dtype=torch.bool))
+            self._keep(result, torch.empty_like(input, dtype=torch.bool))
         return result
+
+    def _keep(self, result: Tensor, *tensors: Tensor, kind: str = ACTIVATION) -> None:
+        """Keep what `result` was made of until its backward pass."""
+        for tensor in tensors:
+            self.meter.keep(tensor, kind)
+        result.grad_fn.kept = tensors  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+
+
+def _has_cpu_kernel(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> bool:
+    """Whether PyTorch has a kernel for this attention on a CPU, or computes it with all weights in memory."""
+    query, key, value, mask = (  # one row each, repeated: the choice is by shapes, strides and options
+        x if x is None else x.new_empty(x.shape[-1], device="cpu").expand(x.shape).requires_grad_(x.requires_grad)
+        for x in (query, key, value, options.pop("attn_mask"))
+    )
+    choice = torch._fused_sdp_choice(query, key, value, mask, **options)
+    return choice != SDPBackend.MATH.value
 
 
 class _StandIn(torch.autograd.Function):
@@ -244,7 +308,7 @@ class _StandIn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        needed = ctx.needs_input_grad[2:]
+        needed, ctx.kept = ctx.needs_input_grad[2:], None
         if ctx.in_backward is not None:
             ctx.in_backward(*needed)
         gradients = (torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in ctx.shapes)
@@ -310,6 +374,10 @@ def _address(tensor: Tensor) -> int:
 
 def _any_requires_grad(tensors: Iterable[Tensor]) -> bool:
     return any(tensor.requires_grad for tensor in tensors)
+
+
+def _needs_grad(tensors: Iterable[Tensor]) -> bool:
+    return torch.is_grad_enabled() and _any_requires_grad(tensors)
 
 
 def _description(value: Any) -> Any:

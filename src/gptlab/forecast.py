@@ -8,6 +8,7 @@ from gptlab import costs
 from gptlab.config import RunConfig
 from gptlab.distributed.config import Layout
 from gptlab.models.base import LanguageModel
+from gptlab.training.config import eval_batch_size
 from gptlab.units import bytes_text, flops_text, plural, significant, table
 
 if TYPE_CHECKING:
@@ -118,15 +119,17 @@ def make_plan(
     micro_batch_size = min(config.micro_batch_size or share, share)
     interval = config.trainer.val_check_interval
     val_every = max(1, round(n_steps * interval)) if isinstance(interval, float) else interval
-    counted, uncounted = None, ""
+    counted, evaluated, uncounted = None, None, ""
+    passes = {
+        "target_length": objective.target_length,
+        "scored_fraction": objective.scored_fraction,
+        "fused": devices.accelerator != "cpu",
+    }
     try:
-        counted = costs.training_pass(
-            model,
-            config.context_length,
-            micro_batch_size=micro_batch_size,
-            target_length=objective.target_length,
-            scored_fraction=objective.scored_fraction,
-        )
+        counted = costs.training_pass(model, config.context_length, micro_batch_size=micro_batch_size, **passes)
+        if data.val is not None:
+            batch_size = eval_batch_size(config.context_length, config.micro_batch_size)
+            evaluated = costs.forward_pass(model, config.context_length, batch_size=batch_size, **passes)
     except (RuntimeError, TypeError) as error:  # a model of a plugin may read values
         uncounted = f"the model does not run on the meta device, {str(error).splitlines()[0]}"
     return Plan(
@@ -146,6 +149,7 @@ def make_plan(
             precision=devices.precision,
             strategy=config.strategy,
             layout=layout,
+            evaluated=evaluated,
         ),
         uncounted=uncounted,
         accumulation=share // micro_batch_size,

@@ -454,6 +454,14 @@ class CallbacksConfig:
             )
 
 
+EVAL_TOKENS = 16_384  # of one forward pass without gradients
+
+
+def eval_batch_size(context_length: int, micro_batch_size: int | None) -> int:
+    """How many sequences an evaluation scores at once."""
+    return max(micro_batch_size or 1, EVAL_TOKENS // context_length, 1)
+
+
 def is_whole(limit: Any) -> bool:
     """Whether a `limit_..._batches` leaves nothing out: 1.0 is all batches, 1 is one."""
     return limit is None or (isinstance(limit, float) and limit == 1.0)

@@ -14,9 +14,9 @@ from gptlab.data.order import example_index
 from gptlab.data.prepare import PreparedData
 from gptlab.distributed.config import Layout
 from gptlab.objectives.base import Batch, Examples, Objective
+from gptlab.training.config import eval_batch_size
 
 ORDER_SAMPLES = 4096  # whose order is computed at once
-EVAL_TOKENS = 16_384  # of one forward pass without gradients
 
 
 class TrainBatches(Dataset):
@@ -130,7 +130,7 @@ class ExamplesDataModule(lightning.LightningDataModule):
         self.config = config
         self.seed = seed
         self.sequences_per_step = sequences_per_step
-        self.eval_batch_size = max(micro_batch_size or 1, EVAL_TOKENS // context_length, 1)
+        self.eval_batch_size = eval_batch_size(context_length, micro_batch_size)
         self.layout = layout
         self.objective = objective
         self.start_step = 0

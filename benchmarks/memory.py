@@ -1,0 +1,133 @@
+"""Planned against measured memory of training on a CPU: a fresh process a case, its peak of resident memory.
+
+    python benchmarks/memory.py [--only TEXT]
+
+A first small run in the same process takes what is imported and allocated once, about half a GiB; it is subtracted. Linux only.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+DECODER = "model=small model.n_layer=4 model.d_model=256 model.n_head=8 tokenizer=byte"
+ENCODER = "model=bert_laptop model.n_layer=4 model.d_model=256 model.n_head=8 objective=masked_lm"
+BOTH = "model=t5_laptop model.n_layer=2 model.d_model=256 model.n_head=8"
+SIZES = ((512, 8), (1024, 2), (256, 16))
+OPTIONS = {
+    "": "",
+    "dropout": "model.dropout=0.1",
+    "dropout, full": "model.dropout=0.1 strategy.activation_checkpointing=full",
+    "dropout, selective": "model.dropout=0.1 strategy.activation_checkpointing=selective",
+    "full": "strategy.activation_checkpointing=full",
+    "selective": "strategy.activation_checkpointing=selective",
+}
+MIB = 2**20
+
+
+def cases() -> dict[str, str]:
+    """Overrides by name."""
+    found = {}
+    for name, model in {"decoder": DECODER, "encoder": ENCODER, "encoder_decoder": BOTH}.items():
+        for context_length, n_sequences in SIZES:
+            for option, more in OPTIONS.items():
+                dropout = "" if "dropout" in more else "model.dropout=0"
+                found[f"{name} {n_sequences} x {context_length}{f', {option}' if option else ''}"] = (
+                    f"{model} {dropout} {more} model.context_length={context_length} "
+                    f"batch_tokens={context_length * n_sequences}"
+                )
+    return found
+
+
+def measure(overrides: list[str], folder: str) -> dict[str, float]:
+    """Train for three steps and an evaluation; planned and measured bytes."""
+    import lightning
+
+    import gptlab
+    from gptlab.training import loop
+
+    plans, measured = [], {}
+    make_plan = loop.make_plan
+    loop.make_plan = lambda *given: plans.append(make_plan(*given)) or plans[-1]
+
+    class Measure(lightning.Callback):
+        def setup(self, trainer, module, stage):
+            if stage == "fit":
+                Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+                measured["before"] = status("VmRSS")
+
+        def on_train_end(self, trainer, module):
+            measured["peak"] = status("VmHWM")
+
+    def run(name: str, *more: str) -> int:
+        config = gptlab.compose(
+            *overrides,
+            *more,
+            "data=text",
+            f"data.path={folder}/texts",
+            "budget_steps=3",
+            "callbacks.sample=null",
+            "trainer.enable_checkpointing=false",
+            "trainer.accelerator=cpu",
+            "trainer.enable_progress_bar=false",
+            "trainer.enable_model_summary=false",
+            "trainer.limit_val_batches=1",
+            "schedule.warmup_steps=0",
+            "callbacks.plot=false",
+            f"run_dir={folder}/{name}",
+        )
+        gptlab.train(config, [Measure()])
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        return measured["peak"] - measured["before"]
+
+    # What is imported and allocated once, by the first steps of a process, is not the run's.
+    run("first", "model.context_length=32", "batch_tokens=64")
+    return {"measured": run("run"), "planned": plans[-1].memory}
+
+
+def status(key: str) -> int:
+    """A figure of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def write_texts(folder: Path) -> None:
+    """Documents of bytes that a tokenizer of any kind learns from in a moment."""
+    (folder / "texts").mkdir()
+    for i in range(60):
+        lines = (f"The sum of {i} and {j} is {i + j}, and their product is {i * j}.\n" for j in range(150))
+        (folder / "texts" / f"{i:02}.txt").write_text("".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case is not None:
+        found = measure(given.case.split(), given.folder)
+        return print(json.dumps(found))
+    print("| case | planned MiB | measured MiB | planned / measured |\n|---|---:|---:|---:|")
+    for name, overrides in cases().items():
+        if given.only not in name:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            write_texts(Path(folder))
+            command = [sys.executable, __file__, "--case", overrides, "--folder", folder]
+            done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(f"| {name} | {done.stderr.strip().splitlines()[-1]} |")
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        planned, measured = found["planned"]["total"], found["measured"]
+        print(f"| {name} | {planned / MIB:,.0f} | {measured / MIB:,.0f} | {planned / measured:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
