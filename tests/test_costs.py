@@ -454,3 +454,22 @@ def test_logits_are_bounded_as_the_loss_bounds_them():
 
 def test_activations_are_left_out_where_nothing_was_counted():
     assert not {"activations", "logits"} & memory(shape_model(DecoderConfig(**SMALL), 40)).keys()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_with_dropout_keeps_its_weights_on_a_cpu(dropout, fused):
+    """The weights (B, H, T, T) before dropout and after it, and the mask that multiplies them, in float32."""
+    b, h, t, d = 8, 4, 16, 32
+    without, counted = (
+        costs.training_pass(
+            shape_model(DecoderConfig(**SMALL, dropout=p), 40), t, micro_batch_size=b, fused=fused
+        ).activation_bytes("32-true")
+        for p in (0.0, dropout)
+    )
+    if not dropout:
+        assert counted == without
+    elif fused:  # masks of one byte: of the embedding and of two results a block
+        assert counted - without == pytest.approx(7 * b * t * d, rel=0.2)
+    else:
+        assert counted - without == pytest.approx(4 * (3 * 3 * b * h * t * t + 7 * b * t * d), rel=0.2)

@@ -10,7 +10,8 @@ from torch import nn
 
 from gptlab.data.prepare import prepare
 from gptlab.distributed.devices import Devices
-from gptlab.forecast import make_plan
+from gptlab.errors import UserError
+from gptlab.forecast import check_memory, explain_allocation, make_plan
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import ModelConfig
@@ -117,3 +118,34 @@ def test_a_model_that_cannot_be_counted_has_a_plan(planned):
     assert plan.flops_per_token == 6 * 8 * VOCABULARY and "activations" not in plan.memory
     assert "(6 N: the model does not run on the meta device" in text and "activations unknown" in text
     assert plan.memory["total"] == 16 * 8 * VOCABULARY
+
+
+def test_a_run_that_does_not_fit_is_refused_with_its_figures(planned, tmp_path):
+    plan, _ = planned(micro_batch_size=4)
+    config = small_run(tmp_path / "run", micro_batch_size=4)
+    total = plan.memory["total"]
+    state = sum(plan.memory[name] for name in ("weights", "gradients", "optimizer"))
+    assert check_memory(plan, config, None) == check_memory(plan, config, 2 * total) == ""
+    assert "if it runs out of memory, use micro_batch_size=2" in check_memory(plan, config, total)
+    with pytest.raises(UserError, match=r"needs about .* use micro_batch_size=2, .*activation_checkpointing=full"):
+        check_memory(plan, config, round(total / 1.3))
+    with pytest.raises(UserError, match=r"optimizer state alone take .*; use strategy=fsdp on several GPUs or a"):
+        check_memory(plan, config, state - 1)
+    config.strategy.check_memory = False
+    assert check_memory(plan, config, 1) == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_allocation_that_fails_is_explained(planned, tmp_path, error):
+    plan, _ = planned()
+    text = explain_allocation(error, plan, small_run(tmp_path / "run"))
+    assert text is not None and text.startswith("out of memory; the plan is about ") and "micro_batch_size=4" in text
+    assert explain_allocation(RuntimeError("shapes differ"), plan, small_run(tmp_path / "run")) is None

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from gptlab import costs
 from gptlab.config import RunConfig
-from gptlab.distributed.config import Layout
+from gptlab.distributed.config import SHARDED, Layout, Recompute
+from gptlab.errors import UserError
 from gptlab.models.base import LanguageModel
 from gptlab.training.config import eval_batch_size
 from gptlab.units import bytes_text, flops_text, plural, significant, table
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from gptlab.data.prepare import PreparedData
     from gptlab.distributed.devices import Devices
     from gptlab.objectives.base import Objective
+
+# A plan of memory is an estimate: it is refused where it exceeds what is free by more than this factor.
+MEMORY_ERROR = 1.25
+NEAR = 0.85  # of what is free, from where there is a warning
+STATE = ("weights", "gradients", "optimizer")  # known exactly
+NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory", "MPS backend out of memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,57 @@ class Plan:
         parts = (f"{name} {bytes_text(size)}" for name, size in self.memory.items() if size and name != "total")
         text = f"per device, about: {', '.join(parts)}"
         return text if not self.uncounted else f"{text}; activations unknown and left out"
+
+
+def check_memory(plan: Plan, config: RunConfig, free_bytes: int | None) -> str:
+    """Compare a plan with the memory that a device has free; returns a warning where it is close, else nothing.
+
+    Raises UserError where it cannot fit: the weights, gradients and optimizer state alone exceed what is free, or the
+    whole estimate exceeds it by more than its error.
+    """
+    if free_bytes is None or not config.strategy.check_memory:
+        return ""
+    total, state = plan.memory["total"], sum(plan.memory[name] for name in STATE)
+    planned = f"about {bytes_text(total)} per device, and {bytes_text(free_bytes)} per device is free"
+    if state > free_bytes or total > MEMORY_ERROR * free_bytes:
+        cause = f"; weights, gradients and optimizer state alone take {bytes_text(state)}" if state > free_bytes else ""
+        raise UserError(
+            f"the run needs {planned}{cause}; {_remedies(plan, config, state_alone=state > free_bytes)}, "
+            "or try it all the same with strategy.check_memory=false"
+        )
+    if total > NEAR * free_bytes:
+        return f"the run needs {planned}; if it runs out of memory, {_remedies(plan, config)}"
+    return ""
+
+
+def explain_allocation(error: BaseException, plan: Plan, config: RunConfig) -> str | None:
+    """What to do about an allocation that failed in a run; None where `error` is no such thing."""
+    text = str(error)
+    is_of_memory = isinstance(error, MemoryError) or "OutOfMemoryError" in {kind.__name__ for kind in type(error).__mro__}
+    if not is_of_memory and not (isinstance(error, RuntimeError) and any(part in text for part in NO_MEMORY)):
+        return None
+    sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in plan.memory.items() if size and name != "total")
+    return (
+        f"out of memory; the plan is about {bytes_text(plan.memory['total'])} per device ({sizes}); "
+        f"{_remedies(plan, config)}"
+    )
+
+
+def _remedies(plan: Plan, config: RunConfig, *, state_alone: bool = False) -> str:
+    """What makes a run smaller, the cheapest first."""
+    layout, share = plan.layout, config.sequences_per_step // plan.layout.data
+    found = []
+    micro_batch_size = share // plan.accumulation
+    if micro_batch_size > 1 and not state_alone:
+        smaller = next(n for n in range(micro_batch_size // 2, 0, -1) if share % n == 0)
+        found.append(f"micro_batch_size={smaller}")
+    if config.strategy.activation_checkpointing is Recompute.none and not state_alone:
+        found.append("strategy.activation_checkpointing=full")
+    if config.strategy.type not in SHARDED:
+        devices = "" if layout.data > 1 else " on several GPUs"
+        found.append(f"strategy=fsdp{devices}")
+    found += ["a smaller model=..."]
+    return f"use {', '.join(found[:-1])} or {found[-1]}" if len(found) > 1 else f"use {found[0]}"
 
 
 def make_plan(

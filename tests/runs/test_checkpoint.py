@@ -200,7 +200,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path):
         try:
             checkpoint.save(path, CheckpointState(), {"x": torch.zeros(1_000_000)})
         except OSError as error:
-            os._exit(0 if error.errno == errno.EFBIG and "last checkpoint" in str(error) else 3)
+            os._exit(0 if error.errno == errno.EFBIG and "could not be saved" in str(error) else 3)
         except BaseException:
             os._exit(4)
         os._exit(5)
@@ -214,9 +214,25 @@ def test_a_failed_rename_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="No space left on device; nothing of the run is saved yet"):
+    with pytest.raises(OSError, match=r"a.ckpt could not be saved \(No space left on device\); nothing of the run is saved"):
         save_step(tmp_path / "a.ckpt", 0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_names_the_checkpoint_that_is_there(tmp_path, monkeypatch):
+    """Not the one that failed, nor a damaged one."""
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save_step(tmp_path / "step_00000002.ckpt", 2)
+    (tmp_path / "step_00000003.ckpt").write_bytes(b"cut off")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError) as error:
+        save_step(tmp_path / "step_00000004.ckpt", 4)
+    assert error.value.filename is None  # which a message would end with
+    assert error.value.strerror.startswith(f"{tmp_path / 'step_00000004.ckpt'} could not be saved (No space")
+    assert error.value.strerror.endswith(f"the run is saved at step 2, in {tmp_path / 'step_00000002.ckpt'}")
 
 
 def test_a_link_follows_the_newest(tmp_path):
@@ -326,7 +342,7 @@ def test_a_thread_that_cannot_write_says_so_to_the_steps(tmp_path, monkeypatch):
     writer.save(
         Save(tmp_path / "step_00000001", CheckpointState(), checkpoint.local_shards(*trained(0)), True, ["last"])
     )
-    with pytest.raises(OSError, match="No space left on device; nothing of the run is saved yet"):
+    with pytest.raises(OSError, match=r"\(No space left on device\); nothing of the run is saved"):
         writer.wait()
     assert not (tmp_path / "step_00000001").exists() and not (tmp_path / "last").exists()
 

@@ -62,6 +62,7 @@ class StrategyConfig:
     activation_checkpointing: Recompute = Recompute.none
     cpu_offload: bool = False  # shards wait in the host's memory
     compile: bool = False  # torch.compile block by block
+    check_memory: bool = True  # refuse a run whose plan exceeds the memory that is free; false: try it
     timeout_seconds: int = bounded(1800, ge=1)  # of a collective, after which a hung rank ends the run
 
     @property

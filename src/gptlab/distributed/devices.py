@@ -106,6 +106,52 @@ def keep_freed_memory() -> None:
             libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
+def free_memory_bytes(devices: Devices, n_nodes: int = 1) -> int | None:
+    """What each device of this machine may still allocate; None where that is not known.
+
+    Processes on a CPU share what the system and the control groups (versions 1 and 2) of this process leave.
+    """
+    if devices.accelerator == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    if devices.accelerator != "cpu":
+        return None
+    free = [*_free_in_system(Path("/proc/meminfo")), *_free_in_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))]
+    return min(free) // (devices.world_size // n_nodes) if free else None
+
+
+def _free_in_system(meminfo: Path) -> list[int]:
+    with suppress(OSError, StopIteration, ValueError):
+        lines = meminfo.read_text().splitlines()
+        return [1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))]
+    return []
+
+
+def _free_in_groups(root: Path, own: Path) -> list[int]:
+    """What each control group that this process is in leaves, its cache of files being free."""
+    found = []
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return found
+    for _, controllers, name in (line for line in lines if len(line) == 3):
+        if not controllers:
+            base, limit, usage, cache = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            base, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        group = base / name.lstrip("/")
+        for folder in (group, *group.parents):  # a limit of a group above holds too
+            with suppress(OSError, ValueError):
+                most, used = (int((folder / file).read_text()) for file in (limit, usage))
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                found.append(max(0, most - used + int(stat.get(cache, 0))))
+            if folder == base:
+                break
+    return found
+
+
 def memory_gib(device: torch.device) -> float:
     """The most that was allocated on a GPU; what the process holds on a CPU."""
     if device.type == "cuda":

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,11 +190,18 @@ def save_file(path: Path, state: CheckpointState, tensors: Mapping[str, Any]) ->
 
 
 def unsaved(error: OSError, path: Path) -> OSError:
-    """The same error, with what it means for the run."""
+    """The same error, with what it means for the run: which checkpoint is there, or that none is."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    saved = kept(path.parent) or linked(path.parent, "last")
-    meaning = "the run stays saved at its last checkpoint" if saved else "nothing of the run is saved yet"
-    return OSError(error.errno, f"{reason}; {meaning}", str(path))
+    return OSError(error.errno, f"{path} could not be saved ({reason}); {where_saved(path.parent)}")
+
+
+def where_saved(folder: Path) -> str:
+    """The newest checkpoint in `folder` that can be opened, for a message; its checksum is not compared."""
+    last = linked(folder, "last")
+    for path in [*(path for _, path in reversed(kept(folder))), *([last] if last is not None else [])]:
+        with suppress(UserError, OSError):
+            return f"the run is saved at step {load(path).state.step:,}, in {path}"
+    return "nothing of the run is saved"
 
 
 def rank_file(rank: int) -> str:

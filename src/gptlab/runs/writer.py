@@ -141,7 +141,7 @@ class CheckpointWriter:
                 error = checkpoint.unsaved(OSError(number, text) if number else OSError(text), path)
                 if self._group is None:
                     raise error
-                raise Failure(f"{error.strerror}: {path}")  # of all ranks, and printed once
+                raise Failure(error.strerror)  # of all ranks, and printed once
         return [result for result, _ in outcomes]
 
     def _prepare(self, temporary: Path) -> None:

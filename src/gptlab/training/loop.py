@@ -21,13 +21,13 @@ from gptlab.config import RunConfig, check_vocabulary, to_plain
 from gptlab.data.prepare import PreparedData, inputs_of, prepare
 from gptlab.distributed import internals
 from gptlab.distributed.config import Layout
-from gptlab.distributed.devices import Devices, find_devices, keep_freed_memory
+from gptlab.distributed.devices import Devices, find_devices, free_memory_bytes, keep_freed_memory
 from gptlab.distributed.launch import check_program, end_together, find_launched, is_rank_0, restarted, watch
 from gptlab.distributed.parallelize import build_strategy
 from gptlab.distributed.signals import Failure, Stopped, end_with_starter
 from gptlab.errors import UserError
 from gptlab.files import write_text_atomic
-from gptlab.forecast import Plan, make_plan
+from gptlab.forecast import Plan, check_memory, explain_allocation, make_plan
 from gptlab.models.build import shape_model
 from gptlab.models.config import Capability
 from gptlab.objectives.base import Batch, Objective
@@ -122,6 +122,12 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
         )
         source = find_checkpoint(config.resume, identity, folder)
         step = source.state.step if source is not None else 0
+        if folder.writes:
+            if config.trainer.enable_model_summary:  # before a refusal that is about its figures
+                print(plan.text(config, folder.path, step), flush=True)
+            warning = check_memory(plan, config, free_memory_bytes(devices, config.trainer.num_nodes))
+            if warning:
+                print(f"warning: {warning}", file=sys.stderr, flush=True)
         if source is not None and (step > plan.n_steps or (step == plan.n_steps and config.resume != "auto")):
             raise UserError(
                 f"{source.path} is at step {step:,} and the budget is {plan.n_steps:,} steps; "
@@ -145,8 +151,6 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
         run.begin(source, rollback_of(folder, source))
         # Everything that was typed is accepted: from here on the folder changes.
         if folder.writes:
-            if config.trainer.enable_model_summary:
-                print(plan.text(config, folder.path, step), flush=True)
             _open_folder(identity, folder, data, source, run.columns)
             earlier = read_metrics(folder.path / "metrics.csv")
             log_every = config.trainer.log_every_n_steps
@@ -166,6 +170,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
             test_metrics = run.test()
         except Exception as error:
             shown = run.end_together(error)
+            explained = explain_allocation(error, plan, config)
+            if explained is not None:
+                shown = Failure(f"{explained}; {checkpoint.where_saved(folder.checkpoints)}")
             with suppress(OSError):  # what ended the run is what has to be shown
                 run.metrics.close(run.trainer)
                 if not isinstance(error, Stopped):
