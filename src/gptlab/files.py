@@ -1,5 +1,6 @@
 """Files that are never half written, their checksums, and locks between processes."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -8,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
+FOLDER_LOCK = ".lock"
 
 
 @contextmanager
@@ -53,7 +55,9 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def _sync(path: str | Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and os.path.isdir(path):
+        return  # Windows opens no folder
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # where only a writer may flush
     try:
         os.fsync(descriptor)
     finally:
@@ -77,19 +81,21 @@ def stat_key(path: str | Path) -> list[int]:
 
 @contextmanager
 def locked(path: str | Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the exclusive lock of a file, made if missing, or of an existing folder.
+    """Hold the exclusive lock `path`, a file that is made if missing and holds nothing else, or one within a folder.
 
-    Other processes wait, or with `wait=False` get a BlockingIOError. The system frees the lock when the process ends,
-    by a kill too. The file stays, and its content is the caller's: removing it would let two processes hold the lock.
+    Other processes and threads wait, or with `wait=False` get a BlockingIOError. The system frees the lock when the
+    process ends, by a kill too. The file stays: removing it would let two processes hold the lock.
     """
-    import fcntl  # not on Windows
+    from filelock import FileLock, Timeout  # configs need the standard library alone
 
     path = Path(path)
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    descriptor = os.open(path, flags, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        lock = FileLock(path / FOLDER_LOCK if path.is_dir() else path, mode=0o666)
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(path)) from None
+    try:
         yield
     finally:
         with suppress(OSError):
-            os.close(descriptor)
+            lock.release()

@@ -129,7 +129,9 @@ def check_memory(plan: Plan, config: RunConfig, free_bytes: int | None) -> str:
 def explain_allocation(error: BaseException, plan: Plan, config: RunConfig) -> str | None:
     """What to do about an allocation that failed in a run; None where `error` is no such thing."""
     text = str(error)
-    is_of_memory = isinstance(error, MemoryError) or "OutOfMemoryError" in {kind.__name__ for kind in type(error).__mro__}
+    is_of_memory = isinstance(error, MemoryError) or "OutOfMemoryError" in {
+        kind.__name__ for kind in type(error).__mro__
+    }
     if not is_of_memory and not (isinstance(error, RuntimeError) and any(part in text for part in NO_MEMORY)):
         return None
     sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in plan.memory.items() if size and name != "total")

@@ -29,7 +29,5 @@ def test_the_free_memory_of_a_system(tmp_path):
 
 
 def test_processes_on_a_machine_share_its_memory():
-    one, four = (
-        devices.free_memory_bytes(devices.Devices("cpu", n, n, "32-true", None)) for n in (1, 4)
-    )
+    one, four = (devices.free_memory_bytes(devices.Devices("cpu", n, n, "32-true", None)) for n in (1, 4))
     assert one is not None and four is not None and 3 * four < one < 5 * four

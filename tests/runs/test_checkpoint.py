@@ -214,7 +214,9 @@ def test_a_failed_rename_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match=r"a.ckpt could not be saved \(No space left on device\); nothing of the run is saved"):
+    with pytest.raises(
+        OSError, match=r"a.ckpt could not be saved \(No space left on device\); nothing of the run is saved"
+    ):
         save_step(tmp_path / "a.ckpt", 0)
     assert not list(tmp_path.iterdir())
 

@@ -1,6 +1,7 @@
 """The command `gptlab train`, which is also `python train.py`."""
 
 import os
+import platform
 import shlex
 import signal
 import subprocess
@@ -70,7 +71,7 @@ class _Command:
         self.of_hydra = [a for a in overrides if a not in self.overrides]
         self.config_dir: str | None = None
         self.folder = os.getcwd()
-        self.starter = (os.uname().nodename, os.getpid())
+        self.starter = (platform.node(), os.getpid())
         self.codes = [0]
 
     def run(self) -> int:
@@ -144,7 +145,7 @@ class _Command:
         before, own = sys.argv, [] if self.config_dir is None else ["--config-dir", self.config_dir]
         # A launcher that starts other ranks replays sys.argv: it must find this trial there, not the sweep.
         sys.argv = [*self.program, *own, *overrides]
-        elsewhere = (os.uname().nodename, os.getpid()) != self.starter  # hydra/launcher=submitit_slurm or ray
+        elsewhere = (platform.node(), os.getpid()) != self.starter  # hydra/launcher=submitit_slurm or ray
         try:
             if elsewhere or (multirun and config.trainer.devices not in (1, "1", "auto")):
                 # The first trial's process group would be in the second's way.
@@ -228,11 +229,13 @@ def _in_a_process(command: list[str], folder: str) -> int:
         process.send_signal(signum)
         late.append(signum)
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    replaced = {signum: signal.signal(signum, pass_on) for signum in signals}
+    from gptlab.distributed.signals import SIGNALS
+
+    replaced = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}
     code = process.wait()
     for signum, handler in replaced.items():
         signal.signal(signum, handler)
-    if signal.SIGUSR2 in late and callable(replaced[signal.SIGUSR2]):
-        signal.raise_signal(signal.SIGUSR2)  # submitit requeues the job: not before it is saved
+    usr2 = getattr(signal, "SIGUSR2", None)  # not on Windows
+    if usr2 in late and callable(replaced[usr2]):
+        signal.raise_signal(usr2)  # submitit requeues the job: not before it is saved
     return code if code >= 0 else 128 - code

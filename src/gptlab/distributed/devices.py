@@ -115,7 +115,10 @@ def free_memory_bytes(devices: Devices, n_nodes: int = 1) -> int | None:
         return torch.cuda.mem_get_info()[0]
     if devices.accelerator != "cpu":
         return None
-    free = [*_free_in_system(Path("/proc/meminfo")), *_free_in_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))]
+    free = [
+        *_free_in_system(Path("/proc/meminfo")),
+        *_free_in_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")),
+    ]
     return min(free) // (devices.world_size // n_nodes) if free else None
 
 
@@ -159,7 +162,9 @@ def memory_gib(device: torch.device) -> float:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:  # not Linux
-        import resource
-
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0.0
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**30

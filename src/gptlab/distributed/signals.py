@@ -9,7 +9,9 @@ from contextlib import suppress
 from typing import NoReturn
 
 # Ctrl-C; a scheduler's end or `kill`; SLURM's warning as gptlab's job scripts request it; submitit's warning.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# Windows has the first two alone.
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+REQUEUES = getattr(signal, "SIGUSR1", None)
 
 
 STARTER = "GPTLAB_STARTER"  # the process that started this one, in the environment
@@ -52,14 +54,14 @@ def requeue_before_the_first_step() -> None:
     """Answer a scheduler's warning while there is nothing to save yet; the run's own answer replaces this one."""
 
     if "SLURM_JOB_ID" in os.environ:
-        signal.signal(signal.SIGUSR1, leave_before_the_first_step)
-        signal.signal(signal.SIGUSR2, leave_before_the_first_step)
+        for signum in SIGNALS[2:]:
+            signal.signal(signum, leave_before_the_first_step)
 
 
 def leave_before_the_first_step(signum: int, frame: object = None) -> NoReturn:
     """A signal handler for a process that has nothing to save yet: raises Stopped."""
     rank_0 = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
-    queued = requeue() if signum == signal.SIGUSR1 and rank_0 else ""
+    queued = requeue() if signum == REQUEUES and rank_0 else ""
     raise Stopped(signum, f"stopped by {signal.Signals(signum).name} before the first step{queued}")
 
 

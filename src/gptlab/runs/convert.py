@@ -212,6 +212,8 @@ def clear_interrupted(target: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return True
     try:
         os.kill(process, 0)  # sends no signal
     except ProcessLookupError:
@@ -233,7 +235,9 @@ def _ending_on_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
         yield
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not on Windows
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     except BaseException:

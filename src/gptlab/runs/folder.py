@@ -35,10 +35,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be created ({error.strerror}); name another folder") from error
-        file = self.path / "lock"
+        file, own = self.path / "lock", self.path / ".running.lock"  # on Windows nobody can read a locked file
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(file, wait=False))
+                stack.enter_context(locked(own, wait=False))
             except BlockingIOError:
                 raise UserError(
                     f"{self.path} is being written by another run (process {file.read_text().strip()}); "
@@ -49,9 +49,13 @@ class RunFolder:
             try:
                 yield
             finally:
-                if [entry.name for entry in self.path.iterdir()] == ["lock"]:  # refused before anything was written
-                    file.unlink()
-                    self.path.rmdir()
+                empty = {entry.name for entry in self.path.iterdir()} <= {file.name, own.name}
+                if empty:  # refused before anything was written
+                    stack.close()
+                    file.unlink(missing_ok=True)
+                    own.unlink(missing_ok=True)
+                    with suppress(OSError):  # another run has begun here
+                        self.path.rmdir()
 
     def _clear_interrupted(self) -> None:
         """Remove the temporary files and folders of a process that was killed while it wrote them."""

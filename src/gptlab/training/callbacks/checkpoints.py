@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
 
-from gptlab.distributed.signals import Failure, Stopped, requeue
+from gptlab.distributed.signals import REQUEUES, Failure, Stopped, requeue
 from gptlab.runs import checkpoint
 from gptlab.runs.checkpoint import Checkpoint
 from gptlab.runs.checkpoint_state import CheckpointState
@@ -161,7 +161,7 @@ class Checkpoints(Callback):
         if self._writer is not None:
             self._writer.wait()
         self.folder.event("stopped", step=step, signal=name)
-        queued = requeue() if signum == signal.SIGUSR1 and self.folder.writes else ""
+        queued = requeue() if signum == REQUEUES and self.folder.writes else ""
         if self.settings is None:
             saved = f" at step {step}; nothing is saved, as checkpoints are off{queued}"
         elif step == 0:
