@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py [--only TEXT]
 
-A first small run in the same process takes what is imported and allocated once, about half a GiB; it is subtracted. Linux only.
+A first small run in the same process takes what is imported and allocated once, about half a GiB; it is subtracted.
+Linux only.
 """
 
 import argparse
