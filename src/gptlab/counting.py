@@ -229,7 +229,7 @@ class _FusedKernels(TorchFunctionMode):
     def __init__(self, meter: Meter):
         super().__init__()
         self.meter = meter
-        self.kernels: dict[Callable, Callable] = {F.scaled_dot_product_attention: self._attention}
+        self.kernels: dict[Any, Callable] = {F.scaled_dot_product_attention: self._attention}
         if meter.fused:
             self.kernels |= {F.layer_norm: self._norm, F.rms_norm: self._norm, F.dropout: self._dropout}
 
@@ -286,7 +286,7 @@ class _FusedKernels(TorchFunctionMode):
         result.grad_fn.kept = tensors  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
 
-def _has_cpu_kernel(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> bool:
+def _has_cpu_kernel(query: Any, key: Any, value: Any, **options: Any) -> bool:
     """Whether PyTorch has a kernel for this attention on a CPU, or computes it with all weights in memory."""
     query, key, value, mask = (  # one row each, repeated: the choice is by shapes, strides and options
         x if x is None else x.new_empty(x.shape[-1], device="cpu").expand(x.shape).requires_grad_(x.requires_grad)

@@ -236,6 +236,6 @@ def _in_a_process(command: list[str], folder: str) -> int:
     for signum, handler in replaced.items():
         signal.signal(signum, handler)
     usr2 = getattr(signal, "SIGUSR2", None)  # not on Windows
-    if usr2 in late and callable(replaced[usr2]):
+    if usr2 is not None and usr2 in late and callable(replaced[usr2]):
         signal.raise_signal(usr2)  # submitit requeues the job: not before it is saved
     return code if code >= 0 else 128 - code
