@@ -14,10 +14,11 @@ import pytest
 import torch
 import transformers
 import yaml
-from interop.external import CASES, Case, gpt2, run_convert
+from interop.external import CASES, Case, gpt2, own_code, run_convert
 from small_runs import of_objective, small_run
 from warm_python import warm_python
 
+import gptlab
 from gptlab import open_run
 from gptlab.cli import generate, main
 from gptlab.data.examples.windows import SlidingWindows
@@ -101,19 +102,32 @@ def test_a_trained_run_is_the_same_in_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", [DecoderConfig, EncoderConfig])
-def test_a_class_head_is_left_out_and_reported(architecture, tmp_path, capsys):
+def test_a_class_head_goes_with_its_model(architecture, tmp_path, capsys):
     options = of_objective("classification", tmp_path)
     options |= {"model": architecture(**SHAPE), "objective": ClassificationConfig()}
     run = ran(tmp_path / "run", **options, tokenizer=ByteConfig(special_tokens=["<cls>", "<sep>"]))
     capsys.readouterr()
     assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 0
-    kind, name = transformers.GPT2LMHeadModel, "GPT2LMHeadModel"
-    if architecture is EncoderConfig:
-        kind, name = transformers.BertForPreTraining, "BertForPreTraining"
-    assert f"the class head is left out: {name} of transformers has none" in capsys.readouterr().out
-    theirs, about = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    left_out = "heads that score tokens are left out: BertForSequenceClassification of transformers has none"
+    assert (left_out in capsys.readouterr().out) is (architecture is EncoderConfig)
+    auto = transformers.AutoModelForSequenceClassification
+    with own_code(tmp_path / "code"):
+        theirs, about = auto.from_pretrained(tmp_path / "out", trust_remote_code=True, output_loading_info=True)
     assert not any(about.values())
-    assert f"{theirs.num_parameters():,} parameters" in (tmp_path / "out" / "README.md").read_text()
+    name = "BertForSequenceClassification" if architecture is EncoderConfig else "GptlabForSequenceClassification"
+    assert type(theirs).__name__ == name and theirs.config.id2label == {0: "False", 1: "True"}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card and "AutoModelForSequenceClassification" in card
+
+    model, ours = gptlab.load(run)
+    ids = tokenizer("<cls>is it?<sep>", return_tensors="pt").input_ids
+    assert ids[0, 1:-1].tolist() == ours.encode("is it?").tolist()
+    hidden = model.hidden_states(ids)
+    pooled = hidden[:, -1] if architecture is DecoderConfig else model.pooled(hidden)
+    assert torch.allclose(theirs.eval()(ids).logits, model.class_head(pooled), atol=1e-4)
+    again, _ = gptlab.load(tmp_path / "out")
+    assert torch.equal(again.class_head.weight, model.class_head.weight)
 
 
 def test_a_named_checkpoint_is_taken(tmp_path):
@@ -247,16 +261,36 @@ def test_a_signal_leaves_nothing_behind(number, tmp_path):
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, capsys):
-    options = {"qk_norm": True, "attention_pattern": AttentionPattern.alternating, "attention_window": 4}
-    run = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, **options))
+    run = ran(tmp_path / "run")
+    path = run / "checkpoints" / "best.ckpt"
+    saved = checkpoint.load(path)
+    checkpoint.save(path, saved.state, {name: value.to(torch.int8) for name, value in saved.model.items()})
     assert run_convert(f"from={run}", f"to={tmp_path / 'out'}") == 2
-    error = capsys.readouterr().err
-    assert (
-        "the nearest, gpt2, has no model.attention_pattern=alternating, model.attention_window=4, model.qk_norm"
-        in error
-    )
+    assert "and weights are written as F32" in capsys.readouterr().err
     assert run_convert(f"from={run}", f"to={tmp_path / 'out' / 'of' / 'reach'}") == 2
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_a_model_with_code_of_its_own_in_and_out(tmp_path, capsys):
+    """The folder's name has a space; the code is replaced with it."""
+    options = {"qk_norm": True, "attention_pattern": AttentionPattern.alternating, "attention_window": 4}
+    run, out = ran(tmp_path / "run", model=DecoderConfig(**SHAPE, **options)), tmp_path / "my model"
+    for _ in range(2):
+        assert run_convert(f"from={run}", f"to={out}", "overwrite=true") == 0
+    assert "trust_remote_code=True" in (out / "README.md").read_text()
+    assert (
+        "init_from" not in (out / "config.json").read_text() and str(tmp_path) not in (out / "config.json").read_text()
+    )
+    capsys.readouterr()
+    assert generate.main([f"run={out}", "prompt=the", "max_new_tokens=5", "temperature=0"]) == 0
+    from_folder = capsys.readouterr().out
+    assert generate.main([f"run={run}", "prompt=the", "max_new_tokens=5", "temperature=0"]) == 0
+    assert capsys.readouterr().out == from_folder
+    assert run_convert(f"from={out}", f"to={tmp_path / 'in'}") == 0
+    started = DecoderConfig(**SHAPE, **options, init_from=str(out))
+    open_initial(started, 257, ByteConfig().build(lambda: iter(())))
+    with pytest.raises(ValueError, match=r"add model\.qk_norm=true$"):
+        open_initial(replace(started, qk_norm=False), 257)
 
 
 @pytest.mark.parametrize(

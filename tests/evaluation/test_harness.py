@@ -12,6 +12,7 @@ from gptlab.cli import convert
 from gptlab.data.tokenizers.bpe import BPETokenizer
 from gptlab.data.tokenizers.char import CharTokenizer
 from gptlab.models.build import build_model
+from gptlab.models.config import Feedforward
 from gptlab.models.decoder.config import Position
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.runs.load import load_model
@@ -21,7 +22,7 @@ pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "gptlab[evalua
 import datasets
 import tokenizers
 import transformers
-from interop.external import T5S
+from interop.external import T5S, own_code
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -79,10 +80,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder):
+def run(folder, request):
+    """A run that is exported as transformers' GPT-2, and one that goes with code of its own."""
+    kind, options = getattr(request, "param", "gpt2"), {"position": Position.learned}
+    if kind == "gptlab":
+        options = {"position": Position.rotary, "qk_norm": True, "feedforward": Feedforward.relu2, "logit_softcap": 9.0}
     text = "the cat and the dog sat on the mat, and then the bird flew over that house in the morning " * 20
     tokenizer = BPETokenizer.train(300, [text])
-    return write_run(folder / "run", tokenizer=tokenizer, context_length=CONTEXT, position=Position.learned)
+    return write_run(folder / kind, tokenizer=tokenizer, context_length=CONTEXT, **options)
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +114,10 @@ def tasks(folder, run):
 @pytest.fixture(scope="module")
 def theirs(folder, run):
     """lm-eval's own model of the same weights, exported."""
-    assert convert.main([f"from={run}", f"to={folder / 'exported'}"]) == 0
-    return HFLM(pretrained=str(folder / "exported"), device="cpu", dtype="float32", batch_size=3, max_length=CONTEXT)
+    exported, options = folder / f"{run.name}_exported", {"device": "cpu", "dtype": "float32", "batch_size": 3}
+    assert convert.main([f"from={run}", f"to={exported}"]) == 0
+    with own_code(folder / "code"):
+        return HFLM(pretrained=str(exported), max_length=CONTEXT, trust_remote_code=True, **options)
 
 
 def by_theirs(model, tasks, n_fewshot):
@@ -126,7 +133,12 @@ def by_theirs(model, tasks, n_fewshot):
     }, found
 
 
-@pytest.mark.parametrize("n_fewshot", [None, 1, 2])
+@pytest.mark.parametrize(
+    "run, n_fewshot",
+    [("gpt2", None), ("gpt2", 1), ("gpt2", 2), ("gptlab", None), ("gptlab", 2)],
+    indirect=["run"],
+    scope="module",
+)
 def test_numbers_are_those_of_the_exported_model(run, tasks, theirs, n_fewshot):
     chosen = tasks if n_fewshot is None else tasks[:1]
     expected, found = by_theirs(theirs, chosen, n_fewshot)

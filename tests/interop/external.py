@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+import transformers.dynamic_module_utils
 
 from gptlab.cli import convert
 from gptlab.data.tokenizers.tokenizer import Tokenizer
@@ -19,6 +22,17 @@ VOCAB_SIZE, POSITIONS = 61, 24
 # The grouped product, which transformers takes for experts, fails there at sizes that are no multiple of 16 bytes.
 EXPERTS = {"experts_implementation": "eager"}
 ROTARY = {"rope_type": "default", "rope_theta": 50.0}
+
+
+@contextmanager
+def own_code(folder: Path) -> Iterator[None]:
+    """Keep code that comes with models out of the cache of the person who runs the tests."""
+    path, module = list(sys.path), transformers.dynamic_module_utils
+    before, module.HF_MODULES_CACHE = module.HF_MODULES_CACHE, str(folder)
+    try:
+        yield
+    finally:
+        module.HF_MODULES_CACHE, sys.path[:] = before, path
 
 
 def gpt2(**options) -> dict[str, Any]:

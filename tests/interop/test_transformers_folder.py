@@ -3,8 +3,8 @@ import os
 import pickle
 import shutil
 import sys
+from dataclasses import dataclass
 
-import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -12,8 +12,10 @@ from interop.external import CASES, EXPERTS, VOCAB_SIZE, Case, gpt2, llama, memo
 from safetensors.torch import load_file, save_file
 
 from gptlab.config import to_plain
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.errors import UserError
 from gptlab.interop.architecture import differences, shapes
-from gptlab.interop.transformers_folder import TransformersFolder, architecture_for, from_hub, write_folder
+from gptlab.interop.transformers_folder import TransformersFolder, architecture_for, write_folder
 from gptlab.models.build import build_model
 from gptlab.models.config import Feedforward, model_from_plain
 from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position, RouterSoftmax
@@ -176,7 +178,7 @@ def damage_missing_key(path, state):
         ),
         (
             damage_kind,
-            r"config\.json: model_type=bloom is not supported; supported: openai-gpt, gpt2, .*, bert, t5$",
+            r"config\.json: model_type=bloom is not supported; supported: openai-gpt, gpt2, .*, bert, t5, gptlab$",
         ),
         (damage_json, r"config\.json cannot be read"),
         (damage_missing_key, r"config\.json: n_embd is missing, which a gpt2 model needs"),
@@ -338,67 +340,55 @@ def test_the_architecture_that_holds_a_model(options, kind):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "options",
     [
-        (
-            {"attention_pattern": AttentionPattern.alternating, "attention_window": 4},
-            "gpt2, has no model.attention_pattern=alternating, model.attention_window=4; "
-            "one trained with model.attention_pattern=dense model.attention_window=null can be written",
-        ),
-        (
-            LLAMA | {"qk_norm": True, "logit_softcap": 15.0},
-            "llama, has no model.qk_norm=true, model.logit_softcap=15.0",
-        ),
-        ({"feedforward": Feedforward.relu2}, "model.feedforward=relu2"),
-        ({"n_kv_head": 2}, "model.n_kv_head=2"),
-        ({"d_head": 8}, "model.d_head=8"),
-        ({"norm_placement": NormPlacement.post, "d_ff": 100}, "model.d_ff=100"),
-        (LLAMA | {"n_expert": 4, "n_shared_expert": 1}, "mixtral, has no model.n_shared_expert=1"),
-        (
-            LLAMA | {"n_expert": 4, "router_softmax": RouterSoftmax.before},
-            "mixtral, has no model.router_softmax=before",
-        ),
-        ({"n_expert": 4}, "model.n_expert=4"),
-        (
-            {"attention_scale": 1.0},
-            "gpt2, has no model.attention_scale=1.0; one trained with model.attention_scale=null can be written",
-        ),
-        (LLAMA | {"attention_scale": 0.25}, "llama, has no model.attention_scale=0.25"),
+        {"attention_pattern": AttentionPattern.alternating, "attention_window": 4},
+        LLAMA | {"qk_norm": True},
+        LLAMA | {"logit_softcap": 15.0},
+        {"feedforward": Feedforward.relu2},
+        {"n_kv_head": 2},
+        {"d_head": 8},
+        {"norm_placement": NormPlacement.post, "d_ff": 100},
+        LLAMA | {"n_expert": 4, "n_shared_expert": 1},
+        LLAMA | {"n_expert": 4, "router_softmax": RouterSoftmax.before},
+        {"n_expert": 4},
+        {"attention_scale": 1.0},
+        LLAMA | {"attention_scale": 0.25},
     ],
     ids=str,
 )
-def test_a_model_that_transformers_does_not_know_is_refused(options, message):
-    with pytest.raises(ValueError, match=f"no supported architecture of transformers .* {message}"):
-        architecture_for(DecoderConfig(**options))
+def test_what_transformers_does_not_know_goes_with_code_of_its_own(options):
+    assert architecture_for(DecoderConfig(**options)).model_type == "gptlab"
 
 
-def test_paths_are_not_looked_up_on_the_hub():
-    for name in ("./model", "runs/small", "/nowhere/model", "a/b/c", "last.ckpt", "~/model"):
-        assert from_hub(name) is None
-    with pytest.raises(ValueError, match="gptlab-tests/none is neither a path nor a model available from the hub"):
-        from_hub("gptlab-tests/none")  # the tests are offline
+def test_a_plugins_model_is_refused_by_name():
+    @dataclass(kw_only=True, slots=True)
+    class Wider(DecoderConfig):
+        type: str = "wider"
+
+    with pytest.raises(UserError, match=r"model\.type=wider comes from a plugin: .* use it with gptlab alone"):
+        architecture_for(Wider())
 
 
-@pytest.mark.parametrize("pickled", [False, True])
-def test_only_one_copy_of_the_weights_is_downloaded(pickled, tmp_path, monkeypatch):
-    """As the released Llamas: for other libraries too, in folders and under other names."""
-    names = ["config.json", "tokenizer.json", "tokenizer.model", "original/params.json", "original/consolidated.00.pth"]
-    names += ["consolidated.safetensors", "onnx/model.safetensors", "model.onnx"]
-    names += ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "training_args.bin"]
-    names += [] if pickled else ["model-00001-of-00001.safetensors", "model.safetensors.index.json"]
-
-    def download(name, *, allow_patterns, ignore_patterns):
-        for file in huggingface_hub.utils.filter_repo_objects(
-            names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
-        ):
-            (tmp_path / file).parent.mkdir(exist_ok=True)
-            (tmp_path / file).touch()
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert from_hub("meta/llama") == tmp_path
-    weights = {path.name for path in tmp_path.rglob("*") if path.suffix != ".json"} - {"tokenizer.model"}
-    assert weights == {"pytorch_model-00001-of-00001.bin" if pickled else "model-00001-of-00001.safetensors"}
+def test_suppressed_tokens_survive_in_and_out_and_in(tmp_path):
+    """Those of a padded vocabulary, and those that another library suppresses."""
+    config, tokenizer = DecoderConfig(n_layer=1, n_head=2, d_model=8), ByteTokenizer()
+    weights = build_model(config, 260, seed=0).state_dict()
+    (tmp_path / "a").mkdir()
+    write_folder(tmp_path / "a", config, weights.__getitem__, tokenizer, card="")
+    file = tmp_path / "a" / "generation_config.json"
+    assert json.loads(file.read_text())["suppress_tokens"] == [257, 258, 259]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"suppress_tokens": [7], "begin_suppress_tokens": [8]}))
+    for source, target in ("ab", "bc"):
+        folder = TransformersFolder(tmp_path / source)
+        (tmp_path / target).mkdir()
+        write_folder(
+            *(tmp_path / target, folder.config, folder.read, folder.tokenizer()),
+            card="",
+            special_tokens=folder.special_tokens,
+        )
+        written = json.loads((tmp_path / target / "generation_config.json").read_text())
+        assert written["suppress_tokens"] == [7, 257, 258, 259] and written["begin_suppress_tokens"] == [8]
 
 
 def test_plain_options_become_typed_again():

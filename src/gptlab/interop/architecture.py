@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gptlab.errors import UserError
+from gptlab.models.base import CLASS_HEAD
 from gptlab.models.build import shape_model
-from gptlab.models.config import ModelConfig
+from gptlab.models.config import Capability, ModelConfig
 from gptlab.models.decoder.config import DecoderConfig, Position
 
 # Keys that do not change what a model computes, beside the rates of dropout.
@@ -83,13 +84,13 @@ class Architecture:
     values that a key must have for our config to express the model; the first is what we write. `read` and `write` do
     what tables cannot. `seen` gives keys that only the tensors determine, from their names and a function that reads
     one. `copies` are names under which old files hold tensors of ours a second time, `older` the suffixes of names in
-    old files, by their suffixes now.
+    old files, by their suffixes now. `class_head` is the layer that is a class head like ours (None: it has none),
+    `classifier` the class that has it, and `without_heads` the config of what that class has beside it.
     """
 
     model_type: str
     class_name: str
     config: type[ModelConfig] = DecoderConfig
-    task: str = "text-generation"  # as model cards call it
     keys: Mapping[str, str | tuple[str, ...]]
     always: Mapping[str, Any]
     defaults: Mapping[str, Any]
@@ -103,6 +104,9 @@ class Architecture:
         default=lambda theirs, names, read: {}
     )
     copies: Mapping[str, str] = field(default_factory=lambda: {"lm_head.weight": "tok_emb.weight"})
+    class_head: str | None = None
+    classifier: str = ""
+    without_heads: Callable[[Any], Any] = field(default=lambda config: config)
     older: Mapping[str, str] = field(default_factory=dict)
 
     def read_config(self, theirs: Mapping[str, Any]) -> tuple[ModelConfig, int]:
@@ -122,6 +126,19 @@ class Architecture:
         if vocab_size < 1:
             raise UserError(f"vocab_size={vocab_size} is below 1")
         return config, vocab_size
+
+    def task_of(self, config: ModelConfig) -> str:
+        """What a model without a class head does, as model cards call it."""
+        found = config.capabilities
+        if Capability.encoder_decoder in found:
+            return "text2text-generation"
+        if Capability.causal in found:
+            return "text-generation"
+        return "fill-mask" if Capability.mlm_head in found else "feature-extraction"
+
+    def holds(self, config: ModelConfig) -> bool:
+        """Whether the model is of the kind that this is about; a plugin's may inherit from it and compute another."""
+        return type(config) is self.config
 
     def refusals(self, config: ModelConfig) -> dict[str, str]:
         """The keys of a model, with their values, that this architecture cannot hold, and the values that it can."""
@@ -196,9 +213,14 @@ def differences(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
     ]
 
 
-def shapes(config: ModelConfig, vocab_size: int) -> dict[str, torch.Size]:
-    """The shape of each of our tensors, by name."""
-    return {name: value.shape for name, value in shape_model(config, vocab_size).state_dict().items()}
+def shapes(config: ModelConfig, vocab_size: int, n_class: int | None = None) -> dict[str, torch.Size]:
+    """The shape of each of our tensors, by name; those of a class head with `n_class`."""
+    return {name: value.shape for name, value in shape_model(config, vocab_size, n_class).state_dict().items()}
+
+
+def class_head_locations(architecture: Architecture) -> dict[str, TensorLocation]:
+    """Where an architecture that has a class head keeps it."""
+    return {f"{CLASS_HEAD}{kind}": TensorLocation(f"{architecture.class_head}.{kind}") for kind in ("weight", "bias")}
 
 
 def in_blocks(

@@ -1,6 +1,7 @@
 """BERT as transformers keeps it: post-norm blocks under long names, heads apart."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -71,7 +72,6 @@ BERT = Architecture(
     model_type="bert",
     class_name=CLASSES[Heads.pretraining],
     config=EncoderConfig,
-    task="fill-mask",
     keys={
         "context_length": "max_position_embeddings",
         "n_layer": "num_hidden_layers",
@@ -106,5 +106,8 @@ BERT = Architecture(
     write=lambda config: {"architectures": [CLASSES[config.heads]]},
     seen=_seen,
     copies={"cls.predictions.decoder.weight": "tok_emb.weight", "cls.predictions.decoder.bias": "mlm.bias"},
+    class_head="classifier",
+    classifier="BertForSequenceClassification",
+    without_heads=lambda config: replace(config, heads=Heads.none),
     older={"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"},
 )

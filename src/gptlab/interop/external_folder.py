@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
-from gptlab.interop.architecture import Architecture, shapes
+from gptlab.interop.architecture import Architecture, class_head_locations, shapes
 
 
 class Weights(ABC):
@@ -44,6 +44,10 @@ class ExternalFolder(ABC):
         except (ValueError, TypeError) as error:
             raise UserError(f"{path / self.config_file}: {error}") from error
         self._locations = architecture.locations(self.config)
+        head = None if architecture.class_head is None else self._home.get(f"{architecture.class_head}.weight")
+        self.n_class = None if head is None else head.shapes[f"{architecture.class_head}.weight"][0]
+        if self.n_class is not None:
+            self._locations |= class_head_locations(architecture)
         self._check()
 
     @property
@@ -81,7 +85,7 @@ class ExternalFolder(ABC):
     def _check(self) -> None:
         """Compare the files' names and shapes with those that the config implies."""
         kind = self.architecture.model_type
-        ours = shapes(self.config, self.vocab_size)
+        ours = shapes(self.config, self.vocab_size, self.n_class)
         needed = {
             theirs: tuple(location.shape(ours[name]))
             for name, location in self._locations.items()

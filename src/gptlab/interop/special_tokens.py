@@ -9,12 +9,13 @@ from gptlab.interop.architecture import shown
 from gptlab.interop.external_folder import read_json
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 CHAT_TEMPLATE = "chat_template"  # Jinja, or a list of named ones
 CHAT_TEMPLATE_FILE = "chat_template.jinja"  # where newer versions of transformers keep it
 FILES = {
     "config.json": IDS,
-    "generation_config.json": IDS,
+    "generation_config.json": (*IDS, *SUPPRESSED),
     "tokenizer_config.json": (*TOKENS, CHAT_TEMPLATE),
 }
 
@@ -61,7 +62,7 @@ def _checked(path: Path, key: str, value: Any) -> Any:
         raise UserError(f"{path}: {key}={shown(value)} must be a Jinja template or a list of them")
     if key in TOKENS and isinstance(value, dict) and isinstance(value.get("content"), str):
         return value["content"]  # the other entries are those of the AddedToken, which tokenizer.json has too
-    several = value if key == "eos_token_id" and isinstance(value, list) else [value]
+    several = value if key in ("eos_token_id", *SUPPRESSED) and isinstance(value, list) else [value]
     kind, name = (str, "a token") if key in TOKENS else (int, "a whole number")
     if value is None or all(type(one) is kind for one in several):
         return value

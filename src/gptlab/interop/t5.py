@@ -21,6 +21,7 @@ FEEDFORWARDS = {
     "gated-silu": Feedforward.swiglu,
     "gelu_new": Feedforward.gelu,
     "gelu": Feedforward.gelu_exact,
+    "relu2": Feedforward.relu2,
 }
 
 
@@ -79,7 +80,6 @@ T5 = Architecture(
     model_type="t5",
     class_name="T5ForConditionalGeneration",
     config=EncoderDecoderConfig,
-    task="text2text-generation",
     keys={
         "context_length": "n_positions",
         "n_layer": "num_layers",

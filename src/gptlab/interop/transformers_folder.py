@@ -3,11 +3,11 @@
 import json
 import math
 import pickle
-import re
+import shutil
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,18 +19,19 @@ from torch import Tensor
 from gptlab.data.tokenizers.file import FileTokenizer
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
-from gptlab.interop.architecture import Architecture, TensorLocation, joined, shown, typed
+from gptlab.interop.architecture import Architecture, TensorLocation, class_head_locations, joined, shown, typed
 from gptlab.interop.bert import BERT
 from gptlab.interop.external_folder import ExternalFolder, Weights, read_json
 from gptlab.interop.gpt2 import GPT1, GPT2
+from gptlab.interop.gptlab_model import GPTLAB, MODEL_CODE
 from gptlab.interop.llama import LLAMA, MISTRAL, MIXTRAL, QWEN2
 from gptlab.interop.special_tokens import SpecialTokens, end_of_text, read_special_tokens
 from gptlab.interop.t5 import T5
 from gptlab.interop.tokenizer_files import byte_pair_tokenizer, tokenizer_files
-from gptlab.models.config import ModelConfig
+from gptlab.models.config import Capability, ModelConfig
 
 # The first that can hold a model is the one that it is written as.
-ARCHITECTURES = {a.model_type: a for a in (GPT1, GPT2, LLAMA, MISTRAL, QWEN2, MIXTRAL, BERT, T5)}
+ARCHITECTURES = {a.model_type: a for a in (GPT1, GPT2, LLAMA, MISTRAL, QWEN2, MIXTRAL, BERT, T5, GPTLAB)}
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -40,10 +41,6 @@ WEIGHT_FILES = (
 )
 OLDER_TOKENIZER = ("vocab.json", "merges.txt")
 GPT2_TOKENIZERS = ("GPT2Tokenizer", "GPT2TokenizerFast")
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-HUB_FILES = ["*.json", "model*.safetensors", "tokenizer*", "merges.txt"]
-HUB_ELSEWHERE = ["*/*"]  # the same weights for other libraries
-HUB_PICKLES = ["pytorch_model*.bin"]  # where there are no safetensors
 # The names of types in safetensors.
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
@@ -59,14 +56,8 @@ class TransformersFolder(ExternalFolder):
             raise UserError(
                 f"{path} is not a transformers model: it has no config.json; name the folder that save_pretrained wrote"
             )
-        options = read_json(path / "config.json")
-        kind = options.get("model_type")
-        if not isinstance(kind, str) or kind not in ARCHITECTURES:
-            raise UserError(
-                f"{path / 'config.json'}: model_type={shown(kind)} is not supported; supported: "
-                + ", ".join(ARCHITECTURES)
-            )
-        super().__init__(path, ARCHITECTURES[kind], options, _open_weights(path))
+        architecture, options = read_architecture(path)
+        super().__init__(path, architecture, options, _open_weights(path))
 
     @property
     def tokenizer_file(self) -> Path | None:
@@ -185,7 +176,33 @@ class _Pickled(Weights):
             raise UserError(f"{self._path} is damaged or holds no weights ({reason}); download it again") from error
 
 
+def read_architecture(folder: Path) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture that a folder's config.json names, and its content; UserError where it is not supported."""
+    options = read_json(folder / "config.json")
+    kind = options.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise UserError(
+            f"{folder / 'config.json'}: model_type={shown(kind)} is not supported; supported: "
+            + ", ".join(ARCHITECTURES)
+        )
+    return ARCHITECTURES[kind], options
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder holds a config.json and every file of the weights."""
+    try:
+        return is_transformers_folder(folder) and bool(_weight_files(folder))
+    except UserError:
+        return False
+
+
 def _open_weights(folder: Path) -> Iterator[Weights]:
+    for name in _weight_files(folder):
+        yield (_Safetensors if name.endswith(".safetensors") else _Pickled)(folder / name)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The names of the files with weights; UserError where there is none, or one is missing."""
     found = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise UserError(f"{folder} has a config.json and no weights; it needs one of {', '.join(WEIGHT_FILES)}")
@@ -201,7 +218,7 @@ def _open_weights(folder: Path) -> Iterator[Weights]:
             raise UserError(f"{folder / found} names {name}, which is outside the folder")
         if not (folder / name).is_file():
             raise UserError(f"{folder} lacks {name}, which {found} names")
-        yield (_Safetensors if name.endswith(".safetensors") else _Pickled)(folder / name)
+    return names
 
 
 def is_transformers_folder(path: Path) -> bool:
@@ -209,43 +226,28 @@ def is_transformers_folder(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def from_hub(name: str) -> Path | None:
-    """Download a model from the Hugging Face hub; None where `name` cannot be the name of one.
+def architecture_for(config: ModelConfig, *, classifies: bool = False) -> Architecture:
+    """The architecture that a model is written as: the first of transformers' own that holds it, else ours.
 
-    Only files without code are downloaded. UserError where it is not available.
+    A class head must fit as well if the model `classifies`. UserError for a plugin's model, which none holds.
     """
-    if not HUB_NAME.fullmatch(name) or name.startswith((".", "runs/")) or name.endswith(".ckpt"):
-        return None
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=HUB_ELSEWHERE))
-        if not any(folder.glob("*.safetensors")):
-            snapshot_download(name, allow_patterns=HUB_PICKLES, ignore_patterns=HUB_ELSEWHERE)
-        return folder
-    except Exception as error:  # network, hub and cache each raise their own
-        reason = (str(error).splitlines() or [""])[0]
+    kinds = [architecture for architecture in ARCHITECTURES.values() if architecture.holds(config)]
+    if not kinds:
         raise UserError(
-            f"{name} is neither a path nor a model available from the hub ({type(error).__name__}: {reason})"
-        ) from error
-
-
-def architecture_for(config: ModelConfig) -> Architecture:
-    """The architecture of transformers that can hold a model; UserError with the config keys that none supports."""
-    fitting = [architecture for architecture in ARCHITECTURES.values() if architecture.config is type(config)]
-    if not fitting:
-        raise UserError(
-            f"transformers has no architecture for a model of model.type={config.type}; use it with gptlab alone"
+            f"model.type={config.type} comes from a plugin: neither transformers nor the code that gptlab writes "
+            "beside its own models computes it; use it with gptlab alone"
         )
-    refusals = {architecture: architecture.refusals(config) for architecture in fitting}
-    nearest = min(refusals, key=lambda architecture: len(refusals[architecture]))
-    if refusals[nearest]:
-        raise UserError(
-            f"no supported architecture of transformers can hold this model; the nearest, {nearest.model_type}, "
-            f"has no {', '.join(refusals[nearest])}; "
-            f"one trained with {' '.join(refusals[nearest].values())} can be written"
-        )
-    return nearest
+    refusals: dict[str, str] = {}
+    for architecture in kinds:
+        if classifies and architecture.class_head is None:
+            continue
+        refusals = architecture.refusals(config)
+        if not refusals:
+            return architecture
+    raise UserError(
+        f"no architecture of transformers has {', '.join(refusals) or 'a class head for this model'}; "
+        "use it with gptlab alone"
+    )
 
 
 def write_folder(
@@ -256,43 +258,71 @@ def write_folder(
     *,
     card: str,
     special_tokens: SpecialTokens = MappingProxyType({}),
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write a model into the empty folder `path`, so that transformers' Auto classes open it.
 
     `tensor` returns our tensors by name; one at a time is in memory. `card` is the README.md. `special_tokens` are
     those of the folder that the model was imported from; without them, a text begins and ends with the tokenizer's.
+    `class_names` are those of its class head, if any.
     """
-    architecture = architecture_for(config)
+    architecture = architecture_for(config, classifies=bool(class_names))
     vocab_size = len(tensor("tok_emb.weight"))
-    special = special_tokens or _default_special_tokens(tokenizer, vocab_size)
+    special = special_tokens or _default_special_tokens(tokenizer)
     dtype = {"dtype": str(tensor("tok_emb.weight").dtype).removeprefix("torch.")}
-    theirs = architecture.write_config(config, vocab_size)
+    if class_names:
+        config = architecture.without_heads(config)
+    theirs, locations = architecture.write_config(config, vocab_size), architecture.locations(config)
+    if class_names:
+        theirs |= _classifier(architecture.classifier, class_names)
+        locations |= class_head_locations(architecture)
     _write_json(path / "config.json", theirs | dtype | dict(special["config.json"]))
-    if architecture.task != "fill-mask":
+    if architecture is GPTLAB:
+        shutil.copyfile(MODEL_CODE, path / MODEL_CODE.name)
+    if Capability.bidirectional not in config.capabilities:
         usual = {"_from_model_config": True, **special["config.json"]}
         start = {key: theirs[key] for key in ("decoder_start_token_id",) if key in theirs}
-        _write_json(path / "generation_config.json", {**special.get("generation_config.json", usual), **start})
+        generation = {**special.get("generation_config.json", usual), **start}
+        _write_json(path / "generation_config.json", _suppressing(generation, tokenizer, vocab_size))
     if tokenizer is not None:
         files = tokenizer_files(tokenizer, config.context_length)
         files["tokenizer_config.json"] |= special.get("tokenizer_config.json", {})
         for name, value in files.items():
             _write_json(path / name, value)
     (path / "README.md").write_text(card, encoding="utf-8")
-    _write_safetensors(path / "model.safetensors", architecture.locations(config), tensor)
+    _write_safetensors(path / "model.safetensors", locations, tensor)
 
 
-def _default_special_tokens(tokenizer: Tokenizer | None, n_embeddings: int) -> SpecialTokens:
-    """The special tokens of config.json and generation_config.json for a model trained here."""
+def _classifier(class_name: str, class_names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "architectures": [class_name],
+        "id2label": {str(i): name for i, name in enumerate(class_names)},
+        "label2id": {name: i for i, name in enumerate(class_names)},
+        "problem_type": "single_label_classification",
+    }
+
+
+def _default_special_tokens(tokenizer: Tokenizer | None) -> SpecialTokens:
+    """The special tokens of config.json for a model trained here."""
     first = last = None if tokenizer is None else tokenizer.eot
     if tokenizer is not None and len(tokenizer.beginning) == 1:
         (first,) = tokenizer.beginning
     # transformers fills in missing keys with ids of its own, which are other tokens here.
-    ids = {"bos_token_id": first, "eos_token_id": last}
-    vocab_size = n_embeddings if tokenizer is None else tokenizer.vocab_size
-    if vocab_size == n_embeddings:
-        return {"config.json": ids}
-    # Embeddings beyond the tokenizer's vocabulary are never drawn here either. They stay, since losses include them.
-    return {"config.json": ids, "generation_config.json": ids | {"suppress_tokens": [*range(vocab_size, n_embeddings)]}}
+    return {"config.json": {"bos_token_id": first, "eos_token_id": last}}
+
+
+def _suppressing(generation: dict[str, Any], tokenizer: Tokenizer | None, n_embeddings: int) -> dict[str, Any]:
+    """generation_config.json where embeddings beyond the tokenizer's vocabulary are never drawn, as here.
+
+    They stay in the model, since losses include them.
+    """
+    beyond = range(n_embeddings if tokenizer is None else tokenizer.vocab_size, n_embeddings)
+    suppressed = sorted({*(generation.get("suppress_tokens") or ()), *beyond})
+    if not suppressed:
+        return generation
+    # Which says that there is nothing here but what config.json names, too.
+    generation = {key: value for key, value in generation.items() if key != "_from_model_config"}
+    return generation | {"suppress_tokens": suppressed}
 
 
 def _write_safetensors(path: Path, locations: dict[str, TensorLocation], tensor: Callable[[str], Tensor]) -> None:

@@ -6,21 +6,26 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
+from torch import Tensor
 
 from gptlab.data.tokenizers.config import TokenizerFileConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.files import replace_folder
+from gptlab.interop.architecture import shapes
 from gptlab.interop.config import Format
 from gptlab.interop.external_folder import ExternalFolder
+from gptlab.interop.gptlab_model import GPTLAB, MODEL_CODE
+from gptlab.interop.hub import UPLOAD, check_upload, upload
 from gptlab.interop.openai_checkpoint import OpenAIFolder
 from gptlab.interop.special_tokens import SpecialTokens
 from gptlab.interop.transformers_folder import architecture_for, write_folder
@@ -38,7 +43,13 @@ from gptlab.runs.run_tokenizer import run_of, tokenizer_file, tokenizer_of
 WRITTEN = (
     (
         {"config.json", "model.safetensors", "README.md"},
-        {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"},
+        {
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+            "modeling_gptlab.py",
+        },
     ),
     ({"config.yaml", "checkpoints", "checkpoints/last.ckpt"}, {"tokenizer.json", "checkpoints/SHA256SUMS"}),
 )
@@ -56,14 +67,21 @@ class _Job(NamedTuple):
     notes: list[str]
 
 
-def convert(source: str, to: str, format: Format | None = None, *, overwrite: bool = False) -> Converted:
+def convert(
+    source: str, to: str, format: Format | None = None, *, overwrite: bool = False, private: bool | None = None
+) -> Converted:
     """Write the model at `source` into the folder `to`, for transformers or for gptlab.
 
     `source` is a run folder, a checkpoint, an external folder or a hub name; `format` is what to write (None: the other
     one than the source's), or `Format.openai` for how to read it. The folder appears whole or not at all. UserError
     where it is not empty, unless `overwrite` is set and it holds nothing but the files of an earlier conversion.
+    `to` may be hub:USER/NAME, which uploads what is written for transformers; `private` says whether others see it.
     """
     _return_freed_memory()
+    if to.startswith(UPLOAD):
+        return _to_hub(source, to, format, private=private, overwrite=overwrite)
+    if private is not None:
+        raise UserError(f"private={str(private).lower()} is about the hub; name a repository with to={UPLOAD}USER/NAME")
     target = Path(to).expanduser().resolve()  # behind a link the folder is replaced, not the link
     _refuse_target(target, to, source, overwrite)
     if format is Format.openai:  # how to read; detected where it is not given, too
@@ -93,27 +111,53 @@ def convert(source: str, to: str, format: Format | None = None, *, overwrite: bo
     return Converted(format, job.notes)
 
 
+def _to_hub(source: str, to: str, format: Format | None, *, private: bool | None, overwrite: bool) -> Converted:
+    name = check_upload(to)
+    if format not in (None, Format.transformers):
+        raise UserError(f"format={format.value} cannot be uploaded; leave it out: to={to} is written for transformers")
+    with tempfile.TemporaryDirectory(prefix="gptlab-") as folder:
+        done = convert(source, f"{folder}/{name.repository.split('/')[1]}", Format.transformers)
+        address = upload(Path(folder) / name.repository.split("/")[1], name, private=private, overwrite=overwrite)
+    return Converted(done.format, [*done.notes, f"uploaded to {address}"])
+
+
 def _for_transformers(source: Checkpoint) -> _Job:
     """How to write a checkpoint for transformers; UserError where that cannot be done."""
     notes: list[str] = []
-    config = model_from_plain(source.state.config["model"])
-    architecture = architecture_for(config)
+    config, weights = model_from_plain(source.state.config["model"]), source.weights()
+    class_names = _class_names(source.state.config, weights)
+    architecture = architecture_for(config, classifies=bool(class_names))
+    kept = architecture.without_heads(config) if class_names else config
+    if kept != config:
+        notes.append(f"heads that score tokens are left out: {architecture.classifier} of transformers has none")
     tokenizer = tokenizer_of(source)
     if tokenizer is None:
         notes.append(f"there is no {run_of(source.path) / 'tokenizer.json'}: the folder gets no tokenizer")
-    weights = source.weights()
-    if any(name.startswith(CLASS_HEAD) for name in weights):
-        notes.append(f"the class head is left out: {architecture.class_name} of transformers has none")
-    n_parameters = sum(value.numel() for name, value in weights.items() if not name.startswith(CLASS_HEAD))
+    names = shapes(kept, 1, len(class_names) or None)
     write = partial(
         write_folder,
         config=config,
         tensor=weights.__getitem__,
         tokenizer=tokenizer,
-        card=model_card(source, n_parameters=n_parameters, task=architecture.task),
+        card=model_card(
+            source,
+            n_parameters=sum(weights[name].numel() for name in names),
+            task="text-classification" if class_names else architecture.task_of(config),
+            own_code=MODEL_CODE.name if architecture is GPTLAB else None,
+        ),
         special_tokens=source.state.special_tokens,
+        class_names=class_names,
     )
     return _Job(write, notes)
+
+
+def _class_names(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> list[str]:
+    """The names of the classes that a model has a head for; none where it has no such head."""
+    head = f"{CLASS_HEAD}weight"
+    if head not in weights:
+        return []
+    names = config.get("data", {}).get("class_names") or []
+    return names if len(names) == len(weights[head]) else [f"LABEL_{i}" for i in range(len(weights[head]))]
 
 
 def _joined(source: Checkpoint) -> _Job:
@@ -187,6 +231,7 @@ def _refuse_target(target: Path, to: str, source: str, overwrite: bool) -> None:
 @contextmanager
 def appearing(target: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to `target` when the block ends, whole or not at all."""
+    made = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_interrupted(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -197,6 +242,10 @@ def appearing(target: Path) -> Iterator[Path]:
         replace_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not target.exists():
+            for folder in made:
+                with suppress(OSError):  # something else is in it by now
+                    folder.rmdir()
 
 
 def clear_interrupted(target: Path) -> None:

@@ -14,8 +14,9 @@ from gptlab.distributed.sharded_tensors import fill
 from gptlab.errors import UserError
 from gptlab.interop.architecture import differences, shapes
 from gptlab.interop.external_folder import ExternalFolder
+from gptlab.interop.hub import cached_revision, from_hub
 from gptlab.interop.openai_checkpoint import OpenAIFolder, is_openai_folder
-from gptlab.interop.transformers_folder import TransformersFolder, from_hub, is_transformers_folder
+from gptlab.interop.transformers_folder import TransformersFolder, is_transformers_folder
 from gptlab.models.base import CLASS_HEAD, LanguageModel
 from gptlab.models.build import initial_values
 from gptlab.models.config import Capability, ModelConfig, model_from_plain
@@ -62,7 +63,7 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
     source = open_weights(name, "model.init_from")
     if isinstance(source, ExternalFolder):
         theirs, their_size = source.config, source.vocab_size
-        initial = Initial(shapes(theirs, their_size), source.read)
+        initial = Initial(shapes(theirs, their_size, source.n_class), source.read)
     else:
         theirs, weights = model_from_plain(source.state.config["model"]), source.weights()
         their_size, initial = source.vocab_size, Initial(weights.keys(), weights.__getitem__)
@@ -83,9 +84,10 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
 
 
 def content_of(name: str, cache_dir: str | None = None) -> str | None:
-    """A SHA-256 over the files that `model.init_from` names; None for a name on the hub, which has a revision.
+    """A SHA-256 over the files that `model.init_from` names, or the commit of a model of the hub.
 
-    The files are read only if they changed since the last call.
+    None where there is nothing, and for a model of the hub that is not in the cache. The files are read only if they
+    changed since the last call.
     """
     path = Path(name).expanduser()
     if (path / "checkpoints").is_dir():
@@ -96,6 +98,8 @@ def content_of(name: str, cache_dir: str | None = None) -> str | None:
         files = [file for file in sorted(path.iterdir()) if file.is_file() and file.suffix not in NO_WEIGHTS]
     else:
         files = [path] if path.is_file() else []
+        if not files:
+            return cached_revision(name)
     return fingerprint_of([(file.name, file.resolve()) for file in files], cache_dir) if files else None
 
 

@@ -51,7 +51,7 @@ def read_model(source: ExternalFolder | Checkpoint, name: str, key: str = "run")
         tokenizer, special = source.tokenizer(), source.special_tokens
         if tokenizer is None:
             raise UserError(f"{key}={name} has no tokenizer that can be read; put the model's tokenizer.json there")
-        model = shape_model(source.config, source.vocab_size).to_empty(device="cpu")
+        model = shape_model(source.config, source.vocab_size, source.n_class).to_empty(device="cpu")
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
                 parameter.copy_(source.read(parameter_name))

@@ -103,7 +103,7 @@ def _use(task: str, own_code: str | None) -> str:
     code = (
         f"from transformers import AutoTokenizer, {kind}\n\n"
         f"model = {kind}.from_pretrained(FOLDER{trust})\n"
-        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)"
+        f"tokenizer = AutoTokenizer.from_pretrained(FOLDER{trust})"
     )
     note = "" if own_code is None else f"\n\n{own_code} is the model's code, which `trust_remote_code=True` runs."
     return f"{USES[task]}\n\n```python\n{code}\n```{note}"

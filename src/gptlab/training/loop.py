@@ -135,6 +135,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
             )
         if config.model.init_from is not None and step == 0:  # whether it fits; it is read when the model is built
             open_initial(config.model, vocab_size, data.tokenizer)
+            identity.inputs.update(_initial_weights(config))  # a model of the hub is in the cache only now
         run = _Training(
             config=config,
             folder=folder,
@@ -469,7 +470,10 @@ def _open_folder(
     step, best = (source.state.step, source.state.best) if source is not None else (0, None)
     folder.path.mkdir(parents=True, exist_ok=True)
     write_text_atomic(folder.path / "config.yaml", yaml.safe_dump(identity.config, sort_keys=False))
-    write_text_atomic(folder.path / INPUTS_FILE, json.dumps(identity.inputs, indent=2) + "\n")
+    inputs = folder.path / INPUTS_FILE
+    # What a run that goes on does not need may be gone, as a model of the hub out of the cache; its record stays.
+    before = json.loads(inputs.read_text(encoding="utf-8")) if source is not None and inputs.is_file() else {}
+    write_text_atomic(inputs, json.dumps(before | identity.inputs, indent=2) + "\n")
     data.tokenizer.save(folder.path / "tokenizer.json")
     cut_metrics(metrics_before(folder, source), folder.path / "metrics.csv", step, columns)
     (folder.path / "summary.json").unlink(missing_ok=True)  # from before the run went back
