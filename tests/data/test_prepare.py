@@ -420,3 +420,107 @@ def test_the_progress_bar_goes_to_standard_error(make, capfd):
     prepare(make(prose(0)), ByteConfig(), progress=True)
     out, err = capfd.readouterr()
     assert out == "" and "tokenizing" in err
+
+
+@pytest.mark.parametrize("split", list(Split))
+def test_equal_documents_are_never_in_two_splits(tmp_path, split):
+    import datasets
+
+    datasets.disable_progress_bars()
+    texts = [f"document {n % 12} of few" for n in range(60)] + ["one", "two"]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = HuggingFaceConfig(
+        path=str(tmp_path / "t.jsonl"), split=split, val_fraction=0.3, test_fraction=0.2, cache_dir=str(tmp_path)
+    )
+    data = run(config)
+    eot = data.tokenizer.eot
+    found = {}
+    for part in ("train", "val", "test"):
+        ids = data.existing_part(part).tokens.tolist()
+        found[part] = set(data.tokenizer.decode(ids).split(data.tokenizer.decode([eot])))
+    cut = 0 if split is Split.document else 4  # documents of which a part is in another split
+    whole = {part: {text for text in documents if text in texts} for part, documents in found.items()}
+    assert all(whole.values())
+    assert not whole["train"] & whole["val"] and not whole["train"] & whole["test"] and not whole["val"] & whole["test"]
+    assert len(set.union(*whole.values())) >= 14 - cut
+    assert data.train.n_bytes + data.val.n_bytes + data.test.n_bytes == sum(map(len, texts))
+
+
+def test_without_equal_documents_the_splits_are_as_their_names_say(make):
+    from gptlab.data.split import measure, split_documents, unit_hash
+
+    config = make(*(f"text {n}" for n in range(40)), split=Split.document, val_fraction=0.3)
+    corpus = config.build()
+    part_of = split_documents(config, measure(corpus))
+    for number, (name, _) in enumerate(corpus.documents()):
+        assert part_of(number) == [("val" if unit_hash(name.encode()) < 0.3 else "train", 0)]
+
+
+def test_what_was_left_out_is_said_at_every_start(make, tmp_path):
+    config = make("one text", "two texts")
+    (tmp_path / "texts" / "a.doc").write_text("x")
+    (tmp_path / "texts" / ".b.txt").write_text("x")
+    for _ in range(2):
+        data = run(make("one text", "two texts"))
+        assert "17 bytes, without 1 file with another ending, without 1 hidden file or folder" in data.description
+    assert config.path
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "lost"),
+    [
+        (ByteConfig(), "naïve  Text", None),
+        (CharConfig(), "naïve  Text", None),
+        (BPEConfig(vocab_size=300), "naïve  Text", None),
+        (WordPieceConfig(vocab_size=60), "Big  words", "becomes"),
+    ],
+)
+def test_what_encoding_loses_is_found(make, tokenizer, text, lost):
+    data = run(make(f"{text} " * 50), tokenizer)
+    assert (data.lost_text is None) == (lost is None) and (lost is None or lost in data.lost_text)
+
+
+def test_a_file_tokenizer_is_measured(make, tmp_path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.train_from_iterator(["abc abc"], trainers.BpeTrainer(vocab_size=20, show_progress=False))
+    made.save(str(tmp_path / "t.json"))
+    config = TokenizerFileConfig(path=str(tmp_path / "t.json"))
+    assert run(make("abc cab " * 50), config).lost_text is None
+    data = run(make("abc cab xyz " * 50), config)
+    assert data.lost_text is not None and "xyz" in data.lost_text
+    (note,) = data.notes
+    assert "no end-of-text token" in note and "tokenizer.eot=TOKEN" in note
+
+
+def test_the_end_of_text_token_is_read_from_the_files_beside(make, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<begin>", "<stop>", "<|eot_id|>"]
+    trainer = trainers.BpeTrainer(vocab_size=20, special_tokens=special, show_progress=False)
+    made.train_from_iterator(["abc abc"], trainer)
+    folder = tmp_path / "a tokenizer"
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    config = TokenizerFileConfig(path=str(folder / "tokenizer.json"))
+    corpus = make("abc", "cab", val_fraction=0.0)
+    assert "<stop>" in run(corpus, config).notes[0]
+    beside = [
+        ("config.json", {"eos_token_id": 1}, "<stop>"),
+        ("generation_config.json", {"eos_token_id": [2, 1]}, "<|eot_id|>"),
+        ("tokenizer_config.json", {"eos_token": {"content": "<stop>"}}, "<stop>"),
+        ("tokenizer_config.json", {"eos_token": "<|eot_id|>"}, "<|eot_id|>"),
+        ("tokenizer_config.json", {"eos_token": "<elsewhere>"}, "<|eot_id|>"),
+    ]
+    for name, content, token in beside:
+        (folder / name).write_text(json.dumps(content))
+        data = run(corpus, config)
+        assert data.tokenizer.eot_token == token and not data.notes
+        assert data.train.tokens.tolist().count(data.tokenizer.eot) == 1
+    named = TokenizerFileConfig(path=config.path, eot="<begin>")
+    assert run(corpus, named).tokenizer.eot_token == "<begin>"

@@ -74,6 +74,7 @@ def test_a_tokenizers_own_beginning_goes_first(small):
     words = {"<s>": 0, "</s>": 1, "a": 2, "b": 3}
     library = tokenizers.Tokenizer(tokenizers.models.BPE(words, []))
     library.add_special_tokens(["<s>", "</s>"])
+    library.decoder = tokenizers.decoders.Fuse()
     library.post_processor = tokenizers.processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
     )

@@ -523,3 +523,17 @@ def test_loggers_get_the_rows(tmp_path):
     train(small_run(tmp_path / "other", logger=LoggersConfig(wandb=WandbConfig())))
     files = [list((tmp_path / run / "wandb").glob("offline-run-*/run-*.wandb")) for run in ("run", "other")]
     assert len(files[0]) == 1 and len(files[1]) == 1, "each training has a run of its own"
+
+    assert len(files[0]) == 2 and len(files[1]) == 1, "each training has a run of its own"
+
+
+def test_no_bits_per_byte_of_a_text_that_the_tokenizer_does_not_give_back(tmp_path, capsys):
+    from gptlab.data.tokenizers.config import WordPieceConfig
+
+    config = small_run(tmp_path / "run", tokenizer=WordPieceConfig(vocab_size=60))
+    summary = train(config).summary
+    assert "val/loss" in summary and "val/bits_per_byte" not in summary
+    assert "val/bits_per_byte" not in read_metrics(tmp_path / "run" / "metrics.csv")[-1]
+    captured = capsys.readouterr()
+    assert captured.err.count("warning: no bits per byte: the tokenizer does not give the text back") == 1
+    assert "val/bits_per_byte" not in captured.out

@@ -131,6 +131,8 @@ class Encoders:
                     yield job, encoded.result()
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
+                for worker in self._workers:  # what they are at is of no use any more, and leaving waits for it
+                    worker.kill()
                 raise
 
 

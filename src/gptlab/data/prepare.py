@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,14 +36,15 @@ from gptlab.data.split import (
     split_examples,
 )
 from gptlab.data.token_file import TokenFile, TokenWriter
-from gptlab.data.tokenizers.bpe import between_words
 from gptlab.data.tokenizers.config import TokenizerConfig
-from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, split_at
+from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, lost_text
+from gptlab.data.tokenizers.training import between_words
 from gptlab.errors import UserError
 
-_VERSION = 1
+_VERSION = 2
 _JOB_CHARACTERS = 1 << 18
 _SMALL_CORPUS_BYTES = 4_000_000
+_COMPARED_CHARACTERS = 1_000_000  # of each split
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,6 +63,8 @@ class PreparedData:
     folder: Path
     description: str
     examples: dict[str, ExampleTable] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what a person should know of how the text was read
+    lost_text: str | None = None  # why there are no bits per byte: what encoding and decoding lose; None: nothing
     chat_template: str | None = None  # the text of `data.chat_template`
 
     def part(self, name: str) -> TokenFile | None:
@@ -179,7 +183,9 @@ def _load(
         sizes = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         what = ("record" if has_records else "document") + "s" * (sizes["n_documents"] != 1)
         size = f"{sizes['n_documents']:,} {what}, {sizes['n_bytes']:,} bytes"
-    except (OSError, ValueError, KeyError):
+        size += "".join(f", without {left_out}" for left_out in sizes["left_out"])
+        notes, lost_text = list(sizes["notes"]), sizes["lost_text"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder}/corpus.json is missing or altered; delete the folder and run again") from None
     return PreparedData(
         tokenizer=tokenizer,
@@ -191,6 +197,8 @@ def _load(
         train=files["train"],
         val=files.get("val"),
         test=files.get("test"),
+        notes=notes,
+        lost_text=lost_text,
     )
 
 
@@ -209,17 +217,26 @@ def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corp
                 if part == "train" or config.all_splits:
                     yield from between_words(chunk.text for _, chunk in run)
 
-        tokenizer = tokenizer or config.build(texts)
+        tokenizer = tokenizer or _learn(config, texts, progress=progress)
         encoders = encoders or _start(stack, folder, tokenizer, data, corpus.n_bytes)
         writers = _writers(stack, folder, tokenizer, data)
         advance = stack.enter_context(byte_progress("tokenizing", sizes.n_bytes, show=progress))
+        lost = _LostText(tokenizer)
         for job, encoded in encoders.map(_jobs(cut_into_parts(corpus.chunks(), part_of), tokenizer)):
             writer = writers[job.part]
             writer.write(encoded.ids)
+            lost.compare(job, encoded)
             writer.end_documents(job.n_documents, n_bytes=job.n_bytes, n_characters=job.n_characters)
             advance(job.n_bytes)
     (folder / "spool").unlink(missing_ok=True)
-    _write_sizes(folder, len(sizes.characters), sizes.n_bytes)
+    _write_sizes(
+        folder,
+        len(sizes.characters),
+        sizes.n_bytes,
+        left_out=corpus.left_out,
+        notes=tokenizer.notes,
+        lost_text=lost.example,
+    )
     return tokenizer
 
 
@@ -228,18 +245,18 @@ def _build_examples(
 ) -> Tokenizer:
     tokenizer = None if config.trained else config.build(_no_texts)  # its errors come before any work
     chat_tokens = (tokenizer or config).chat_tokens
-    examples = SpooledExamples(data, source, folder / "spool", chat_tokens, progress=progress)
+    special_tokens = config.added_tokens if tokenizer is None else tokenizer.special_ids
+    examples = SpooledExamples(data, source, folder / "spool", chat_tokens, special_tokens, progress=progress)
     part_of = split_examples(data, examples.hashes)
 
     def texts() -> Iterator[str]:
         for number, example in enumerate(examples):
             if part_of(number) == "train" or config.all_splits:
                 for segment in example.segments:
-                    if isinstance(segment.text, str):
-                        names = {*chat_tokens.values(), *config.added_tokens} if segment.special else ()
-                        yield from (text for text in split_at(names, segment.text) if text and text not in names)
+                    if isinstance(segment.text, str) and not segment.special:
+                        yield segment.text
 
-    tokenizer = tokenizer or config.build(texts)
+    tokenizer = tokenizer or _learn(config, texts, progress=progress)
     if tokenizer.eot is None and data.target_kind is not TargetKind.label:
         raise UserError(
             f"tokenizer={config.type} has no end-of-text token, which ends each response of data={data.type}; use "
@@ -251,15 +268,24 @@ def _build_examples(
         writers = _writers(stack, folder, tokenizer, data)
         tables = {part: ExampleTableWriter() for part in writers}
         advance = stack.enter_context(byte_progress("tokenizing", examples.n_bytes, show=progress))
+        lost = _LostText(tokenizer)
         for job, encoded in encoders.map(_example_jobs(examples, part_of, tokenizer)):
             writer = writers[job.part]
             writer.write(_add_examples(job.examples, encoded, beginning, tables[job.part]))
+            lost.compare(job, encoded)
             writer.end_documents(job.n_documents, n_bytes=job.n_bytes, n_characters=job.n_characters)
             advance(job.n_bytes)
     about = ExampleFormat(form=data.target_kind.value, n_beginning=len(beginning), has_end=tokenizer.eot is not None)
     write_example_format(folder, about, {part: table.save(folder, part) for part, table in tables.items()})
     (folder / "spool").unlink()
-    _write_sizes(folder, len(examples), examples.n_bytes)
+    _write_sizes(
+        folder,
+        len(examples),
+        examples.n_bytes,
+        left_out=examples.left_out,
+        notes=[*tokenizer.notes, *examples.notes(config.type)],
+        lost_text=lost.example,
+    )
     return tokenizer
 
 
@@ -267,9 +293,49 @@ def _no_texts() -> Iterator[str]:
     return iter(())
 
 
-def _write_sizes(folder: Path, n_documents: int, n_bytes: int) -> None:
-    counts = {"n_documents": n_documents, "n_bytes": n_bytes}
-    (folder / "corpus.json").write_text(json.dumps(counts), encoding="utf-8")
+def _learn(config: TokenizerConfig, texts: Callable[[], Iterator[str]], *, progress: bool) -> Tokenizer:
+    # How often the texts are read is the tokenizer's matter, and most of the time may follow: the bar has no end.
+    with byte_progress("learning the vocabulary", None, show=progress) as advance:
+
+        def shown() -> Iterator[str]:
+            for text in texts():
+                yield text
+                advance(len(text.encode("utf-8", "surrogatepass")))
+
+        return config.build(shown)
+
+
+def _write_sizes(
+    folder: Path,
+    n_documents: int,
+    n_bytes: int,
+    *,
+    left_out: Sequence[str],
+    notes: Sequence[str],
+    lost_text: str | None,
+) -> None:
+    found = {"n_documents": n_documents, "n_bytes": n_bytes, "left_out": list(left_out), "notes": list(notes)}
+    (folder / "corpus.json").write_text(json.dumps(found | {"lost_text": lost_text}), encoding="utf-8")
+
+
+class _LostText:
+    """What encoding and decoding lose of the text: the first example found in the beginning of each split."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._n_characters: Counter[str] = Counter()  # compared, by split
+        self.example: str | None = None
+
+    def compare(self, job: EncodeJob, encoded: Encoded) -> None:
+        """Compare a job's texts with what their ids stand for."""
+        if self._tokenizer.is_lossless or self.example or self._n_characters[job.part] >= _COMPARED_CHARACTERS:
+            return
+        self._n_characters[job.part] += job.n_characters
+        begin = 0
+        for text, size in zip(job.texts, encoded.sizes, strict=True):
+            if isinstance(text, str) and self.example is None:
+                self.example = lost_text(text, self._tokenizer.decode(encoded.ids[begin : begin + size]))
+            begin += size
 
 
 def _writers(stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataConfig) -> dict[str, TokenWriter]:

@@ -1,4 +1,4 @@
-"""The progress bar of downloads and of tokenizing."""
+"""The progress bar of downloads, of learning a vocabulary and of tokenizing."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,13 +12,22 @@ def byte_progress(what: str, total_bytes: int | None, *, show: bool) -> Iterator
         yield lambda n_bytes: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(file=sys.stderr)) as bar:

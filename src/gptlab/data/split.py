@@ -35,18 +35,30 @@ class DocumentSizes:
 
     characters: array  # of each document
     hashes: array  # of each document's name, in [0, 1)
+    contents: array  # a 64-bit hash of each document's text
     n_bytes: int
+
+    def first_alike(self) -> np.ndarray:
+        """For each document the number of the first with the same text."""
+        _, first, distinct = np.unique(np.array(self.contents), return_index=True, return_inverse=True)
+        return first[distinct]
 
 
 def measure(corpus: Corpus) -> DocumentSizes:
     """Read a corpus once for the sizes of its documents; UserError where there are none."""
-    sizes = DocumentSizes(characters=array("q"), hashes=array("d"), n_bytes=0)
-    for chunk in corpus.chunks():
-        if chunk.document == len(sizes.characters):
-            sizes.characters.append(0)
-            sizes.hashes.append(unit_hash(chunk.name.encode("utf-8", "surrogatepass")))
-        sizes.characters[-1] += len(chunk.text)
-        sizes.n_bytes += len(chunk.text.encode("utf-8", "surrogatepass"))
+    sizes = DocumentSizes(characters=array("q"), hashes=array("d"), contents=array("Q"), n_bytes=0)
+    for _, chunks in groupby(corpus.chunks(), key=lambda chunk: chunk.document):
+        digest = hashlib.blake2b(digest_size=8)
+        n_characters, name = 0, ""
+        for chunk in chunks:
+            data = chunk.text.encode("utf-8", "surrogatepass")
+            digest.update(data)
+            n_characters += len(chunk.text)
+            sizes.n_bytes += len(data)
+            name = chunk.name
+        sizes.characters.append(n_characters)
+        sizes.hashes.append(unit_hash(name.encode("utf-8", "surrogatepass")))
+        sizes.contents.append(int.from_bytes(digest.digest(), "big"))
     if not sizes.characters:
         raise UserError(f"{corpus.description} holds no readable text; give another with data.path=")
     return sizes
@@ -67,10 +79,21 @@ def split_examples(data: DataConfig, content_hashes: array) -> Callable[[int], s
 
 
 def split_documents(data: DataConfig, sizes: DocumentSizes) -> PartOf:
-    """The parts of each document: it is in one as a whole, or the text itself is cut."""
+    """The parts of each document: it is in one as a whole, or the text itself is cut.
+
+    Equal documents are divided alike, as the first of them is; a fraction is one of the text without repetitions.
+    """
+    alike = sizes.first_alike()
+    firsts, distinct = np.unique(alike, return_inverse=True)
     if Split(data.split) is Split.document:
-        return _split_by_document(data, np.array(sizes.hashes))
-    n = sum(sizes.characters)
+        part_of = _split_by_document(data, np.array(sizes.hashes)[firsts], n_documents=len(alike))
+    else:
+        part_of = _split_by_characters(data, np.array(sizes.characters)[firsts])
+    return lambda document: part_of(int(distinct[document]))
+
+
+def _split_by_characters(data: DataConfig, characters: np.ndarray) -> PartOf:
+    n = int(characters.sum())
     # Rounded, so that 1 - 0.1 is 0.9 and its product with n the one that everybody else computes.
     ends = [
         int(round(1 - data.val_fraction - data.test_fraction, 12) * n),
@@ -82,7 +105,7 @@ def split_documents(data: DataConfig, sizes: DocumentSizes) -> PartOf:
         if fraction and start == end:
             setting = "the training split" if part == "train" else f"data.{part}_fraction={fraction}"
             raise UserError(f"{setting} is empty: the corpus has {n:,} characters; give more text or other fractions")
-    offsets = np.concatenate([[0], np.cumsum(np.array(sizes.characters))])
+    offsets = np.concatenate([[0], np.cumsum(characters)])
 
     def part_of(document: int) -> list[tuple[str, int]]:
         first, last = int(offsets[document]), int(offsets[document + 1])
@@ -95,14 +118,16 @@ def split_documents(data: DataConfig, sizes: DocumentSizes) -> PartOf:
     return part_of
 
 
-def _split_by_document(data: DataConfig, hashes: np.ndarray) -> PartOf:
+def _split_by_document(data: DataConfig, hashes: np.ndarray, n_documents: int | None = None) -> PartOf:
     n = len(hashes)
     wanted = [
         part for part, fraction in zip(PARTS[1:], (data.val_fraction, data.test_fraction), strict=True) if fraction
     ]
     if n <= len(wanted):
+        alike = f" different among {n_documents}" if n_documents not in (None, n) else ""
         raise UserError(
-            f"data.split=document needs a document for each of train, {', '.join(wanted)} and the corpus has {n}; "
+            f"data.split=document needs a document for each of train, {', '.join(wanted)} and the corpus has "
+            f"{n}{alike}; "
             "use data.split=fraction, which cuts the text itself"
         )
     n_val = int((hashes < data.val_fraction).sum())

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 # Ctrl-C; a scheduler's end or `kill`; SLURM's warning as gptlab's job scripts request it; submitit's warning.
@@ -48,6 +50,42 @@ class Failure(Exception):
     """The run cannot go on, through no mistake of the user."""
 
     exit_code = 1
+
+
+class _Interruption(BaseException):
+    """Not an Exception, so that no library takes it for an error of its own."""
+
+    def __init__(self, signum: int):
+        self.signum = signum
+
+
+@contextmanager
+def stopping_at_once(during: str) -> Iterator[None]:
+    """Let a signal end the block wherever it is, as Stopped, whose message says `during`.
+
+    What the block leaves behind is for its `finally` to remove. SIGUSR1 and SIGUSR2 are taken where
+    `requeue_before_the_first_step` takes them. In another thread than the main one, where Python takes no signals,
+    nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        raise _Interruption(signum)
+
+    warnings = [number for number in SIGNALS if signal.getsignal(number) is leave_before_the_first_step]
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, *warnings)}
+    try:
+        yield
+    except _Interruption as interruption:
+        if interruption.signum in warnings:
+            leave_before_the_first_step(interruption.signum)
+        name = signal.Signals(interruption.signum).name
+        raise Stopped(interruption.signum, f"stopped by {name} {during}") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def requeue_before_the_first_step() -> None:

@@ -97,6 +97,12 @@ def _evaluate(
         context = subject.run.config.context_length if subject.run and subject.data else None  # as it was trained
         model = prepare(model, config.precision, device)
         numbers = perplexity(model, tokenizer, text, stride=config.stride, context_length=context, show=show)
+        if text.lost_text is not None:
+            print(
+                f"warning: no bits per byte: the tokenizer does not give the text back ({text.lost_text})",
+                file=sys.stderr,
+                flush=True,
+            )
         return {"corpus": text.description, "numbers": numbers}
     model = prepare(model, config.precision, device)
     if config.kind is Kind.tasks:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptlab.data.sources.source import Corpus
-from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.data.tokenizers.tokenizer import Tokenizer, lost_text
 from gptlab.errors import UserError
 from gptlab.evaluation.progress import progress
 from gptlab.generation.scoring import strided_nats
@@ -20,11 +20,13 @@ class EncodedText:
     tokens: np.ndarray
     n_bytes: int  # of the text
     description: str
+    lost_text: str | None = None  # an example of what the tokenizer does not give back
 
 
 def encode(corpus: Corpus, tokenizer: Tokenizer) -> EncodedText:
     """The tokens of all documents; UserError names the one that the tokenizer cannot encode."""
     parts: list[np.ndarray] = []
+    lost: str | None = None
     n_bytes = n_documents = 0
     between = np.array([] if tokenizer.eot is None else [tokenizer.eot], dtype=np.int64)
     for name, text in corpus.documents():
@@ -34,11 +36,13 @@ def encode(corpus: Corpus, tokenizer: Tokenizer) -> EncodedText:
             parts.append(tokenizer.encode(text).astype(np.int32))
         except UserError as error:
             raise UserError(f"{corpus.description}, {name}: {error}") from None
+        if not tokenizer.is_lossless and lost is None:
+            lost = lost_text(text, tokenizer.decode(parts[-1]))
         n_bytes += len(text.encode("utf-8", "surrogatepass"))
         n_documents += 1
     counts = [f"{n:,} {what}{'' if n == 1 else 's'}" for n, what in ((n_documents, "document"), (n_bytes, "byte"))]
     description = f"{corpus.description}: {', '.join(counts)}"
-    return EncodedText(tokens=np.concatenate(parts), n_bytes=n_bytes, description=description)
+    return EncodedText(tokens=np.concatenate(parts), n_bytes=n_bytes, description=description, lost_text=lost)
 
 
 def perplexity(
@@ -50,7 +54,7 @@ def perplexity(
     context_length: int | None = None,
     show: bool = False,
 ) -> dict[str, float]:
-    """Loss in nats per token, perplexity, and bits per byte of a text.
+    """Loss in nats per token, perplexity, and bits per byte of a text; the last not where its tokens lose some of it.
 
     The window moves as in `strided_nats`, with None for its defaults. The first token is predicted from the tokenizer's
     beginning-of-text token; without one it is context alone. Bytes are those of the whole text, as in a run's
@@ -75,10 +79,11 @@ def perplexity(
             total += nats.double().sum().item()
             advance(len(nats))
     loss = total / n_tokens
+    per_byte = {} if text.lost_text is not None else {"bits_per_byte": total / math.log(2) / text.n_bytes}
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700)),
-        "bits_per_byte": total / math.log(2) / text.n_bytes,
+        **per_byte,
         "n_tokens": n_tokens,
         "n_bytes": text.n_bytes,
         "context_length": context_length,

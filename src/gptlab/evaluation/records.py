@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.data.sources.config import TableConfig
-from gptlab.data.sources.table import open_table, read_table, table_ending
+from gptlab.data.sources.table import open_table
+from gptlab.data.sources.table_file import read_table, table_ending
 from gptlab.errors import UserError
 
 SPLIT = "train"

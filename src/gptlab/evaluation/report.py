@@ -16,7 +16,7 @@ def text(result: dict[str, Any], *, n_shown: int) -> str:
     parts = []
     if result["what"] == "perplexity":
         numbers = result["numbers"]
-        line = " ".join(f"{name} {_number(numbers[name])}" for name in NUMBERS)
+        line = " ".join(f"{name} {_number(numbers[name])}" for name in NUMBERS if name in numbers)
         return (
             f"{result['corpus']}: {numbers['n_tokens']:,} tokens, context {numbers['context_length']:,}, "
             f"stride {numbers['stride']:,}\n{line} run {result['run']}\n"
@@ -37,7 +37,11 @@ def comparison(results: list[dict[str, Any]]) -> str:
     """Several results of one kind in a table: a row for each run beneath each other, one setting after another."""
     if results[0]["what"] == "perplexity":
         body = [
-            [result["run"], _step(result), *(_number(result["numbers"][name]) for name in NUMBERS)]
+            [
+                result["run"],
+                _step(result),
+                *(_number(result["numbers"][name]) if name in result["numbers"] else "" for name in NUMBERS),
+            ]
             for result in results
         ]
         return "\n" + _table([["run", "step", *NUMBERS], *body], n_text=1) + "\n"

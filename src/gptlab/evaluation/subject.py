@@ -80,5 +80,8 @@ def validation_split(subject: Subject, *, show: bool = False) -> EncodedText:
         )
     assert data.val is not None
     return EncodedText(
-        tokens=data.val.tokens, n_bytes=data.val.n_bytes, description=f"validation split of {data.description}"
+        tokens=data.val.tokens,
+        n_bytes=data.val.n_bytes,
+        description=f"validation split of {data.description}",
+        lost_text=data.lost_text,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.data.tokenizers.tokenizer import Tokenizer, lost_text
 from gptlab.errors import UserError
 from gptlab.generation.prompt import has_encoder, pad
 from gptlab.models.base import LanguageModel
@@ -25,7 +25,7 @@ class Score:
 
     tokens: list[int]  # those that were predicted
     nats: list[float]
-    n_bytes: int  # of text that these tokens stand for
+    n_bytes: int | None  # of text that these tokens stand for; None: the tokenizer does not give the text back
 
     @property
     def loss(self) -> float:
@@ -37,8 +37,9 @@ class Score:
         return math.exp(self.loss)
 
     @property
-    def bits_per_byte(self) -> float:
-        return math.fsum(self.nats) / math.log(2) / self.n_bytes
+    def bits_per_byte(self) -> float | None:
+        """None where the tokens do not stand for the whole text."""
+        return None if self.n_bytes is None else math.fsum(self.nats) / math.log(2) / self.n_bytes
 
 
 def score(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Score:
@@ -49,6 +50,7 @@ def score(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Score:
     predicted from at least half a context. UserError where there is no token to predict.
     """
     ids = tokenizer.encode(text).tolist()
+    lost = not tokenizer.is_lossless and lost_text(text, tokenizer.decode(ids))
     skipped, before = 0, list(tokenizer.beginning)
     if not before and tokenizer.eot is not None:
         before = [tokenizer.eot]
@@ -58,7 +60,7 @@ def score(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Score:
     if not ids:
         raise UserError("the text has no token to predict; give a longer one")
     nats = token_nats(model, [*before, *ids])[len(before) - 1 :]
-    return Score(ids, nats, len(text.encode()) - skipped)
+    return Score(ids, nats, None if lost else len(text.encode()) - skipped)
 
 
 def token_nats(model: LanguageModel, ids: Sequence[int]) -> list[float]:

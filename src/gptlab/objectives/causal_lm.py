@@ -23,8 +23,8 @@ class CausalLM(Objective):
     def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> SlidingWindows:
         tokens, length = data.existing_part(split).tokens, self.context_length
         if evaluating:
-            return SlidingWindows.each_token_once(tokens, length)
-        return SlidingWindows(tokens, length, self.data.stride or length)
+            return SlidingWindows.each_token_once(tokens, length, split=split)
+        return SlidingWindows(tokens, length, self.data.stride or length, split=split)
 
     def collate(self, examples: np.ndarray | Tensor, sample_ids: np.ndarray | None = None) -> Batch:
         """Split sequences (B, T + 1) into tokens (B, T) and targets (B, T): views, not copies."""

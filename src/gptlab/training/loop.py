@@ -24,7 +24,7 @@ from gptlab.distributed.config import Layout
 from gptlab.distributed.devices import Devices, find_devices, free_memory_bytes, keep_freed_memory
 from gptlab.distributed.launch import check_program, end_together, find_launched, is_rank_0, restarted, watch
 from gptlab.distributed.parallelize import build_strategy
-from gptlab.distributed.signals import Failure, Stopped, end_with_starter
+from gptlab.distributed.signals import Failure, Stopped, end_with_starter, stopping_at_once
 from gptlab.errors import UserError
 from gptlab.files import write_text_atomic
 from gptlab.forecast import Plan, check_memory, explain_allocation, make_plan
@@ -237,7 +237,8 @@ def batch(config: RunConfig, step: int, rank: int = 0, world_size: int = 1, *, s
 
 def _open_data(config: RunConfig, *, progress: bool) -> tuple[PreparedData, Objective, int]:
     """The prepared data, the objective, and the model's vocabulary size."""
-    data = prepare(config.data, config.tokenizer, progress=progress)
+    with stopping_at_once("while the data was prepared; the cache holds whole files only"):
+        data = prepare(config.data, config.tokenizer, progress=progress)
     vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
     check_vocabulary(vocab_size, data.tokenizer.vocab_size, config.tokenizer.type)
     objective = config.objective.build(
@@ -247,6 +248,13 @@ def _open_data(config: RunConfig, *, progress: bool) -> tuple[PreparedData, Obje
         context_length=config.context_length,
         seed=config.seed,
     )
+    notes = list(data.notes)
+    if data.lost_text is not None and objective.per_byte:
+        objective.per_byte = False
+        notes.append(f"no bits per byte: the tokenizer does not give the text back ({data.lost_text})")
+    if progress:
+        for note in notes:
+            print(f"warning: {note}", file=sys.stderr, flush=True)
     return data, objective, vocab_size
 
 

@@ -72,7 +72,7 @@ def test_a_label(table):
 
 def test_labels_may_be_numbers(table):
     rows = [{"text": "a", "y": 0}, {"text": "b", "y": 1}, {"text": "c", "y": True}]
-    config = table(rows, label_column="y", class_names=["0", "1", "True"])
+    config = table(rows, label_column="y", class_names=["0", "1", "true"])
     assert run(config).examples["train"].labels.tolist() == [0, 1, 2]
 
 

@@ -8,7 +8,7 @@ def test_a_record_fills_the_fields():
     assert template.fields == ("question", "answer")
     filled = template.fill({"question": "1+1?", "answer": 2, "more": None}, "record 1")
     assert filled == "Q: 1+1? {ok}\nA: 2 1+1?"
-    assert Template("{a}{b} {c c}", "x").fill({"a": True, "b": 0.5, "c c": ""}, "record 1") == "True0.5 "
+    assert Template("{a}{b} {c c}", "x").fill({"a": True, "b": 0.5, "c c": ""}, "record 1") == "true0.5 "
     assert Template("plain", "x").fields == () and Template("", "x").fill({}, "record 1") == ""
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gptlab.data.sources.huggingface import HubDataset
-from gptlab.data.sources.table import read_table
+from gptlab.data.sources.table_file import read_table, spelled
 
 ROWS = [{"text": 'one, "two"\nthree', "n": 1}, {"text": "ünï\ttab", "n": None}, {"text": "", "n": 2.5}]
 
@@ -56,7 +56,7 @@ def test_a_value_may_be_as_long_as_it_is(tmp_path):
         ("a.json", '[{"a": 1},\n 3]', "a.json, object 2 of its list: holds a number"),
         ("a.json", '[{"a": 1},\n {"a": x}]', "a.json, line 2: not JSON"),
         ("a.json", '{"a": 1}', "a.json, line 1: holds an object, not a list of objects.*jsonl"),
-        ("a.json", '{"a": 1}\n{"a": 2}', "a.json, line 2: not JSON .Extra data.* ends in .jsonl"),
+        ("a.json", '{"a": 1}\n{"a": 2', "a.json, line 2: not JSON"),
         ("a.csv", "a,b\n1,2\n1,2,3\n", "a.csv, line 3: 3 values for 2 columns .a, b.; quote .*a comma"),
         ("a.tsv", "a\tb\n1\n", "a.tsv, line 2: 1 values for 2 columns .*a tab"),
         ("a.csv", 'a,b\n"x\ny",2\n"x,2\n', "a.csv, line 4: unexpected end of data; fix the quotes"),
@@ -94,3 +94,10 @@ def test_records_of_a_data_set(tmp_path, monkeypatch):
         HubDataset(path="/no/such")
     with pytest.raises(ValueError, match=r"data\.dataset is not set.* with data\.path="):
         HubDataset()
+
+
+def test_labels_are_as_the_file_spells_them(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": true, "b": 1.10, "c": 3, "d": "1.10"}\n')
+    (record,) = read_table(tmp_path / "t.jsonl")
+    assert [spelled(value) for value in record.values()] == ["true", "1.10", "3", "1.10"]
+    assert record["b"] == 1.1

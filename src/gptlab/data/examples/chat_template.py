@@ -3,9 +3,9 @@
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from jinja2 import nodes
@@ -15,6 +15,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gptlab.errors import UserError
 
+# How special tokens of chat templates are spelled: <|im_start|>, <\uff5cUser\uff5c>, <s>, <start_of_turn>, <bos>.
+_SPECIAL = re.compile(r"<[|\uff5c][^<>\s|\uff5c]{1,40}[|\uff5c]>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos)>")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -24,7 +26,7 @@ def read_chat_template(value: str) -> str:
         return value
     path = Path(value).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             text = json.loads(text)["chat_template"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -35,6 +37,14 @@ def read_chat_template(value: str) -> str:
     if not isinstance(text, str):
         raise UserError(f"data.chat_template={value} holds several templates; give one of them in a file of its own")
     return text
+
+
+class Part(NamedTuple):
+    """A part of a conversation's text."""
+
+    text: str
+    scored: bool  # the assistant's
+    special: bool  # a special token's spelling
 
 
 class _GenerationBlock(Extension):
@@ -57,14 +67,22 @@ class ChatTemplate:
 
     The assistant's parts are those between `{% generation %}` and `{% endgeneration %}`. In a template without these
     they are what each of the assistant's messages adds to the text of the messages before it, rendered with
-    `add_generation_prompt=True`. `special_tokens` are what the template knows, as `bos_token` and `eos_token`.
+    `add_generation_prompt=True`. `variables` are what the template knows, as `bos_token` and `eos_token`, and
+    `special_tokens` those of the tokenizer, which are found in the template's own text and never in a message.
+    `unknown_tokens` gathers what the template spells like a special token and the tokenizer lacks.
     """
 
-    def __init__(self, text: str, special_tokens: Mapping[str, str]) -> None:
-        self._special_tokens = dict(special_tokens)
+    def __init__(self, text: str, variables: Mapping[str, str], special_tokens: Iterable[str] = ()) -> None:
+        self._variables = dict(variables)
+        self._special_tokens = sorted(filter(None, {*special_tokens, *self._variables.values()}), key=len, reverse=True)
+        self.unknown_tokens: set[str] = set()
         self._marked = _GENERATION.search(text) is not None
-        # No message can hold these by chance.
+        # No message can hold these by chance. The last one keeps a message's spelling of a special token apart.
         self._marks = tuple(f"\0{secrets.token_hex(16)}\0" for _ in range(2))
+        self._apart = secrets.token_hex(16)
+        known = [re.escape(token) for token in self._special_tokens]
+        self._guarded = re.compile("|".join([*known, _SPECIAL.pattern]))
+        self._split = re.compile(f"({'|'.join(known)})") if known else None
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
         )
@@ -75,14 +93,34 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"data.chat_template, line {error.lineno}: {error.message}; fix the template") from None
 
-    def parts(self, messages: Any, where: str) -> list[tuple[str, bool]]:
-        """The text in parts and whether each is the assistant's; UserError calls the record `where`."""
+    def parts(self, messages: Any, where: str) -> list["Part"]:
+        """The text in parts; UserError calls the record `where`."""
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise UserError(f'{where} is not a list of messages such as {{"role": "user", "content": "..."}}')
+        messages = self._guard(messages)
         found = self._by_marks(messages, where) if self._marked else self._by_difference(messages, where)
         if not any(assistant and text for text, assistant in found):
             raise UserError(f"{where} has no message of the assistant, so no target; leave it out")
-        return [(text, assistant) for text, assistant in found if text]
+        return [part for text, assistant in found for part in self._parts(text, assistant)]
+
+    def _guard(self, value: Any) -> Any:
+        """A message in which nothing spells a special token."""
+        match value:
+            case str():
+                return self._guarded.sub(lambda found: f"{found[0][0]}{self._apart}{found[0][1:]}", value)
+            case list():
+                return [self._guard(one) for one in value]
+            case dict():
+                return {key: self._guard(one) for key, one in value.items()}
+        return value
+
+    def _parts(self, text: str, assistant: bool) -> Iterator["Part"]:
+        for part in [text] if self._split is None else self._split.split(text):
+            if part in self._special_tokens:
+                yield Part(part, assistant, True)
+            elif part:
+                self.unknown_tokens.update(_SPECIAL.findall(part))
+                yield Part(part.replace(self._apart, ""), assistant, False)
 
     def render(self, messages: list[dict[str, Any]], where: str, *, add_generation_prompt: bool = False) -> str:
         """The text of a conversation, without marks."""
@@ -92,7 +130,7 @@ class ChatTemplate:
     def _render(self, messages: list[dict[str, Any]], where: str, *, add_generation_prompt: bool = False) -> str:
         try:
             return self._template.render(
-                messages=messages, tools=None, add_generation_prompt=add_generation_prompt, **self._special_tokens
+                messages=messages, tools=None, add_generation_prompt=add_generation_prompt, **self._variables
             )
         except Exception as error:  # a template may raise anything
             raise UserError(

@@ -2,18 +2,23 @@
 
 import json
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptlab.data.config import TargetKind
 from gptlab.data.examples.template import Template
 from gptlab.data.progress import byte_progress
 from gptlab.data.sources.config import TableConfig
 from gptlab.data.sources.source import RecordSource
+from gptlab.data.sources.table_file import spelled
 from gptlab.data.split import unit_hash
 from gptlab.data.tokenizers.tokenizer import Tokenizer, split_at
 from gptlab.errors import UserError
+
+if TYPE_CHECKING:
+    from gptlab.data.examples.chat_template import ChatTemplate
 
 
 class Segment(NamedTuple):
@@ -21,7 +26,7 @@ class Segment(NamedTuple):
 
     text: str | int | None  # an integer is a token id; None: the end-of-text token
     scored: bool  # its tokens are targets
-    special: bool = False  # special tokens spelled in it become their ids
+    special: bool = False  # the spelling of a special token
 
 
 class Example(NamedTuple):
@@ -32,15 +37,19 @@ class Example(NamedTuple):
     label: int
 
 
-def examples(config: TableConfig, source: RecordSource, chat_tokens: Mapping[str, str]) -> Iterator[Example]:
-    """The examples of a source in its order; UserError names a record that cannot be one."""
-    make = _maker(config, chat_tokens)
+def examples(config: TableConfig, source: RecordSource, make: "Make", dropped: Counter[str]) -> Iterator[Example]:
+    """The examples of a source in its order; UserError names a record that cannot be one.
+
+    Records without an example are counted in `dropped`, by the reason.
+    """
     found = False
     for number, record in enumerate(source.records(), 1):
         example = make(record, f"record {number:,} of {source.description}")
         if example is not None:
             found = True
             yield example
+        else:
+            dropped["with a label that data.class_names lacks"] += 1
     if not found:
         raise UserError(
             f"{source.description} has no record"
@@ -52,12 +61,12 @@ def examples(config: TableConfig, source: RecordSource, chat_tokens: Mapping[str
 Make = Callable[[dict[str, Any], str], Example | None]
 
 
-def _maker(config: TableConfig, chat_tokens: Mapping[str, str]) -> Make:
+def _maker(config: TableConfig, template: "ChatTemplate | None") -> Make:
     match config.target_kind:
         case TargetKind.response:
             return _responded(config)
         case TargetKind.messages:
-            return _chat(config) if config.chat_template is None else _templated(config, chat_tokens)
+            return _chat(config) if template is None else _templated(config, template)
     return _labeled(config)
 
 
@@ -67,13 +76,13 @@ def _labeled(config: TableConfig) -> Make:
 
     def make(record: dict[str, Any], where: str) -> Example | None:
         value = _column(record, config.label_column, "data.label_column", where)
-        label = numbers.get(str(value))
+        label = numbers.get(spelled(value))
         if label is None:
             if config.drop_unknown_classes:
                 return None
             raise UserError(
-                f"{where} has the label {value!r} in the column {config.label_column}, and data.class_names holds "
-                f"{', '.join(config.class_names)}; add it there, or leave such records out with "
+                f"{where} has the label {spelled(value)!r} in the column {config.label_column}, and data.class_names "
+                f"holds {', '.join(config.class_names)}; add it there, or leave such records out with "
                 "data.drop_unknown_classes=true"
             )
         return Example(where, [Segment(_filled(prompt, record, where), True), Segment(None, True)], label)
@@ -126,17 +135,13 @@ def _chat(config: TableConfig) -> Make:
     return make
 
 
-def _templated(config: TableConfig, chat_tokens: Mapping[str, str]) -> Make:
-    from gptlab.data.examples.chat_template import ChatTemplate, read_chat_template
-
-    template = ChatTemplate(read_chat_template(str(config.chat_template)), chat_tokens)
-
+def _templated(config: TableConfig, template: "ChatTemplate") -> Make:
     def make(record: dict[str, Any], where: str) -> Example:
         messages = _column(record, config.messages, "data.messages", where)
         parts = template.parts(messages, where)
-        while not parts[-1][1]:
+        while not parts[-1].scored:
             parts.pop()  # what follows the last response has no target
-        return Example(where, [Segment(text, assistant, True) for text, assistant in parts], -1)
+        return Example(where, [Segment(*part) for part in parts], -1)
 
     return make
 
@@ -177,14 +182,17 @@ class SpooledExamples:
         source: RecordSource,
         file: Path,
         chat_tokens: Mapping[str, str],
+        special_tokens: Iterable[str] = (),
         *,
         progress: bool = False,
     ) -> None:
         self._file = file
+        self._template = self._open_template(config, chat_tokens, special_tokens)
+        dropped: Counter[str] = Counter()
         self.hashes = array("d")
         self.n_bytes = 0
         with open(file, "w", encoding="ascii") as spool, byte_progress("reading", None, show=progress) as advance:
-            for example in examples(config, source, chat_tokens):
+            for example in examples(config, source, _maker(config, self._template), dropped):
                 segments = [segment if segment.special else segment[:2] for segment in example.segments]
                 content = json.dumps([segments, example.label])
                 self.hashes.append(unit_hash(content.encode()))
@@ -192,6 +200,33 @@ class SpooledExamples:
                 size_bytes = sum(n_bytes(segment) for segment in example.segments)
                 self.n_bytes += size_bytes
                 advance(size_bytes)
+        self.left_out = [f"{n:,} record{'s' * (n != 1)} {why}" for why, n in dropped.items()]
+
+    @staticmethod
+    def _open_template(
+        config: TableConfig, chat_tokens: Mapping[str, str], special_tokens: Iterable[str]
+    ) -> "ChatTemplate | None":
+        if config.chat_template is None:
+            return None
+        from gptlab.data.examples.chat_template import ChatTemplate, read_chat_template
+
+        return ChatTemplate(read_chat_template(config.chat_template), chat_tokens, special_tokens)
+
+    def notes(self, tokenizer: str) -> list[str]:
+        """What a person should know of how the examples are written; `tokenizer` is its type."""
+        unknown = [] if self._template is None else sorted(self._template.unknown_tokens)
+        if not unknown:
+            return []
+        listed = ",".join(json.dumps(token, ensure_ascii=False) for token in unknown)
+        what = (
+            "give a tokenizer.json that has them"
+            if tokenizer in ("file", "wordpiece")
+            else f"add them with 'tokenizer.special_tokens=[{listed}]'"
+        )
+        return [
+            f"data.chat_template spells {', '.join(unknown)}, which the tokenizer does not have as special tokens: "
+            f"each is read as several ordinary tokens; {what}"
+        ]
 
     def __len__(self) -> int:
         return len(self.hashes)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from string import Formatter
 from typing import Any
 
+from gptlab.data.sources.table_file import spelled
 from gptlab.errors import UserError
 
 _NAME = re.compile(r"[^\W\d][\w -]*")
@@ -69,4 +70,4 @@ class Template:
                 f"{self.key} has the field {{{name}}}, which holds {type(value).__name__} in {where}; a template takes "
                 "text, numbers, true and false"
             )
-        return str(value)
+        return spelled(value)

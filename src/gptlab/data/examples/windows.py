@@ -20,7 +20,7 @@ class SlidingWindows:
         if tokens.ndim != 1:
             raise UserError(f"tokens must have one dimension, not {tokens.ndim}")
         if len(tokens) <= context_length:
-            part = f"the {split} split has" if split else "the corpus has"
+            part = f"the {split} split has" if split else "the text has"
             raise UserError(
                 f"{part} {len(tokens):,} tokens and one sequence needs {context_length + 1:,} "
                 f"(context_length={context_length} and the token after); set data.context_length="
@@ -35,10 +35,10 @@ class SlidingWindows:
         self._windows = np.lib.stride_tricks.sliding_window_view(self._tokens, context_length + 1)[::stride]
 
     @classmethod
-    def each_token_once(cls, tokens: np.ndarray, context_length: int) -> "SlidingWindows":
+    def each_token_once(cls, tokens: np.ndarray, context_length: int, *, split: str = "") -> "SlidingWindows":
         """Sequences that predict every token but the first once; shorter ones where there are too few tokens."""
         length = min(context_length, max(1, len(tokens) - 1))
-        return cls(tokens, length, length)
+        return cls(tokens, length, length, split=split)
 
     def __len__(self) -> int:
         return len(self._windows)

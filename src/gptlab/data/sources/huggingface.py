@@ -3,11 +3,21 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from gptlab.data.sources.config import HuggingFaceConfig
-from gptlab.data.sources.source import Corpus, TextChunk, existing_path, files_below, fingerprint_of, first_line
+from gptlab.data.sources.source import (
+    BYTE_ORDER_MARK,
+    Corpus,
+    TextChunk,
+    existing_path,
+    files_below,
+    fingerprint_of,
+    first_line,
+)
+from gptlab.data.sources.table_file import read_table, table_ending
 from gptlab.errors import UserError
 
 
@@ -39,7 +49,7 @@ class HubDataset:
             self.description = f"data set {dataset} ({hub_split})"
         else:
             local = existing_path(path)
-            files = files_below(local) if local.is_dir() else [(local.name, local)]
+            files = files_below(local).files if local.is_dir() else [(local.name, local)]
             self.identity = [fingerprint_of(files, cache_dir)]
             self.label = f"data.path={path}"
             self.description = f"data set in {path} ({hub_split})"
@@ -53,33 +63,55 @@ class HubDataset:
                 record = next(records)
             except StopIteration:
                 return
+            except UserError:
+                raise
             except Exception as error:  # hub, network, parsers: each has its own
-                raise UserError(f"{self.label}: reading record {number:,} failed: {first_line(error)}") from error
+                raise UserError(f"{self.label}: reading record {number + 1:,} failed: {first_line(error)}") from error
             yield record
             number += 1
 
     def _open(self, column: str | None, limit: int | None) -> Iterable[dict[str, Any]]:
+        path = None if self.path is None else Path(self.path).expanduser()
+        if path is not None and path.is_file() and table_ending(path) is not None:
+            return islice(read_table(path), limit)
         try:
             import datasets
         except ImportError:
             raise UserError(f"{self.label} needs the datasets library; type: pip install datasets") from None
         try:
-            loaded = self._load(datasets)
+            if path is not None and (tables := self._tables(datasets, path)):
+                return islice(chain.from_iterable(map(read_table, tables)), limit)
+            loaded = self._load(datasets, column)
             if limit is not None:
                 loaded = loaded.take(limit)
             if loaded.column_names and column in loaded.column_names:
                 loaded = loaded.select_columns([column])
         except Exception as error:
+            advice = "; without a network give a local copy with data.path=FOLDER" if path is None else ""
             raise UserError(
                 f"{self.label} (subset={self.subset}, hub_split={self.hub_split}, revision={self.revision}) "
-                f"cannot be opened: {first_line(error)}; without a network give a local copy with "
-                "data.path=FOLDER"
+                f"cannot be opened: {first_line(error)}{advice}"
             ) from error
         return loaded
 
-    def _load(self, datasets: Any) -> Any:
+    def _tables(self, datasets: Any, path: Path) -> list[Path]:
+        """The files of a split where all are tables.
+
+        `datasets` takes NA and None in a CSV for missing and 1.10 for a number, and ends at a field of a JSON file that
+        changes its type late.
+        """
+        if not path.is_dir() or (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return []
+        builder = datasets.load_dataset_builder(str(path), self.subset)
+        files = [Path(file) for file in (builder.config.data_files or {}).get(self.hub_split, [])]
+        return files if all(file.is_file() and table_ending(file) is not None for file in files) else []
+
+    def _load(self, datasets: Any, column: str | None) -> Any:
         wanted = {"split": self.hub_split, "streaming": self.streaming}
         if self.path is None:
+            builder = datasets.load_dataset_builder(self.dataset, self.subset, revision=self.revision)
+            if hasattr(builder.config, "keep_default_na"):  # a CSV; else NA, null and None would be missing
+                wanted |= {"keep_default_na": False, "converters": {column: str} if column else None}
             return datasets.load_dataset(self.dataset, self.subset, revision=self.revision, **wanted)
         path = Path(self.path).expanduser()
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -91,6 +123,8 @@ class HubDataset:
         suffix = next((end for end in reversed(path.suffixes) if end not in (".gz", ".zst", ".bz2", ".xz")), "")
         if suffix not in formats:
             raise UserError(f"files ending in {path.suffix!r} are unknown; use {', '.join(formats)}")
+        if formats[suffix] == "csv":
+            wanted |= {"keep_default_na": False, "converters": {column: str} if column else None}
         # A bare file has one split, whatever it is called.
         return datasets.load_dataset(formats[suffix], data_files={self.hub_split: str(path)}, **wanted)
 
@@ -117,20 +151,28 @@ class HubCorpus(Corpus):
 
     def chunks(self) -> Iterator[TextChunk]:
         column = self._config.text_column
-        document = 0
-        for record in self._dataset.records(column=column, limit=self._config.max_documents):
+        document = n_empty = 0
+        for number, record in enumerate(self._dataset.records(column=column, limit=self._config.max_documents), 1):
             if column not in record:
                 raise UserError(
                     f"data.text_column={column} is not a column of the data set; it has {', '.join(sorted(record))}"
                 )
             text = record[column]
             if text is not None and not isinstance(text, str):
-                raise UserError(f"data.text_column={column} holds {type(text).__name__}, not text")
+                kind = "float" if isinstance(text, float) else type(text).__name__
+                raise UserError(
+                    f"record {number:,} of {self.description}: data.text_column={column} holds {kind}, not text"
+                )
+            text = (text or "").removeprefix(BYTE_ORDER_MARK)
             if text:
                 yield TextChunk(document, str(document), text)
                 document += 1
+            else:
+                n_empty += 1
         if not document:
             raise UserError(
                 f"{self._dataset.label} has no text in data.text_column={column} of "
                 f"data.hub_split={self._config.hub_split}; name another column or split"
             )
+        if n_empty:
+            self.left_out = [f"{n_empty:,} record{'s' * (n_empty != 1)} without text"]

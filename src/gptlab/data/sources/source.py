@@ -8,7 +8,7 @@ import os
 import zlib
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +19,7 @@ from gptlab.data.progress import byte_progress
 from gptlab.errors import UserError
 
 BLOCK_BYTES = 1 << 18
+BYTE_ORDER_MARK = "\ufeff"  # at the beginning of a file or a document; not text
 
 
 class TextChunk(NamedTuple):
@@ -35,6 +36,7 @@ class Corpus(ABC):
     description: str
     fingerprint: str
     n_bytes: int = 0  # as stored, so fewer than the text's where it is compressed; 0: unknown
+    left_out: Sequence[str] = ()  # what the source has beside the documents, known after they were read; for a person
     slow: bool = False  # read once into the cache, since reading again would mean another download
 
     @abstractmethod
@@ -56,9 +58,12 @@ class FileCorpus(Corpus):
         description: str,
         *,
         skip_unreadable: bool = False,
+        left_out: Sequence[str] = (),
         cache_dir: str | None = None,
     ) -> None:
         self.files = files
+        self._not_found = list(left_out)
+        self.left_out = self._not_found
         self.description = description
         self._skip_unreadable = skip_unreadable
         self.fingerprint = fingerprint_of(files, cache_dir)
@@ -66,17 +71,23 @@ class FileCorpus(Corpus):
 
     def chunks(self) -> Iterator[TextChunk]:
         document = 0
+        unreadable = []
         for name, path in self.files:
             if self._skip_unreadable:
                 try:
                     texts = list(_read_text(path))
                 except UserError:
+                    if path.stat().st_size:  # else it has no text to lose
+                        unreadable.append(name)
                     continue
             else:
                 texts = _read_text(path)
             for text in texts:
                 yield TextChunk(document, name, text)
             document += 1
+        if unreadable:
+            others = f" and {len(unreadable) - 1:,} more" if len(unreadable) > 1 else ""
+            self.left_out = [*self._not_found, f"{unreadable[0]}{others}, not UTF-8 text"]
 
 
 class SpooledCorpus(Corpus):
@@ -95,11 +106,15 @@ class SpooledCorpus(Corpus):
                 self._names.append(name)
                 advance(len(data))
         self.n_bytes = sum(self._sizes_bytes)
+        self.left_out = corpus.left_out
 
     def chunks(self) -> Iterator[TextChunk]:
         with open(self._file, "rb") as spool:
             for document, (name, size_bytes) in enumerate(zip(self._names, self._sizes_bytes, strict=True)):
-                yield TextChunk(document, name, spool.read(size_bytes).decode("utf-8", "surrogatepass"))
+                decoder = codecs.getincrementaldecoder("utf-8")("surrogatepass")
+                for start in range(0, size_bytes, BLOCK_BYTES):
+                    block = spool.read(min(BLOCK_BYTES, size_bytes - start))
+                    yield TextChunk(document, name, decoder.decode(block, final=start + BLOCK_BYTES >= size_bytes))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -135,17 +150,61 @@ def existing_path(text: str) -> Path:
     return path
 
 
-def files_below(root: Path, extensions: set[str] | None = None, skip: Iterable[str] = ()) -> list[tuple[str, Path]]:
-    """Files below a folder with their names relative to it, sorted by these; hidden ones are left out."""
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in skip and not name.startswith(".")]
+@dataclass(kw_only=True, slots=True)
+class FoundFiles:
+    """The files below a folder, and how many others it has."""
+
+    files: list[tuple[str, Path]]  # with their names relative to the folder, sorted by these
+    n_hidden: int = 0  # files and folders
+    n_other: int = 0  # with another ending
+    n_again: int = 0  # that a link leads to once more
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is not among the files, for a person."""
+        counts = (
+            (self.n_other, "file{} with another ending"),
+            (self.n_hidden, "hidden file{} or folder{}"),
+            (self.n_again, "link{} to what is read already"),
+        )
+        return [f"{n:,} {what.replace('{}', 's' * (n != 1))}" for n, what in counts if n]
+
+
+def files_below(root: Path, extensions: set[str] | None = None, skip: Iterable[str] = ()) -> FoundFiles:
+    """Files below a folder, links followed; each file and each folder is taken once, hidden ones never."""
+    found = FoundFiles(files=[])
+    folders_seen, n_links = set(), 0
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in folders_seen:
+            found.n_again += 1
+            folders.clear()
+            continue
+        folders_seen.add(real)
         below = Path(folder).relative_to(root).as_posix()
         prefix = "" if below == "." else f"{below}/"
         for name in names:
-            if not name.startswith(".") and (extensions is None or os.path.splitext(name)[1].lower() in extensions):
-                found.append((prefix + name, Path(folder, name)))
-    return sorted(found)
+            if name.startswith("."):
+                found.n_hidden += 1
+            elif extensions is None or os.path.splitext(name)[1].lower() in extensions:
+                found.files.append((prefix + name, Path(folder, name)))
+            else:
+                found.n_other += 1
+        found.n_hidden += sum(name.startswith(".") for name in folders)
+        n_links += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
+        folders[:] = sorted(name for name in folders if name not in skip and not name.startswith("."))
+    found.files.sort()
+    if any(path.is_symlink() for _, path in found.files) or n_links:
+        _leave_out_repeated(found)
+    return found
+
+
+def _leave_out_repeated(found: FoundFiles) -> None:
+    seen: dict[str, tuple[str, Path]] = {}
+    for file in sorted(found.files, key=lambda file: (file[1].is_symlink(), file)):  # a file itself before its links
+        seen.setdefault(os.path.realpath(file[1]), file)
+    found.n_again += len(found.files) - len(seen)
+    found.files = sorted(seen.values())
 
 
 def _blocks(path: Path, *, unzip: bool = False) -> Iterator[bytes]:
@@ -161,22 +220,31 @@ def _blocks(path: Path, *, unzip: bool = False) -> Iterator[bytes]:
 
 def _read_text(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    n_bytes = 0
+    n_bytes = n_waiting = n_characters = 0
     try:
         for block in _blocks(path, unzip=path.suffix.lower() == ".gz"):
+            if not n_bytes and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise UserError(f"{path} is UTF-16 text, not UTF-8; convert it or leave it out")
             if b"\0" in block:
                 at = n_bytes + block.index(b"\0")
                 raise UserError(f"{path} is binary, not text (a NUL at byte {at:,}); leave it out")
-            if text := decoder.decode(block):
-                yield text
+            text = decoder.decode(block)
             n_bytes += len(block)
+            n_waiting = len(decoder.getstate()[0])
+            if not n_characters:
+                text = text.removeprefix(BYTE_ORDER_MARK)
+            n_characters += len(text)
+            if text:
+                yield text
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
+        at = n_bytes - n_waiting + error.start
         raise UserError(
-            f"{path} is not UTF-8 text ({error.reason} after byte {n_bytes:,}); convert it or leave it out"
+            f"{path} is not UTF-8 text ({error.reason} at byte {at:,}); convert it or leave it out"
         ) from None
-    if not n_bytes:
-        raise UserError(f"{path} is empty; give a file with text or leave it out")
+    if not n_characters:
+        what = "holds nothing but a byte order mark" if n_bytes else "is empty"
+        raise UserError(f"{path} {what}; give a file with text or leave it out")
 
 
 def first_line(error: BaseException) -> str:

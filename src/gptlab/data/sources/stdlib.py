@@ -16,14 +16,14 @@ def open_stdlib(config: DataConfig) -> FileCorpus:
         raise UserError(
             f"data.path={config.path} is a file; data=stdlib reads the .py files of a folder (or data=text)"
         )
-    files = files_below(
+    found = files_below(
         root, {".py"}, skip={"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
     )
-    if not files:
+    if not found.files:
         raise UserError(f"{root} holds no .py files; give a folder that does with data.path=, or use data=text")
     what = (
         f"the standard library of Python {platform.python_version()}"
         if config.path is None
         else f"the .py files of {root}"
     )
-    return FileCorpus(files, what, skip_unreadable=True, cache_dir=config.cache_dir)
+    return FileCorpus(found.files, what, skip_unreadable=True, cache_dir=config.cache_dir)

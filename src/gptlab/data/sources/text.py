@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from gptlab.data.sources.config import TextConfig
-from gptlab.data.sources.source import FileCorpus, existing_path, files_below
+from gptlab.data.sources.source import FileCorpus, FoundFiles, existing_path, files_below
 from gptlab.errors import UserError
 
 
@@ -19,10 +19,16 @@ def open_text(config: TextConfig) -> FileCorpus:
     }
     files: dict[str, tuple[str, Path]] = {}
     names: set[str] = set()
+    left_out: list[str] = []
     for pattern in patterns:
-        for name, path in _matches(pattern, extensions):
-            real = os.path.realpath(path) if len(patterns) > 1 else str(path)
+        found = _matches(pattern, extensions)
+        left_out += found.left_out
+        for name, path in found.files:
+            # Of a folder alone each file is there once.
+            real = os.path.realpath(path) if len(patterns) > 1 or glob.has_magic(pattern) else str(path)
             if real in files:
+                if len(patterns) == 1:  # else the paths were meant to overlap
+                    left_out.append(f"{name}, which is {files[real][0]} again")
                 continue
             unique, number = name, 1
             while unique in names:  # two folders may hold files of one name
@@ -31,10 +37,10 @@ def open_text(config: TextConfig) -> FileCorpus:
             names.add(unique)
             files[real] = (unique, path)
     what = patterns[0] if len(patterns) == 1 else f"{patterns[0]} and {len(patterns) - 1} more"
-    return FileCorpus(list(files.values()), what, cache_dir=config.cache_dir)
+    return FileCorpus(list(files.values()), what, left_out=left_out, cache_dir=config.cache_dir)
 
 
-def _matches(pattern: str, extensions: set[str]) -> list[tuple[str, Path]]:
+def _matches(pattern: str, extensions: set[str]) -> FoundFiles:
     path = Path(pattern).expanduser()
     if not path.exists() and glob.has_magic(pattern):
         found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
@@ -43,13 +49,13 @@ def _matches(pattern: str, extensions: set[str]) -> list[tuple[str, Path]]:
             raise UserError(f"data.path={pattern} matches no file; give a file, a folder or a glob")
         parts = path.parts
         root = Path(*parts[: next(n for n, part in enumerate(parts) if glob.has_magic(part))])
-        return [(match.relative_to(root).as_posix(), match) for match in files]
+        return FoundFiles(files=[(match.relative_to(root).as_posix(), match) for match in files])
     path = existing_path(pattern)
     if not path.is_dir():
-        return [(path.name, path)]
-    files = files_below(path, extensions)
-    if not files:
+        return FoundFiles(files=[(path.name, path)])
+    found = files_below(path, extensions)
+    if not found.files:
         raise UserError(
             f"data.path={pattern} holds no file ending in {' '.join(sorted(extensions))}; set data.extensions=[.ending]"
         )
-    return files
+    return found

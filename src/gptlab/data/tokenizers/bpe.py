@@ -1,35 +1,32 @@
 """Byte-level byte-pair encoding behind GPT-2's split, trained by the `tokenizers` library and run by tiktoken."""
 
 import base64
-import os
-import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
+from gptlab.data.tokenizers.cutting import LONG_CHARACTERS, Tokens, gpt2_cut, recut
 from gptlab.data.tokenizers.tokenizer import (
     END_OF_TEXT,
     TRAINING_CHARACTERS,
     Tokenizer,
     first_characters,
-    recut,
     valid_unicode,
     vocabulary_fingerprint,
 )
+from gptlab.data.tokenizers.training import learn
 from gptlab.errors import UserError
 
 # GPT-2's split (Radford et al. 2019). Looking ahead is kept out of the group: the engine behind tiktoken then runs the
 # group as one automaton, 1.7 times as fast as tiktoken's own spelling, which gives the same pieces.
 _GPT2_SPLIT = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$)|\s+(?!\S)|\s"
-_SPACES = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
-_LONG_RUN_CHARACTERS = 500_000
-_LONG_RUN = re.compile(f"(?<!{_SPACES}){_SPACES}{{{_LONG_RUN_CHARACTERS},}}")
-_CUT_ATTEMPTS = 32
 
 
 class TiktokenTokenizer(Tokenizer):
     """Byte-pair encoding run by tiktoken behind GPT-2's split: `vocabulary` by rank, end-of-text, special tokens."""
+
+    is_lossless = True
 
     def __init__(self, vocabulary: list[bytes], special_tokens: Iterable[str], fingerprint: str) -> None:
         import tiktoken
@@ -48,16 +45,20 @@ class TiktokenTokenizer(Tokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         text = valid_unicode(text)
-        if len(text) < _LONG_RUN_CHARACTERS:
+        if len(text) <= LONG_CHARACTERS:
             return self._encode(text)
-        # tiktoken panics where a million spaces go before a word: all but the last of them are a separate piece.
-        parts = []
-        start = 0
-        for run in _LONG_RUN.finditer(text):
-            if run.end() < len(text):
-                parts += [text[start : run.start()], text[run.start() : run.end() - 1]]
-                start = run.end() - 1
-        return np.concatenate([self._encode(part) for part in (*parts, text[start:])])
+        # tiktoken panics at a million spaces before a word, and takes longer a character the longer a run of letters.
+        return np.concatenate([self._encode(part) for part in self.chunks([text])])
+
+    def chunks(self, texts: Iterable[str]) -> Iterator[str]:
+        return recut(texts, gpt2_cut, self._tokens, "LNSO")
+
+    def _tokens(self, text: str) -> Tokens:
+        valid = valid_unicode(text)
+        ids = self._encode(valid).tolist()
+        if len(valid) < len(text):  # surrogates in pairs, which are one character
+            return Tokens(ids, [None] * len(ids))
+        return Tokens(ids, _character_ends(valid, [len(self._vocabulary[token_id]) for token_id in ids]))
 
     def _encode(self, text: str) -> np.ndarray:
         return self._encoding.encode_to_numpy(text, disallowed_special=())
@@ -90,44 +91,19 @@ class BPETokenizer(TiktokenTokenizer):
         if vocab_size < 256 + others:
             what = f"{others} special tokens" if special_tokens else "the end-of-text token"
             raise UserError(f"tokenizer.vocab_size={vocab_size} is too small: 256 bytes and {what} need {256 + others}")
-        from tokenizers import Tokenizer as Trained
-        from tokenizers import models, pre_tokenizers, trainers
-
-        trained = Trained(models.BPE())
-        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size - others,
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            special_tokens=[],
-            show_progress=False,
-        )
-        trained.train_from_iterator(first_characters(texts, TRAINING_CHARACTERS), trainer)
-        # Otherwise a later fork (a loader's workers) is warned about the threads that training used.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         byte_of = byte_alphabet()
-        by_id = sorted(trained.get_vocab().items(), key=lambda item: item[1])
-        return cls([bytes(byte_of[character] for character in token) for token, _ in by_id], special_tokens)
+        learned = learn("bpe", first_characters(texts, TRAINING_CHARACTERS), vocab_size=vocab_size - others)
+        return cls([bytes(byte_of[character] for character in token) for token in learned], special_tokens)
 
     def state(self) -> dict[str, Any]:
         return {"vocabulary": encode_bytes(self._vocabulary), **self._added_state()}
 
 
-def gpt2_cut(text: str) -> int:
-    """The last position in `text` where GPT-2's split always cuts; 0 where none is found."""
-    # No piece of GPT-2's split goes on from a non-space to a space, and none looks behind itself. Python's spaces
-    # include all of the split's, which makes `end` follow a non-space.
-    end = len(text)
-    for _ in range(_CUT_ATTEMPTS):
-        at = max(text.rfind(" ", 0, end), text.rfind("\n", 0, end))
-        end = len(text[: at + 1].rstrip())
-        if not end or text[end] in " \n\t\r":
-            return end
-    return 0
-
-
-def between_words(texts: Iterable[str]) -> Iterator[str]:
-    """One document's text, cut only where GPT-2's split cuts too."""
-    return recut(texts, gpt2_cut)
+def _character_ends(text: str, sizes_bytes: list[int]) -> list[int | None]:
+    """Where in a text its tokens end, from their sizes as UTF-8."""
+    after = np.cumsum([len(character.encode()) for character in text])
+    places = np.searchsorted(after, ends := np.cumsum(sizes_bytes))
+    return [int(n) + 1 if after[n] == end else None for n, end in zip(places, ends, strict=True)]
 
 
 def encode_bytes(vocabulary: list[bytes]) -> list[str]:

@@ -12,6 +12,7 @@ class ByteTokenizer(Tokenizer):
     """UTF-8 bytes as ids 0 to 255 and one end-of-text token."""
 
     type = "byte"
+    is_lossless = True
     one_process = True
     eot = 256
 

@@ -13,6 +13,7 @@ class CharTokenizer(Tokenizer):
     """One id for each distinct character, in the order of their code points; no end-of-text token."""
 
     type = "char"
+    is_lossless = True
     one_process = True
     eot = None
 

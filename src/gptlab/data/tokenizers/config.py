@@ -198,7 +198,7 @@ class TokenizerFileConfig(TokenizerConfig):
     """The tokenizer.json of a run, or any of the `tokenizers` library; `n_sentinel_tokens` is what it must have."""
 
     path: str | None = None
-    eot: str | None = None  # the library's end-of-text token; null: the usual names are looked for
+    eot: str | None = None  # the library's end-of-text token; null: as the files beside it say, else by the usual names
 
     def build(self, texts):
         from gptlab.data.tokenizers.file import open_tokenizer_file
@@ -216,9 +216,11 @@ class TokenizerFileConfig(TokenizerConfig):
     def identity(self):
         import hashlib
 
-        from gptlab.data.tokenizers.file import read_tokenizer_file
+        from gptlab.data.tokenizers.file import end_of_text_beside, read_tokenizer_file
 
-        return super().identity() | {"path": hashlib.sha256(read_tokenizer_file(self).encode()).hexdigest()}
+        text = read_tokenizer_file(self)
+        eot = self.eot or end_of_text_beside(self, text)
+        return super().identity() | {"path": hashlib.sha256(text.encode()).hexdigest(), "eot": eot}
 
     def check(self) -> None:
         if self.path is None:

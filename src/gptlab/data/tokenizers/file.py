@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gptlab.data.tokenizers.config import TokenizerFileConfig, sentinel
+from gptlab.data.tokenizers.cutting import LONG_CHARACTERS, Tokens, recut
 from gptlab.data.tokenizers.tokenizer import (
     END_OF_TEXT,
     Tokenizer,
@@ -19,6 +20,8 @@ from gptlab.data.tokenizers.tokenizer import (
 )
 from gptlab.errors import UserError
 
+_CUT_ATTEMPTS = 8
+_NEIGHBORHOOD_CHARACTERS = 300
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 
 
@@ -47,9 +50,23 @@ class FileTokenizer(Tokenizer):
         parts = json.loads(self._loaded.to_str())
         # transformers, too, goes by this part of the file alone: add_bos_token beside it changes nothing.
         self.beginning = tuple(_beginning(parts["post_processor"]))
+        self._merges = _merges_bytes(parts)
+        self._prepends = _without_prepend(parts["normalizer"]) != parts["normalizer"]
+        self._other = None
         marked = {token["id"] for token in parts["added_tokens"] if token["special"]}
         self._assign_roles(vocabulary, marked | _unknown(parts["model"], vocabulary))
         self.fingerprint = vocabulary_fingerprint(self.type, f"{self.eot}\n{self._loaded.to_str()}".encode())
+
+    @property
+    def notes(self) -> list[str]:
+        if self.eot is not None:
+            return []
+        specials = ", ".join(sorted(self.special_ids)[:8])
+        return [
+            "the tokenizer names no end-of-text token: documents are joined with nothing between them, and generation "
+            "ends by length only; name it with tokenizer.eot=TOKEN"
+            + (f" (its special tokens: {specials})" if specials else "")
+        ]
 
     @classmethod
     def read(cls, path: Path, eot: str | None = None) -> "FileTokenizer":
@@ -66,8 +83,62 @@ class FileTokenizer(Tokenizer):
         return FileTokenizer(json.dumps(content), self._eot_token)
 
     def encode(self, text: str) -> np.ndarray:
+        text = valid_unicode(text)
+        if len(text) <= LONG_CHARACTERS:
+            return np.array(self._ids(text), dtype=np.uint32)
+        # The library keeps a hundred bytes and more of each token of a text.
+        first, *others = recut([text], self._cut_for_others) if self._prepends else self.chunks([text])
+        ids = [self._ids(first), *map(self._other_ids, others)]
+        return np.concatenate([np.array(part, dtype=np.uint32) for part in ids])
+
+    def chunks(self, texts: Iterable[str]) -> Iterator[str]:
+        return recut(texts, self.cut, self._tokens if self._merges else None, "L")
+
+    def cut(self, text: str) -> int:
+        """The last position before a space whose neighborhood has the same ids when it is encoded in two parts.
+
+        What a tokenizer of the library does to a text reaches no further than the next spaces, where it cuts before
+        spaces at all: then the parts of the neighborhood have these ids within the text, too.
+        """
+        return self._cut(text, self._ids)
+
+    def _cut_for_others(self, text: str) -> int:
+        return self._cut(text, self._other_ids)
+
+    def _cut(self, text: str, ids_after: Callable[[str], list[int]]) -> int:
+        end = len(text)
+        for _ in range(_CUT_ATTEMPTS):
+            at = max(text.rfind(" ", 0, end), text.rfind("\n", 0, end))
+            end = len(text[: at + 1].rstrip())
+            if not end:
+                return 0
+            if text[end] in " \n\t\r":
+                before = text[max(0, end - _NEIGHBORHOOD_CHARACTERS) : end]
+                after = text[end : end + _NEIGHBORHOOD_CHARACTERS]
+                enough = before.lstrip().count(" ") + before.count("\n") > 1 and len(after.split()) > 2
+                if enough and self._ids(before) + ids_after(after) == self._ids(before + after):
+                    return end
+        return 0
+
+    def _ids(self, text: str) -> list[int]:
+        return self._loaded.encode(valid_unicode(text), add_special_tokens=False).ids
+
+    def _other_ids(self, text: str) -> list[int]:
+        """The ids of a part of a text that is not the first."""
+        if self._prepends and self._other is None:
+            from tokenizers import Tokenizer as Loaded
+
+            content = json.loads(self._loaded.to_str())
+            content["normalizer"] = _without_prepend(content["normalizer"])
+            self._other = Loaded.from_str(json.dumps(content))
+            self._other.encode_special_tokens = True
+        return (self._other or self._loaded).encode(text, add_special_tokens=False).ids
+
+    def _tokens(self, text: str) -> Tokens:
         encoded = self._loaded.encode(valid_unicode(text), add_special_tokens=False)
-        return np.array(encoded.ids, dtype=np.uint32)
+        starts = [start for start, _ in encoded.offsets[1:]] + [len(text)]
+        ends = [end for _, end in encoded.offsets]
+        return Tokens(encoded.ids, [end if end <= start else None for end, start in zip(ends, starts, strict=True)])
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         return self._loaded.decode(self.check_ids(ids).tolist(), skip_special_tokens=False)
@@ -90,13 +161,46 @@ def read_tokenizer_file(config: TokenizerFileConfig) -> str:
         raise UserError("tokenizer.path is not set; give the tokenizer.json to read")
     path = Path(config.path).expanduser()
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"tokenizer.path={config.path} does not exist; give a tokenizer.json") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"tokenizer.path={config.path} cannot be read as text ({error}); give a tokenizer.json"
         ) from None
+
+
+def end_of_text_beside(config: TokenizerFileConfig, text: str) -> str | None:
+    """The end-of-text token that the files beside a tokenizer.json name, as transformers writes them; None without."""
+    folder = Path(config.path or "").expanduser().parent
+
+    def read(name: str, key: str) -> Any:
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError):  # they are not what was asked for
+            return None
+        return content.get(key) if isinstance(content, dict) else None
+
+    try:
+        content = json.loads(text)
+        added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+        vocabulary = content["model"]["vocab"]
+        if isinstance(vocabulary, list):  # of a unigram model: tokens and scores
+            vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+        ids = {**vocabulary, **added}
+        spelled = {number: token for token, number in ids.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # not a tokenizer.json of the library, or one that it refuses
+    token = read("tokenizer_config.json", "eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if isinstance(token, str) and token in ids:
+        return token
+    for name in ("generation_config.json", "config.json"):
+        number = read(name, "eos_token_id")
+        number = number[0] if isinstance(number, list) and number else number
+        if type(number) is int and number in spelled:
+            return spelled[number]
+    return None
 
 
 def open_tokenizer_file(config: TokenizerFileConfig) -> Tokenizer:
@@ -115,7 +219,7 @@ def open_tokenizer_file(config: TokenizerFileConfig) -> Tokenizer:
         tokenizer = restore_tokenizer(content, f"tokenizer.path={config.path}", "give the file as the run wrote it")
     else:
         try:
-            tokenizer = FileTokenizer(text, config.eot)
+            tokenizer = FileTokenizer(text, config.eot or end_of_text_beside(config, text))
         except Exception as error:  # the library raises plain Exception
             raise UserError(
                 f"tokenizer.path={config.path} is neither a tokenizer.json of the tokenizers library nor of a run "
@@ -131,6 +235,33 @@ def open_tokenizer_file(config: TokenizerFileConfig) -> Tokenizer:
             f"set tokenizer.n_sentinel_tokens={n_sentinel_tokens}, or give a file that has more"
         )
     return tokenizer
+
+
+def _merges_bytes(parts: dict[str, Any]) -> bool:
+    """Whether this is a byte-pair encoding that may be cut between two tokens of a word: nothing else is done to text,
+    and no symbol depends on where in the word it is."""
+    model = parts["model"]
+    plain = not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+    return model["type"] == "BPE" and plain and parts["normalizer"] is None and _is_byte_level(parts["pre_tokenizer"])
+
+
+def _without_prepend(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer that puts nothing before a text."""
+    match normalizer:
+        case {"type": "Prepend"}:
+            return None
+        case {"type": "Sequence", "normalizers": parts}:
+            return {**normalizer, "normalizers": [part for part in map(_without_prepend, parts) if part is not None]}
+    return normalizer
+
+
+def _is_byte_level(pre_tokenizer: dict[str, Any] | None) -> bool:
+    match pre_tokenizer:
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            return True
+        case {"type": "Sequence", "pretokenizers": parts}:
+            return all(part["type"] == "Split" or _is_byte_level(part) for part in parts)
+    return False
 
 
 def _beginning(processor: dict[str, Any] | None) -> list[int]:

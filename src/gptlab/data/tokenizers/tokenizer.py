@@ -5,7 +5,7 @@ import importlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gptlab.data.tokenizers.config import sentinel
+from gptlab.data.tokenizers.cutting import recut
 from gptlab.errors import UserError
 from gptlab.files import write_text_atomic
 from gptlab.registry import config_class
@@ -44,6 +45,8 @@ class Tokenizer(ABC):
     vocab_size: int
     eot: int | None
     fingerprint: str
+    is_lossless: bool = False  # whether decoding is known to give back every text; otherwise it is measured
+    notes: Sequence[str] = ()  # what a person should know before training with it
     one_process: bool = False  # whether it encodes faster than text is sent to another process
     beginning: tuple[int, ...] = ()
     special_tokens: tuple[str, ...] = ()
@@ -198,27 +201,26 @@ def from_portable(content: dict[str, Any]) -> Tokenizer:
     return config_class("tokenizer", content["type"]).restore(content)
 
 
-def recut(texts: Iterable[str], cut: Callable[[str], int]) -> Iterator[str]:
-    """The same text in chunks that end where `cut` allows it."""
-    held: list[str] = []
-    for text in texts:
-        at = cut(text)
-        if at:
-            held.append(text[:at])
-            yield "".join(held)
-            held = [text[at:]] if at < len(text) else []
-        elif text:
-            held.append(text)
-    if held:
-        yield "".join(held)
-
-
 def split_at(tokens: Iterable[str], text: str) -> list[str]:
     """A text cut around each of the given special tokens; the longest is taken where several begin together."""
     spelled = sorted(filter(None, tokens), key=len, reverse=True)
     if not spelled:
         return [text]
     return [part for part in re.split(f"({'|'.join(map(re.escape, spelled))})", text) if part]
+
+
+def lost_text(text: str, decoded: str) -> str | None:
+    """An example of what encoding and decoding made of a text, None where it came back; a first space may be missing,
+    which tokenizers add to a text of its own."""
+    before, after = text.removeprefix(" "), decoded.removeprefix(" ")
+    if before == after:
+        return None
+    shorter = min(len(before), len(after))
+    at = next((n for n in range(shorter) if before[n] != after[n]), shorter)
+    begin = max(0, before.rfind(" ", 0, at))
+    begin = begin if at - begin < 20 else at
+    shown = (repr(part[begin : at + 12].lstrip() or part[begin : at + 12]) for part in (before, after))
+    return " becomes ".join(shown)
 
 
 def vocabulary_fingerprint(tokenizer_type: str, vocabulary: bytes) -> str:

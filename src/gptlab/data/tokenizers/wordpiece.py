@@ -1,7 +1,6 @@
 """BERT's WordPiece (Devlin et al. 2019, arXiv:1810.04805), trained by the `tokenizers` library."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from gptlab.data.tokenizers.config import BERT_SPECIAL_TOKENS, WordPieceConfig
 from gptlab.data.tokenizers.file import FileTokenizer
 from gptlab.data.tokenizers.tokenizer import TRAINING_CHARACTERS, first_characters
+from gptlab.data.tokenizers.training import learn
 
 _, UNK, CLS, SEP, _ = BERT_SPECIAL_TOKENS
 _WITHIN = "##"  # before a piece that does not begin a word
@@ -37,7 +37,7 @@ def train_wordpiece(
     for the beginning of a word and one for within; a word with another character is unknown. Equal texts give equal
     files.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     first = [*BERT_SPECIAL_TOKENS, *special_tokens]
 
@@ -47,22 +47,20 @@ def train_wordpiece(
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         return tokenizer
 
-    trained = around(models.WordPiece(unk_token=UNK))
-    characters, within = _characters(trained, texts(), min(_MAX_CHARACTERS, (vocab_size - len(first)) // 2))
-    trainer = trainers.WordPieceTrainer(
+    split = around(models.WordPiece(unk_token=UNK))
+    characters, within = _characters(split, texts(), min(_MAX_CHARACTERS, (vocab_size - len(first)) // 2))
+    learned = learn(
+        "wordpiece",
+        texts(),
         vocab_size=vocab_size,
+        lowercase=lowercase,
         # The library numbers the characters within words by the order of a hash table, which differs between runs, and
         # breaks ties between merges by these numbers. Characters given as special tokens keep theirs.
         special_tokens=[*first, *(_WITHIN + character for character in within)],
-        initial_alphabet=characters,
-        limit_alphabet=len(characters),
-        continuing_subword_prefix=_WITHIN,
-        show_progress=False,
+        alphabet=characters,
+        prefix=_WITHIN,
     )
-    trained.train_from_iterator(texts(), trainer)
-    # Otherwise a later fork (a loader's workers) is warned about the threads that training used.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    vocabulary = trained.get_vocab()
+    vocabulary = {token: rank for rank, token in enumerate(learned)}
     result = around(models.WordPiece(vocabulary, unk_token=UNK, continuing_subword_prefix=_WITHIN))
     result.decoder = decoders.WordPiece(prefix=_WITHIN)
     result.post_processor = processors.TemplateProcessing(

@@ -1,0 +1,177 @@
+"""Vocabularies learned by the `tokenizers` library, of much text in a process of its own.
+
+The library does not let Python answer a signal while it learns. A process that waits for another one can, and ends it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
+from typing import Any, BinaryIO
+
+from gptlab.data.tokenizers.cutting import gpt2_cut, recut
+
+SMALL_CHARACTERS = 1 << 19  # which take less time to learn from than a process takes to start
+_RUN_CHARACTERS = 1000
+
+
+def between_words(texts: Iterable[str]) -> Iterator[str]:
+    """One document's text, cut only where GPT-2's split cuts too."""
+    return recut(texts, gpt2_cut)
+
+
+def learn_bpe(texts: Iterable[str], *, vocab_size: int) -> list[str]:
+    """A byte-pair vocabulary of GPT-2's byte alphabet by rank."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[],
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    return _by_rank(trained)
+
+
+def learn_wordpiece(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    lowercase: bool,
+    special_tokens: list[str],
+    alphabet: list[str],
+    prefix: str,
+) -> list[str]:
+    """A WordPiece vocabulary by rank, special tokens first."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.WordPiece())
+    trained.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special_tokens,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        continuing_subword_prefix=prefix,
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    return _by_rank(trained)
+
+
+_LEARN: dict[str, Callable[..., list[str]]] = {"bpe": learn_bpe, "wordpiece": learn_wordpiece}
+
+
+def learn(kind: str, texts: Iterable[str], **settings: Any) -> list[str]:
+    """The vocabulary that `learn_bpe` or `learn_wordpiece` finds; an exception in this thread ends the search.
+
+    Runs of more than 1,000 letters, or other characters of a kind, are learned from in parts, since the time a run
+    takes grows with the square of its length: of the pairs in them one in a thousand is not counted.
+    """
+    pieces = _short_runs(texts)
+    first, n = [], 0
+    for piece in pieces:
+        first.append(piece)
+        n += len(piece)
+        if n > SMALL_CHARACTERS:
+            found = _learn_elsewhere(kind, chain(first, pieces), settings)
+            break
+    else:
+        found = _LEARN[kind](first, **settings)
+    # Otherwise a later fork (a loader's workers) is warned about the threads that training used.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return found
+
+
+def _by_rank(trained: Any) -> list[str]:
+    return [token for token, _ in sorted(trained.get_vocab().items(), key=lambda item: item[1])]
+
+
+def _short_runs(texts: Iterable[str]) -> Iterator[str]:
+    import regex  # tiktoken's
+
+    run = regex.compile(
+        rf"\p{{L}}{{{_RUN_CHARACTERS},}}|\p{{N}}{{{_RUN_CHARACTERS},}}|[^\s\p{{L}}\p{{N}}]"
+        rf"{{{_RUN_CHARACTERS},}}|\s{{{_RUN_CHARACTERS},}}"
+    )
+    for text in texts:
+        done = 0
+        for found in run.finditer(text):
+            for at in range(found.start() + _RUN_CHARACTERS, found.end(), _RUN_CHARACTERS):
+                yield text[done:at]
+                done = at
+        if done < len(text):
+            yield text[done:]
+
+
+def _learn_elsewhere(kind: str, texts: Iterable[str], settings: dict[str, Any]) -> list[str]:
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}
+    start = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
+    # A session of its own: Ctrl-C is for this process, which then ends the other.
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-c", start],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        with suppress(BrokenPipeError):  # its exit code says more
+            _send(child.stdin, json.dumps([kind, settings]).encode())
+            for text in texts:
+                if text:
+                    _send(child.stdin, text.encode("utf-8", "surrogatepass"))
+            _send(child.stdin, b"")
+            child.stdin.flush()
+        reply = child.stdout.read()
+        if child.wait():
+            raise RuntimeError(f"learning the vocabulary failed (exit code {child.returncode}); see its output above")
+        return json.loads(reply)
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        with suppress(BrokenPipeError):
+            child.stdin.close()
+
+
+def _send(pipe: Any, data: bytes) -> None:
+    pipe.write(len(data).to_bytes(8, "little") + data)
+
+
+def _received(pipe: BinaryIO) -> Iterator[bytes]:
+    while size := int.from_bytes(pipe.read(8), "little"):
+        data = pipe.read(size)
+        if len(data) < size:
+            return
+        yield data
+
+
+def _end_with_parent(pipe: BinaryIO) -> None:
+    pipe.read(1)  # nothing comes: the other end is closed when the parent has ended
+    os._exit(1)
+
+
+def main() -> None:
+    """Learn a vocabulary from standard input and write it to standard output, as a child process."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not end up in the reply
+    messages = _received(sys.stdin.buffer)
+    kind, settings = json.loads(next(messages))
+
+    def texts() -> Iterator[str]:
+        yield from (data.decode("utf-8", "surrogatepass") for data in messages)
+        threading.Thread(target=_end_with_parent, args=(sys.stdin.buffer,), daemon=True).start()
+
+    replies.write(json.dumps(_LEARN[kind](texts(), **settings)).encode())
+    replies.close()
+    os._exit(0)
