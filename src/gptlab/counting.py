@@ -234,7 +234,8 @@ class _FusedKernels(TorchFunctionMode):
             self.kernels |= {F.layer_norm: self._norm, F.rms_norm: self._norm, F.dropout: self._dropout}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return self.kernels.get(func, func)(*args, **(kwargs or {}))
+        kernel = self.kernels.get(func)
+        return (func if kernel is None else kernel)(*args, **(kwargs or {}))
 
     def _attention(
         self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
