@@ -20,6 +20,7 @@ from gptlab.runs import checkpoint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+(_, _, LEFT_BEHIND) = (ROOT / "docs" / "runs.md").read_text().partition("## What a run leaves")
 QUICK_START = "pip install -e . && python train.py"
 TEST = 'pip install -e ".[test]" && pytest'
 LAST_LINE = re.compile(r"val/loss (?P<loss>\d+\.\d{4})(?: val/\w+ \d+\.\d+)* run (?P<run>runs/\S+)")
@@ -93,7 +94,7 @@ def test_a_command_works(command, folder):
     assert lines[-1] in ends and len(ends) == n_runs
     for end in ends:
         left = folder / LAST_LINE.fullmatch(end)["run"]
-        for name in re.findall(r"^\| `([\w.]+)/?` \|", README.split("## What a run leaves")[1], re.MULTILINE):
+        for name in re.findall(r"^\| `([\w.]+)/?` \|", LEFT_BEHIND, re.MULTILINE):
             assert (left / name).exists(), f"{name} is promised and missing"
 
 
