@@ -86,7 +86,7 @@ def one(job: dict) -> None:
     from gptlab.models.config import model_from_plain
     from gptlab.runs import amendments
     from gptlab.runs.folder import RunFolder
-    from gptlab.training import datamodule
+    from gptlab.training import config as training_config
     from gptlab.training.callbacks.throughput import Throughput
     from gptlab.training.config import (
         AdamWConfig,
@@ -164,8 +164,8 @@ def one(job: dict) -> None:
     )
     callbacks = [_bytes_callback(Path(job["folder"])), *([Amends()] if "amend" in job else [])]
     if job.get("slow"):
-        Throughput.is_slow = lambda self: True
-        datamodule.EVAL_TOKENS = 128
+        Throughput.is_slow = lambda self, n_steps: True
+        training_config.EVAL_TOKENS = 128
     if "signal" not in job:
         train(config, callbacks)
         return

@@ -127,7 +127,8 @@ def _check_preset(folder: Path, group: str, name: str) -> None:
 def _check_values(read: Any, written: Any, key: str, where: str, folder: Path) -> None:
     """`read` is what YAML makes of it, `written` the text in the file."""
     if isinstance(read, dict) and isinstance(written, dict):
-        for (name, value), text in zip(read.items(), written.values(), strict=True):
+        for name, value in read.items():
+            text = written.get(str(name))  # None for what a merge key brings in
             if name != "defaults" or key:
                 _check_values(value, text, f"{key}.{name}" if key else str(name), where, folder)
             for relative in value if name == "defaults" and not key and isinstance(value, list) else ():

@@ -258,6 +258,14 @@ def test_srun_in_a_shell_of_an_allocation_is_a_launcher(monkeypatch, name):
     assert find_launched().world_size == 2 and not is_rank_0()
 
 
+def test_a_rank_that_agrees_with_the_launcher_is_no_leftover(monkeypatch):
+    given(monkeypatch, {"RANK": 0, "WORLD_SIZE": 1})
+    assert find_devices(TrainerConfig(accelerator="cpu")).world_size == 1
+    tasks = {"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 1, "SLURM_NNODES": 2, "SLURM_STEP_NUM_TASKS": 2}
+    given(monkeypatch, {**SRUN, **tasks, "SLURM_PROCID": 1, "RANK": 1, "LOCAL_RANK": 0})
+    assert find_devices(TrainerConfig(accelerator="cpu", num_nodes=2)).world_size == 2 and not is_rank_0()
+
+
 def test_rank_0_is_who_the_launcher_says(monkeypatch):
     given(monkeypatch, {**TORCHRUN, "NODE_RANK": 1})  # torchrun's rendezvous may give the nodes another order
     assert is_rank_0()

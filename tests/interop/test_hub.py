@@ -227,6 +227,9 @@ class Api:
         self.repositories.setdefault(repo_id, {"private": private, "files": {}})
         return f"https://huggingface.co/{repo_id}"
 
+    def model_info(self, repo_id):
+        return SimpleNamespace(private=bool(self.repositories[repo_id]["private"]))
+
     def upload_folder(self, *, repo_id, repo_type, folder_path, commit_message):
         if self.fails is not None:
             raise self.fails
@@ -254,6 +257,10 @@ def test_an_upload(api, tmp_path, capsys):
     assert "it exists; add overwrite=true to add a commit to it, or name another" in capsys.readouterr().err
     found["files"].clear()
     assert run_convert(f"from={run}", "to=hub:me/mine", "overwrite=true") == 0 and found["files"]
+    found["private"] = False
+    found["files"].clear()
+    assert run_convert(f"from={run}", "to=hub:me/mine", "overwrite=true", "private=true") == 2 and not found["files"]
+    assert "is a public repository already; nothing is uploaded" in capsys.readouterr().err
 
 
 def test_an_upload_that_fails_tells_no_token(api, tmp_path, capsys, monkeypatch):

@@ -70,7 +70,10 @@ def test_locking_clears_what_a_killed_process_left(tmp_path):
         (tmp_path / f".{name}.123.tmp").touch()
     with folder.lock():
         assert not list(folder.checkpoints.iterdir())
-        assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "evaluations", "lock", amending.name}
+        assert {path.name for path in tmp_path.iterdir()} == {
+            *("checkpoints", "evaluations", "lock", ".running.lock"),
+            amending.name,
+        }
 
 
 def test_events_are_lines_of_json(tmp_path):

@@ -217,7 +217,7 @@ def test_the_plan_gives_the_number_of_trained_parameters(runs, tmp_path, capsys)
     model = DecoderConfig(**SHAPE, init_from=str(runs / "base"))
     train(small_run(tmp_path / "run", model=model, finetune=LORA, budget_steps=2))
     n_trained = 2 * 3 * (32 + 32 + 32 + 32 + 128 + 32)  # two blocks, rank 3, q, v and down
-    assert f", {n_trained:,} trained (" in capsys.readouterr().out
+    assert f"; {n_trained:,} trained (" in capsys.readouterr().out
 
 
 def test_a_run_is_not_resumed_with_other_adapters(runs, tmp_path):

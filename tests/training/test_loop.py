@@ -62,7 +62,7 @@ def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys, monkeypatch):
     names = {path.name for path in run.iterdir()}
     assert names == {
         *("config.yaml", "inputs.json", "tokenizer.json", "metrics.csv", "events.jsonl", "summary.json"),
-        *("loss.png", "samples.txt", "checkpoints", "lock"),
+        *("loss.png", "samples.txt", "checkpoints", "lock", ".running.lock"),
     }
     saved = {"step_00000010.ckpt", "last.ckpt", "best.ckpt", "SHA256SUMS"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == saved
@@ -523,8 +523,6 @@ def test_loggers_get_the_rows(tmp_path):
     train(small_run(tmp_path / "other", logger=LoggersConfig(wandb=WandbConfig())))
     files = [list((tmp_path / run / "wandb").glob("offline-run-*/run-*.wandb")) for run in ("run", "other")]
     assert len(files[0]) == 1 and len(files[1]) == 1, "each training has a run of its own"
-
-    assert len(files[0]) == 2 and len(files[1]) == 1, "each training has a run of its own"
 
 
 def test_no_bits_per_byte_of_a_text_that_the_tokenizer_does_not_give_back(tmp_path, capsys):

@@ -69,7 +69,7 @@ def _main() -> int:
 def run(verb: str, arguments: list[str], *, program: list[str]) -> int:
     """Carry out a command; returns the exit code. `program` is what starts it, before its arguments."""
     try:
-        module = importlib.import_module(f"gptlab.cli.{verb}")
+        module = importlib.import_module(f"gptlab.cli.{verb.replace('-', '_')}")
     except KeyboardInterrupt:
         return 130
     return module.main(arguments, program) if verb == "train" else module.main(arguments)

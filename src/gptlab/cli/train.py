@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gptlab import composition, plugins, quoting
 from gptlab.cli.guard import guard
+from gptlab.distributed.signals import STARTER
 from gptlab.errors import UserError, did_you_mean
 from gptlab.overrides import as_typed, for_hydra, key_of, refuse_of_hydra, refuse_unknown, swept_keys, trial_name
 
@@ -104,7 +105,8 @@ class _Command:
         for needy in {"--package", "-p", "--resolve"} & {o.partition("=")[0] for o in self.options}:
             if shown is None:
                 raise UserError(f"{needy} is an option of --cfg; add --cfg job, or leave it out")
-        refuse_of_hydra(self.of_hydra, multirun=multirun)
+        if os.environ.get(STARTER, own := str(os.getpid())) == own:  # for other ranks Lightning adds keys of Hydra
+            refuse_of_hydra(self.of_hydra, multirun=multirun)
         plugins.load(plugins.named_in(self.overrides))
         if not COMPLETION & arguments:
             refuse_unknown(self.overrides, composition.preset_names(self.config_dir))

@@ -246,7 +246,8 @@ def _build_examples(
     tokenizer = None if config.trained else config.build(_no_texts)  # its errors come before any work
     chat_tokens = (tokenizer or config).chat_tokens
     special_tokens = config.added_tokens if tokenizer is None else tokenizer.special_ids
-    examples = SpooledExamples(data, source, folder / "spool", chat_tokens, special_tokens, progress=progress)
+    plain = () if tokenizer is None else [t for t, i in tokenizer.special_ids.items() if i not in tokenizer.specials]
+    examples = SpooledExamples(data, source, folder / "spool", chat_tokens, special_tokens, plain, progress=progress)
     part_of = split_examples(data, examples.hashes)
 
     def texts() -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Devices, precision, peak FLOP/s and memory of the machine."""
 
 import ctypes
+import gc
 import os
 import re
 import sys
@@ -111,10 +112,17 @@ def free_memory_bytes(devices: Devices, n_nodes: int = 1) -> int | None:
 
     Processes on a CPU share what the system and the control groups (versions 1 and 2) of this process leave.
     """
+    gc.collect()  # an earlier run's model lies in cycles
     if devices.accelerator == "cuda":
-        return torch.cuda.mem_get_info()[0]
+        torch.cuda.empty_cache()
+        chosen = devices.per_node if isinstance(devices.per_node, list) else range(devices.per_node)
+        local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+        return torch.cuda.mem_get_info(chosen[local % len(chosen)])[0]
     if devices.accelerator != "cpu":
         return None
+    if sys.platform == "linux":  # what `keep_freed_memory` lets the C library keep is free too
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
     free = [
         *_free_in_system(Path("/proc/meminfo")),
         *_free_in_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")),
@@ -138,10 +146,11 @@ def _free_in_groups(root: Path, own: Path) -> list[int]:
         return found
     for _, controllers, name in (line for line in lines if len(line) == 3):
         if not controllers:
-            base, limit, usage, cache = root, "memory.max", "memory.current", "inactive_file"
+            base, limit, usage = root, "memory.max", "memory.current"
+            cache = ("inactive_file", "active_file", "slab_reclaimable")
         elif "memory" in controllers.split(","):
             base, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_inactive_file"
+            cache = ("total_inactive_file", "total_active_file")
         else:
             continue
         group = base / name.lstrip("/")
@@ -149,7 +158,7 @@ def _free_in_groups(root: Path, own: Path) -> list[int]:
             with suppress(OSError, ValueError):
                 most, used = (int((folder / file).read_text()) for file in (limit, usage))
                 stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                found.append(max(0, most - used + int(stat.get(cache, 0))))
+                found.append(max(0, min(most, most - used + sum(int(stat.get(name, 0)) for name in cache))))
             if folder == base:
                 break
     return found

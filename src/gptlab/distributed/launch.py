@@ -115,7 +115,9 @@ def _refuse_leftovers(launched: Launched | None, *, per_node: int, n_nodes: int)
         limits["LOCAL_RANK"] = per_node
     for name, limit in limits.items():
         rank = env.get(name)
-        if rank is None or (rank.isdecimal() and int(rank) < limit):
+        # A script may repeat what the launcher says, or that there is one process.
+        agrees = rank == (env.get("SLURM_PROCID") if launched is not None else "0" if per_node * n_nodes == 1 else None)
+        if rank is None or (rank.isdecimal() and int(rank) < limit) or (name == "RANK" and agrees):
             continue
         raise UserError(
             f"the environment has {name}={rank}, as of a launcher, and none started this process as that rank of "
@@ -170,7 +172,9 @@ def is_rank_0() -> bool:
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         return env["RANK"] == "0"
-    # Of processes that Lightning starts, and else of srun's tasks.
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # srun started them all
+        return env.get("SLURM_PROCID", "0") == "0"
+    # Of processes that Lightning starts, and else of srun's only task.
     name = "LOCAL_RANK" if "LOCAL_RANK" in env else "SLURM_PROCID"
     return env.get(name, "0") == env.get("NODE_RANK", "0") == "0"
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
@@ -13,6 +14,7 @@ from typing import NoReturn
 # Ctrl-C; a scheduler's end or `kill`; SLURM's warning as gptlab's job scripts request it; submitit's warning.
 # Windows has the first two alone.
 SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+ECHO_SECONDS = 1  # in which a launcher passes on a signal that the whole group has got already
 REQUEUES = getattr(signal, "SIGUSR1", None)
 
 
@@ -38,8 +40,11 @@ class Stopped(Exception):
         self.exit_code = 128 + signum
 
 
-class Interrupted(Exception):
-    """A signal arrived where nothing is lost by leaving at once: in a forward or backward pass of a single process."""
+class Interrupted(BaseException):
+    """A signal arrived where nothing is lost by leaving at once.
+
+    Not an Exception, so that no library takes it for an error of its own.
+    """
 
     def __init__(self, signum: int):
         super().__init__(signum)
@@ -50,13 +55,6 @@ class Failure(Exception):
     """The run cannot go on, through no mistake of the user."""
 
     exit_code = 1
-
-
-class _Interruption(BaseException):
-    """Not an Exception, so that no library takes it for an error of its own."""
-
-    def __init__(self, signum: int):
-        self.signum = signum
 
 
 @contextmanager
@@ -71,14 +69,19 @@ def stopping_at_once(during: str) -> Iterator[None]:
         yield
         return
 
+    stopped_at = None
+
     def stop(signum: int, frame: object) -> None:
-        raise _Interruption(signum)
+        nonlocal stopped_at
+        earlier, stopped_at = stopped_at, time.monotonic()
+        if earlier is None or stopped_at - earlier > ECHO_SECONDS:
+            raise Interrupted(signum)
 
     warnings = [number for number in SIGNALS if signal.getsignal(number) is leave_before_the_first_step]
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, *warnings)}
     try:
         yield
-    except _Interruption as interruption:
+    except Interrupted as interruption:
         if interruption.signum in warnings:
             leave_before_the_first_step(interruption.signum)
         name = signal.Signals(interruption.signum).name

@@ -71,9 +71,11 @@ def _locations(config: ModelConfig) -> dict[str, TensorLocation]:
 
 
 def _seen(theirs: Mapping[str, Any], names: Collection[str], read: Callable[[str], Tensor]) -> dict[str, Any]:
-    """The heads of an encoder, of which a class of transformers may have saved fewer than config.json names."""
+    """What the tensors tell: the heads, of which a class of transformers may save fewer than config.json names."""
     if theirs.get("type") != "encoder":
-        return {}
+        # Of a class head's model transformers does not save the head of its tokens.
+        headless = "class_head.weight" in names and "lm_head.weight" not in names
+        return {"tie_embeddings": True} if headless else {}
     for prefix, heads in (("nsp.", Heads.pretraining), ("mlm.", Heads.masked_lm)):
         if any(name.startswith(prefix) for name in names):
             return {"heads": heads.value}

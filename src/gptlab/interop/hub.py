@@ -167,8 +167,15 @@ def upload(folder: Path, name: HubName, *, private: bool | None, overwrite: bool
     api, repository = HfApi(), name.repository
     try:
         created = api.create_repo(repository, repo_type="model", private=private, exist_ok=overwrite)
+        # A repository that exists stays as public or private as it is, whatever was asked for.
+        is_private = private if private is None else bool(api.model_info(repository).private)
     except Exception as error:
         raise UserError(f"the hub does not create {repository}: {_refusal(error)}") from error
+    if is_private != private:
+        raise UserError(
+            f"private={str(private).lower()}, and {repository} is a {'private' if is_private else 'public'} repository "
+            "already; nothing is uploaded: change it in its settings on the hub, or leave out private="
+        )
     try:
         api.upload_folder(
             repo_id=repository, repo_type="model", folder_path=str(folder), commit_message="Upload by gptlab convert"

@@ -314,6 +314,16 @@ class GptlabPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MaskedLMHead):
             nn.init.zeros_(module.bias)
 
+    def resize_token_embeddings(self, *args, **options):
+        embeddings = super().resize_token_embeddings(*args, **options)
+        head = getattr(self, "mlm", None)
+        if isinstance(head, MaskedLMHead):  # whose bias has an entry for each token
+            old, new = head.bias.data, head.bias.new_zeros(embeddings.num_embeddings)
+            n = min(len(new), len(old))
+            new[:n] = old[:n]
+            head.bias = nn.Parameter(new)
+        return embeddings
+
     def get_input_embeddings(self):
         return self._base.tok_emb
 

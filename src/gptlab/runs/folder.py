@@ -36,12 +36,15 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be created ({error.strerror}); name another folder") from error
         file, own = self.path / "lock", self.path / ".running.lock"  # on Windows nobody can read a locked file
+        process = ""
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(own, wait=False))
             except BlockingIOError:
+                with suppress(OSError):  # which the other writes after it has the lock
+                    process = f" (process {file.read_text().strip()})"
                 raise UserError(
-                    f"{self.path} is being written by another run (process {file.read_text().strip()}); "
+                    f"{self.path} is being written by another run{process}; "
                     "wait for it, stop it, or give this run another name with name=..."
                 ) from None
             file.write_text(str(os.getpid()))
@@ -51,7 +54,8 @@ class RunFolder:
             finally:
                 empty = {entry.name for entry in self.path.iterdir()} <= {file.name, own.name}
                 if empty:  # refused before anything was written
-                    stack.close()
+                    if os.name == "nt":  # where nobody can remove a locked file
+                        stack.close()
                     file.unlink(missing_ok=True)
                     own.unlink(missing_ok=True)
                     with suppress(OSError):  # another run has begun here

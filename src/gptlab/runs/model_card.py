@@ -1,6 +1,5 @@
 """The card of an exported model: what it is, what it was trained on, how it is used, and its limits."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import yaml
 
 from gptlab.runs.checkpoint import Checkpoint
-from gptlab.runs.folder import read_metrics
+from gptlab.runs.folder import read_metrics, read_summary
 from gptlab.runs.run_tokenizer import run_of, tokenizer_of
 
 # The classes of transformers that open a model, by its task on the hub.
@@ -40,7 +39,7 @@ def model_card(source: Checkpoint, *, n_parameters: int, task: str, own_code: st
     own = run != path.resolve().parent  # the files beside a checkpoint that was copied elsewhere are other runs'
     rows = [row for row in read_metrics(run / "metrics.csv") if own and row["step"] == state.step]
     metrics = {name: value for row in rows for name, value in row.items() if name.startswith(("train/", "val/"))}
-    summary = json.loads((run / "summary.json").read_text()) if own and (run / "summary.json").is_file() else {}
+    summary = (read_summary(run) if own else None) or {}
     tags = ["gptlab", *["custom_code"] * (own_code is not None)]
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [{', '.join(tags)}]\n---",

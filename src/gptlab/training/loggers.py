@@ -57,10 +57,10 @@ def build_loggers(
     of the steps before this start.
     """
     loggers: list[Logger] = []
-    if config.wandb is not None and (mode := _mode(config.wandb)) != "disabled":
-        loggers.append(_wandb(config.wandb, folder, mode, group, tags, hyperparameters, rows))
     if config.tensorboard is not None:
         loggers.append(_tensorboard(config.tensorboard, folder))
+    if config.wandb is not None and (mode := _mode(config.wandb)) != "disabled":  # last: whatever is opened is ended
+        loggers.append(_wandb(config.wandb, folder, mode, group, tags, hyperparameters, rows))
     return loggers
 
 
@@ -97,7 +97,7 @@ def _wandb(
         readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name[:40]).strip("-.")
         write_text_atomic(identity, f"{readable or 'run'}-{os.urandom(4).hex()}")
     sent = not new and _is_sent(folder)
-    if mode == "offline" and not sent:
+    if not sent:
         _replace_parts(folder)
     try:
         with warnings.catch_warnings():
@@ -123,7 +123,7 @@ def _wandb(
         ) from error
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
-    for row in rows if new or (mode == "offline" and not sent) else ():
+    for row in rows if new or (not sent and not run.resumed) else ():
         logger.log_metrics(row, int(row["step"]))
     if mode == "offline":
         # An attribute of our own, for the summary.

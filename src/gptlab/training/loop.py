@@ -297,6 +297,7 @@ class _Training:
     trainer: lightning.Trainer = field(init=False)
     metrics: Metrics = field(init=False)
     signals: SignalListener = field(init=False)
+    earlier: Path = field(init=False)  # the metrics.csv that leads up to the first of them
     amender: Amender = field(init=False)
 
     def begin(self, source: Checkpoint | None, rollback: Rollback) -> None:
@@ -305,6 +306,7 @@ class _Training:
         step = source.state.step if source is not None else 0
         skipped = source.state.skipped_steps if source is not None else 0
         self.rollback = rollback
+        self.earlier = metrics_before(folder, source)
         if rollback.step == step:  # the checkpoint, being from before it, does not know of it
             skipped = max(skipped, rollback.skipped_steps)
         self.datamodule.start_step, self.datamodule.skipped_steps = step, skipped
@@ -344,8 +346,8 @@ class _Training:
         guard = LossGuard(config.callbacks.spike, folder)
         if config.callbacks.spike.action is SpikeAction.skip:
             self.module.spikes = guard.spikes
-        received = self.signals.received if self.starter is not None else 0
-        self.signals = SignalListener(agreement, command=self.command, speaks=folder.writes, received=received)
+        earlier = self.signals if self.starter is not None else None
+        self.signals = SignalListener(agreement, command=self.command, speaks=folder.writes, earlier=earlier)
         self.metrics = Metrics(
             folder,
             guard,
@@ -382,7 +384,8 @@ class _Training:
         """Take all steps that remain."""
         while True:
             step = self.module.finished_steps
-            self.metrics.recall(row for row in read_metrics(self.folder.path / "metrics.csv") if row["step"] <= step)
+            # Of what a run in another folder was begun from, rank 0 may not have made this run's own copy yet.
+            self.metrics.recall(row for row in read_metrics(self.earlier) if row["step"] <= step)
             self.trainer.loggers = self.loggers
             if self.devices.world_size == 1:
                 self.signals.listen()

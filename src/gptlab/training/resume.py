@@ -76,7 +76,8 @@ def find_checkpoint(resume: str | None, identity: Identity, folder: RunFolder) -
     if state.data != identity.data:
         raise UserError(
             f"{path} was trained on other data (fingerprint {state.data[:16]}, now {identity.data[:16]}): "
-            "the corpus has changed since; restore it, or start another run with name=..."
+            "the corpus has changed since, or this version of gptlab prepares it in another way; restore it, or start "
+            "another run with name=..."
         )
     return found
 

@@ -216,3 +216,18 @@ def test_special_tokens_that_the_tokenizer_lacks_are_named(table):
     (note,) = data.notes
     assert "spells <|im_end|>, <|im_start|>" in note
     assert """'tokenizer.special_tokens=["<|im_end|>","<|im_start|>"]'""" in note
+
+
+def test_an_added_token_that_is_not_special_is_seen_by_the_template():
+    """As <think> of reasoning models, which their templates look for in a message."""
+    text = "{% for m in messages %}{{ m.role }}:{{ m.content.split('</think>')[-1] }}</s>{% endfor %}"
+    template = ChatTemplate(text, {"eos_token": "</s>"}, ["</s>", "</think>"], ["</think>"])
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "secret</think>hello</s>"}]
+    shown = "".join(part.text for part in template.parts(messages, "record 1") if isinstance(part.text, str))
+    assert "secret" not in shown and "hello" in shown
+
+
+def test_a_template_that_changes_the_case_leaves_no_trace_of_what_keeps_texts_apart():
+    template = ChatTemplate("{% for m in messages %}{{ m.content|upper }}{% endfor %}", {"eos_token": "</s>"}, ["</s>"])
+    messages = [{"role": "user", "content": "a</s>"}, {"role": "assistant", "content": "x</s>"}]
+    assert "".join(str(part.text) for part in template.parts(messages, "record 1")) == "A</S>X</S>"

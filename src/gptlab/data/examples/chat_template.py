@@ -68,20 +68,29 @@ class ChatTemplate:
     The assistant's parts are those between `{% generation %}` and `{% endgeneration %}`. In a template without these
     they are what each of the assistant's messages adds to the text of the messages before it, rendered with
     `add_generation_prompt=True`. `variables` are what the template knows, as `bos_token` and `eos_token`, and
-    `special_tokens` those of the tokenizer, which are found in the template's own text and never in a message.
+    `special_tokens` those of the tokenizer, which are found in the template's own text and never in a message, but for
+    the `plain_tokens` among them: added tokens such as <think> that are tokens of any text.
     `unknown_tokens` gathers what the template spells like a special token and the tokenizer lacks.
     """
 
-    def __init__(self, text: str, variables: Mapping[str, str], special_tokens: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        text: str,
+        variables: Mapping[str, str],
+        special_tokens: Iterable[str] = (),
+        plain_tokens: Iterable[str] = (),
+    ) -> None:
         self._variables = dict(variables)
         self._special_tokens = sorted(filter(None, {*special_tokens, *self._variables.values()}), key=len, reverse=True)
         self.unknown_tokens: set[str] = set()
         self._marked = _GENERATION.search(text) is not None
         # No message can hold these by chance. The last one keeps a message's spelling of a special token apart.
         self._marks = tuple(f"\0{secrets.token_hex(16)}\0" for _ in range(2))
-        self._apart = secrets.token_hex(16)
+        self._apart = f"{secrets.randbits(128):039d}"  # digits, since a template may change the case
         known = [re.escape(token) for token in self._special_tokens]
-        self._guarded = re.compile("|".join([*known, _SPECIAL.pattern]))
+        plain = set(plain_tokens)
+        guarded = [re.escape(token) for token in self._special_tokens if token not in plain]
+        self._guarded = re.compile("|".join([*guarded, _SPECIAL.pattern]))
         self._split = re.compile(f"({'|'.join(known)})") if known else None
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]

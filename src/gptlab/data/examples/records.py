@@ -183,11 +183,12 @@ class SpooledExamples:
         file: Path,
         chat_tokens: Mapping[str, str],
         special_tokens: Iterable[str] = (),
+        plain_tokens: Iterable[str] = (),
         *,
         progress: bool = False,
     ) -> None:
         self._file = file
-        self._template = self._open_template(config, chat_tokens, special_tokens)
+        self._template = self._open_template(config, chat_tokens, special_tokens, plain_tokens)
         dropped: Counter[str] = Counter()
         self.hashes = array("d")
         self.n_bytes = 0
@@ -204,13 +205,13 @@ class SpooledExamples:
 
     @staticmethod
     def _open_template(
-        config: TableConfig, chat_tokens: Mapping[str, str], special_tokens: Iterable[str]
+        config: TableConfig, chat_tokens: Mapping[str, str], special_tokens: Iterable[str], plain_tokens: Iterable[str]
     ) -> "ChatTemplate | None":
         if config.chat_template is None:
             return None
         from gptlab.data.examples.chat_template import ChatTemplate, read_chat_template
 
-        return ChatTemplate(read_chat_template(config.chat_template), chat_tokens, special_tokens)
+        return ChatTemplate(read_chat_template(config.chat_template), chat_tokens, special_tokens, plain_tokens)
 
     def notes(self, tokenizer: str) -> list[str]:
         """What a person should know of how the examples are written; `tokenizer` is its type."""

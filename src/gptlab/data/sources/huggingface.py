@@ -20,6 +20,9 @@ from gptlab.data.sources.source import (
 from gptlab.data.sources.table_file import read_table, table_ending
 from gptlab.errors import UserError
 
+# Options that a data set's README may set for its files, and that `read_table` does not take.
+UNKNOWN_TO_TABLES = ("sep", "delimiter", "names", "column_names", "skiprows", "header", "field")
+
 
 class HubDataset:
     """The records of a `datasets` data set: a name on the hub, or a local folder or file in `path`.
@@ -103,6 +106,9 @@ class HubDataset:
         if not path.is_dir() or (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return []
         builder = datasets.load_dataset_builder(str(path), self.subset)
+        usual = type(builder.config)()
+        if any(getattr(builder.config, name, None) != getattr(usual, name, None) for name in UNKNOWN_TO_TABLES):
+            return []
         files = [Path(file) for file in (builder.config.data_files or {}).get(self.hub_split, [])]
         return files if all(file.is_file() and table_ending(file) is not None for file in files) else []
 
@@ -110,14 +116,14 @@ class HubDataset:
         wanted = {"split": self.hub_split, "streaming": self.streaming}
         if self.path is None:
             builder = datasets.load_dataset_builder(self.dataset, self.subset, revision=self.revision)
-            if hasattr(builder.config, "keep_default_na"):  # a CSV; else NA, null and None would be missing
-                wanted |= {"keep_default_na": False, "converters": {column: str} if column else None}
+            wanted |= _csv_options(builder, column)
             return datasets.load_dataset(self.dataset, self.subset, revision=self.revision, **wanted)
         path = Path(self.path).expanduser()
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             loaded = datasets.load_from_disk(str(path))
             return loaded[self.hub_split] if isinstance(loaded, dict) else loaded
         if path.is_dir():
+            wanted |= _csv_options(datasets.load_dataset_builder(str(path), self.subset), column)
             return datasets.load_dataset(str(path), self.subset, **wanted)
         formats = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
         suffix = next((end for end in reversed(path.suffixes) if end not in (".gz", ".zst", ".bz2", ".xz")), "")
@@ -127,6 +133,13 @@ class HubDataset:
             wanted |= {"keep_default_na": False, "converters": {column: str} if column else None}
         # A bare file has one split, whatever it is called.
         return datasets.load_dataset(formats[suffix], data_files={self.hub_split: str(path)}, **wanted)
+
+
+def _csv_options(builder: Any, column: str | None) -> dict[str, Any]:
+    """What keeps NA, null and None of a CSV text instead of missing; nothing for other formats."""
+    if not hasattr(builder.config, "keep_default_na"):
+        return {}
+    return {"keep_default_na": False, "converters": {column: str} if column else None}
 
 
 class HubCorpus(Corpus):

@@ -212,9 +212,9 @@ def split_at(tokens: Iterable[str], text: str) -> list[str]:
 def lost_text(text: str, decoded: str) -> str | None:
     """An example of what encoding and decoding made of a text, None where it came back; a first space may be missing,
     which tokenizers add to a text of its own."""
-    before, after = text.removeprefix(" "), decoded.removeprefix(" ")
-    if before == after:
+    if text in (decoded, f" {decoded}") or decoded == f" {text}":
         return None
+    before, after = text.removeprefix(" "), decoded.removeprefix(" ")
     shorter = min(len(before), len(after))
     at = next((n for n in range(shorter) if before[n] != after[n]), shorter)
     begin = max(0, before.rfind(" ", 0, at))

@@ -80,7 +80,8 @@ class Checkpoints(Callback):
         for callback in trainer.callbacks:
             if callback.state_key in state.callbacks:
                 callback.load_state_dict(state.callbacks[callback.state_key])
-        if self.metrics.row.get("step") == state.step and self._improves():  # found after it was saved
+        same_data = state.data == self.prototype.data
+        if same_data and self.metrics.row.get("step") == state.step and self._improves():  # found after it was saved
             self._is_best(state.step)
         self._source = None
 
@@ -137,7 +138,8 @@ class Checkpoints(Callback):
     def on_validation_end(self, trainer, module) -> None:
         if trainer.state.fn != "fit" and self._source is not None and self._improves():
             self._is_best(module.finished_steps)
-            if self.folder.writes and self.settings is not None and self.settings.best:
+            own = self._source.path.resolve().parent == self.folder.checkpoints.resolve()
+            if own and self.folder.writes and self.settings is not None and self.settings.best:
                 checkpoint.link(self._source.path, "best")
 
     def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0) -> None:

@@ -51,7 +51,7 @@ class Metrics(Callback):
         self._pending: list[tuple[int, dict]] = []
         self._held: dict[str, float | int] | None = None  # the newest row, which an evaluation may still add to
         self._file: MetricsFile | None = None
-        agreement.requests[SLOW_STEPS] = throughput.is_slow
+        agreement.requests[SLOW_STEPS] = lambda: throughput.is_slow(self.window)
 
     def recall(self, rows: Iterable[dict[str, float]]) -> None:
         """Take the newest numbers of a run that is continued from its metrics.csv."""

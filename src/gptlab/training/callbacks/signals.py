@@ -11,11 +11,9 @@ from lightning.pytorch.callbacks import Callback
 from torch.distributed import PrefixStore
 
 from gptlab.distributed import internals
-from gptlab.distributed.signals import SIGNALS, Interrupted, Stopped, leave_before_the_first_step
+from gptlab.distributed.signals import ECHO_SECONDS, SIGNALS, Interrupted, Stopped, leave_before_the_first_step
 from gptlab.distributed.stop_points import StopPoints
 from gptlab.training.callbacks.agreement import SLOW_STEPS, Agreement
-
-ECHO_SECONDS = 1  # in which a launcher passes on a signal that the whole group has got already
 
 _stores = count()  # of this process; the same on all ranks, whose trainers are set up alike
 
@@ -26,17 +24,18 @@ class SignalListener(Callback):
     A single process leaves a forward or backward pass at once, by `Interrupted`.
     """
 
-    def __init__(self, agreement: Agreement, *, command: str, speaks: bool, received: int = 0):
+    def __init__(self, agreement: Agreement, *, command: str, speaks: bool, earlier: "SignalListener | None" = None):
         self.agreement = agreement
         self.command = command  # what continues the run
         self.speaks = speaks
-        self.received = received  # by this process
+        self.received = earlier.received if earlier is not None else 0  # by this process
         self._points = StopPoints(None)
         self._module = None
         self._alone = True
         self._trains = False
         self._received_at = 0.0
-        self._replaced: dict[int, Any] = {}  # handlers by signal
+        # Handlers by signal: those from before the run, not those of a listener that this one follows.
+        self._replaced: dict[int, Any] = earlier._replaced if earlier is not None else {}
         agreement.requests |= {signum.name: partial(self._has_received, signum) for signum in SIGNALS}
         agreement.afterwards.append(lambda: self._points.all_passed())
 

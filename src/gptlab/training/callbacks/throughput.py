@@ -7,7 +7,7 @@ import torch
 from gptlab.distributed.devices import memory_gib
 
 METER_SECONDS = 0.5  # over which tokens per second are averaged, at least
-SLOW_STEP_SECONDS = 1  # a step of more than that is long to wait for
+SLOW_SECONDS = 1  # more than that is long to wait for
 
 
 class Throughput:
@@ -25,10 +25,10 @@ class Throughput:
         """The metrics that it measures."""
         return ["perf/tokens_per_second", "perf/memory_gib", *(["perf/mfu"] if self.peak_flops is not None else [])]
 
-    def is_slow(self) -> bool:
-        """Whether a step is known to take long."""
+    def is_slow(self, n_steps: int) -> bool:
+        """Whether so many steps are known to take long."""
         rate = self.newest.get("perf/tokens_per_second")
-        return rate is not None and self.step_tokens > SLOW_STEP_SECONDS * rate
+        return rate is not None and n_steps * self.step_tokens > SLOW_SECONDS * rate
 
     def restart(self, step: int) -> None:
         """Measure from here: the time before does not count."""
