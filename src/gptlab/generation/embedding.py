@@ -10,7 +10,7 @@ from torch import Tensor
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.generation.fill_mask import enclosed
-from gptlab.generation.prompt import check_length, pad
+from gptlab.generation.prompt import check_length, encode_text, pad
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability
 
@@ -50,12 +50,7 @@ def embed(
     encoded = []
     for number, text in enumerate(texts, 1):
         name = f"text {number} of {len(texts)}" if len(texts) > 1 else "the text"
-        try:
-            ids = tokenizer.encode(text).tolist()
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
-        if not ids:
-            raise UserError(f"{name} is empty; give it at least one character")
+        ids = encode_text(text, tokenizer, name)
         encoded.append(enclosed(ids, tokenizer) if bidirectional else [*tokenizer.beginning, *ids])
         check_length(encoded[-1], model, name)
     device, found = next(model.parameters()).device, []

@@ -43,14 +43,20 @@ def encode_prompt(text: str, tokenizer: Tokenizer, model: LanguageModel, name: s
 
     UserError where it is empty or cannot be encoded; `name` is how the error refers to it.
     """
+    ids = encode_text(text, tokenizer, name)
+    ends = [tokenizer.eot] if has_encoder(model) and tokenizer.eot is not None else []
+    return [*tokenizer.beginning, *ids, *ends]
+
+
+def encode_text(text: str, tokenizer: Tokenizer, name: str) -> list[int]:
+    """A text's tokens and no others; UserError where it is empty or cannot be encoded, which calls it `name`."""
     try:
         ids = tokenizer.encode(text).tolist()
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     if not ids:
         raise UserError(f"{name} is empty; give it at least one character")
-    ends = [tokenizer.eot] if has_encoder(model) and tokenizer.eot is not None else []
-    return [*tokenizer.beginning, *ids, *ends]
+    return ids
 
 
 def check_length(ids: list[int], model: LanguageModel, name: str = "the prompt") -> None:
