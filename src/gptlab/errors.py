@@ -11,6 +11,12 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """An error of another library in one line: its kind, and the first line of what it says."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, or all of them if they are few."""
     known = list(known)

@@ -146,6 +146,29 @@ def test_a_model_without_a_tokenizer_is_taken_where_the_hub_cannot_be_asked(cach
         gptlab.load("gpt2")
 
 
+def test_a_model_without_a_tokenizer_asks_the_network_once(cache, model, monkeypatch):
+    (model / "tokenizer.json").unlink()
+    snapshot = put(cache, "gpt2", model)
+    asked = []
+
+    def download(name, *, local_files_only=False, **options):
+        asked.extend([] if local_files_only else [name])
+        return str(snapshot)
+
+    def download_file(name, file, *, revision=None):
+        """What huggingface_hub does on a 404."""
+        absent = cache / "models--gpt2" / ".no_exist" / COMMIT / file
+        absent.parent.mkdir(parents=True, exist_ok=True)
+        absent.touch()
+        raise refusal(errors.EntryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download_file)
+    assert from_hub("gpt2") == snapshot and len(asked) == 2
+    asked.clear()
+    assert from_hub("gpt2") == from_hub("gpt2@main") == from_hub(f"gpt2@{COMMIT}") == snapshot and not asked
+
+
 @pytest.mark.parametrize("pickled", [False, True])
 def test_only_what_is_read_is_downloaded(pickled, cache, tmp_path, monkeypatch):
     """As the released Llamas: for other libraries too, in folders and under other names; the config comes first."""
@@ -230,11 +253,14 @@ class Api:
     def model_info(self, repo_id):
         return SimpleNamespace(private=bool(self.repositories[repo_id]["private"]))
 
-    def upload_folder(self, *, repo_id, repo_type, folder_path, commit_message):
+    def upload_folder(self, *, repo_id, repo_type, folder_path, commit_message, delete_patterns):
         if self.fails is not None:
             raise self.fails
         files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
-        self.repositories[repo_id]["files"] |= files
+        there = self.repositories[repo_id]["files"]
+        for name in huggingface_hub.utils.filter_repo_objects(list(there), allow_patterns=delete_patterns):
+            del there[name]
+        there |= files
 
 
 @pytest.fixture
@@ -257,6 +283,12 @@ def test_an_upload(api, tmp_path, capsys):
     assert "it exists; add overwrite=true to add a commit to it, or name another" in capsys.readouterr().err
     found["files"].clear()
     assert run_convert(f"from={run}", "to=hub:me/mine", "overwrite=true") == 0 and found["files"]
+    # What only an earlier export wrote goes; what somebody else put there stays.
+    found["files"] |= {"chat_template.jinja": b"of another model", "curve.png": b"", ".gitattributes": b""}
+    plain = write_run(tmp_path / "plain")
+    assert run_convert(f"from={plain}", "to=hub:me/mine", "overwrite=true") == 0
+    assert {"config.json", "curve.png", ".gitattributes"} <= found["files"].keys()
+    assert not {"chat_template.jinja", "modeling_gptlab.py"} & found["files"].keys()
     found["private"] = False
     found["files"].clear()
     assert run_convert(f"from={run}", "to=hub:me/mine", "overwrite=true", "private=true") == 2 and not found["files"]

@@ -11,10 +11,11 @@ from importlib.resources import files
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from gptlab import compose
 from gptlab.composition import preset_names
+from gptlab.errors import UserError
 from gptlab.generation import decode
 from gptlab.interop.transformers_folder import TransformersFolder, architecture_for, write_folder
 from gptlab.models.build import build_model, shape_model
@@ -193,6 +194,11 @@ def causal(path, e):
     left[0, :n_pad] = 0
     both = model.generate(torch.cat([padded, longer]), attention_mask=left, **how)
     found["left padding"] = both[0, n_pad:].equal(greedy[0])
+    try:
+        transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, attn_implementation="eager")
+        found["eager is refused"] = not (path / "modeling_gptlab.py").is_file()
+    except ValueError as error:
+        found["eager is refused"] = "attn_implementation=eager is not supported" in str(error)
     found["beside it"] = both[1:].equal(model.generate(longer, **how))
     return model, found
 
@@ -314,6 +320,19 @@ def test_a_class_head_is_read_again(received):
     for name in CLASSIFIERS:
         folder = TransformersFolder(folders / name)
         assert folder.n_class == 3 and folder.read("class_head.weight").shape == (3, 32)
+
+
+def test_what_was_saved_without_its_head_says_how_to_save_it(tmp_path):
+    path = tmp_path / "headless"
+    written(path, ODD["relu2_QK_norm_capped"])
+    tensors = load_file(path / "model.safetensors")
+    # As AutoModel saves it.
+    base = {name.removeprefix("model."): value for name, value in tensors.items() if name != "lm_head.weight"}
+    save_file(base, path / "model.safetensors")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"architectures": ["GptlabDecoder"]}))
+    with pytest.raises(UserError, match="lm_head.weight; it was saved as GptlabDecoder: save it as GptlabForCausalLM"):
+        TransformersFolder(path)
 
 
 @pytest.mark.slow  # a minute, and 2 GB on the disk

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.data.sources.config import TableConfig
+from gptlab.data.sources.huggingface import REPOSITORY
 from gptlab.data.sources.table import open_table
 from gptlab.data.sources.table_file import read_table, table_ending
 from gptlab.errors import UserError
 
 SPLIT = "train"
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # What training calls the same, which its errors name.
 NAMES = {"data.path=": "data=", "data.dataset=": "data=", "data.hub_split": "hub_split", "data.revision": "revision"}
 
@@ -49,7 +49,7 @@ class Records:
             yield from read_table(path)
             return
         local = path.exists()
-        if not local and (path.suffix == ".parquet" or not _HUB_NAME.fullmatch(self.name)):
+        if not local and (path.suffix == ".parquet" or not re.fullmatch(REPOSITORY, self.name)):
             raise UserError(
                 f"{self.key}={self.name} does not exist; give a table, the folder of a data set or its name on the hub"
             )

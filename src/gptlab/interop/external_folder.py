@@ -36,7 +36,7 @@ class ExternalFolder(ABC):
     def __init__(
         self, path: Path, architecture: Architecture, options: Mapping[str, Any], files: Iterable[Weights]
     ) -> None:
-        self.path, self.architecture = path, architecture
+        self.path, self.architecture, self._options = path, architecture, options
         self._home = {name: file for file in files for name in file.shapes}
         try:
             seen = architecture.seen(options, self._home.keys(), lambda name: self._home[name].read(name))
@@ -93,7 +93,10 @@ class ExternalFolder(ABC):
         }
         missing = sorted(needed.keys() - self._home.keys())
         if missing:
-            raise UserError(f"{self.path} lacks {_counted(missing)} of a {kind} model: {_some(missing)}")
+            saved = self._options.get("architectures")
+            instead = self.architecture.class_name
+            advice = f"; it was saved as {saved[0]}: save it as {instead}" if saved and saved != [instead] else ""
+            raise UserError(f"{self.path} lacks {_counted(missing)} of a {kind} model: {_some(missing)}{advice}")
         extra = [name for name in self._home.keys() - needed.keys() if not name.endswith(self.architecture.buffers)]
         if extra:
             raise UserError(f"{self.path} has {_counted(extra)} that a {kind} model does not: {_some(sorted(extra))}")

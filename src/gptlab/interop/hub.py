@@ -1,10 +1,13 @@
 """Models on the Hugging Face hub: read from huggingface_hub's cache, downloaded into it once, and uploaded."""
 
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptlab.errors import UserError
+from gptlab.data.sources.huggingface import REPOSITORY
+from gptlab.errors import UserError, first_line
 from gptlab.interop.transformers_folder import is_whole, read_architecture
 
 UPLOAD = "hub:"  # before the name of a repository to write to
@@ -13,7 +16,7 @@ PICKLES = "pytorch_model*.bin"  # where there are no safetensors
 FILES = ["*.json", "*.jinja", WEIGHTS, "tokenizer*", "merges.txt"]  # no code
 TOKENIZERS = ("tokenizer.json", "vocab.json")
 ELSEWHERE = ["*/*"]  # the same weights for other libraries
-_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*(/[\w-][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
+_NAME = re.compile(rf"(?P<repository>{REPOSITORY})(@(?P<revision>[\w./-]+))?")
 _OURS = ("runs/", "checkpoints/")  # how paths of ours begin, which are never looked up
 
 
@@ -42,14 +45,39 @@ def from_hub(text: str) -> Path | None:
     if name is None:
         return None
     cached = _cached(name)
-    if cached is not None and any((cached / file).is_file() for file in TOKENIZERS):
+    if cached is not None and (_has_tokenizer(cached) or _lacks_tokenizer(name)):
         return cached
     try:
-        return _downloaded(name, text)
+        folder = _downloaded(name, text)
     except UserError:
         if cached is None:
             raise
         return cached  # which may have no tokenizer on the hub either
+    if not _has_tokenizer(folder):
+        _record_absence(name)
+    return folder
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in TOKENIZERS)
+
+
+def _lacks_tokenizer(name: HubName) -> bool:
+    """Whether the cache has it on record that the hub has no tokenizer of this model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    # A path where the file is there, None where nothing is known, else a marker of its absence.
+    found = [try_to_load_from_cache(name.repository, file, revision=name.revision) for file in TOKENIZERS]
+    return all(file is not None and not isinstance(file, str) for file in found)
+
+
+def _record_absence(name: HubName) -> None:
+    """Let the cache know that the hub has no tokenizer of this model, so that it is not asked again."""
+    from huggingface_hub import hf_hub_download
+
+    for file in TOKENIZERS:
+        with suppress(Exception):  # which the library raises once it has made the record, and without the network
+            hf_hub_download(name.repository, file, revision=name.revision)
 
 
 def _downloaded(name: HubName, text: str) -> Path:
@@ -156,11 +184,13 @@ def check_upload(target: str) -> HubName:
     return name
 
 
-def upload(folder: Path, name: HubName, *, private: bool | None, overwrite: bool) -> str:
+def upload(
+    folder: Path, name: HubName, *, private: bool | None, overwrite: bool, replaced: Iterable[str] = ()
+) -> str:
     """Upload a folder as a new model of the hub and return its address.
 
-    With `overwrite` the repository may exist: a commit is added to it. `private` None: as the account has it. UserError
-    where the hub refuses.
+    With `overwrite` the repository may exist: a commit is added to it, which deletes those files of the names in
+    `replaced` that the folder does not have. `private` None: as the account has it. UserError where the hub refuses.
     """
     from huggingface_hub import HfApi
 
@@ -178,7 +208,11 @@ def upload(folder: Path, name: HubName, *, private: bool | None, overwrite: bool
         )
     try:
         api.upload_folder(
-            repo_id=repository, repo_type="model", folder_path=str(folder), commit_message="Upload by gptlab convert"
+            repo_id=repository,
+            repo_type="model",
+            folder_path=str(folder),
+            commit_message="Upload by gptlab convert",
+            delete_patterns=sorted(replaced),
         )
     except Exception as error:
         raise UserError(
@@ -205,7 +239,5 @@ def described(error: Exception) -> str:
         token = get_token()
     except Exception:  # a message needs no token
         pass
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if token:
-        line = line.replace(token, "***")
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+    line = first_line(error)
+    return line.replace(token, "***") if token else line

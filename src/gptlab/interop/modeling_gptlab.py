@@ -305,6 +305,14 @@ class GptlabPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["Block"]  # noqa: RUF012
     _supports_sdpa = True
 
+    def __init__(self, config):
+        super().__init__(config)
+        if config._attn_implementation not in (None, "sdpa"):
+            raise ValueError(
+                f"attn_implementation={config._attn_implementation} is not supported: attention is PyTorch's "
+                "scaled_dot_product_attention; leave it out, or use sdpa"
+            )
+
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, ExpertLinear):
@@ -338,6 +346,10 @@ class GptlabPreTrainedModel(PreTrainedModel):
         """Refuse what would otherwise be ignored; generate() of some versions passes keys that mean nothing here."""
         if options.get("output_attentions"):
             raise ValueError("output_attentions=True is not supported: the scores are never formed")
+
+    def _reported(self, states, asked):
+        """The states before, between and after the blocks, where they are asked for."""
+        return tuple(states) if (self.config.output_hidden_states if asked is None else asked) else None
 
 
 class GptlabDecoder(GptlabPreTrainedModel):
@@ -405,11 +417,9 @@ class GptlabDecoder(GptlabPreTrainedModel):
             states.append(x)
         if self.final_norm is not None:
             x = states[-1] = self.final_norm(x)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         return BaseModelOutputWithPast(
             last_hidden_state=x,
-            hidden_states=tuple(states) if output_hidden_states else None,
+            hidden_states=self._reported(states, output_hidden_states),
             **{CACHE_FIELD: cache},  # pyright: ignore[reportArgumentType]
         )
 
@@ -517,12 +527,10 @@ class GptlabEncoder(GptlabPreTrainedModel):
         for block in self.blocks:
             x = block(x, mask=lambda n_keys, window: {"attn_mask": real})
             states.append(x)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         return BaseModelOutputWithPooling(
             last_hidden_state=x,
             pooler_output=None if self.pooler is None else torch.tanh(self.pooler(x[:, 0])),
-            hidden_states=tuple(states) if output_hidden_states else None,
+            hidden_states=self._reported(states, output_hidden_states),
         )
 
 
@@ -535,8 +543,14 @@ class MaskedLMHead(nn.Module):
         self.norm = norm_of(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, x):
-        return self.norm(F.gelu(self.dense(x)))
+    def forward(self, x, tok_emb):
+        """Logits (B, T, V) of states (B, T, D), by the token embedding (V, D)."""
+        return F.linear(self.norm(F.gelu(self.dense(x))), tok_emb, self.bias)
+
+
+def loss_of(logits, labels):
+    """The cross-entropy of logits (..., C), None without labels; -100 is no label."""
+    return None if labels is None else F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
 
 
 class GptlabForMaskedLM(GptlabPreTrainedModel):
@@ -554,9 +568,8 @@ class GptlabForMaskedLM(GptlabPreTrainedModel):
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, labels=None, **options):
         """Logits (B, T, V), and the loss of `labels` (B, T), which are -100 where nothing is masked."""
         found = self.model(input_ids, attention_mask, token_type_ids, return_dict=True, **options)
-        logits = F.linear(self.mlm(found.last_hidden_state), self.model.tok_emb.weight, self.mlm.bias)
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
+        logits = self.mlm(found.last_hidden_state, self.model.tok_emb.weight)
+        return MaskedLMOutput(loss=loss_of(logits, labels), logits=logits, hidden_states=found.hidden_states)
 
 
 @dataclass
@@ -593,13 +606,10 @@ class GptlabForPreTraining(GptlabPreTrainedModel):
     ):
         """Both logits, and the sum of the losses whose labels are given."""
         found = self.model(input_ids, attention_mask, token_type_ids, return_dict=True, **options)
-        tokens = F.linear(self.mlm(found.last_hidden_state), self.model.tok_emb.weight, self.mlm.bias)
+        tokens = self.mlm(found.last_hidden_state, self.model.tok_emb.weight)
         follows = self.nsp(found.pooler_output)
-        losses = [
-            F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
-            for logits, targets in ((tokens, labels), (follows, next_sentence_label))
-            if targets is not None
-        ]
+        both = loss_of(tokens, labels), loss_of(follows, next_sentence_label)
+        losses = [loss for loss in both if loss is not None]
         return PreTrainingOutput(
             loss=torch.stack(losses).sum() if losses else None,
             prediction_logits=tokens,
@@ -643,5 +653,4 @@ class GptlabForSequenceClassification(GptlabPreTrainedModel):
             last = (places * attention_mask).argmax(-1)  # of the real tokens, wherever the padding is
             pooled = states[torch.arange(len(states), device=states.device), last]
         logits = self.class_head(self.drop(pooled))
-        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
+        return SequenceClassifierOutput(loss=loss_of(logits, labels), logits=logits, hidden_states=found.hidden_states)

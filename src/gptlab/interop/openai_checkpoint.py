@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
-from gptlab.errors import UserError
+from gptlab.errors import UserError, first_line
 from gptlab.interop.external_folder import ExternalFolder, Weights, read_json
 from gptlab.interop.gpt2 import GPT2
 from gptlab.interop.tokenizer_files import byte_pair_tokenizer
@@ -96,7 +96,7 @@ class _Checkpoint(Weights):
         except ValueError:
             raise
         except Exception as error:  # which kind depends on what its message says
-            raise UserError(f"{prefix}.index is damaged or no TensorFlow checkpoint ({_first_line(error)})") from error
+            raise UserError(f"{prefix}.index is damaged or no TensorFlow checkpoint ({first_line(error)})") from error
         self.shapes = {name: _unwrapped(shape) for name, shape in self._reader.get_variable_to_shape_map().items()}
 
     def read(self, name: str) -> Tensor:
@@ -104,7 +104,7 @@ class _Checkpoint(Weights):
             values = self._reader.get_tensor(name)
         except Exception as error:
             raise UserError(
-                f"{name} cannot be read from {self._prefix}, which is damaged ({_first_line(error)}); download it again"
+                f"{name} cannot be read from {self._prefix}, which is damaged ({first_line(error)}); download it again"
             ) from error
         if values.dtype.kind != "f":
             raise UserError(f"{name} in {self._prefix} holds {values.dtype}, and weights are floating-point numbers")
@@ -132,7 +132,3 @@ def _tensorflow():
             'type pip install "gptlab[openai]"'
         ) from error
     return tensorflow
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -40,17 +40,12 @@ from gptlab.runs.run import config_of_import
 from gptlab.runs.run_tokenizer import run_of, tokenizer_file, tokenizer_of
 
 # The files that a conversion writes, for transformers and for gptlab: required, and optional.
+FOR_TRANSFORMERS = (
+    {"config.json", "model.safetensors", "README.md"},
+    {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "modeling_gptlab.py"},
+)
 WRITTEN = (
-    (
-        {"config.json", "model.safetensors", "README.md"},
-        {
-            "generation_config.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "chat_template.jinja",
-            "modeling_gptlab.py",
-        },
-    ),
+    FOR_TRANSFORMERS,
     ({"config.yaml", "checkpoints", "checkpoints/last.ckpt"}, {"tokenizer.json", "checkpoints/SHA256SUMS"}),
 )
 
@@ -117,7 +112,13 @@ def _to_hub(source: str, to: str, format: Format | None, *, private: bool | None
         raise UserError(f"format={format.value} cannot be uploaded; leave it out: to={to} is written for transformers")
     with tempfile.TemporaryDirectory(prefix="gptlab-") as folder:
         done = convert(source, f"{folder}/{name.repository.split('/')[1]}", Format.transformers)
-        address = upload(Path(folder) / name.repository.split("/")[1], name, private=private, overwrite=overwrite)
+        address = upload(
+            Path(folder) / name.repository.split("/")[1],
+            name,
+            private=private,
+            overwrite=overwrite,
+            replaced=FOR_TRANSFORMERS[0] | FOR_TRANSFORMERS[1],
+        )
     return Converted(done.format, [*done.notes, f"uploaded to {address}"])
 
 

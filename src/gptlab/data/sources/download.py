@@ -7,8 +7,8 @@ from typing import Any
 from gptlab.data.cache import cache_lock, cache_root
 from gptlab.data.progress import byte_progress
 from gptlab.data.sources.config import DownloadConfig
-from gptlab.data.sources.source import BLOCK_BYTES, FileCorpus, checksums_of, existing_path, first_line
-from gptlab.errors import UserError
+from gptlab.data.sources.source import BLOCK_BYTES, FileCorpus, checksums_of, existing_path
+from gptlab.errors import UserError, first_line
 from gptlab.files import replacing
 
 _TIMEOUT_SECONDS = 60

@@ -15,11 +15,11 @@ from gptlab.data.sources.source import (
     existing_path,
     files_below,
     fingerprint_of,
-    first_line,
 )
 from gptlab.data.sources.table_file import read_table, table_ending
-from gptlab.errors import UserError
+from gptlab.errors import UserError, first_line
 
+REPOSITORY = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"  # the name of one on the hub
 # Options that a data set's README may set for its files, and that `read_table` does not take.
 UNKNOWN_TO_TABLES = ("sep", "delimiter", "names", "column_names", "skiprows", "header", "field")
 

@@ -245,8 +245,3 @@ def _read_text(path: Path) -> Iterator[str]:
     if not n_characters:
         what = "holds nothing but a byte order mark" if n_bytes else "is empty"
         raise UserError(f"{path} {what}; give a file with text or leave it out")
-
-
-def first_line(error: BaseException) -> str:
-    """An error of another library in one line."""
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
