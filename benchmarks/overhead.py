@@ -58,7 +58,7 @@ class Contenders:
 
         from gptlab.data.examples.windows import SlidingWindows
         from gptlab.data.prepare import prepare
-        from gptlab.distributed.devices import keep_freed_memory
+        from gptlab.distributed.allocator import keep_freed_memory
         from gptlab.training.datamodule import Steps, TrainBatches
 
         keep_freed_memory()  # for all of them

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from gptlab.distributed.devices import keep_freed_memory
+from gptlab.distributed.allocator import keep_freed_memory
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.runs import checkpoint

@@ -331,7 +331,9 @@ def test_what_was_saved_without_its_head_says_how_to_save_it(tmp_path):
     save_file(base, path / "model.safetensors")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"architectures": ["GptlabDecoder"]}))
-    with pytest.raises(UserError, match="lm_head.weight; it was saved as GptlabDecoder: save it as GptlabForCausalLM"):
+    with pytest.raises(
+        UserError, match=r"lm_head\.weight; it was saved as GptlabDecoder: save it as GptlabForCausalLM"
+    ):
         TransformersFolder(path)
 
 

@@ -6,20 +6,19 @@ caller's main module again. A worker has the caller's `sys.path` and imports the
 """
 
 import json
-import os
 import subprocess
 import sys
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
+from gptlab.data.child_process import end_child, own_replies, pipes_of, start_child
 from gptlab.data.token_file import token_dtype
 from gptlab.data.tokenizers.tokenizer import Tokenizer, from_portable
 from gptlab.errors import UserError
@@ -70,23 +69,13 @@ class Encoders:
 
     def __enter__(self) -> "Encoders":
         if self._n_processes > 1:
-            environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-            start = f"import sys; sys.path[:] = {sys.path!r}; from gptlab.data.encode import main; main()"
-            command = [sys.executable, "-P", "-c", start]
+            environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
             content = json.dumps(self._tokenizer.portable()).encode()
             try:
                 for _ in range(self._n_processes):
-                    # A session of its own: Ctrl-C is for the parent, which then ends the workers.
-                    worker = subprocess.Popen(
-                        command,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        env=environment,
-                        start_new_session=True,
-                    )
-                    self._workers.append(worker)
+                    self._workers.append(start_child(__name__, environment))
                 for worker in self._workers:
-                    _pipes(worker)[0].write(array("q", [len(content)]).tobytes() + content)
+                    pipes_of(worker)[0].write(array("q", [len(content)]).tobytes() + content)
             except BaseException:
                 self.__exit__()
                 raise
@@ -94,12 +83,7 @@ class Encoders:
 
     def __exit__(self, *error) -> None:
         for worker in self._workers:
-            worker.kill()
-            worker.wait()
-            requests, replies = _pipes(worker)
-            replies.close()
-            with suppress(BrokenPipeError):
-                requests.close()
+            end_child(worker)
 
     def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Encoded]]:
         """Each job with its ids, in the order given; holds a few jobs per process at a time."""
@@ -136,13 +120,8 @@ class Encoders:
                 raise
 
 
-def _pipes(worker: subprocess.Popen) -> tuple[Any, Any]:
-    assert worker.stdin is not None and worker.stdout is not None
-    return worker.stdin, worker.stdout
-
-
 def _ask(worker: subprocess.Popen, texts: list[str | int], dtype: np.dtype) -> Encoded:
-    requests, replies = _pipes(worker)
+    requests, replies = pipes_of(worker)
     try:
         _send_texts(requests, texts)
         (n_bytes,) = _read_numbers(replies, 1)
@@ -200,6 +179,4 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 def main() -> None:
     """Serve encoding requests on standard input and output, as a worker process."""
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not end up among the ids
-    _serve(sys.stdin.buffer, replies)
+    _serve(sys.stdin.buffer, own_replies())

@@ -1,16 +1,15 @@
 """Devices, precision, peak FLOP/s and memory of the machine."""
 
-import ctypes
 import gc
 import os
 import re
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from gptlab.distributed.allocator import release_kept_memory
 from gptlab.distributed.launch import check_launch, find_launched
 from gptlab.errors import UserError
 from gptlab.training.config import TrainerConfig
@@ -93,20 +92,6 @@ def _peak(accelerator: str) -> float | None:
     return next((peak for key, peak in PEAK_FLOPS.items() if re.search(rf"\b{key}\b", name)), None)
 
 
-def keep_freed_memory() -> None:
-    """Let the C library reuse the large blocks that it frees, instead of giving each back to the system.
-
-    A training step on a CPU allocates the same activations again and again: fetching their pages again took about
-    a third of the step's time on small models. Does nothing where the C library is not glibc.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(mmap_threshold, 1 << 30)
-            libc.mallopt(trim_threshold, (1 << 31) - 1)
-
-
 def free_memory_bytes(devices: Devices, n_nodes: int = 1) -> int | None:
     """What each device of this machine may still allocate; None where that is not known.
 
@@ -120,9 +105,7 @@ def free_memory_bytes(devices: Devices, n_nodes: int = 1) -> int | None:
         return torch.cuda.mem_get_info(chosen[local % len(chosen)])[0]
     if devices.accelerator != "cpu":
         return None
-    if sys.platform == "linux":  # what `keep_freed_memory` lets the C library keep is free too
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    release_kept_memory()  # which is free too
     free = [
         *_free_in_system(Path("/proc/meminfo")),
         *_free_in_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")),

@@ -61,7 +61,8 @@ class Failure(Exception):
 def stopping_at_once(during: str) -> Iterator[None]:
     """Let a signal end the block wherever it is, as Stopped, whose message says `during`.
 
-    What the block leaves behind is for its `finally` to remove. SIGUSR1 and SIGUSR2 are taken where
+    What the block leaves behind is for its `finally` to remove. Also of a closed terminal, unless that is ignored, as
+    under nohup. SIGUSR1 and SIGUSR2 are taken where
     `requeue_before_the_first_step` takes them. In another thread than the main one, where Python takes no signals,
     nothing changes.
     """
@@ -69,23 +70,28 @@ def stopping_at_once(during: str) -> Iterator[None]:
         yield
         return
 
-    stopped_at = None
+    stopped_by = stopped_at = None
 
     def stop(signum: int, frame: object) -> None:
-        nonlocal stopped_at
+        nonlocal stopped_by, stopped_at
         earlier, stopped_at = stopped_at, time.monotonic()
         if earlier is None or stopped_at - earlier > ECHO_SECONDS:
+            stopped_by = signum
             raise Interrupted(signum)
 
     warnings = [number for number in SIGNALS if signal.getsignal(number) is leave_before_the_first_step]
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, *warnings)}
+    hangup = getattr(signal, "SIGHUP", None)  # which Windows lacks
+    hangups = [hangup] if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN else []
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, *hangups, *warnings)}
     try:
         yield
-    except Interrupted as interruption:
-        if interruption.signum in warnings:
-            leave_before_the_first_step(interruption.signum)
-        name = signal.Signals(interruption.signum).name
-        raise Stopped(interruption.signum, f"stopped by {name} {during}") from None
+    except BaseException:
+        if stopped_by is None:
+            raise
+        # Also where a library that was interrupted has raised an error of its own.
+        if stopped_by in warnings:
+            leave_before_the_first_step(stopped_by)
+        raise Stopped(stopped_by, f"stopped by {signal.Signals(stopped_by).name} {during}") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

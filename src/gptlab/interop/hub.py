@@ -184,9 +184,7 @@ def check_upload(target: str) -> HubName:
     return name
 
 
-def upload(
-    folder: Path, name: HubName, *, private: bool | None, overwrite: bool, replaced: Iterable[str] = ()
-) -> str:
+def upload(folder: Path, name: HubName, *, private: bool | None, overwrite: bool, replaced: Iterable[str] = ()) -> str:
     """Upload a folder as a new model of the hub and return its address.
 
     With `overwrite` the repository may exist: a commit is added to it, which deletes those files of the names in

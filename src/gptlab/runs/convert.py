@@ -1,13 +1,9 @@
 """Conversion of models: external weights in, and out to a folder for transformers."""
 
-import ctypes
 import glob
 import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -19,6 +15,8 @@ from torch import Tensor
 
 from gptlab.data.tokenizers.config import TokenizerFileConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.distributed.allocator import return_freed_memory
+from gptlab.distributed.signals import stopping_at_once
 from gptlab.errors import UserError
 from gptlab.files import replace_folder
 from gptlab.interop.architecture import shapes
@@ -72,7 +70,7 @@ def convert(
     where it is not empty, unless `overwrite` is set and it holds nothing but the files of an earlier conversion.
     `to` may be hub:USER/NAME, which uploads what is written for transformers; `private` says whether others see it.
     """
-    _return_freed_memory()
+    return_freed_memory()
     if to.startswith(UPLOAD):
         return _to_hub(source, to, format, private=private, overwrite=overwrite)
     if private is not None:
@@ -197,17 +195,6 @@ def _write_gptlab(
     checkpoint.save(folder / "checkpoints" / "last.ckpt", state, dict(external.tensors()))
 
 
-def _return_freed_memory() -> None:
-    """Let the C library return each block that it frees to the system.
-
-    Tensors that are read and dropped lie between those that are kept; the gaps came to a quarter of the weights.
-    """
-    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 17)
-
-
 def _refuse_target(target: Path, to: str, source: str, overwrite: bool) -> None:
     above = next(folder for folder in (target, *target.parents) if folder.exists())
     if not above.is_dir():
@@ -238,7 +225,7 @@ def appearing(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
-        with _ending_on_signals():
+        with stopping_at_once("during the conversion, which leaves nothing behind"):
             yield temporary
         replace_folder(temporary, target)
     finally:
@@ -271,29 +258,3 @@ def _is_running(process: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-@contextmanager
-def _ending_on_signals() -> Iterator[None]:
-    """Turn a signal into an exception, so that the block can clean up."""
-    stopped: list[int] = []
-
-    def stop(number: int, frame) -> None:
-        stopped.append(number)
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
-        yield
-        return
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not on Windows
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    except BaseException:
-        if stopped:  # a library that was interrupted while writing raises errors of its own
-            raise SystemExit(128 + stopped[0]) from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,8 +20,9 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from gptlab.config import RunConfig, check_vocabulary, to_plain
 from gptlab.data.prepare import PreparedData, inputs_of, prepare
 from gptlab.distributed import internals
+from gptlab.distributed.allocator import keep_freed_memory
 from gptlab.distributed.config import Layout
-from gptlab.distributed.devices import Devices, find_devices, free_memory_bytes, keep_freed_memory
+from gptlab.distributed.devices import Devices, find_devices, free_memory_bytes
 from gptlab.distributed.launch import check_program, end_together, find_launched, is_rank_0, restarted, watch
 from gptlab.distributed.parallelize import build_strategy
 from gptlab.distributed.signals import Failure, Stopped, end_with_starter, stopping_at_once

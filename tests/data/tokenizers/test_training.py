@@ -1,5 +1,6 @@
 """Learning in another process gives the same vocabulary, and ends when it is no longer wanted."""
 
+import os
 import random
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gptlab.data.tokenizers import training
+from gptlab.data.tokenizers import threads, training
 from gptlab.data.tokenizers.training import learn
 
 WORDS = [f"{a}{b}{c}" for a in "strnlm" for b in "aeiou" for c in ("n", "ck", "st", "r")]
@@ -30,6 +31,23 @@ def test_another_process_learns_the_same(kind, monkeypatch):
     here = learn(kind, TEXTS, **SETTINGS[kind])
     monkeypatch.setattr(training, "SMALL_CHARACTERS", 10)
     assert learn(kind, iter(["", *TEXTS]), **SETTINGS[kind]) == here and len(here) > 90
+
+
+@pytest.mark.parametrize("asked, allowed", [(None, "true"), ("false", "false"), ("0", "0"), ("true", "true")])
+def test_its_threads_are_as_many_as_the_user_allows(asked, allowed, monkeypatch):
+    monkeypatch.setattr(threads, "_set_here", None)
+    monkeypatch.setattr(training, "SMALL_CHARACTERS", 10)
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", asked)
+    else:
+        threads.forbid_threads()  # in this process, as opening a tokenizer.json does
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, env, **k: started.append(env) or popen(*a, env=env, **k))
+    learn("bpe", TEXTS, vocab_size=300)
+    assert started[0]["TOKENIZERS_PARALLELISM"] == allowed
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == (asked or "false")
 
 
 def test_what_fails_there_is_an_error_here(monkeypatch, capfd):

@@ -1,7 +1,6 @@
 """Tokenizers that are read from a file: a run's, or any of the `tokenizers` library."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from gptlab.data.tokenizers.config import TokenizerFileConfig, sentinel
 from gptlab.data.tokenizers.cutting import LONG_CHARACTERS, Tokens, recut
+from gptlab.data.tokenizers.threads import forbid_threads
 from gptlab.data.tokenizers.tokenizer import (
     END_OF_TEXT,
     Tokenizer,
@@ -32,7 +32,7 @@ class FileTokenizer(Tokenizer):
 
     def __init__(self, content: str, eot: str | None = None) -> None:
         # Documents are encoded in parallel already, and threads of the library would be in the way of later forks.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        forbid_threads()
         from tokenizers import Tokenizer as Loaded
 
         self._loaded = Loaded.from_str(content)

@@ -5,7 +5,6 @@ The library does not let Python answer a signal while it learns. A process that 
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +12,9 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any, BinaryIO
 
+from gptlab.data.child_process import end_child, own_replies, pipes_of, start_child
 from gptlab.data.tokenizers.cutting import gpt2_cut, recut
+from gptlab.data.tokenizers.threads import forbid_threads, threads_of_child
 
 SMALL_CHARACTERS = 1 << 19  # which take less time to learn from than a process takes to start
 _RUN_CHARACTERS = 1000
@@ -86,8 +87,7 @@ def learn(kind: str, texts: Iterable[str], **settings: Any) -> list[str]:
             break
     else:
         found = _LEARN[kind](first, **settings)
-    # Otherwise a later fork (a loader's workers) is warned about the threads that training used.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        forbid_threads()  # a later fork (a loader's workers) is warned about those that training used
     return found
 
 
@@ -113,35 +113,22 @@ def _short_runs(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _learn_elsewhere(kind: str, texts: Iterable[str], settings: dict[str, Any]) -> list[str]:
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}
-    start = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
-    # A session of its own: Ctrl-C is for this process, which then ends the other.
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-c", start],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,
-    )
-    assert child.stdin is not None and child.stdout is not None
+    child = start_child(__name__, threads_of_child())
+    requests, replies = pipes_of(child)
     try:
         with suppress(BrokenPipeError):  # its exit code says more
-            _send(child.stdin, json.dumps([kind, settings]).encode())
+            _send(requests, json.dumps([kind, settings]).encode())
             for text in texts:
                 if text:
-                    _send(child.stdin, text.encode("utf-8", "surrogatepass"))
-            _send(child.stdin, b"")
-            child.stdin.flush()
-        reply = child.stdout.read()
+                    _send(requests, text.encode("utf-8", "surrogatepass"))
+            _send(requests, b"")
+            requests.flush()
+        reply = replies.read()
         if child.wait():
             raise RuntimeError(f"learning the vocabulary failed (exit code {child.returncode}); see its output above")
         return json.loads(reply)
     finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
-        with suppress(BrokenPipeError):
-            child.stdin.close()
+        end_child(child)
 
 
 def _send(pipe: Any, data: bytes) -> None:
@@ -163,8 +150,7 @@ def _end_with_parent(pipe: BinaryIO) -> None:
 
 def main() -> None:
     """Learn a vocabulary from standard input and write it to standard output, as a child process."""
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not end up in the reply
+    replies = own_replies()
     messages = _received(sys.stdin.buffer)
     kind, settings = json.loads(next(messages))
 
