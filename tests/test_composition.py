@@ -1,12 +1,15 @@
 """Overrides and YAML in, a checked `RunConfig` out; the command line is in tests/cli/test_train.py."""
 
+import math
 from pathlib import Path
 
 import pytest
 import yaml
+from small_runs import write_text
 
 from gptlab import UserError, compose, open_run
 from gptlab.config import to_plain
+from gptlab.data.prepare import prepare
 
 
 # overrides -> what the message must say
@@ -120,3 +123,20 @@ def test_composing_leaves_the_process_as_it_was(monkeypatch, tmp_path):
     assert compose("seed=3").seed == 3 and compose().seed == 1337, "nothing is left over of the first"
     assert list(tmp_path.iterdir()) == []
     assert Path.cwd() == tmp_path
+
+
+def test_epochs_are_converted_where_the_tokens_are_known(tmp_path):
+    text = write_text(tmp_path / "a text.txt")
+    overrides = ["data=text", f"data.path={text}", f"data.cache_dir={tmp_path / 'cache'}", "tokenizer=byte"]
+    with pytest.raises(UserError, match=r"did you mean budget_tokens\? .* which the plan prints as data$"):
+        compose("epochs=2.5", *overrides)
+    config = compose(*overrides)
+    n_tokens = prepare(config.data, config.tokenizer, progress=False).train.n_tokens
+    assert 17_000 < n_tokens < 20_000
+    for key in ("epochs", "trainer.max_epochs"):
+        with pytest.raises(UserError, match=rf"{key}.*budget_tokens={math.ceil(2.5 * n_tokens)}\?.*{n_tokens:,}$"):
+            compose(f"{key}=2.5", *overrides)
+    with pytest.raises(UserError, match="unknown config key sede"):
+        compose("sede=1", "epochs=2", *overrides)
+    with pytest.raises(UserError, match=r"did you mean budget_tokens\? "):  # another split has another number
+        compose("epochs=2", *overrides, "data.val_fraction=0.3")

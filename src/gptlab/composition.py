@@ -1,8 +1,10 @@
 """Hydra: overrides and YAML in, a checked `RunConfig` out."""
 
+import math
 import re
 import typing
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from gptlab import plugins
 from gptlab.config import ALTERNATIVES, RunConfig
 from gptlab.errors import UserError
 from gptlab.fields import shown
-from gptlab.overrides import explain, for_hydra, holds_text, key_of, refuse_of_hydra, refuse_unknown
+from gptlab.overrides import epochs_in, explain, for_hydra, holds_text, key_of, refuse_of_hydra, refuse_unknown
 from gptlab.quoting import quote
 from gptlab.registry import GROUPS, variants
 
@@ -61,7 +63,7 @@ def _compose(
         modules = [modules]
     plugins.load([*plugins.named_in(overrides), *modules])
     refuse_of_hydra([override for override in overrides if key_of(override).startswith("hydra")], multirun=False)
-    refuse_unknown(overrides, preset_names(config_dir))
+    refuse_wrong(overrides, config_dir)
     register_schemas(config_dir)
     typed = [for_hydra(override) for override in overrides]
     added = []
@@ -77,6 +79,32 @@ def _compose(
     with open_dict(config):
         del config["hydra"]
     return config, typed
+
+
+def refuse_wrong(overrides: Sequence[str], config_dir: str | Path | None) -> None:
+    """Answer a key or preset that does not exist with what to type: a number of epochs with that of its tokens, where
+    the text has been prepared before."""
+    try:
+        refuse_unknown(overrides, preset_names(config_dir))
+    except UserError as error:
+        override, n_epochs = epochs_in(overrides) or ("", 0.0)
+        key = override.partition("=")[0]
+        head, _, note = str(error).partition("; did you mean budget_tokens?")
+        n_tokens = _known_tokens([o for o in overrides if o != override], config_dir) if note and key in head else None
+        if n_tokens is None:
+            raise
+        budget = f"budget_tokens={math.ceil(n_epochs * n_tokens)}"
+        note = note.removesuffix(", which the plan prints as data")
+        raise UserError(f"{head}; did you mean {budget}?{note}, which has {n_tokens:,}") from None
+
+
+def _known_tokens(overrides: Sequence[str], config_dir: str | Path | None) -> int | None:
+    from gptlab.data.prepare import known_tokens
+
+    with suppress(UserError, OSError):  # which the user meets next, once this key is right
+        config = compose(*overrides, config_dir=config_dir)
+        return known_tokens(config.data, config.tokenizer)
+    return None
 
 
 def check_config_dir(config_dir: str | Path | None, name: str) -> None:

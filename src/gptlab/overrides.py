@@ -315,6 +315,15 @@ def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]
                     raise UserError(f"{key} has no effect with {part}=null; leave one of them out")
 
 
+def epochs_in(overrides: Iterable[str]) -> tuple[str, float] | None:
+    """The override that asks for a number of epochs, and the number; None where none does."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if FOREIGN.get(key.split(".")[-1]) is EPOCHS and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+            return override, float(value)
+    return None
+
+
 def refuse_of_hydra(overrides: Iterable[str], *, multirun: bool) -> None:
     """Answer a key of Hydra itself that has no effect on a run, or on one that is no sweep."""
     for key in map(key_of, overrides):

@@ -1,5 +1,6 @@
 """Completion in a shell, and the list of commands."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -51,6 +52,14 @@ def test_gptlab_alone_lists_the_commands(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["gptlab", "--completion", "bash"])
     assert main.main() == 0
     assert capsys.readouterr().out == SHELLS["bash"]
+
+
+def test_a_command_ends_without_a_search_for_garbage(monkeypatch, capsys):
+    """Through all that torch and Lightning made it took seconds, also after Ctrl-C."""
+    at_exit = []
+    monkeypatch.setattr("atexit.register", at_exit.append)
+    assert main.run("tokenize", ["--help"], program=["gptlab", "tokenize"]) == 0
+    assert at_exit == [gc.freeze]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

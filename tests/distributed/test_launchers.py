@@ -139,6 +139,9 @@ def test_a_rank_that_fails_ends_the_run_soon_and_says_why(place, overrides, stra
     began = time.monotonic()
     done = train([*overrides, *TWO, f"run_dir={how}"], place, program=place / "killer.py", HOW=how)
     assert done.returncode == 1 and said in done.stderr, done.stderr
+    if how != "disk":
+        saved = f"the run is saved at step 5, in {how}/checkpoints/step_00000005.ckpt; the same command goes on:\n  "
+        assert saved in done.stderr and "--standalone" not in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("error: ") <= 2, done.stderr
     assert time.monotonic() - began < 180, "and not after strategy.timeout_seconds"
     events = [json.loads(line) for line in (place / how / "events.jsonl").read_text().splitlines()]

@@ -19,7 +19,7 @@ from gptlab import composition, plugins, quoting
 from gptlab.cli.guard import guard
 from gptlab.distributed.signals import STARTER
 from gptlab.errors import UserError, did_you_mean
-from gptlab.overrides import as_typed, for_hydra, key_of, refuse_of_hydra, refuse_unknown, swept_keys, trial_name
+from gptlab.overrides import as_typed, for_hydra, key_of, refuse_of_hydra, swept_keys, trial_name
 
 HELP = """gptlab trains GPT-family models.
 
@@ -109,7 +109,7 @@ class _Command:
             refuse_of_hydra(self.of_hydra, multirun=multirun)
         plugins.load(plugins.named_in(self.overrides))
         if not COMPLETION & arguments:
-            refuse_unknown(self.overrides, composition.preset_names(self.config_dir))
+            composition.refuse_wrong(self.overrides, self.config_dir)
         composition.register_schemas(self.config_dir)
         if {"-h", "--help"} & arguments:
             return print(help_text(self.overrides, self.config_dir))

@@ -25,7 +25,8 @@ from gptlab.data.examples.example_table import (
 )
 from gptlab.data.examples.records import Example, SpooledExamples, n_bytes, resolve
 from gptlab.data.progress import byte_progress
-from gptlab.data.sources.config import TableConfig
+from gptlab.data.sources.config import DownloadConfig, StdlibConfig, TableConfig, TextConfig
+from gptlab.data.sources.download import is_downloaded
 from gptlab.data.sources.source import Corpus, RecordSource, SpooledCorpus, TextChunk
 from gptlab.data.split import (
     by_document,
@@ -119,6 +120,19 @@ def prepare(
     prepared = _load(folder, data, corpus, fingerprint, inputs, made, verify)
     prepared.chat_template = chat_template
     return prepared
+
+
+def known_tokens(data: DataConfig, tokenizer: TokenizerConfig) -> int | None:
+    """The tokens of the training split of a text that `prepare` has prepared before; None where it has not.
+
+    Nothing is tokenized or downloaded, and of a text that was read before nothing is read again.
+    """
+    offline = isinstance(data, StdlibConfig | TextConfig) or (isinstance(data, DownloadConfig) and is_downloaded(data))
+    root = cache_root(data.cache_dir)
+    if not offline or not any(root.glob(f"{data.type}-*/")):
+        return None
+    folder = root / f"{data.type}-{_fingerprint(data, tokenizer, data.build(progress=False))[:16]}"
+    return TokenFile.open(folder / "train.bin").n_tokens if folder.is_dir() else None
 
 
 def inputs_of(data: DataConfig, tokenizer: TokenizerConfig) -> dict[str, str]:

@@ -192,12 +192,12 @@ class Ranks(SubprocessLauncher):
     """The other processes of this machine, where gptlab starts them itself.
 
     Lightning's own observer is left out: five seconds after one process has ended it kills rank 0 without a message,
-    and rank 0 may still be saving.
+    and rank 0 may still be saving. `record` is called with the cause, and `remedy` says how the run goes on.
     """
 
-    def __init__(self, launcher: Any, record: Callable[[str], None]):
+    def __init__(self, launcher: Any, record: Callable[[str], None], remedy: Callable[[], str]):
         super().__init__(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
-        self.record = record
+        self.record, self.remedy = record, remedy
         self._ended = False
 
     def launch(self, function, *args, trainer=None, **kwargs):
@@ -245,7 +245,7 @@ class Ranks(SubprocessLauncher):
         time.sleep(GRACE_SECONDS)
         if self._ended:
             return
-        message = f"{failed}, and the others wait for it; the same command continues from the last checkpoint"
+        message = f"{failed}, and the others wait for it; {self.remedy()}"
         with suppress(OSError):
             self.record(message)
         print(f"error: {message}", file=sys.stderr, flush=True)
@@ -253,16 +253,18 @@ class Ranks(SubprocessLauncher):
         os._exit(1)
 
 
-def watch(trainer: Trainer, record: Callable[[str], None]) -> None:
-    """Let the processes of this machine end together; `record` is called with the cause."""
+def watch(trainer: Trainer, record: Callable[[str], None], remedy: Callable[[], str]) -> None:
+    """Let the processes of this machine end together, as `Ranks` does."""
     launcher: Any = trainer.strategy.launcher
     ours = isinstance(launcher, SubprocessLauncher)
     if ours and not launcher.cluster_environment.creates_processes_externally:
-        replace_launcher(trainer, Ranks(launcher, record))
+        replace_launcher(trainer, Ranks(launcher, record, remedy))
 
 
-def end_together(trainer: Trainer, error: Exception, *, step: int, timeout_seconds: int) -> Exception:
-    """End what is left of the other ranks after `error`; returns the error that names the cause."""
+def end_together(
+    trainer: Trainer, error: Exception, *, step: int, timeout_seconds: int, remedy: Callable[[], str]
+) -> Exception:
+    """End what is left of the other ranks after `error`; returns the error that names the cause and the remedy."""
     launcher = trainer.strategy.launcher
     failed = launcher.end() if isinstance(launcher, Ranks) else None
     text = str(error)
@@ -276,4 +278,4 @@ def end_together(trainer: Trainer, error: Exception, *, step: int, timeout_secon
     else:
         failed = failed or "one of them ended, and its own output says why, unless it was killed"
         what = f"rank {trainer.global_rank} lost the other ranks at step {step}: {failed}"
-    return Failure(f"{what}; the same command continues from the last checkpoint")
+    return Failure(f"{what}; {remedy()}")

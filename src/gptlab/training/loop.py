@@ -199,7 +199,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
                 metrics=metrics,
                 train_loss=run.metrics.row.get("train/loss"),
                 amendments=run.amender.taken,
-                stopped_early=stopped_early(run.trainer.callbacks, asked=run.trainer.should_stop),  # pyright: ignore[reportAttributeAccessIssue]
+                stopped_early=stopped_early(callbacks, _timers(run.trainer), asked=run.trainer.should_stop),
             )
             if config.callbacks.plot:
                 draw(folder, objective, summary["unigram_entropy"])
@@ -319,7 +319,11 @@ class _Training:
         internals.count_from(self.trainer, step)
         if self.starter is None:
             self.starter = self.trainer
-            watch(self.trainer, lambda error: folder.event("failed", step=self.module.finished_steps, error=error))
+            watch(
+                self.trainer,
+                lambda error: folder.event("failed", step=self.module.finished_steps, error=error),
+                self.remedy,
+            )
 
     def _build_module(self, step: int, skipped: int) -> LanguageModule:
         config, plan, data = self.config, self.plan, self.data
@@ -348,7 +352,9 @@ class _Training:
         if config.callbacks.spike.action is SpikeAction.skip:
             self.module.spikes = guard.spikes
         earlier = self.signals if self.starter is not None else None
-        self.signals = SignalListener(agreement, command=self.command, speaks=folder.writes, earlier=earlier)
+        self.signals = SignalListener(
+            agreement, command=self.command, speaks=folder.writes, remedy=self.remedy, earlier=earlier
+        )
         self.metrics = Metrics(
             folder,
             guard,
@@ -404,10 +410,17 @@ class _Training:
 
     def end_together(self, error: Exception) -> Exception:
         """End what is left of the other ranks after `error`; returns the error that tells a person the cause."""
-        seconds = self.config.strategy.timeout_seconds
         return end_together(
-            self.starter or self.trainer, error, step=self.module.finished_steps, timeout_seconds=seconds
+            self.starter or self.trainer,
+            error,
+            step=self.module.finished_steps,
+            timeout_seconds=self.config.strategy.timeout_seconds,
+            remedy=self.remedy,
         )
+
+    def remedy(self) -> str:
+        """From where a run that ended at once goes on, and what to type."""
+        return f"{checkpoint.where_saved(self.folder.checkpoints)}; the same command goes on:\n  {self.command}"
 
     def _roll_back(self, spike: Spike) -> None:
         """Begin again from a checkpoint before the spike, without the samples since."""

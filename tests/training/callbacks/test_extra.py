@@ -33,8 +33,11 @@ def test_a_run_that_was_stopped_early_goes_on_only_when_asked(tmp_path, capsys):
 def test_a_limit_on_time_is_no_early_stop():
     timer = Timer(duration="00:00:00:01")
     timer._duration = 0
-    assert stopped_early([], asked=True) and not stopped_early([], asked=False)
-    assert not stopped_early([timer], asked=True)
+    own = EarlyStopping("val/loss")
+    assert stopped_early([own], [], asked=True) and not stopped_early([own], [], asked=False)
+    assert not stopped_early([own], [timer], asked=True), "trainer.max_time"
+    assert not stopped_early([], [], asked=True) and not stopped_early([timer], [timer], asked=True)
+    assert not stopped_early([Timer(duration="01:00:00:00")], [], asked=True), "Lightning's own doing"
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -24,15 +24,24 @@ def open_download(config: DownloadConfig, *, progress: bool) -> FileCorpus:
         return FileCorpus([(path.name, path)], f"{config.path} (a local copy{note})", cache_dir=config.cache_dir)
     if not config.url.startswith(("http://", "https://")):
         raise UserError(f"data.url={config.url} is not an http or https address; give one, or data.path=FILE")
-    name = config.url.rstrip("/").rsplit("/", 1)[-1].partition("?")[0] or "file"
-    root = cache_root(config.cache_dir)
-    folder = root / "downloads"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{hashlib.sha256(config.url.encode()).hexdigest()[:16]}-{name}"
-    with cache_lock(root, path.name):
+    name, path = _place(config)
+    path.parent.mkdir(exist_ok=True)
+    with cache_lock(cache_root(config.cache_dir), path.name):
         if not path.is_file() or (config.sha256 and checksums_of([path], config.cache_dir)[0] != config.sha256):
             _fetch(config, path, progress=progress)
     return FileCorpus([(name, path)], config.url, cache_dir=config.cache_dir)
+
+
+def is_downloaded(config: DownloadConfig) -> bool:
+    """Whether the file is on this machine."""
+    return config.path is not None or _place(config)[1].is_file()
+
+
+def _place(config: DownloadConfig) -> tuple[str, Path]:
+    """The name of the file, and where the cache holds it."""
+    name = config.url.rstrip("/").rsplit("/", 1)[-1].partition("?")[0] or "file"
+    address = hashlib.sha256(config.url.encode()).hexdigest()[:16]
+    return name, cache_root(config.cache_dir) / "downloads" / f"{address}-{name}"
 
 
 def _fetch(config: DownloadConfig, path: Path, *, progress: bool) -> None:

@@ -69,10 +69,14 @@ def check_extra(callbacks: Iterable[Callback], columns: Iterable[str]) -> None:
             raise UserError(f"{name}: check_on_train_epoch_end=true never comes, as a run has no epochs; leave it out")
 
 
-def stopped_early(callbacks: Iterable[Callback], *, asked: bool) -> bool:
-    """Whether a callback ended the run that was `asked` to stop, rather than a limit on its time."""
-    left = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
-    return asked and not any(seconds is not None and seconds <= 0 for seconds in left)
+def stopped_early(callbacks: Iterable[Callback], timers: Iterable[Timer], *, asked: bool) -> bool:
+    """Whether one of the user's own callbacks ended the run that was `asked` to stop, rather than a limit on its time.
+
+    `timers` are all of the run's, of which `trainer.max_time` is one.
+    """
+    own = [callback for callback in callbacks if not isinstance(callback, Timer)]
+    left = [timer.time_remaining() for timer in timers]
+    return asked and bool(own) and not any(seconds is not None and seconds <= 0 for seconds in left)
 
 
 def _refuse(kind: type, name: str) -> None:

@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from typing import Any
@@ -24,9 +25,18 @@ class SignalListener(Callback):
     A single process leaves a forward or backward pass at once, by `Interrupted`.
     """
 
-    def __init__(self, agreement: Agreement, *, command: str, speaks: bool, earlier: "SignalListener | None" = None):
+    def __init__(
+        self,
+        agreement: Agreement,
+        *,
+        command: str,
+        speaks: bool,
+        remedy: Callable[[], str] = lambda: "",
+        earlier: "SignalListener | None" = None,
+    ):
         self.agreement = agreement
         self.command = command  # what continues the run
+        self.remedy = remedy  # where it goes on if it ends at once
         self.speaks = speaks
         self.received = earlier.received if earlier is not None else 0  # by this process
         self._points = StopPoints(None)
@@ -93,7 +103,7 @@ class SignalListener(Callback):
         if self.received:
             if time.monotonic() - self._received_at < ECHO_SECONDS:
                 return
-            raise Stopped(signum, f"stopped at once; this continues it from its last checkpoint:\n  {self.command}")
+            raise Stopped(signum, f"stopped at once; {self.remedy()}")
         self.received, self._received_at = signum, time.monotonic()
         at_once = self._alone and self._module is not None and self._module.interruptible
         if self.speaks and sys.stderr is not None:
