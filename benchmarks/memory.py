@@ -2,18 +2,19 @@
 
     python benchmarks/memory.py [--only TEXT]
 
-A first small run in the same process takes what is imported and allocated once, about half a GiB; it is subtracted.
-Linux only.
+The peak is that of the whole process, Python and its imports too, as the plan counts it. Linux only.
 """
 
 import argparse
-import ctypes
-import gc
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from gptlab.distributed.allocator import NO_THREAD_CACHE, TUNABLES
 
 DECODER = "model=small model.n_layer=4 model.d_model=256 model.n_head=8 tokenizer=byte"
 ENCODER = "model=bert_laptop model.n_layer=4 model.d_model=256 model.n_head=8 objective=masked_lm"
@@ -44,8 +45,8 @@ def cases() -> dict[str, str]:
     return found
 
 
-def measure(overrides: list[str], folder: str) -> dict[str, float]:
-    """Train for three steps and an evaluation; planned and measured bytes."""
+def measure(overrides: list[str], folder: str) -> dict[str, int | dict[str, int]]:
+    """Train for three steps and an evaluation; planned bytes by part, and the peak of resident memory."""
     import lightning
 
     import gptlab
@@ -56,45 +57,32 @@ def measure(overrides: list[str], folder: str) -> dict[str, float]:
     loop.make_plan = lambda *given: plans.append(make_plan(*given)) or plans[-1]
 
     class Measure(lightning.Callback):
-        def setup(self, trainer, module, stage):
-            if stage == "fit":
-                Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-                measured["before"] = status("VmRSS")
-
         def on_train_end(self, trainer, module):
-            measured["peak"] = status("VmHWM")
+            measured["peak"] = peak_bytes()
 
-    def run(name: str, *more: str) -> int:
-        config = gptlab.compose(
-            *overrides,
-            *more,
-            "data=text",
-            f"data.path={folder}/texts",
-            "budget_steps=3",
-            "callbacks.sample=null",
-            "trainer.enable_checkpointing=false",
-            "trainer.accelerator=cpu",
-            "trainer.enable_progress_bar=false",
-            "trainer.enable_model_summary=false",
-            "trainer.limit_val_batches=1",
-            "schedule.warmup_steps=0",
-            "callbacks.plot=false",
-            f"run_dir={folder}/{name}",
-        )
-        gptlab.train(config, [Measure()])
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        return measured["peak"] - measured["before"]
-
-    # What is imported and allocated once, by the first steps of a process, is not the run's.
-    run("first", "model.context_length=32", "batch_tokens=64")
-    return {"measured": run("run"), "planned": plans[-1].memory}
+    config = gptlab.compose(
+        *overrides,
+        "data=text",
+        f"data.path={folder}/texts",
+        "budget_steps=3",
+        "callbacks.sample=null",
+        "trainer.enable_checkpointing=false",
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+        "trainer.enable_model_summary=false",
+        "trainer.limit_val_batches=1",
+        "schedule.warmup_steps=0",
+        "callbacks.plot=false",
+        f"run_dir={folder}/run",
+    )
+    gptlab.train(config, [Measure()])
+    return {"measured": measured["peak"], "planned": plans[-1].memory}
 
 
-def status(key: str) -> int:
-    """A figure of this process, in bytes."""
+def peak_bytes() -> int:
+    """The most that this process has held in memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def write_texts(folder: Path) -> None:
@@ -115,19 +103,24 @@ def main() -> None:
         found = measure(given.case.split(), given.folder)
         return print(json.dumps(found))
     print("| case | planned MiB | measured MiB | planned / measured |\n|---|---:|---:|---:|")
+    ratios = []
     for name, overrides in cases().items():
         if given.only not in name:
             continue
         with tempfile.TemporaryDirectory() as folder:
             write_texts(Path(folder))
             command = [sys.executable, __file__, "--case", overrides, "--folder", folder]
-            done = subprocess.run(command, capture_output=True, text=True)
+            environment = {**os.environ, TUNABLES: NO_THREAD_CACHE}  # as train.py starts itself
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             print(f"| {name} | {done.stderr.strip().splitlines()[-1]} |")
             continue
         found = json.loads(done.stdout.splitlines()[-1])
         planned, measured = found["planned"]["total"], found["measured"]
         print(f"| {name} | {planned / MIB:,.0f} | {measured / MIB:,.0f} | {planned / measured:.2f} |", flush=True)
+        ratios.append(planned / measured)
+    errors = sorted(abs(ratio - 1) for ratio in ratios)
+    print(f"\nError: median {statistics.median(errors):.1%}, largest {errors[-1]:.1%}, of {len(errors)} runs.")
 
 
 if __name__ == "__main__":

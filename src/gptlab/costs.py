@@ -280,12 +280,15 @@ def memory_bytes(
     strategy: StrategyConfig,
     layout: Layout,
     evaluated: ForwardPass | None = None,
+    process: int = 0,
+    fragmentation: float = 0.0,
 ) -> dict[str, int]:
     """Peak memory of training, in bytes per device, by part and in `total`.
 
     `counted` is a pass over a device's micro-batch; without it `activations`, `logits` and `temporary`, what the
     backward pass of a block needs beyond them, are left out. `evaluation` is what a forward pass over a batch of a
-    validation split, `evaluated`, needs beyond all that.
+    validation split, `evaluated`, needs beyond all that. On a CPU `process` is what the program itself takes, and
+    `fragmentation` what lies free between tensors that come and go, as a fraction of these.
     """
     weight, copy, activation, _ = PRECISIONS[precision]
     tensor, blocks = layout.tensor, list(model.blocks)
@@ -327,6 +330,9 @@ def memory_bytes(
             logits = round(min(evaluated.n_logits, chunk)) * (4 + activation)
             in_training = parts["gradients"] + parts["activations"] + parts["logits"] + parts["temporary"]
             parts["evaluation"] = max(0, evaluated.peak * element + logits - in_training)
+        passing = sum(parts.get(name, 0) for name in ("activations", "logits", "temporary", "evaluation"))
+        parts["fragmentation"] = round(fragmentation * passing)
+    parts["process"] = process
     return parts | {"total": sum(parts.values())}
 
 

@@ -113,7 +113,8 @@ def check_memory(plan: Plan, config: RunConfig, free_bytes: int | None) -> str:
     """
     if free_bytes is None or not config.strategy.check_memory:
         return ""
-    total, state = plan.memory["total"], sum(plan.memory[name] for name in STATE)
+    total = plan.memory["total"] - plan.memory["process"]  # which has it already
+    state = sum(plan.memory[name] for name in STATE)
     planned = f"about {bytes_text(total)} per device, and {bytes_text(free_bytes)} per device is free"
     if state > free_bytes or total > MEMORY_ERROR * free_bytes:
         cause = f"; weights, gradients and optimizer state alone take {bytes_text(state)}" if state > free_bytes else ""
@@ -210,6 +211,8 @@ def make_plan(
             strategy=config.strategy,
             layout=layout,
             evaluated=evaluated,
+            process=devices.process_bytes,
+            fragmentation=devices.fragmentation,
         ),
         uncounted=uncounted,
         accumulation=share // micro_batch_size,

@@ -65,6 +65,10 @@ def _main() -> int:
 
         print(f"error: {verb} is not a command of gptlab{did_you_mean(verb, VERBS)}", file=sys.stderr)
         return 2
+    if verb == "train":
+        from gptlab.distributed.allocator import without_thread_cache
+
+        without_thread_cache(sys.argv[0])
     return run(verb, arguments, program=[sys.argv[0], verb])
 
 

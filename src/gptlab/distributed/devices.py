@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from gptlab.distributed.allocator import release_kept_memory
+from gptlab.distributed.allocator import has_thread_cache, release_kept_memory
 from gptlab.distributed.launch import check_launch, find_launched
 from gptlab.errors import UserError
 from gptlab.training.config import TrainerConfig
@@ -28,6 +28,8 @@ PEAK_FLOPS = {
     "V100": 125e12,
     "T4": 65e12,
 }
+# Measured with glibc 2.36 (benchmarks/memory.py).
+FRAGMENTATION, FRAGMENTATION_WITH_THREAD_CACHE = 0.15, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Devices:
     world_size: int
     precision: str
     peak_flops: float | None  # of one device
+    process_bytes: int = 0  # what a process on the CPU takes before it has a model
+    fragmentation: float = 0.0  # of memory on the CPU, as a fraction of the tensors that come and go
 
     def describe(self) -> str:
         kind = (
@@ -82,7 +86,11 @@ def find_devices(config: TrainerConfig) -> Devices:
         raise UserError("trainer.precision=16-mixed needs a GPU; on a CPU use 32-true or bf16-mixed")
     world_size = asked * config.num_nodes
     per_node = config.devices if isinstance(config.devices, list) else asked
-    return Devices(accelerator, per_node, world_size, precision, _peak(accelerator))
+    process_bytes, fragmentation = 0, 0.0
+    if accelerator == "cpu":
+        process_bytes = resident_bytes() or 0
+        fragmentation = FRAGMENTATION_WITH_THREAD_CACHE if has_thread_cache() else FRAGMENTATION
+    return Devices(accelerator, per_node, world_size, precision, _peak(accelerator), process_bytes, fragmentation)
 
 
 def _peak(accelerator: str) -> float | None:
@@ -151,12 +159,17 @@ def memory_gib(device: torch.device) -> float:
     """The most that was allocated on a GPU; what the process holds on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    return (resident_bytes() or 0) / 2**30
+
+
+def resident_bytes() -> int | None:
+    """What this process holds in memory, or its peak where that alone is known (macOS); None where neither is."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:  # not Linux
         try:
             import resource
         except ImportError:  # Windows
-            return 0.0
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+            return None
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return pages * os.sysconf("SC_PAGE_SIZE")

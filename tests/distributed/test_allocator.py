@@ -1,0 +1,44 @@
+import subprocess
+import sys
+
+import pytest
+
+from gptlab.distributed import allocator
+
+PROGRAM = """
+import os, sys
+from gptlab.distributed.allocator import has_thread_cache, without_thread_cache
+print("started", sys.argv[1:], has_thread_cache(), flush=True)
+without_thread_cache(sys.argv[0])
+"""
+ARGUMENTS = ["a b", "c='d'", "x=[1,2]"]
+
+
+def started(folder, monkeypatch, before="", *options):
+    """How often the program started, with what arguments, and with the thread cache or without."""
+    monkeypatch.delenv(allocator.TUNABLES, raising=False)
+    program = folder / "a program.py"
+    program.write_text(before + PROGRAM)
+    command = [sys.executable, *options, str(program), *ARGUMENTS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(not allocator._is_glibc(), reason="the C library is not glibc")
+def test_a_program_starts_once_more_without_the_thread_cache(tmp_path, monkeypatch):
+    found = [f"started {ARGUMENTS} True", f"started {ARGUMENTS} False"]
+    assert started(tmp_path, monkeypatch) == found
+    assert started(tmp_path, monkeypatch, "", "-X", "utf8", "-W", "error") == found  # Python's own options stay
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param("import sys; sys.settrace(lambda *_: None)\n", id="a debugger"),
+        pytest.param("import sys; sys.modules['torch'] = sys\n", id="not at the start"),
+        pytest.param("import sys; sys.argv[0] = 'another.py'\n", id="not the program"),
+        pytest.param("import os; os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.mxfast=0'\n", id="the user's choice"),
+    ],
+)
+def test_a_program_is_not_started_again(tmp_path, monkeypatch, before):
+    assert len(started(tmp_path, monkeypatch, before)) == 1
