@@ -72,7 +72,7 @@ HOMES = {
 }
 
 # What may see the whole RunConfig.
-WHOLE_CONFIG = {"__init__", "config", "overrides", "composition", "training/loop", "runs/run", "forecast"}
+WHOLE_CONFIG = {"__init__", "config", "overrides", "composition", "training/loop", "runs/run", "forecast", "lab/plan"}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 

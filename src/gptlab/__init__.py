@@ -3,6 +3,7 @@
 Everything a command does is a function here:
 
     config = gptlab.compose("model=gpt124m", "optimizer.lr=3e-4")   # overrides as on the command line, checked
+    plan = gptlab.plan(config, device="h100")                       # parameters, FLOPs, memory, time, before a run
     run = gptlab.train(config)                                      # a Run: .summary, .metrics(), .checkpoints
     run = gptlab.open_run("runs/NAME")
     model, tokenizer = gptlab.load("runs/NAME")                     # or a checkpoint, a transformers folder, a hub name
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gptlab.config import RunConfig
     from gptlab.errors import UserError
     from gptlab.generation.text import generate
+    from gptlab.lab.plan import plan
     from gptlab.registry import register
     from gptlab.runs.load import load
     from gptlab.runs.run import Run, open_run
@@ -34,6 +36,7 @@ _HOMES = {
     "generate": "generation.text",
     "load": "runs.load",
     "open_run": "runs.run",
+    "plan": "lab.plan",
     "register": "registry",
     "train": "training.loop",
 }
@@ -47,6 +50,7 @@ __all__ = [
     "generate",
     "load",
     "open_run",
+    "plan",
     "register",
     "train",
 ]

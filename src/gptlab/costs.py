@@ -219,6 +219,7 @@ class ForwardPass:
 
     peak: int  # elements, without logits
     n_logits: float
+    flops: float  # of the batch, with its logits
 
 
 def forward_pass(
@@ -239,14 +240,18 @@ def forward_pass(
             meter = Meter(model, model.blocks, fused=fused, limit=MAX_OPERATIONS)
             try:
                 with torch.no_grad(), meter.running():
-                    model.hidden_states(tokens, **({} if source is None else {"source": source}))
+                    hidden = model.hidden_states(tokens, **({} if source is None else {"source": source}))
+                    meter.scale = scored_fraction
+                    if Capability.mlm_head in model.config.capabilities:
+                        hidden = model.mlm_transform(hidden)
             except TooManyOperations:
                 continue
             n_logits = 0.0
             if model.config.capabilities & WITH_LM_HEAD:
                 n_logits = scored_fraction * tokens.numel() * len(model.head.weight)
             times = context_length / length
-            return ForwardPass(peak=round(meter.peak * times), n_logits=n_logits * times)
+            flops = meter.flops + 2 * n_logits * hidden.shape[-1]
+            return ForwardPass(peak=round(meter.peak * times), n_logits=n_logits * times, flops=flops * times)
     finally:
         model.train(was_training)
     raise RuntimeError("its forward pass has too many operations")

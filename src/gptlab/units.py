@@ -58,3 +58,23 @@ def duration(seconds: float) -> str:
         return f"{hours} h {rest} min" if rest else f"{hours} h"
     days = seconds / 86_400
     return f"{days:,.1f} days" if days < 365 else f"{days / 365.25:,.1f} years"
+
+
+def count_text(count: float) -> str:
+    """A large number with three significant digits: `124M`, `1.50T`."""
+    for size, prefix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.{max(0, 2 - len(str(int(count / size))) + 1)}f}{prefix}"
+    return f"{count:.0f}"
+
+
+def columns(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Lines of cells in columns: the first `left` of them begin together, the others end together."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:<{width}}" if i < left else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -7,8 +7,8 @@ from gptlab.distributed import allocator
 
 PROGRAM = """
 import os, sys
-from gptlab.distributed.allocator import has_thread_cache, without_thread_cache
-print("started", sys.argv[1:], has_thread_cache(), flush=True)
+from gptlab.distributed.allocator import expected_fragmentation, without_thread_cache
+print("started", sys.argv[1:], expected_fragmentation(), flush=True)
 without_thread_cache(sys.argv[0])
 """
 ARGUMENTS = ["a b", "c='d'", "x=[1,2]"]
@@ -26,7 +26,10 @@ def started(folder, monkeypatch, before="", *options):
 
 @pytest.mark.skipif(not allocator._is_glibc(), reason="the C library is not glibc")
 def test_a_program_starts_once_more_without_the_thread_cache(tmp_path, monkeypatch):
-    found = [f"started {ARGUMENTS} True", f"started {ARGUMENTS} False"]
+    found = [
+        f"started {ARGUMENTS} {allocator.FRAGMENTATION_WITH_THREAD_CACHE}",
+        f"started {ARGUMENTS} {allocator.FRAGMENTATION}",
+    ]
     assert started(tmp_path, monkeypatch) == found
     assert started(tmp_path, monkeypatch, "", "-X", "utf8", "-W", "error") == found  # Python's own options stay
 

@@ -23,6 +23,9 @@ ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n" + BASH
 SHELLS = {"bash": BASH, "zsh": ZSH}
 
 
+RUN_OPTIONS = ("train", "plan", "inspect")  # commands that take what gptlab train takes
+
+
 def candidates(line: str, commands: Iterable[str]) -> list[str]:
     """What the last word of a command line may become; none where the shell's own file names serve."""
     *before, word = line.split(" ")
@@ -39,7 +42,7 @@ def candidates(line: str, commands: Iterable[str]) -> list[str]:
 
 def _keys(command: str) -> Sequence[str]:
     own = list(_options(command))
-    if command not in ("train", "inspect"):
+    if command not in RUN_OPTIONS:
         return own
     from gptlab.overrides import key_types
     from gptlab.registry import GROUPS
@@ -49,7 +52,7 @@ def _keys(command: str) -> Sequence[str]:
 
 
 def _values(command: str, key: str) -> Iterable[str]:
-    if command in ("train", "inspect") and key in presets():
+    if command in RUN_OPTIONS and key in presets():
         return presets()[key]
     hint = _options(command).get(key)
     kinds = [hint, *typing.get_args(hint)]  # precision, or an enum or None

@@ -8,6 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MXFAST = -1, -3, 1  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MXFAST of malloc.h
+# Measured with glibc 2.36 (benchmarks/memory.py).
+FRAGMENTATION, FRAGMENTATION_WITH_THREAD_CACHE = 0.15, 0.3
 TUNABLES, NO_THREAD_CACHE = "GLIBC_TUNABLES", "glibc.malloc.tcache_count=0"
 
 
@@ -23,7 +25,7 @@ def keep_freed_memory() -> None:
 
 
 def without_thread_cache(program: str) -> None:
-    """Start `program` (of the command line) again, with the C library's cache of small blocks off; once, and only as a program starts.
+    """Start `program`, as it was called, again with the C library's cache of small blocks off; at its start alone.
 
     An aligned block, which every tensor is, leaves some 48 bytes before and behind it. The cache keeps these for small
     objects, which then lie between the large blocks, so that what these leave free cannot be joined: the peak of
@@ -37,9 +39,9 @@ def without_thread_cache(program: str) -> None:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, TUNABLES: NO_THREAD_CACHE})
 
 
-def has_thread_cache() -> bool:
-    """Whether this process keeps the C library's cache of small blocks."""
-    return NO_THREAD_CACHE not in os.environ.get(TUNABLES, "")
+def expected_fragmentation() -> float:
+    """What lies free between tensors that come and go, as a fraction of these, in a process like this one."""
+    return FRAGMENTATION if NO_THREAD_CACHE in os.environ.get(TUNABLES, "") else FRAGMENTATION_WITH_THREAD_CACHE
 
 
 def _is_glibc() -> bool:

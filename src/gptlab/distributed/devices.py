@@ -2,34 +2,17 @@
 
 import gc
 import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from gptlab.distributed.allocator import has_thread_cache, release_kept_memory
+from gptlab.distributed import hardware
+from gptlab.distributed.allocator import expected_fragmentation, release_kept_memory
 from gptlab.distributed.launch import check_launch, find_launched
 from gptlab.errors import UserError
 from gptlab.training.config import TrainerConfig
-
-# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; a device that is not here has no MFU.
-PEAK_FLOPS = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
-# Measured with glibc 2.36 (benchmarks/memory.py).
-FRAGMENTATION, FRAGMENTATION_WITH_THREAD_CACHE = 0.15, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +72,15 @@ def find_devices(config: TrainerConfig) -> Devices:
     process_bytes, fragmentation = 0, 0.0
     if accelerator == "cpu":
         process_bytes = resident_bytes() or 0
-        fragmentation = FRAGMENTATION_WITH_THREAD_CACHE if has_thread_cache() else FRAGMENTATION
+        fragmentation = expected_fragmentation()
     return Devices(accelerator, per_node, world_size, precision, _peak(accelerator), process_bytes, fragmentation)
 
 
 def _peak(accelerator: str) -> float | None:
     if accelerator != "cuda":
         return None
-    name = torch.cuda.get_device_name()
-    return next((peak for key, peak in PEAK_FLOPS.items() if re.search(rf"\b{key}\b", name)), None)
+    kind = hardware.of_cuda(torch.cuda.get_device_name())
+    return None if kind is None else kind.peak.get("bf16", kind.peak.get("fp16"))
 
 
 def free_memory_bytes(devices: Devices, n_nodes: int = 1) -> int | None:

@@ -1,0 +1,422 @@
+"""What a run would cost, on devices that need not be here; nothing is trained and no data are read.
+
+Parameters, FLOPs and activations are counted on the model on the meta device (`counting.py`, `costs.py`). Memory by
+part, time, energy and cost are formulas, in `costs.memory_bytes` and here.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from gptlab import costs
+from gptlab.config import RunConfig
+from gptlab.costs import ForwardPass, TrainingPass
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.data.tokenizers.config import sentinel
+from gptlab.distributed.allocator import FRAGMENTATION
+from gptlab.distributed.config import Layout, Recompute, Sharding, StrategyConfig
+from gptlab.distributed.hardware import Hardware, find
+from gptlab.errors import UserError
+from gptlab.lab.chinchilla import TOKENS_PER_PARAMETER, optimal_tokens
+from gptlab.models.base import LanguageModel
+from gptlab.models.build import shape_model
+from gptlab.models.config import Capability
+from gptlab.training.config import eval_batch_size
+from gptlab.training.finetune import prepare_finetuning
+
+PROCESS_BYTES = round(0.43 * 2**30)  # Python, torch and Lightning on a CPU (Linux, torch 2.13)
+SPECIAL_TOKENS = ("<mask>", "<pad>", "<cls>", "<sep>")
+N_SENTINELS = 400  # beyond any objective's
+# Bytes of a weight and of a cached key or value in inference.
+INFERENCE = {"fp32": (4, 4), "bf16": (2, 2), "fp16": (2, 2), "int8": (1, 2)}
+# What needs the least communication first.
+STRATEGIES = (Sharding.ddp, Sharding.zero1, Sharding.zero2, Sharding.fsdp)
+NEAR = 0.95  # of a device's memory that a layout may fill
+
+
+class Accounting(Enum):
+    """How the memory of weights, gradients and optimizer state is counted."""
+
+    gptlab = "gptlab"  # as gptlab keeps them: AdamW in float32 has 4 + 4 + 8 bytes a parameter
+    zero_paper = "zero_paper"  # 2 + 2 + 12 bytes: float16 with a float32 copy (arXiv:1910.02054, section 3.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """The devices of a plan and what they cost."""
+
+    kind: Hardware
+    count: int = 1
+    num_nodes: int = 1
+    mfu: float = 0.4  # fraction of the peak that training reaches; assumed unless measured
+    tokens_per_second: float | None = None  # measured, of all devices together; then the MFU follows from it
+    price_per_hour: float | None = None  # of one device
+
+
+class Planner:
+    """The costs of one config on one set of devices."""
+
+    def __init__(self, config: RunConfig, devices: Devices, accounting: Accounting = Accounting.gptlab):
+        self.config, self.devices, self.accounting = config, devices, accounting
+        self.precision = config.trainer.precision or devices.kind.precision
+        self.vocab_size = vocab_size(config)
+        self.model = shape_model(config.model, self.vocab_size, config.n_class)
+        prepare_finetuning(self.model, config.finetune)
+        specials = [*SPECIAL_TOKENS, *map(sentinel, range(N_SENTINELS))]
+        objective = config.objective.build(
+            tokenizer=ByteTokenizer(specials),  # its special tokens and lengths are all that is asked for
+            model=config.model,
+            data=config.data,
+            context_length=config.context_length,
+            seed=config.seed,
+        )
+        self.about = {
+            "target_length": objective.target_length,
+            "scored_fraction": objective.scored_fraction,
+            "fused": not devices.kind.is_cpu,
+        }
+        self.parameters = costs.parameter_counts(self.model)
+        self.step_tokens = config.sequences_per_step * config.context_length
+        self._passes: dict[int, TrainingPass] = {}
+        self._evaluated: ForwardPass | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        """Target tokens of the whole run."""
+        config = self.config
+        if config.budget_steps is not None:
+            return config.budget_steps * self.step_tokens
+        tokens = config.budget_tokens or round((config.tokens_per_parameter or 0) * self.parameters["total"])
+        return max(1, tokens // self.step_tokens) * self.step_tokens
+
+    def training_pass(self, micro_batch_size: int = 1) -> TrainingPass:
+        """A forward and a backward pass of a device over its micro-batch."""
+        if micro_batch_size not in self._passes:
+            self._passes[micro_batch_size] = costs.training_pass(
+                self.model, self.config.context_length, micro_batch_size=micro_batch_size, **self.about
+            )
+        return self._passes[micro_batch_size]
+
+    def forward_pass(self) -> ForwardPass:
+        """A forward pass over one sequence, as in inference."""
+        return costs.forward_pass(self.model, self.config.context_length, batch_size=1, **self.about)
+
+    def share(self, layout: Layout) -> int:
+        """Sequences of a step that a device sees."""
+        return max(1, self.config.sequences_per_step // layout.data)
+
+    def micro_batch_size(self, layout: Layout) -> int:
+        share = self.share(layout)
+        return min(self.config.micro_batch_size or share, share)
+
+    def memory(
+        self,
+        *,
+        strategy: StrategyConfig | None = None,
+        precision: str | None = None,
+        micro_batch_size: int | None = None,
+    ) -> dict[str, int]:
+        """Peak bytes of a device while it trains, by part."""
+        strategy = strategy or self.config.strategy
+        layout = strategy.layout(self.devices.count, self.devices.num_nodes)
+        if self.accounting is Accounting.zero_paper:
+            return zero_paper_bytes(self.parameters["trained"], strategy.type, self.devices.count)
+        if self._evaluated is None and self.config.data.val_fraction:
+            batch_size = eval_batch_size(self.config.context_length, self.config.micro_batch_size)
+            self._evaluated = costs.forward_pass(
+                self.model, self.config.context_length, batch_size=batch_size, **self.about
+            )
+        is_cpu = self.devices.kind.is_cpu
+        return costs.memory_bytes(
+            self.model,
+            self.training_pass(micro_batch_size or self.micro_batch_size(layout)),
+            optimizer=self.config.optimizer,
+            precision=precision or self.precision,
+            strategy=strategy,
+            layout=layout,
+            evaluated=self._evaluated,
+            process=PROCESS_BYTES if is_cpu else 0,
+            fragmentation=FRAGMENTATION if is_cpu else 0.0,
+        )
+
+    def largest_micro_batch(self, limit: int, **options: Any) -> int | None:
+        """The largest micro-batch that divides a device's sequences and fits `limit` bytes; None where none does."""
+        strategy = options.get("strategy") or self.config.strategy
+        share = self.share(strategy.layout(self.devices.count, self.devices.num_nodes))
+        sizes = [n for n in range(1, share + 1) if share % n == 0]
+        low, high = 0, len(sizes)
+        while low < high:  # memory grows with the size
+            middle = (low + high) // 2
+            if self.memory(micro_batch_size=sizes[middle], **options)["total"] <= limit:
+                low = middle + 1
+            else:
+                high = middle
+        return sizes[low - 1] if low else None
+
+    def inference(self) -> dict[str, Any]:
+        """Bytes of weights and of the key-value cache by number format, and forward FLOPs per token."""
+        n_cached = cache_elements(self.model, self.config.context_length)
+        length = self.config.context_length
+        return {
+            "context_length": length,
+            "flops_per_token": self.forward_pass().flops / length,
+            "weights": {name: self.parameters["total"] * weight for name, (weight, _) in INFERENCE.items()},
+            "cache_per_token": None
+            if n_cached is None
+            else {name: n_cached // length * element for name, (_, element) in INFERENCE.items()},
+        }
+
+    def time(self) -> dict[str, float | str | None]:
+        """Seconds, device-hours, energy and cost of the whole run."""
+        devices = self.devices
+        flops = self.training_pass().flops_per_token * self.total_tokens
+        peak = devices.kind.peak_flops(self.precision)
+        seconds = mfu = None
+        source = "assumed"
+        if devices.tokens_per_second is not None:
+            source = "measured"
+            seconds = self.total_tokens / devices.tokens_per_second
+            mfu = None if peak is None else flops / (seconds * peak * devices.count)
+        elif peak is not None:
+            mfu = devices.mfu
+            seconds = flops / (mfu * peak * devices.count)
+        hours = None if seconds is None else seconds / 3600 * devices.count
+        watts, price = devices.kind.watts, devices.price_per_hour
+        return {
+            "peak_flops": peak,
+            "mfu": mfu,
+            "mfu_is": source,
+            "seconds": seconds,
+            "device_hours": hours,
+            "kwh": None if hours is None or watts is None else hours * watts / 1000,
+            "cost": None if hours is None or price is None else hours * price,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """All that is known before a run, as plain values: bytes, FLOPs, seconds, dollars."""
+        config, devices, accounting = self.config, self.devices, self.accounting
+        counted = self.training_pass()
+        arranged = config.strategy.layout(devices.count, devices.num_nodes)
+        limit = devices.kind.memory_bytes
+        total = counted.flops_per_token * self.total_tokens
+        return {
+            "model": config.model_tag,
+            "vocab_size": self.vocab_size,
+            "parameters": self.parameters,
+            "compute": {
+                "flops_per_token": counted.flops_per_token,
+                "flops_per_token_6n": counted.flops_per_token_6n,
+                "tokens": self.total_tokens,
+                "flops": total,
+                "flops_6n": counted.flops_per_token_6n * self.total_tokens,
+            },
+            "memory": self.memory(),
+            "accounting": accounting.value,
+            "layout": asdict(arranged),
+            "strategy": config.strategy.type.value,
+            "precision": self.precision,
+            "micro_batch_size": self.micro_batch_size(arranged),
+            "largest_micro_batch": None
+            if limit is None or accounting is Accounting.zero_paper
+            else self.largest_micro_batch(round(NEAR * limit)),
+            "device": {"name": devices.kind.name, "count": devices.count, "memory": limit, "watts": devices.kind.watts},
+            "time": self.time(),
+            "inference": self.inference(),
+            "chinchilla": optimal_tokens(self.parameters["total"]),
+        }
+
+
+def plan(
+    config: RunConfig, device: str = "cpu", *, accounting: Accounting = Accounting.gptlab, **options: Any
+) -> dict[str, Any]:
+    """All that is known before a run on devices of one kind, as plain values: bytes, FLOPs, seconds, dollars.
+
+    There are `trainer.devices` x `trainer.num_nodes` of them; `options` are those of `Devices`, as price_per_hour=2.
+    Raises UserError for a device that is not in the table, a strategy that does not fit the devices, and where the
+    vocabulary depends on a text.
+    """
+    count = (config.trainer.device_count() or 1) * config.trainer.num_nodes
+    devices = Devices(find(device), count, config.trainer.num_nodes, **options)
+    return Planner(config, devices, accounting).summary()
+
+
+def compare_precisions(planner: Planner) -> dict[str, dict[str, int]]:
+    """Memory of training in each precision."""
+    return {precision: planner.memory(precision=precision) for precision in costs.PRECISIONS}
+
+
+def compare_strategies(planner: Planner) -> dict[str, dict[str, int]]:
+    """Memory of training by the stages of ZeRO (arXiv:1910.02054), on the plan's devices."""
+    if planner.devices.count == 1:
+        raise UserError("compare=strategy compares how devices share a model; set trainer.devices=8 or another number")
+    return {
+        kind.value: planner.memory(strategy=replace(_plain(planner.config.strategy), type=kind)) for kind in STRATEGIES
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One way to lay a run out over the devices."""
+
+    strategy: StrategyConfig
+    layout: Layout
+    memory: dict[str, int] | None  # at the largest micro-batch that fits, else at one sequence
+    micro_batch_size: int | None  # None: not even one sequence fits
+    reason: str  # why it is not possible; empty where it is
+
+    @property
+    def overrides(self) -> list[str]:
+        """What to type for it."""
+        found = [f"strategy={self.strategy.type.value}"]
+        if self.strategy.tensor_parallel is not None:
+            found.append(f"strategy.tensor_parallel={self.strategy.tensor_parallel}")
+        if self.strategy.activation_checkpointing is not Recompute.none:
+            found.append(f"strategy.activation_checkpointing={self.strategy.activation_checkpointing.value}")
+        return [*found, f"micro_batch_size={self.micro_batch_size or 1}"]
+
+
+def proposals(planner: Planner) -> list[Proposal]:
+    """The layouts that were tried, the one with the least communication and recomputation first.
+
+    The last one fits, unless none does. Tensor parallelism comes last: it communicates in every block.
+    """
+    limit = planner.devices.kind.memory_bytes
+    if limit is None:
+        raise UserError(f"strategy=? needs the memory of device={planner.devices.kind.name}; add memory_gb=N")
+    found = []
+    for strategy in _candidates(planner):
+        try:
+            layout = strategy.layout(planner.devices.count, planner.devices.num_nodes)
+            replace(planner.config, strategy=strategy).check(planner.devices.count)
+        except UserError as error:
+            found.append(Proposal(strategy, Layout(), None, None, str(error).partition(";")[0]))
+            continue
+        size = planner.largest_micro_batch(round(NEAR * limit), strategy=strategy)
+        memory = planner.memory(strategy=strategy, micro_batch_size=size or 1)
+        reason = "" if size else f"one sequence needs {memory['total'] / limit:.2f} times the device's memory"
+        found.append(Proposal(strategy, layout, memory, size, reason))
+        if size:
+            break
+    return found
+
+
+def _candidates(planner: Planner) -> Iterator[StrategyConfig]:
+    """Strategies, the cheapest first."""
+    plain, count = _plain(planner.config.strategy), planner.devices.count
+    kinds = [Sharding.auto] if count == 1 else list(STRATEGIES)
+    recomputes = list(Recompute) if planner.config.strategy.activation_checkpointing is Recompute.none else []
+    for recompute in (
+        (Recompute.none, Recompute.selective, Recompute.full)
+        if recomputes
+        else (planner.config.strategy.activation_checkpointing,)
+    ):
+        for kind in kinds:
+            yield replace(plain, type=kind, activation_checkpointing=recompute)
+    tensor = 2
+    while tensor < count and tensor <= 8:  # within a machine
+        yield replace(plain, type=Sharding.fsdp_tp, tensor_parallel=tensor, activation_checkpointing=Recompute.full)
+        tensor *= 2
+    if 1 < count <= 8:
+        yield replace(plain, type=Sharding.tp, activation_checkpointing=Recompute.full)
+
+
+def _plain(strategy: StrategyConfig) -> StrategyConfig:
+    return replace(strategy, tensor_parallel=None, replicas=None, cpu_offload=False)
+
+
+def zero_paper_bytes(n_parameters: int, kind: Sharding, n_devices: int) -> dict[str, int]:
+    """Model states of mixed-precision Adam on each device by the stages of ZeRO (arXiv:1910.02054, figure 1).
+
+    Weights and gradients have 2 bytes a parameter, the optimizer 12: float32 weights, momentum and variance. Here
+    `zero2` is the paper's stage 2, which shards gradients and optimizer state; gptlab's `zero2` shards the weights too.
+    """
+    if kind not in (Sharding.auto, *STRATEGIES):
+        raise UserError(
+            f"accounting=zero_paper knows ddp, zero1, zero2 and fsdp, and strategy is {kind.value}; "
+            "use accounting=gptlab"
+        )
+    stage = {Sharding.zero1: 1, Sharding.zero2: 2, Sharding.fsdp: 3}.get(kind, 0)
+    bytes_each = {"weights": (2, 3), "gradients": (2, 2), "optimizer": (12, 1)}
+    parts = {
+        name: -(-size * n_parameters // (n_devices if stage >= least else 1))
+        for name, (size, least) in bytes_each.items()
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def cache_elements(model: LanguageModel, n_positions: int) -> int | None:
+    """Keys and values of one sequence in all layers; None for a model without a cache.
+
+    Of blocks with parameters of the same names and shapes one is run.
+    """
+    cache = model.new_cache(1, n_positions)
+    if cache is None or Capability.encoder_decoder in model.config.capabilities:
+        return None
+    counts, found = Counter(map(_shapes, model.blocks)), 0
+
+    def held() -> int:
+        return sum(x.numel() for layer in cache.layers for x in (layer.keys, layer.values) if x is not None)
+
+    outputs: dict[tuple, Any] = {}
+
+    def run(block: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+        nonlocal found
+        kind = _shapes(block)
+        if kind not in outputs:
+            before = held()
+            outputs[kind] = forward(*args, **kwargs)
+            found += counts[kind] * (held() - before)
+        return outputs[kind]
+
+    was_training = model.training
+    model.eval()
+    try:
+        for block in model.blocks:
+            block.forward = partial(run, block, block.forward)
+        with torch.no_grad():
+            model.hidden_states(torch.zeros((1, 1), dtype=torch.int64, device="meta"), cache=cache)
+    finally:
+        for block in model.blocks:
+            del block.forward
+        model.train(was_training)
+    return found
+
+
+def _shapes(block: nn.Module) -> tuple:
+    return type(block), *((name, parameter.shape) for name, parameter in block.named_parameters())
+
+
+def vocab_size(config: RunConfig) -> int:
+    """The model's vocabulary, without reading a text; UserError where only a text can tell."""
+    found = config.model.vocab_size or config.tokenizer.known_vocab_size
+    if found is None:
+        raise UserError(
+            f"the vocabulary of tokenizer={config.tokenizer.type} depends on files that a plan does not read; "
+            "add model.vocab_size=N"
+        )
+    return found
+
+
+def known_models() -> list[dict[str, Any]]:
+    """Published models: parameters, tokens, and the tokens that Chinchilla's rule asks for."""
+    text = files("gptlab.lab").joinpath("known_models.yaml").read_text(encoding="utf-8")
+    return [
+        {
+            "name": name,
+            "parameters": float(about["parameters"]),
+            "active": float(about.get("active", about["parameters"])),
+            "tokens": float(about["tokens"]),
+            "chinchilla_tokens": TOKENS_PER_PARAMETER * float(about["parameters"]),
+            "flops": 6 * float(about.get("active", about["parameters"])) * float(about["tokens"]),
+            "source": about["source"],
+        }
+        for name, about in yaml.safe_load(text).items()
+    ]
