@@ -19,6 +19,7 @@ from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.objectives.config import ClassificationConfig, InstructionConfig, MaskedLMConfig, SpanCorruptionConfig
 from gptlab.runs import checkpoint
 from gptlab.runs.checkpoint_state import CheckpointState
+from gptlab.runs.folder import read_metrics
 from gptlab.training.config import (
     AdamWConfig,
     CallbacksConfig,
@@ -192,3 +193,8 @@ def learned(run: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv as text, without what depends on the clock."""
     with open(run / "metrics.csv", newline="") as file:
         return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]
+
+
+def step_rows(metrics: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv of steps, without that of the validation before the first."""
+    return [row for row in read_metrics(metrics) if row["step"] > 0]

@@ -54,6 +54,7 @@ SIDEWAYS = {
     ("forecast", "objectives"),
     ("costs", "objectives"),
     ("runs", "distributed"),
+    ("training", "evaluation"),
     ("composition", "overrides"),
 }
 

@@ -75,11 +75,14 @@ class Plan:
             text += f"; {trained:,} trained ({trained / n:.1%})"
         return text
 
-    def _budget(self, sequences_per_step: int) -> str:
+    def epoch_tokens(self, sequences_per_step: int) -> float:
+        """The tokens of an epoch as a run counts them: of a table with the padding of its examples."""
         if self.n_examples is None:
-            epochs = self.total_tokens / max(1, self.train_tokens)
-        else:
-            epochs = self.n_steps * sequences_per_step / self.n_examples
+            return max(1, self.train_tokens)
+        return self.n_examples * self.step_tokens / sequences_per_step
+
+    def _budget(self, sequences_per_step: int) -> str:
+        epochs = self.total_tokens / self.epoch_tokens(sequences_per_step)
         per_parameter = self.total_tokens / self.parameters["total"]
         return (
             f"{plural(self.n_steps, 'step')}, {epochs:,.2f} epochs, {significant(per_parameter)} tokens per parameter"

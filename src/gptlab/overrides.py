@@ -12,6 +12,7 @@ from typing import Any
 from gptlab import plugins, quoting
 from gptlab.config import RunConfig
 from gptlab.errors import UserError, did_you_mean
+from gptlab.evaluation.config import probe_options
 from gptlab.registry import GROUPS, variants
 from gptlab.training.config import OWNED, PRECISION_NAMES
 from gptlab.values import coerce
@@ -30,6 +31,7 @@ OF_SWEEPS = ("sweep", "launcher")  # as in hydra.sweep.dir, hydra.sweeper.max_ba
 
 FUNCTION = re.compile(r"(choice|shuffle|sort|range|glob|interval|tag)\((.*)\)", re.DOTALL)  # of Hydra, in a sweep
 OPTION = re.compile(r"(list|sweep|reverse|shuffle)=")  # of such a function
+EVALUATIONS = "callbacks.evaluate."  # how the keys of evaluations during training begin, before a name of their own
 MAX_TRIAL_BYTES = 200  # of a trial's folder name, less than a file system takes
 
 # Other code bases' names for our keys, where spelling alone would not find them; what comes after "; " is said as well.
@@ -184,10 +186,11 @@ def for_hydra(override: str, *, multirun: bool = False) -> str:
         return f"{key}=[{','.join(plugins.named_in([override]))}]"
     hint = _text_hint(name)
     if hint is None or not equals or key.startswith("~"):
-        return override
+        return f"++{override}" if key.startswith(EVALUATIONS) else override
     values = _swept(value) if multirun else [value]
     found = [_function_for_hydra(name, one, hint) if multirun else _value_for_hydra(name, one, hint) for one in values]
-    return f"{'++' if _is_entry(name) else key[: -len(name)]}{name}={','.join(found)}"
+    new = _is_entry(name) or name.startswith(EVALUATIONS)
+    return f"{'++' if new else key[: -len(name)]}{name}={','.join(found)}"
 
 
 def as_typed(override: str) -> str:
@@ -264,6 +267,12 @@ def _text_for_hydra(text: str) -> str:
 def _text_hint(key: str) -> Any:
     """The type of a key that holds text, or texts, with all presets; None for any other key."""
     hints = [hint for name, hint in key_types() if name == key] or ([str] if _is_entry(key) else [])
+    if key.startswith(EVALUATIONS):  # whose names are the user's
+        hints = [
+            hint
+            for option, hint in probe_options().items()
+            if option == key.removeprefix(EVALUATIONS).partition(".")[2]
+        ]
     found = {tuple(_kinds(hint)): hint for hint in hints}
     textual = all(kind in (str, list[str], tuple[str, ...], dict[str, str]) for kinds in found for kind in kinds)
     return next(iter(found.values())) if len(found) == 1 and textual else None
@@ -308,7 +317,7 @@ def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]
         elif key.endswith(".type") and key.removesuffix(".type") in presets:
             group = key.removesuffix(".type")
             raise UserError(f"{key} follows from the preset; choose one with {group}={value}")
-        elif not key.startswith(("callbacks.extra.", "data.chat.")):
+        elif not key.startswith(("callbacks.extra.", EVALUATIONS, "data.chat.")):
             refuse_unknown_key(key, presets, value)
             for part in _above(key):
                 if f"{part}=null" in overrides:

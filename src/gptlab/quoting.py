@@ -1,6 +1,7 @@
 """Text as a person types it on a command line: quotes, lists and mappings of texts."""
 
 import re
+from typing import Any
 
 QUOTES = ("'", '"')
 OPENING, CLOSING = "([{", ")]}"
@@ -95,3 +96,16 @@ def _closing_quote(text: str, start: int) -> int | None:
         return None
     end = start + found.end()
     return end if re.match(rf"\s*(\Z|[,{re.escape(CLOSING)}])", text[end + 1 :]) else None
+
+
+def unescaped(value: Any) -> Any:
+    """Text as it is typed on a command line, with \\n as a new line, \\t as a tab and \\\\ as a backslash.
+
+    Of a list or tuple each item; other values stay as they are.
+    """
+    if isinstance(value, list | tuple):
+        return type(value)(map(unescaped, value))
+    if not isinstance(value, str):
+        return value
+    parts = value.split("\\\\")
+    return "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in parts)

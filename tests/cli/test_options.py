@@ -9,8 +9,9 @@ from small_runs import write_run
 
 from gptlab import plugins
 from gptlab.cli import amend, convert, evaluate, generate
-from gptlab.cli.options import load_plugins, read, unescaped, without_last_line_end
+from gptlab.cli.options import load_plugins, read, without_last_line_end
 from gptlab.errors import UserError
+from gptlab.quoting import unescaped
 from gptlab.runs import checkpoint
 
 

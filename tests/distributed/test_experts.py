@@ -4,12 +4,12 @@ import json
 
 import pytest
 from ranks import carry_out, roll_back_to, wanted
+from small_runs import step_rows
 
 from gptlab.config import to_plain
 from gptlab.models.build import shape_model
 from gptlab.models.config import Feedforward
 from gptlab.models.decoder.config import DecoderConfig
-from gptlab.runs.folder import read_metrics
 
 SIZES = {"n_layer": 2, "n_head": 2, "d_model": 32, "context_length": 16, "d_ff": 32}
 MODELS = {
@@ -104,11 +104,11 @@ def close(rows, expected, *, tolerance=1e-5):
     ],
 )
 def test_ten_steps_equal_those_of_one_process(trained, name, way):
-    expected = read_metrics(trained / f"{name}-auto{' muon' if way.endswith('muon') else ''}" / "metrics.csv")
+    expected = step_rows(trained / f"{name}-auto{' muon' if way.endswith('muon') else ''}" / "metrics.csv")
     assert len(expected) == 10 and all(row["train/grad_norm"] > 0.3 for row in expected), "clipping is active"
     assert {f"train/{term}" for term in MODELS[name].auxiliary_terms} < set(expected[0])
     assert (expected[0]["train/dropped_token_fraction"] > 0) == (name == "capacity")
-    close(read_metrics(trained / f"{name}-{way}" / "metrics.csv"), expected)
+    close(step_rows(trained / f"{name}-{way}" / "metrics.csv"), expected)
 
 
 @pytest.mark.parametrize(("way", "n_shards"), [("tp", 1), ("fsdp_tp", 2)])
@@ -159,11 +159,11 @@ def test_saved_under_one_strategy_and_continued_under_another(continued, name, s
     run = continued / f"{name}-{source}-to-{target}"
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "continued"] == [5]
-    expected = read_metrics(continued / f"{name}-auto muon" / "metrics.csv")
-    close(read_metrics(run / "metrics.csv")[5:], expected[5:], tolerance=CROSSINGS[name, source, target])
+    expected = step_rows(continued / f"{name}-auto muon" / "metrics.csv")
+    close(step_rows(run / "metrics.csv")[5:], expected[5:], tolerance=CROSSINGS[name, source, target])
 
 
 def test_sharded_experts_start_from_the_weights_of_unsharded_ones(continued):
-    rows = read_metrics(continued / "started-tp" / "metrics.csv")
-    close(rows, read_metrics(continued / "started-auto" / "metrics.csv"))
-    assert rows[0]["train/loss"] < 0.9 * read_metrics(continued / "even-auto" / "metrics.csv")[0]["train/loss"]
+    rows = step_rows(continued / "started-tp" / "metrics.csv")
+    close(rows, step_rows(continued / "started-auto" / "metrics.csv"))
+    assert rows[0]["train/loss"] < 0.9 * step_rows(continued / "even-auto" / "metrics.csv")[0]["train/loss"]

@@ -5,12 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 from ranks import carry_out, roll_back_to, wanted
-from small_runs import learned
+from small_runs import learned, step_rows
 
 from gptlab.config import to_plain
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.runs import checkpoint
-from gptlab.runs.folder import read_metrics
 from gptlab.runs.load import load_model
 
 MODEL = DecoderConfig(n_layer=2, n_head=2, d_model=32, context_length=16, attention_scale=0.5)
@@ -67,8 +66,8 @@ def test_ten_steps_in_groups_that_shard(trained):
 
 
 def close(trained, name, way):
-    rows = read_metrics(trained / f"{name}-{way}" / "metrics.csv")
-    expected = read_metrics(trained / f"{name}-auto{' muon' if way.endswith('muon') else ''}" / "metrics.csv")
+    rows = step_rows(trained / f"{name}-{way}" / "metrics.csv")
+    expected = step_rows(trained / f"{name}-auto{' muon' if way.endswith('muon') else ''}" / "metrics.csv")
     assert len(rows) == len(expected) == 10
     for got, want in zip(rows, expected, strict=True):
         for column in ("train/loss", "train/grad_norm", "val/loss"):
@@ -78,7 +77,7 @@ def close(trained, name, way):
 
 def test_gradients_tell_apart_what_is_trained(trained):
     cases = ("base", "lora-auto", "lora-auto muon", "last-auto")
-    norms = sorted(read_metrics(trained / case / "metrics.csv")[-1]["train/grad_norm"] for case in cases)
+    norms = sorted(step_rows(trained / case / "metrics.csv")[-1]["train/grad_norm"] for case in cases)
     assert all(b - a > 1e-2 for a, b in pairwise(norms)), norms
 
 
@@ -129,5 +128,5 @@ def test_a_run_goes_on_from_what_any_saved(trained):
         saved(trained / "continued-auto muon")[0].items(), saved(uninterrupted)[0].items(), strict=True
     ):
         assert got[0] == want[0] and torch.equal(got[1], want[1]), got[0]
-    rows, expected = (read_metrics(run / "metrics.csv") for run in (trained / "continued-fsdp muon", uninterrupted))
+    rows, expected = (step_rows(run / "metrics.csv") for run in (trained / "continued-fsdp muon", uninterrupted))
     assert [row["train/loss"] for row in rows] == pytest.approx([row["train/loss"] for row in expected], rel=1e-5)

@@ -9,13 +9,12 @@ import sys
 import time
 
 import pytest
-from small_runs import ROOT, learned, overrides_of, train, write_text
+from small_runs import ROOT, learned, overrides_of, step_rows, train, write_text
 from warm_python import warm_python
 
 from gptlab.distributed.devices import find_devices
 from gptlab.distributed.launch import check_program, find_launched, is_rank_0
 from gptlab.errors import UserError
-from gptlab.runs.folder import read_metrics
 from gptlab.training.config import TrainerConfig
 
 TWO = ["trainer.devices=2", "strategy=ddp"]
@@ -105,7 +104,7 @@ def test_two_agents_of_two_processes_equal_one(place, overrides):
     assert [agent.returncode for agent in agents] == [0, 0], said
     assert sum(out.count("val/loss") for out, _ in said) == 1, "one process speaks"
     assert train([*overrides, "run_dir=one"], place).returncode == 0
-    rows, expected = (read_metrics(place / name / "metrics.csv") for name in ("four", "one"))
+    rows, expected = (step_rows(place / name / "metrics.csv") for name in ("four", "one"))
     assert [row["step"] for row in rows] == [row["step"] for row in expected] == list(range(1, 11))
     for got, want in zip(rows, expected, strict=True):
         for name in ("train/loss", "train/grad_norm", "val/loss"):

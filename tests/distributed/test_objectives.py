@@ -2,9 +2,7 @@
 
 import pytest
 from ranks import carry_out, roll_back_to
-from small_runs import OBJECTIVES, learned
-
-from gptlab.runs.folder import read_metrics
+from small_runs import OBJECTIVES, learned, step_rows
 
 RANKS = {"auto": 1, "ddp": 2, "fsdp": 2}
 MICRO = {"run": {"micro_batch_size": 1}}  # each device accumulates
@@ -33,8 +31,8 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "causal_lm"])
 def test_ten_steps_equal_those_of_one_process(trained, objective, strategy):
-    expected = read_metrics(trained / f"{objective}-auto" / "metrics.csv")
-    found = read_metrics(trained / f"{objective}-{strategy}" / "metrics.csv")
+    expected = step_rows(trained / f"{objective}-auto" / "metrics.csv")
+    found = step_rows(trained / f"{objective}-{strategy}" / "metrics.csv")
     assert len(found) == len(expected) == 10 and all(row["train/grad_norm"] > 0.3 for row in expected)
     for got, want in zip(found, expected, strict=True):
         names = [name for name in want if name.startswith(("train/", "val/"))]

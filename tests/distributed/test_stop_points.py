@@ -5,10 +5,11 @@ import threading
 
 import pytest
 from ranks import carry_out
+from small_runs import step_rows
 from torch.distributed import HashStore
 
 from gptlab.distributed.stop_points import StopPoints
-from gptlab.runs.folder import read_events, read_metrics
+from gptlab.runs.folder import read_events
 
 # Each gets its signal on one rank alone: before the first step is done, inside a later one, in an evaluation, and in
 # the evaluation after the last step.
@@ -60,7 +61,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(place, strategy, moment):
 
 
 def without_speed(run):
-    return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in read_metrics(run / "metrics.csv")]
+    return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in step_rows(run / "metrics.csv")]
 
 
 @pytest.mark.parametrize("lead", range(4))

@@ -6,12 +6,12 @@ import pytest
 import safetensors.torch
 import torch
 from ranks import carry_out, roll_back_to, wanted
+from small_runs import step_rows
 
 from gptlab.cli.convert import main as convert
 from gptlab.models.build import shape_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.runs import checkpoint
-from gptlab.runs.folder import read_metrics
 
 RANKS = {"auto": 1, "ddp": 2, "zero1": 2, "zero2": 2, "fsdp": 2, "tp": 2, "hsdp": 4, "fsdp_tp": 4}
 MICRO = {1: 2, 2: 2, 4: 1}  # by number of ranks: of eight sequences, so that one device or two accumulate
@@ -74,9 +74,9 @@ def close(rows, expected):
 
 @pytest.mark.parametrize(("strategy", "option"), CASES)
 def test_ten_steps_equal_those_of_one_process(trained, strategy, option):
-    expected = read_metrics(trained / f"auto-{'muon' if option == 'muon' else 'plain'}" / "metrics.csv")
+    expected = step_rows(trained / f"auto-{'muon' if option == 'muon' else 'plain'}" / "metrics.csv")
     assert len(expected) == 10 and all(row["train/grad_norm"] > 0.3 for row in expected), "clipping is active"
-    close(read_metrics(trained / f"{strategy}-{option}" / "metrics.csv"), expected)
+    close(step_rows(trained / f"{strategy}-{option}" / "metrics.csv"), expected)
 
 
 @pytest.mark.parametrize("strategy", [s for s in RANKS if s not in ("auto", "tp", "fsdp_tp")])
@@ -137,7 +137,7 @@ def test_saved_under_one_and_continued_under_another(continued, source, target):
     run = continued / f"{source}-to-{target}"
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [e["step"] for e in events if e["event"] == "continued"] == [5]
-    close(read_metrics(run / "metrics.csv"), read_metrics(continued / "auto-plain" / "metrics.csv"))
+    close(step_rows(run / "metrics.csv"), step_rows(continued / "auto-plain" / "metrics.csv"))
 
 
 def test_a_folder_is_joined_and_exported(trained, tmp_path):

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import OBJECTIVES, of_objective, small_run
+from small_runs import OBJECTIVES, of_objective, small_run, step_rows
 
 from gptlab.models.config import Feedforward
 from gptlab.models.decoder.config import DecoderConfig, Init, Norm, Position
-from gptlab.runs.folder import read_metrics
 from gptlab.training.config import AdamWConfig, CosineConfig, MuonConfig
 from gptlab.training.loop import train
 
@@ -54,7 +53,7 @@ def test_losses_stay(name, tmp_path, update_golden):
         tmp_path / "run", budget_steps=20, schedule=CosineConfig(warmup_steps=4), micro_batch_size=4, **options
     )
     train(config)
-    losses = [row["train/loss"] for row in read_metrics(tmp_path / "run" / "metrics.csv")]
+    losses = [row["train/loss"] for row in step_rows(tmp_path / "run" / "metrics.csv")]
     file = HERE / f"{name}.txt"
     if update_golden:
         file.write_text("".join(f"{loss:.7f}\n" for loss in losses))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import small_run
+from small_runs import small_run, step_rows
 
 from gptlab.data.config import Overlong
 from gptlab.data.examples.example_table import TokenizedExample
@@ -21,7 +21,6 @@ from gptlab.models.decoder.config import DecoderConfig
 from gptlab.models.encoder.config import EncoderConfig, Heads
 from gptlab.objectives.base import logged_means
 from gptlab.objectives.config import ClassificationConfig
-from gptlab.runs.folder import read_metrics
 from gptlab.training.config import AdamWConfig, CosineConfig
 from gptlab.training.loop import train
 
@@ -157,7 +156,7 @@ def test_texts_without_a_token_to_predict_train_on_their_labels(tmp_path):
         objective = ClassificationConfig(lm_weight=lm_weight)
         run = tmp_path / f"run{lm_weight}"
         train(small_run(run, objective=objective, data=data, tokenizer=CharConfig()))
-        runs[lm_weight] = read_metrics(run / "metrics.csv")[-1]
+        runs[lm_weight] = step_rows(run / "metrics.csv")[-1]
     assert runs[0.5]["train/lm_loss"] == 0 and math.isnan(runs[0.5]["val/lm_loss"])
     assert runs[0.5]["train/label_loss"] == pytest.approx(runs[0.0]["train/loss"], rel=1e-6)
     assert runs[0.5]["val/label_loss"] == pytest.approx(runs[0.0]["val/loss"], rel=1e-6)

@@ -5,14 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_runs import OBJECTIVES, of_objective, small_run
+from small_runs import OBJECTIVES, of_objective, small_run, step_rows
 
 from gptlab.data.prepare import prepare
 from gptlab.models.build import init_weights, shape_model
 from gptlab.models.config import Capability
 from gptlab.objectives.base import SEQUENCES, logged_means, training_counts, training_terms
 from gptlab.registry import variants
-from gptlab.runs.folder import read_metrics
 from gptlab.training.loop import train
 
 
@@ -87,7 +86,7 @@ def test_unused_parameters_are_those_without_a_gradient(name, tmp_path):
 def test_a_run_records_what_the_objective_measures_and_shows_examples(name, tmp_path):
     config = small_run(tmp_path / "run", **of_objective(name, tmp_path))
     summary = train(config).summary
-    row = read_metrics(tmp_path / "run" / "metrics.csv")[-1]
+    row = step_rows(tmp_path / "run" / "metrics.csv")[-1]
     objective = objective_of(config, prepare(config.data, config.tokenizer, progress=False).tokenizer)
     for term in objective.names:
         assert f"train/{term}" in row and f"val/{term}" in row and f"val/{term}" in summary

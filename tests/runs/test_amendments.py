@@ -6,11 +6,10 @@ import signal
 import pytest
 from lightning.pytorch.callbacks import Callback
 from ranks import carry_out
-from small_runs import ROOT, learned, overrides_of, small_run, write_text
+from small_runs import ROOT, learned, overrides_of, small_run, step_rows, write_text
 from small_runs import train as train_command
 
 from gptlab.cli import amend
-from gptlab.runs.folder import read_metrics
 from gptlab.training.config import (
     AdamWConfig,
     CallbacksConfig,
@@ -36,7 +35,7 @@ def events(run, kind: str) -> list[dict]:
 
 def numbers(run) -> list[tuple]:
     names = ("step", "train/loss", "train/grad_norm", "train/lr")
-    return [tuple(row[name] for name in names) for row in read_metrics(run / "metrics.csv")]
+    return [tuple(row[name] for name in names) for row in step_rows(run / "metrics.csv")]
 
 
 class At(Callback):

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 from ranks import roll_back_to
-from small_runs import small_run
+from small_runs import small_run, step_rows
 
 from gptlab.config import to_plain
 from gptlab.data.sources.config import TextConfig
@@ -45,7 +46,7 @@ def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys, monkeypatch):
     entropy = TokenFile.unigram_entropy
 
     def watched(file):
-        computed_at.append(len(read_metrics(run / "metrics.csv")))
+        computed_at.append(len(step_rows(run / "metrics.csv")))
         return entropy(file)
 
     monkeypatch.setattr(TokenFile, "unigram_entropy", watched)
@@ -68,7 +69,7 @@ def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys, monkeypatch):
     assert {p.name for p in (run / "checkpoints").iterdir()} == saved
     assert (run / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
-    rows = read_metrics(run / "metrics.csv")
+    rows = step_rows(run / "metrics.csv")
     assert [row["step"] for row in rows] == list(range(1, 11))
     assert [row["tokens"] for row in rows] == [128 * step for step in range(1, 11)]
     assert [row["step"] for row in rows if "val/loss" in row] == [5, 10]
@@ -77,7 +78,7 @@ def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys, monkeypatch):
     assert end["val/perplexity"] == pytest.approx(math.exp(end["val/loss"]))
     assert json.loads((run / "summary.json").read_text()) == summary
     events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
-    assert events == ["started", "validated", "saved", "validated", "saved", "finished"]
+    assert events == ["started", "validated", "validated", "saved", "validated", "saved", "finished"]
 
 
 def test_validation_is_the_mean_over_every_token_of_the_split(tmp_path):
@@ -98,10 +99,47 @@ def test_validation_is_the_mean_over_every_token_of_the_split(tmp_path):
     assert summary["val/bits_per_byte"] == pytest.approx(total / math.log(2) / len(split), rel=1e-6)
 
 
+def test_the_validation_before_the_first_step_is_recorded_once(tmp_path):
+    config = small_run(tmp_path / "run", eval_train=True)
+    config.trainer.limit_val_batches = 1
+    train(config)
+    first, *_ = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert first.keys() - {"step", "tokens"} == {
+        f"{split}_part/{name}" for split in ("val", "train_eval") for name in ("loss", "perplexity")
+    }
+    for _ in range(2):  # the second start finds the row, and no checkpoint
+        config = small_run(
+            tmp_path / "other", callbacks=CallbacksConfig(checkpoint=None, sample=SampleConfig(), plot=False)
+        )
+        with pytest.raises(RuntimeError, match="at step 2"):
+            train(config, callbacks=[_FailsAtStep(2)])
+        rows = read_metrics(tmp_path / "other" / "metrics.csv")
+        assert [(row["step"], row["tokens"]) for row in rows][:2] == [(0, 0), (1, 128)]
+        model = build_model(config.model, 257, seed=config.seed).eval()
+        split = torch.tensor(list((tmp_path / "text.txt").read_bytes()[18_000:]))
+        total = 0.0
+        with torch.no_grad():
+            for start in range(0, len(split) - 1, 16):
+                window = split[start : start + 17]
+                logits = model(window[None, :-1])[0]
+                total += torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").item()
+        assert rows[0]["val/loss"] == pytest.approx(total / (len(split) - 1), rel=1e-5)
+    assert not (tmp_path / "other" / "samples.txt").exists()
+
+
+class _FailsAtStep(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if module.finished_steps == self.step:
+            raise RuntimeError(f"at step {self.step}")
+
+
 def test_accumulation_is_one_large_batch(tmp_path):
     whole = train(small_run(tmp_path / "whole")).summary
     parts = train(small_run(tmp_path / "parts", micro_batch_size=2)).summary
-    a, b = (read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "parts"))
+    a, b = (step_rows(tmp_path / name / "metrics.csv") for name in ("whole", "parts"))
     for x, y in zip(a, b, strict=True):
         for name in ("train/loss", "train/grad_norm"):
             assert y[name] == pytest.approx(x[name], rel=1e-5)
@@ -116,7 +154,7 @@ def test_the_first_loss_and_norm_are_those_of_the_definition(tmp_path):
 
     config = small_run(tmp_path / "run", optimizer=AdamWConfig(lr=1e-2, grad_clip=0.5))
     train(config)
-    row = read_metrics(tmp_path / "run" / "metrics.csv")[0]
+    row = step_rows(tmp_path / "run" / "metrics.csv")[0]
     data = prepare(config.data, config.tokenizer, progress=False)
     windows = SlidingWindows(data.train.tokens, 16, 16)
     batch = torch.from_numpy(windows.gather(example_index(config.seed, torch.arange(8).numpy(), len(windows))))
@@ -167,7 +205,7 @@ def test_where_and_how_a_run_is_shown_may_change_but_not_what_is_learned(tmp_pat
     assert changed.identity_fields() == config.identity_fields() and changed.run_id() == config.run_id()
     run = train(changed)
     assert [event["step"] for event in run.events() if event["event"] == "continued"] == [5]
-    assert run.metrics()["train/loss"].tolist() == straight["train/loss"].tolist()
+    assert run.metrics()["train/loss"].equals(straight["train/loss"])
 
 
 def test_a_changed_config_is_refused_with_the_difference(tmp_path):
@@ -275,7 +313,7 @@ def test_a_path_continues_under_another_budget(tmp_path):
     train(small_run(tmp_path / "short"))
     last = tmp_path / "short" / "checkpoints" / "last.ckpt"
     summary = train(small_run(tmp_path / "long", budget_steps=15, resume=str(last))).summary
-    rows = read_metrics(tmp_path / "long" / "metrics.csv")
+    rows = step_rows(tmp_path / "long" / "metrics.csv")
     assert summary["steps"] == 15 and [row["step"] for row in rows] == list(range(1, 16))
     with pytest.raises(ValueError, match=r"another model or batch: model\.d_model was 32 and is 64"):
         bigger = DecoderConfig(n_layer=2, n_head=2, d_model=64, context_length=16)
@@ -287,10 +325,10 @@ def test_a_path_continues_under_another_budget(tmp_path):
 def test_a_run_goes_back_to_a_checkpoint_of_its_own(tmp_path):
     settings = CallbacksConfig(checkpoint=CheckpointConfig(every_steps=5, keep_last=9), sample=None, plot=False)
     straight = train(small_run(tmp_path / "run", callbacks=settings)).summary
-    expected = read_metrics(tmp_path / "run" / "metrics.csv")
+    expected = step_rows(tmp_path / "run" / "metrics.csv")
     middle = tmp_path / "run" / "checkpoints" / "step_00000005.ckpt"
     again = train(small_run(tmp_path / "run", callbacks=settings, resume=str(middle))).summary
-    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    rows = step_rows(tmp_path / "run" / "metrics.csv")
     assert [row["train/loss"] for row in rows] == [row["train/loss"] for row in expected]
     assert again["val/loss"] == straight["val/loss"]
     other = small_run(tmp_path / "other", callbacks=settings, resume=str(middle))
@@ -345,7 +383,7 @@ def test_it_refuses_to_train_through_nan(tmp_path):
     config.callbacks.checkpoint.every_steps = 1
     with pytest.raises(Failure, match=r"step \d+ has loss (nan|inf).*Lower optimizer\.lr"):
         train(config)
-    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    rows = step_rows(tmp_path / "run" / "metrics.csv")
     failed = rows[-1]["train/loss"], rows[-1]["train/grad_norm"]
     assert not all(map(math.isfinite, failed)), "the step that failed is on the record"
     path, _ = checkpoint.newest(tmp_path / "run" / "checkpoints")
@@ -392,7 +430,7 @@ def test_a_part_of_the_split_has_another_name(tmp_path):
 def test_the_training_split_in_eval_mode(tmp_path):
     summary = train(small_run(tmp_path / "run", eval_train=True)).summary
     assert summary["train_eval/loss"] == pytest.approx(summary["train/loss"], rel=0.1)
-    assert "train_eval/loss" in read_metrics(tmp_path / "run" / "metrics.csv")[-1]
+    assert "train_eval/loss" in step_rows(tmp_path / "run" / "metrics.csv")[-1]
 
 
 def test_callbacks_can_be_turned_off(tmp_path):
@@ -449,13 +487,13 @@ def test_every_step_has_one_row_without_evaluations_and_when_ended_early(tmp_pat
     config = small_run(tmp_path / "none")
     config.trainer.limit_val_batches = 0
     train(config)
-    assert [row["step"] for row in read_metrics(tmp_path / "none" / "metrics.csv")] == list(range(1, 11))
+    assert [row["step"] for row in step_rows(tmp_path / "none" / "metrics.csv")] == list(range(1, 11))
     config = small_run(tmp_path / "early", budget_steps=1_000_000)
     config.trainer.max_time = "00:00:00:01"
     config.trainer.val_check_interval = 1_000_000
     for _ in range(2):  # the limit is one on each start
         train(config)
-    rows = read_metrics(tmp_path / "early" / "metrics.csv")
+    rows = step_rows(tmp_path / "early" / "metrics.csv")
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     evaluated = [row["step"] for row in rows if "val/loss" in row]
     assert len(evaluated) == 2 and evaluated[1] > evaluated[0] + 20
@@ -483,7 +521,7 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path):
     config.callbacks.checkpoint = CheckpointConfig(every_steps=12)
     config.trainer.val_check_interval = 3
     train(config)
-    losses = {r["step"]: r["val/loss"] for r in read_metrics(tmp_path / "run" / "metrics.csv") if "val/loss" in r}
+    losses = {r["step"]: r["val/loss"] for r in step_rows(tmp_path / "run" / "metrics.csv") if "val/loss" in r}
     best = checkpoint.load(tmp_path / "run" / "checkpoints" / "best.ckpt")
     assert best.state.step == min(losses, key=losses.get) and best.state.best["val/loss"] == min(losses.values())
 
@@ -503,7 +541,7 @@ def test_gradients_are_measured_and_clipped_without_the_loss_scale(tmp_path, mon
 
     monkeypatch.setattr(lightning, "Trainer", Scaled)
     train(small_run(tmp_path / "half"))
-    whole, half = (read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "half"))
+    whole, half = (step_rows(tmp_path / name / "metrics.csv") for name in ("whole", "half"))
     for a, b in zip(whole, half, strict=True):
         assert b["train/grad_norm"] == pytest.approx(a["train/grad_norm"], rel=0.05)
         assert b["train/loss"] == pytest.approx(a["train/loss"], rel=0.01)
@@ -531,7 +569,7 @@ def test_no_bits_per_byte_of_a_text_that_the_tokenizer_does_not_give_back(tmp_pa
     config = small_run(tmp_path / "run", tokenizer=WordPieceConfig(vocab_size=60))
     summary = train(config).summary
     assert "val/loss" in summary and "val/bits_per_byte" not in summary
-    assert "val/bits_per_byte" not in read_metrics(tmp_path / "run" / "metrics.csv")[-1]
+    assert "val/bits_per_byte" not in step_rows(tmp_path / "run" / "metrics.csv")[-1]
     captured = capsys.readouterr()
     assert captured.err.count("warning: no bits per byte: the tokenizer does not give the text back") == 1
     assert "val/bits_per_byte" not in captured.out

@@ -10,7 +10,7 @@ import statistics
 import pytest
 import torch
 from ranks import carry_out
-from small_runs import ROOT, learned, overrides_of, small_run, write_text
+from small_runs import ROOT, learned, overrides_of, small_run, step_rows, write_text
 from small_runs import train as train_command
 
 from gptlab.config import RunConfig
@@ -18,7 +18,6 @@ from gptlab.data.sources.config import TextConfig
 from gptlab.distributed.signals import Failure
 from gptlab.errors import UserError
 from gptlab.runs import checkpoint
-from gptlab.runs.folder import read_metrics
 from gptlab.training.callbacks.metrics import Metrics
 from gptlab.training.config import (
     AdamWConfig,
@@ -111,7 +110,7 @@ def events(run, kind: str) -> list[dict]:
 
 
 def numbers(run) -> list[tuple]:
-    return [(row["step"], row["train/loss"], row["train/grad_norm"]) for row in read_metrics(run / "metrics.csv")]
+    return [(row["step"], row["train/loss"], row["train/grad_norm"]) for row in step_rows(run / "metrics.csv")]
 
 
 def test_without_a_policy_training_goes_through_a_spike(tmp_path):
@@ -128,7 +127,7 @@ def test_stop_ends_the_run_with_what_is_from_before(tmp_path):
     ):
         train(run_with(tmp_path / "run", "stop", every=4))
     assert [step for step, _ in checkpoint.kept(tmp_path / "run" / "checkpoints")][-1] == 20
-    assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["step"] == 24
+    assert step_rows(tmp_path / "run" / "metrics.csv")[-1]["step"] == 24
     assert train(run_with(tmp_path / "run", "skip", every=4)).summary["finished"], "it goes on with another setting"
 
 

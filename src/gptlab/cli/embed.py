@@ -3,9 +3,10 @@
 import json
 
 from gptlab.cli.guard import guard
-from gptlab.cli.options import load_plugins, print_text, read, read_standard_input, unescaped
+from gptlab.cli.options import load_plugins, print_text, read, read_standard_input
 from gptlab.errors import UserError
 from gptlab.generation.config import OutputFormat
+from gptlab.quoting import unescaped
 
 OPTIONS = {"run": str, "text": list[str], "pooling": str, "device": str, "output": OutputFormat}
 N_SHOWN = 8  # numbers of a vector

@@ -7,12 +7,12 @@ import typing
 from pathlib import Path
 
 from gptlab.cli.guard import guard
-from gptlab.cli.options import load_plugins, print_text, read, unescaped
+from gptlab.cli.options import load_plugins, print_text, read
 from gptlab.errors import UserError
-from gptlab.evaluation.config import N_SHOWN, EvaluateConfig
+from gptlab.evaluation.config import N_SHOWN, TEXTS, EvaluateConfig
 from gptlab.generation.config import MAX_NEW_TOKENS, SETTINGS, DecodingConfig, OutputFormat
+from gptlab.quoting import unescaped
 
-TEXTS = ("prompt", "answer", "separator", "delimiter", "stop")
 HELP = """gptlab evaluate run=PATH [run=PATH ...] [key=value ...]
 
     run                 a run folder (its best checkpoint), a .ckpt file, a transformers folder or a hub name;
@@ -49,6 +49,9 @@ HELP = """gptlab evaluate run=PATH [run=PATH ...] [key=value ...]
     max_new_tokens      at most so many tokens per answer, where a setting has no number of its own (100)
     stop                texts that end an answer, as ["\\n"]; [] for none (the separator)
 
+  minimal pairs of grammar, of which the acceptable sentence should be the more likely one
+    minimal_pairs       so many in each category, at most 100; seed and n_shown as above
+
   tasks of lm-eval: pip install "gptlab[evaluation]"
     tasks               names or files, as [hellaswag,my_task.yaml]; num_fewshot, limit and seed as above
 
@@ -79,6 +82,9 @@ FOREIGN = {
     "pretrained": "run",
     "checkpoint": "run",
     "task": "tasks",
+    "blimp": "minimal_pairs",
+    "pairs": "minimal_pairs",
+    "n_pairs": "minimal_pairs",
     "text": "corpus",
     "dataset": "data",
     "output_path": "to",

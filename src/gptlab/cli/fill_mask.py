@@ -4,10 +4,11 @@ import json
 from dataclasses import asdict
 
 from gptlab.cli.guard import guard
-from gptlab.cli.options import load_plugins, print_text, read, read_standard_input, unescaped, without_last_line_end
+from gptlab.cli.options import load_plugins, print_text, read, read_standard_input, without_last_line_end
 from gptlab.errors import UserError
 from gptlab.fields import shown
 from gptlab.generation.config import OutputFormat
+from gptlab.quoting import unescaped
 
 OPTIONS = {"run": str, "text": list[str], "top_k": int, "device": str, "output": OutputFormat}
 HELP = """gptlab fill-mask run=PATH text="The [MASK] sat down." [key=value ...]

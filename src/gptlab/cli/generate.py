@@ -18,11 +18,11 @@ from gptlab.cli.options import (
     read,
     read_standard_input,
     read_text,
-    unescaped,
     without_last_line_end,
 )
 from gptlab.errors import UserError
 from gptlab.generation.config import SEED, GenerateConfig, OutputFormat
+from gptlab.quoting import unescaped
 
 if typing.TYPE_CHECKING:
     from gptlab.data.tokenizers.tokenizer import Tokenizer

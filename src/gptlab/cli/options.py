@@ -54,19 +54,6 @@ def read(arguments: list[str], hints: Mapping[str, Any], of: str, foreign: Mappi
     return values
 
 
-def unescaped(value: Any) -> Any:
-    """Text as it is typed on a command line, with \\n as a new line, \\t as a tab and \\\\ as a backslash.
-
-    Of a list or tuple each item; other values stay as they are.
-    """
-    if isinstance(value, list | tuple):
-        return type(value)(map(unescaped, value))
-    if not isinstance(value, str):
-        return value
-    parts = value.split("\\\\")
-    return "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in parts)
-
-
 def read_text(path: Path, option: str) -> str:
     """The text of a file as it is, line ends included, without a byte order mark.
 

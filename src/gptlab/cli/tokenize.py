@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptlab.cli.guard import guard
-from gptlab.cli.options import load_plugins, print_text, read, read_standard_input, unescaped
+from gptlab.cli.options import load_plugins, print_text, read, read_standard_input
 from gptlab.data.tokenizers.pieces import Tokenization, columns, pieces, special_spellings, tokenize, visible
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.generation.config import OutputFormat
+from gptlab.quoting import unescaped
 from gptlab.runs.named_tokenizer import tokenizer_named, tokenizer_of_model
 
 OPTIONS = {

@@ -1,13 +1,20 @@
 """Config schema: `gptlab evaluate`."""
 
+import re
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from typing import Any
 
-from gptlab.errors import UserError
+from gptlab.errors import UserError, did_you_mean
 from gptlab.fields import bounded, check_bounds, shown
 from gptlab.generation.config import OutputFormat, Precision
+from gptlab.quoting import unescaped
+from gptlab.values import coerce
 
 N_SHOWN = 3
+MOST_PAIRS = 100  # in a category, all different
 
 LISTS = ("run", "corpus", "tasks", "settings", "num_fewshot", "choices", "indices", "fewshot_indices")
 
@@ -18,7 +25,11 @@ class Kind(Enum):
     perplexity = "perplexity"
     choices = "choices"
     answers = "answers"
+    pairs = "pairs"  # minimal pairs of grammar
     tasks = "tasks"
+
+
+TEXTS = ("prompt", "answer", "separator", "delimiter", "stop")  # in which \\n is a new line
 
 
 class AnswerFormat(Enum):
@@ -39,13 +50,15 @@ OPTIONS = {
     Kind.perplexity: ("corpus", "stride"),
     Kind.choices: (*_OF_PROMPTS, "choices", "answer_format"),
     Kind.answers: (*_OF_PROMPTS, "settings", "stop", "max_new_tokens"),
+    Kind.pairs: ("minimal_pairs", "seed", "n_shown"),
     Kind.tasks: ("tasks", "num_fewshot", "limit", "seed"),
 }
 # When an option has an effect, by the first kind that has it.
 NEEDED = {
-    Kind.perplexity: "without data= and tasks=, where perplexity is measured",
+    Kind.perplexity: "without data=, minimal_pairs= and tasks=, where perplexity is measured",
     Kind.choices: "with data=FILE and choices=COLUMN",
     Kind.answers: "with data=FILE and without choices=, where text is generated",
+    Kind.pairs: "with minimal_pairs=N, and without data= and tasks=",
     Kind.tasks: "with tasks=[NAME]",
 }
 
@@ -77,6 +90,7 @@ class EvaluateConfig:
     max_new_tokens: int | None = bounded(None, ge=1)  # of answers by settings without one; null: MAX_NEW_TOKENS
     limit: int | None = bounded(None, ge=1)  # evaluate the first so many prompts; null: all
     n_shown: int | None = bounded(None, ge=0)  # prompts that are printed with their answers; null: N_SHOWN
+    minimal_pairs: int | None = bounded(None, ge=1, le=MOST_PAIRS)  # of grammar, so many in each category
     tasks: tuple[str, ...] | None = None  # names or files of lm-eval
     seed: int | None = bounded(None, ge=0, lt=2**63)  # null: generation's SEED
     precision: Precision = Precision.float32
@@ -91,6 +105,8 @@ class EvaluateConfig:
             return Kind.tasks
         if self.data is not None:
             return Kind.answers if self.choices is None else Kind.choices
+        if self.minimal_pairs is not None:
+            return Kind.pairs
         return Kind.perplexity
 
     @property
@@ -170,3 +186,55 @@ class EvaluateConfig:
             )
         if self.separator is not None and (self.choices is not None or self.stop):
             raise UserError("separator= goes between few-shot examples; add num_fewshot=[0,1,5]")
+
+
+EVERY = "every_steps"  # of an entry of `callbacks.evaluate`, beside the options of `gptlab evaluate`
+# Options that an evaluation during training does not have, and why.
+NOT_IN_TRAINING = {
+    "run": "it is about the model in training",
+    "output": "its numbers are in metrics.csv and the loggers",
+    "to": "its numbers are in metrics.csv and the loggers",
+    "n_shown": "its numbers alone are written",
+    "device": "the model stays where it is",
+    "precision": "it is the run's",
+    "settings": "answers are greedy; compare settings with gptlab evaluate",
+    "tasks": "lm-eval's take minutes and draw from the run's random state; use gptlab evaluate run=CHECKPOINT",
+}
+
+
+def probe_options() -> dict[str, Any]:
+    """The options of an entry of `callbacks.evaluate`, with their types."""
+    hints = typing.get_type_hints(EvaluateConfig)
+    return {EVERY: int | None} | {name: hint for name, hint in hints.items() if name not in NOT_IN_TRAINING}
+
+
+def probe_config(name: str, options: Any) -> tuple[int | None, EvaluateConfig]:
+    """How often an entry of `callbacks.evaluate` is measured (None: with each validation), and what; UserError where
+    it cannot be."""
+    key = f"callbacks.evaluate.{name}"
+    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise UserError(f"{key}: an evaluation's name is part of its columns; use letters, digits, _ . -")
+    if not isinstance(options, Mapping):
+        raise UserError(f"{key}={shown(options)} is no evaluation; set options of it, such as {key}.minimal_pairs=50")
+    hints = probe_options()
+    for option in options:
+        if option in NOT_IN_TRAINING:
+            raise UserError(
+                f"{key}.{option}: an evaluation during training has no {option}=: {NOT_IN_TRAINING[option]}"
+            )
+        if option not in hints:
+            raise UserError(f"unknown option {key}.{option}{did_you_mean(option, hints)}")
+    given = {option: coerce(f"{key}.{option}", value, hints[option]) for option, value in options.items()}
+    every_steps = given.pop(EVERY, None)
+    if every_steps is not None and every_steps < 1:
+        raise UserError(f"{key}.{EVERY}={every_steps} must be at least 1")
+    config = EvaluateConfig(run=["this"], **given)
+    for option in TEXTS:
+        setattr(config, option, unescaped(getattr(config, option)))
+    try:
+        config.check()
+        if config.kind is Kind.perplexity and not config.corpus:
+            raise UserError("it names nothing to measure; set corpus=TEXT, data=TABLE or minimal_pairs=N")
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    return every_steps, config

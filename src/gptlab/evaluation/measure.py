@@ -21,6 +21,7 @@ from gptlab.data.sources.source import Corpus
 from gptlab.data.sources.text import open_text
 from gptlab.errors import UserError
 from gptlab.evaluation.config import EvaluateConfig, Kind
+from gptlab.evaluation.minimal_pairs import judge_pairs, minimal_pairs
 from gptlab.evaluation.perplexity import encode, perplexity
 from gptlab.evaluation.prompts import DELIMITER, SEPARATOR, Example, Prompts, read_examples
 from gptlab.evaluation.records import Records
@@ -52,8 +53,8 @@ def evaluate(
     result then has `complete` false. `show` shows progress on standard error. UserError where something cannot work, if
     possible before any work.
     """
-    prompts = _prompts(config) if config.kind in (Kind.choices, Kind.answers) else None
-    corpus = _corpus(config.corpus) if config.corpus else None
+    prompts = read_prompts(config) if config.kind in (Kind.choices, Kind.answers) else None
+    corpus = open_corpus(config.corpus) if config.corpus else None
     for name in config.run:
         check_exists(name)
     device = find_device(config.device)
@@ -105,6 +106,10 @@ def _evaluate(
             )
         return {"corpus": text.description, "numbers": numbers}
     model = prepare(model, config.precision, device)
+    if config.kind is Kind.pairs:
+        check_causal(subject)
+        pairs = minimal_pairs(config.minimal_pairs or 0, SEED if config.seed is None else config.seed)
+        return judge_pairs(model, tokenizer, pairs, show=show)
     if config.kind is Kind.tasks:
         from gptlab.evaluation.harness import Harness, evaluate_tasks
 
@@ -143,14 +148,16 @@ def _evaluate(
     )
 
 
-def _corpus(paths: list[str]) -> Corpus:
+def open_corpus(paths: list[str]) -> Corpus:
+    """The texts of `corpus=`."""
     try:
         return open_text(TextConfig(paths=paths))
     except UserError as error:
         raise UserError(str(error).replace("data.path=", "corpus=")) from None  # the option that was typed
 
 
-def _prompts(config: EvaluateConfig) -> Prompts:
+def read_prompts(config: EvaluateConfig) -> Prompts:
+    """The prompts of a table as the options ask; UserError where one cannot work."""
     prompt, answer = Template(config.prompt or "", "prompt"), Template(config.answer or "", "answer")
     for option, template in (("prompt", prompt), ("answer", answer)):
         if not template.fields:

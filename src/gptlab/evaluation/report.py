@@ -25,6 +25,9 @@ def text(result: dict[str, Any], *, n_shown: int) -> str:
         sample = _with_answers if result["what"] == "answers" else _with_choices
         parts += [sample(sample_) for sample_ in result["samples"][:n_shown]]
         about = f"{len(result['samples']):,} prompts of {result['settings']['data']}"
+    elif result["what"] == "pairs":
+        parts += [_with_pairs(result["samples"], n_shown)] if n_shown else []
+        about = f"{len(result['samples']):,} minimal pairs"
     else:
         about = "tasks of lm-eval"
     if not result.get("complete", True):
@@ -69,6 +72,9 @@ def _rows(result: dict[str, Any]) -> tuple[list[list[str]], int]:
             error = result["standard_errors"].get(name)  # N/A where lm-eval has none
             rows.append([*name.rsplit("/", 1), _number(value), _number(error) if isinstance(error, float) else ""])
         return [["task", "metric", "value", "standard error"], *rows], 2
+    if result["what"] == "pairs":
+        rows = [[name.rpartition("/")[0] or "all", _number(value)] for name, value in result["numbers"].items()]
+        return [["category", "accuracy"], *rows[1:], rows[0]], 1
     return _scores(result["numbers"], ("num_fewshot", "setting") if result["what"] == "answers" else ("num_fewshot",))
 
 
@@ -109,6 +115,17 @@ def _with_choices(sample: dict[str, Any]) -> str:
         ]
         rows.append(["reference" if choice == sample["reference"] else "", choice.replace("\n", "\\n"), *values])
     return "\n".join([*lines, _table([header, *rows], n_text=2)])
+
+
+def _with_pairs(samples: list[dict[str, Any]], n_shown: int) -> str:
+    """The first pairs of each category: their sentences, with the log-likelihoods in nats."""
+    rows = [["", "acceptable", "", "unacceptable", ""]]
+    for category in dict.fromkeys(sample["category"] for sample in samples):
+        for sample in [one for one in samples if one["category"] == category][:n_shown]:
+            first, second = (_number(value) for value in sample["log_likelihood"])
+            right = "" if sample["correct"] else "wrong"
+            rows.append([right, sample["acceptable"], first, sample["unacceptable"], second])
+    return _table(rows, n_text=5)
 
 
 def _prompts(sample: dict[str, Any]) -> list[str]:

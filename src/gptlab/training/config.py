@@ -7,6 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from gptlab.errors import UserError
+from gptlab.evaluation.config import probe_config
 from gptlab.fields import bounded, check_bounds, shown
 from gptlab.registry import register
 
@@ -427,6 +428,8 @@ class CallbacksConfig:
     checkpoint: CheckpointConfig | None = field(default_factory=CheckpointConfig)
     spike: SpikeConfig = field(default_factory=SpikeConfig)
     sample: SampleConfig | None = field(default_factory=SampleConfig)
+    # name -> {every_steps: ..., options of gptlab evaluate}: what else is measured; without every_steps with validation
+    evaluate: dict[str, Any] = field(default_factory=dict)
     plot: bool = True
     extra: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning callback, ...}
 
@@ -438,6 +441,8 @@ class CallbacksConfig:
             self._check_rollback()
         if self.sample is not None:
             check_bounds(self.sample, "callbacks.sample.")
+        for name, options in self.evaluate.items():
+            probe_config(name, options)
 
     def _check_rollback(self) -> None:
         if self.checkpoint is None:

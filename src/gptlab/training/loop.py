@@ -27,8 +27,10 @@ from gptlab.distributed.launch import check_program, end_together, find_launched
 from gptlab.distributed.parallelize import build_strategy
 from gptlab.distributed.signals import Failure, Stopped, end_with_starter, stopping_at_once
 from gptlab.errors import UserError
+from gptlab.evaluation.probes import Probe, open_probes
 from gptlab.files import write_text_atomic
 from gptlab.forecast import Plan, check_memory, explain_allocation, make_plan
+from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import Capability
 from gptlab.objectives.base import Batch, Objective
@@ -41,6 +43,7 @@ from gptlab.runs.run import Run
 from gptlab.training.callbacks.agreement import Agreement
 from gptlab.training.callbacks.amender import Amender
 from gptlab.training.callbacks.checkpoints import Checkpoints
+from gptlab.training.callbacks.evaluations import Evaluations
 from gptlab.training.callbacks.extra import build_extra, check_extra, stopped_early
 from gptlab.training.callbacks.metrics import Metrics, is_logged
 from gptlab.training.callbacks.pace import Pace
@@ -97,6 +100,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
     prepare_finetuning(shape, config.finetune)
     plan = make_plan(config, data, devices, vocab_size, objective, shape)
     datamodule = _datamodule(config, data, objective, plan.layout, plan.n_steps)
+    probes = _open_probes(config, data, plan, shape, speaks=folder.writes)
     preview = None
     if config.callbacks.sample is not None:
         examples = datamodule.eval_examples.get("val", datamodule.train_examples)
@@ -146,8 +150,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
             plan=plan,
             datamodule=datamodule,
             callbacks=[*([preview] if preview is not None else []), *callbacks],
+            probes=probes,
             command=command,
-            columns=_columns(config, devices, plan, datamodule, metrics_before(folder, source)),
+            columns=_columns(config, devices, plan, datamodule, probes, metrics_before(folder, source)),
         )
         check_extra(callbacks, run.columns)
         run.begin(source, rollback_of(folder, source))
@@ -180,14 +185,14 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
                 if not isinstance(error, Stopped):
                     folder.event("failed", step=run.module.finished_steps, error=f"{type(shown).__name__}: {shown}")
                 if config.callbacks.plot and folder.writes:
-                    draw(folder, objective)
+                    draw(folder, objective, plan.epoch_tokens(config.sequences_per_step))
             if shown is error:
                 raise
             raise shown from error
         finally:
             run.signals.restore()
         run.metrics.close(run.trainer)
-        metrics = run.metrics.validated | test_metrics
+        metrics = run.metrics.validated | run.metrics.evaluated | test_metrics
         if folder.writes:
             summary = summarize(
                 data,
@@ -202,7 +207,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
                 stopped_early=stopped_early(callbacks, _timers(run.trainer), asked=run.trainer.should_stop),
             )
             if config.callbacks.plot:
-                draw(folder, objective, summary["unigram_entropy"])
+                draw(folder, objective, plan.epoch_tokens(config.sequences_per_step), summary["unigram_entropy"])
             folder.write_json("summary.json", summary)
             kind = "stopped early" if summary["stopped_early"] else "finished" if summary["finished"] else "ended early"
             folder.event(kind, step=summary["steps"], **metrics)
@@ -259,6 +264,29 @@ def _open_data(config: RunConfig, *, progress: bool) -> tuple[PreparedData, Obje
     return data, objective, vocab_size
 
 
+def _open_probes(
+    config: RunConfig, data: PreparedData, plan: Plan, shape: LanguageModel, *, speaks: bool
+) -> list[Probe]:
+    """What `callbacks.evaluate` asks for; UserError where it cannot be measured in this run."""
+    evaluate = config.callbacks.evaluate
+    if not evaluate:
+        return []
+    name = next(iter(evaluate))
+    if config.n_class is not None:
+        raise UserError(f"callbacks.evaluate.{name} needs a model that predicts tokens, and this one has a class head")
+    if config.strategy.cpu_offload:
+        raise UserError(f"callbacks.evaluate.{name} needs the weights on the device; use strategy.cpu_offload=false")
+    context = config.context_length
+    probes = open_probes(evaluate, data.tokenizer, shape, context_length=context, speaks=speaks)
+    for probe in probes:
+        if probe.every_steps is None and plan.val_every is None:
+            raise UserError(
+                f"callbacks.evaluate.{probe.name} follows validation, and this run has none; set "
+                f"callbacks.evaluate.{probe.name}.every_steps=N"
+            )
+    return probes
+
+
 def _datamodule(
     config: RunConfig, data: PreparedData, objective: Objective, layout: Layout, n_steps: int
 ) -> ExamplesDataModule:
@@ -288,6 +316,7 @@ class _Training:
     plan: Plan
     datamodule: ExamplesDataModule
     callbacks: list[Callback]  # that keep their state over a rollback
+    probes: list[Probe]
     columns: list[str]  # of metrics.csv
     command: str  # what continues the run
     loggers: list[Logger] = field(default_factory=list)
@@ -313,7 +342,8 @@ class _Training:
         self.datamodule.start_step, self.datamodule.skipped_steps = step, skipped
         self.module = self._build_module(step, skipped)
         clocks = [timer.state_dict() for timer in _timers(self.trainer)] if self.starter is not None else []
-        self.trainer = _trainer(config, folder, plan, self.devices, [*self._build_callbacks(source), *self.callbacks])
+        callbacks = [*self._build_callbacks(source), *self.callbacks]
+        self.trainer = _trainer(config, folder, plan, self.devices, callbacks, step=step)
         for timer, clock in zip(_timers(self.trainer), clocks, strict=False):
             timer.load_state_dict(clock)  # a limit on time goes on over a rollback
         internals.count_from(self.trainer, step)
@@ -360,6 +390,7 @@ class _Training:
             guard,
             agreement,
             Throughput(step_tokens=plan.step_tokens, flops_per_token=plan.flops_per_token, peak_flops=plan.peak_flops),
+            Evaluations(self.probes, n_steps=plan.n_steps),
             columns=self.columns,
             devices=plan.devices,
             n_steps=plan.n_steps,
@@ -500,14 +531,20 @@ def _open_folder(
     before = json.loads(inputs.read_text(encoding="utf-8")) if source is not None and inputs.is_file() else {}
     write_text_atomic(inputs, json.dumps(before | identity.inputs, indent=2) + "\n")
     data.tokenizer.save(folder.path / "tokenizer.json")
-    cut_metrics(metrics_before(folder, source), folder.path / "metrics.csv", step, columns)
+    # The evaluation before the first step is made again with it.
+    cut_metrics(metrics_before(folder, source), folder.path / "metrics.csv", step or -1, columns)
     (folder.path / "summary.json").unlink(missing_ok=True)  # from before the run went back
     for later in checkpoint.rollback(folder.checkpoints, step, best):  # those after it, or that cannot be read
         folder.event("set aside", checkpoint=later)
 
 
 def _columns(
-    config: RunConfig, devices: Devices, plan: Plan, datamodule: ExamplesDataModule, earlier: Path
+    config: RunConfig,
+    devices: Devices,
+    plan: Plan,
+    datamodule: ExamplesDataModule,
+    probes: list[Probe],
+    earlier: Path,
 ) -> list[str]:
     objective = datamodule.objective
     terms = (*objective.names, *config.model.auxiliary_terms)
@@ -522,12 +559,13 @@ def _columns(
     for split in datamodule.eval_splits:
         prefix = split if whole else f"{split}_part"
         columns += [f"{prefix}/{name}" for name in objective.measures(whole=whole)]
+    columns += [column for probe in probes for column in probe.columns]
     recorded = {name: None for row in read_metrics(earlier) for name in row}
     return list(dict.fromkeys([*columns, *recorded]))  # what an earlier part of the run measured is kept
 
 
 def _trainer(
-    config: RunConfig, folder: RunFolder, plan: Plan, devices: Devices, callbacks: list[Callback]
+    config: RunConfig, folder: RunFolder, plan: Plan, devices: Devices, callbacks: list[Callback], *, step: int
 ) -> lightning.Trainer:
     given = config.trainer
     own = {
@@ -545,7 +583,7 @@ def _trainer(
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "use_distributed_sampler": False,
-        "num_sanity_val_steps": 0,
+        "num_sanity_val_steps": 0 if step else -1,  # before the first step the whole split, which is recorded
     }
     launched = find_launched()
     if launched is not None and launched.by == "SLURM":  # which Lightning does not see in a shell of an allocation

@@ -130,7 +130,7 @@ class LanguageModule(lightning.LightningModule):
             if world_size > 1:
                 synchronize(last)
 
-        with self._interruptible():
+        with self.passes():
             terms = loss_and_gradients(
                 self.model,
                 self.objective,
@@ -157,7 +157,7 @@ class LanguageModule(lightning.LightningModule):
         self.finished_steps += 1
 
     @contextmanager
-    def _interruptible(self) -> Iterator[None]:
+    def passes(self) -> Iterator[None]:
         """Passes that change no weights, which a signal may end."""
         signum = 0
         self.interruptible = True
@@ -209,11 +209,11 @@ class LanguageModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]: set where no checker sees it
-        with self._interruptible():
+        with self.passes():
             self._add(datamodule.eval_splits[dataloader_idx], batch)
 
     def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        with self._interruptible():
+        with self.passes():
             self._add("test", batch)
 
     def on_validation_epoch_end(self) -> None:

@@ -8,11 +8,18 @@ from gptlab.runs.folder import read_metrics
 
 
 def plot_loss(
-    metrics: Path, target: Path, *, title: str, unigram_entropy: float | None = None, perplexity: bool = True
+    metrics: Path,
+    target: Path,
+    *,
+    title: str,
+    unigram_entropy: float | None = None,
+    perplexity: bool = True,
+    epoch_tokens: float | None = None,
 ) -> None:
     """Draw loss.png from a metrics.csv; nothing where it has no rows.
 
-    `perplexity` adds an axis for exp(loss), where the loss is per token.
+    `perplexity` adds an axis for exp(loss), where the loss is per token, and `epoch_tokens` one for epochs of so many
+    tokens.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,6 +54,9 @@ def plot_loss(
     above.legend(frameon=False)
     if perplexity:
         _add_perplexity(above)
+    if epoch_tokens is not None:
+        top = above.secondary_xaxis("top", functions=(lambda x: x / epoch_tokens, lambda x: x * epoch_tokens))
+        top.set_xlabel("epochs")
     for panel in between:
         _draw_accuracies(panel, rows, accuracies)
 

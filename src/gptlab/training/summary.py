@@ -110,7 +110,7 @@ def last_line(summary: dict[str, Any], path: Path) -> str:
     return f"{' '.join(numbers)} run {path}"
 
 
-def draw(folder: RunFolder, objective: Objective, unigram_entropy: float | None = None) -> None:
+def draw(folder: RunFolder, objective: Objective, epoch_tokens: float, unigram_entropy: float | None = None) -> None:
     """Draw loss.png from metrics.csv; `unigram_entropy` is drawn where the loss is one of text."""
     plot_loss(
         folder.path / "metrics.csv",
@@ -118,4 +118,5 @@ def draw(folder: RunFolder, objective: Objective, unigram_entropy: float | None 
         title=folder.path.name,
         unigram_entropy=unigram_entropy if objective.per_byte else None,
         perplexity=objective.perplexity_of == "loss",
+        epoch_tokens=epoch_tokens,
     )

@@ -3,9 +3,8 @@
 import math
 import re
 
-from small_runs import small_run
+from small_runs import small_run, step_rows
 
-from gptlab.runs.folder import read_metrics
 from gptlab.training.callbacks.preview import sample_block, samples_until
 from gptlab.training.config import CallbacksConfig, CheckpointConfig, SampleConfig
 from gptlab.training.loop import train
@@ -28,7 +27,7 @@ def test_a_run_that_goes_back_has_each_sample_once(tmp_path, capsys):
     callbacks = CallbacksConfig(checkpoint=CheckpointConfig(keep_last=2), sample=sample, plot=False)
     train(small_run(tmp_path / "run", callbacks=callbacks))
     content = (tmp_path / "run" / "samples.txt").read_text()
-    losses = [row["val/loss"] for row in read_metrics(tmp_path / "run" / "metrics.csv") if row["step"] in (5, 10)]
+    losses = [row["val/loss"] for row in step_rows(tmp_path / "run" / "metrics.csv") if row["step"] in (5, 10)]
     assert re.findall(r"^--- step (\d+), val/loss (\d+\.\d{4})$", content, re.MULTILINE) == [
         ("5", f"{losses[0]:.4f}"),
         ("10", f"{losses[1]:.4f}"),

@@ -132,7 +132,8 @@ class Checkpoints(Callback):
             self._stop(trainer, module, signum)
 
     def on_validation_start(self, trainer, module) -> None:
-        if trainer.state.fn != "fit" and self._source is not None:  # what a signal interrupted is made up for
+        # What a signal interrupted is made up for, or a converted model is measured before its first step.
+        if (trainer.state.fn != "fit" or trainer.sanity_checking) and self._source is not None:
             checkpoint.restore_model(module.model, self._source.model)
 
     def on_validation_end(self, trainer, module) -> None:

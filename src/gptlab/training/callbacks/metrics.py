@@ -6,15 +6,22 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 
+from gptlab.evaluation.probes import PREFIX, Probe
 from gptlab.runs.folder import MetricsFile, RunFolder, cut_metrics
 from gptlab.training.callbacks.agreement import SLOW_STEPS, Agreement
+from gptlab.training.callbacks.evaluations import Evaluations
 from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.spikes import LossGuard
 
 
 def is_logged(row: Mapping[str, float | int], *, log_every: int, n_steps: int) -> bool:
     """Whether loggers get this row of metrics.csv."""
-    return row["step"] % log_every == 0 or row["step"] in (1, n_steps) or "val/loss" in row
+    return (
+        row["step"] % log_every == 0
+        or row["step"] in (1, n_steps)
+        or "val/loss" in row
+        or any(name.startswith(PREFIX) for name in row)
+    )
 
 
 class Metrics(Callback):
@@ -29,6 +36,7 @@ class Metrics(Callback):
         guard: LossGuard,
         agreement: Agreement,
         throughput: Throughput,
+        evaluations: Evaluations,
         *,
         columns: list[str],
         devices: str,
@@ -40,6 +48,7 @@ class Metrics(Callback):
         self.guard = guard
         self.agreement = agreement
         self.throughput = throughput
+        self.evaluations = evaluations
         self.columns = columns
         self.devices = devices
         self.n_steps = n_steps
@@ -47,20 +56,23 @@ class Metrics(Callback):
         self.log_every = log_every
         self.window = log_every  # steps that are read at once
         self.row: dict[str, float | int] = {}  # of the newest step that was read
-        self.validated: dict[str, float] = {}  # the newest evaluation
+        self.validated: dict[str, float] = {}  # the newest validation
+        self.evaluated: dict[str, float] = {}  # the newest of each evaluation
         self._pending: list[tuple[int, dict]] = []
         self._held: dict[str, float | int] | None = None  # the newest row, which an evaluation may still add to
+        self._first = True  # no step has begun since the run was started or continued
         self._file: MetricsFile | None = None
         agreement.requests[SLOW_STEPS] = lambda: throughput.is_slow(self.window)
 
     def recall(self, rows: Iterable[dict[str, float]]) -> None:
         """Take the newest numbers of a run that is continued from its metrics.csv."""
-        self.row, self.validated = {}, {}
+        self.row, self.validated, self.evaluated = {}, {}, {}
         for row in rows:
             self.row = row
+            self.evaluated |= {name: value for name, value in row.items() if name.startswith(PREFIX)}
             if any(name.startswith("val") for name in row):
                 self.validated = {
-                    k: v for k, v in row.items() if k.split("/")[0] not in ("step", "tokens", "train", "perf")
+                    k: v for k, v in row.items() if k.split("/")[0] not in ("step", "tokens", "train", "perf", "eval")
                 }
 
     def lacks_evaluation(self, step: int) -> bool:
@@ -71,14 +83,17 @@ class Metrics(Callback):
             and row.get("step") == step
             and self.validates_after(step)
             and "train/lr" in row
-            and not any(name.startswith("val") for name in row)
+            and (not any(name.startswith("val") for name in row) or bool(self._lacking()))
         )
+
+    def _lacking(self) -> list[Probe]:
+        """The evaluations that the newest row lacks."""
+        return self.evaluations.lacking(self.row, validated=self.validates_after(int(self.row["step"])))
 
     def validates_after(self, step: int) -> bool:
         return self.val_every is not None and (step % self.val_every == 0 or step == self.n_steps)
 
-    def on_train_start(self, trainer, module) -> None:
-        self.window = 1 if module.device.type == "cpu" else self.log_every
+    def on_fit_start(self, trainer, module) -> None:
         if self.folder.writes:
             self._file = MetricsFile(self.folder.path / "metrics.csv", self.columns)
         held = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
@@ -89,9 +104,16 @@ class Metrics(Callback):
             devices=self.devices,
             parameter_bytes=sum(p.numel() * p.element_size() for p in held),  # on this device
         )
+
+    def on_train_start(self, trainer, module) -> None:
+        self.window = 1 if module.device.type == "cpu" else self.log_every
         self.throughput.restart(module.finished_steps)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        if self._first and self.row.get("step") == module.finished_steps and (lacking := self._lacking()):
+            self.row |= self._evaluate(trainer, module, lacking)
+            self._rewrite()
+        self._first = False
         self._release(trainer)
         if module.finished_steps == self.n_steps - 1 and self.val_every is not None:
             trainer.val_check_batch = 1  # the last step is always followed by an evaluation
@@ -100,27 +122,46 @@ class Metrics(Callback):
         step = module.finished_steps
         self._pending.append((step, module.last_step))
         module.last_step = {}
-        if step % self.window == 0 or self.validates_after(step) or step == self.n_steps:
+        validates = self.validates_after(step)
+        due = self.evaluations.due(step, validated=validates)
+        if step % self.window == 0 or validates or due or step == self.n_steps:
             self.read(trainer, module)
+        if due:
+            self.row |= self._evaluate(trainer, module, due)
+
+    def _evaluate(self, trainer, module, probes: list[Probe]) -> dict[str, float]:
+        found = self.evaluations.measure(trainer, module, probes)
+        self.evaluated |= found
+        self.folder.event("evaluated", step=self.row["step"], **found)
+        self.throughput.restart(module.finished_steps)
+        return found
 
     def on_validation_end(self, trainer, module) -> None:
         self.read(trainer, module)  # Lightning also evaluates when it ends early
+        if trainer.sanity_checking:  # before the first step
+            self.row = self._held = {"step": 0, "tokens": 0}
         self.validated = module.evaluation
         self.row |= self.validated
         self.folder.event("validated", step=self.row["step"], **self.validated)
         self.throughput.restart(module.finished_steps)
-        if trainer.state.fn != "fit":
-            self._complete(trainer)
+        if trainer.sanity_checking:
+            self.row |= self._evaluate(trainer, module, due) if (due := self.evaluations.due(0, validated=True)) else {}
+        elif trainer.state.fn != "fit":
+            if lacking := self._lacking():
+                self.row |= self._evaluate(trainer, module, lacking)
+            self._rewrite()
+            self.flush(trainer)
+            self.close(trainer)
 
-    def _complete(self, trainer) -> None:
+    def _rewrite(self) -> None:
         """Add an evaluation that was interrupted, and is made up for, to the last row of metrics.csv."""
         if self.folder.writes:
             path = self.folder.path / "metrics.csv"
+            if self._file is not None:
+                self._file.close()
             cut_metrics(path, path, int(self.row["step"]) - 1, self.columns)
             self._file = MetricsFile(path, self.columns)
-            self._write(trainer, self.row)
-            self.flush(trainer)
-            self.close(trainer)
+            self._held = self.row
 
     def on_train_end(self, trainer, module) -> None:
         self.read(trainer, module)

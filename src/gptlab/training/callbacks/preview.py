@@ -59,7 +59,7 @@ class Preview(Callback):
             write_text_atomic(path, samples_until(path.read_text(encoding="utf-8"), module.finished_steps))
 
     def on_validation_end(self, trainer, module) -> None:
-        if trainer.state.fn != "fit":
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         # Every rank computes the same, since with a sharded model none can alone.
         generator = torch.Generator(module.device).manual_seed(self.seed)

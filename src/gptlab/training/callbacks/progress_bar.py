@@ -59,7 +59,7 @@ class ProgressBar(Callback):
     def _show(self, now: float) -> None:
         self._shown = now
         row = self.metrics.row
-        if not row:
+        if "train/loss" not in row:  # before the first step
             return
         numbers = f"loss {row['train/loss']:.4f}"
         if "val/loss" in self.metrics.validated:

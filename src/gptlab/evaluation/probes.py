@@ -1,0 +1,157 @@
+"""What `callbacks.evaluate` measures of a model while it trains: prepared before the run, measured in place."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.errors import UserError
+from gptlab.evaluation.choices import choose, encode_choices
+from gptlab.evaluation.config import EvaluateConfig, Kind, probe_config
+from gptlab.evaluation.measure import open_corpus, read_prompts
+from gptlab.evaluation.minimal_pairs import CATEGORIES, encode_pairs, judge_pairs, minimal_pairs
+from gptlab.evaluation.perplexity import encode, perplexity
+from gptlab.evaluation.prompts import check_fit
+from gptlab.generation.config import MAX_NEW_TOKENS, SEED, DecodingConfig
+from gptlab.models.base import LanguageModel
+from gptlab.models.config import Capability
+
+PREFIX = "eval/"  # of the columns of metrics.csv
+GREEDY = "temperature=0"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """One of `callbacks.evaluate`, with its texts read."""
+
+    name: str
+    every_steps: int | None  # None: with each validation
+    config: EvaluateConfig
+    tokenizer: Tokenizer
+    content: Any  # an EncodedText, Prompts, or minimal pairs
+    context_length: int
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of metrics.csv that it fills."""
+        return [f"{PREFIX}{self.name}/{name}" for name in _names(self)]
+
+    def check(self, model: LanguageModel) -> None:
+        """UserError where a text does not fit `model`, whose parameters need not exist."""
+        config, tokenizer, content = self.config, self.tokenizer, self.content
+        if config.kind is Kind.pairs:
+            encode_pairs(content, tokenizer, model)
+        elif config.kind is not Kind.perplexity:
+            counts, most = config.fewshot_counts, max(config.fewshot_counts)
+            lengths = [config.max_new_tokens or MAX_NEW_TOKENS] * len(content.items)
+            if config.kind is Kind.choices:
+                numbers = range(len(content.items))
+                lengths = [max(map(len, encode_choices(content, i, most, tokenizer, model))) for i in numbers]
+            check_fit(content, counts, lengths, tokenizer, model)
+
+    def measure(self, model: LanguageModel) -> dict[str, float]:
+        """Its columns, of a model in eval mode."""
+        config, tokenizer, content = self.config, self.tokenizer, self.content
+        if config.kind is Kind.perplexity:
+            found = perplexity(model, tokenizer, content, stride=config.stride, context_length=self.context_length)
+        elif config.kind is Kind.pairs:
+            found = judge_pairs(model, tokenizer, content)["numbers"]
+        elif config.kind is Kind.choices:
+            found = choose(model, tokenizer, content, config.fewshot_counts)["numbers"]
+        else:
+            from gptlab.evaluation.responses import Responder, respond_to_all
+
+            ends = frozenset() if tokenizer.eot is None else frozenset({tokenizer.eot})
+            settings = {GREEDY: DecodingConfig(temperature=0.0, max_new_tokens=config.max_new_tokens or MAX_NEW_TOKENS)}
+            responder = Responder(model, tokenizer, ends)
+            found = respond_to_all(responder, content, config.fewshot_counts, settings, stop=config.stop)["numbers"]
+        return dict(zip(self.columns, (float(found[name]) for name in _measured(self)), strict=True))
+
+
+def open_probes(
+    evaluate: Mapping[str, Any], tokenizer: Tokenizer, model: LanguageModel, *, context_length: int, speaks: bool
+) -> list[Probe]:
+    """The probes of `callbacks.evaluate`; UserError where one cannot work with this tokenizer and model.
+
+    `model` is one of the shapes alone. `speaks`: this process prints what a person should know.
+    """
+    found = []
+    for name, options in evaluate.items():
+        every_steps, config = probe_config(name, options)
+        try:
+            found.append(_open(name, every_steps, config, tokenizer, model, context_length))
+        except UserError as error:
+            raise UserError(f"callbacks.evaluate.{name}: {error}") from None
+        lost = getattr(found[-1].content, "lost_text", None)
+        if lost is not None and speaks:
+            print(
+                f"warning: callbacks.evaluate.{name} has no bits per byte: the tokenizer does not give the text back "
+                f"({lost})",
+                file=sys.stderr,
+                flush=True,
+            )
+    return found
+
+
+def _open(
+    name: str,
+    every_steps: int | None,
+    config: EvaluateConfig,
+    tokenizer: Tokenizer,
+    model: LanguageModel,
+    context_length: int,
+) -> Probe:
+    _check_model(config.kind, model)
+    if config.kind is Kind.perplexity:
+        content: Any = encode(open_corpus(config.corpus), tokenizer)
+        if len(content.tokens) + len(tokenizer.beginning) < 2:
+            raise UserError(f"{content.description}: there is no token to predict; give a longer text")
+    elif config.kind is Kind.pairs:
+        content = minimal_pairs(config.minimal_pairs or 0, SEED if config.seed is None else config.seed)
+    else:
+        content = read_prompts(config)
+    probe = Probe(
+        name=name,
+        every_steps=every_steps,
+        config=config,
+        tokenizer=tokenizer,
+        content=content,
+        context_length=context_length,
+    )
+    probe.check(model)
+    return probe
+
+
+def _check_model(kind: Kind, model: LanguageModel) -> None:
+    capabilities = model.config.capabilities
+    causal = Capability.causal in capabilities
+    if not causal and (kind in (Kind.perplexity, Kind.pairs) or Capability.encoder_decoder not in capabilities):
+        raise UserError(
+            f"a model of type {model.config.type} does not predict the next token of a text; leave it out, or use one "
+            "with the capability causal"
+        )
+
+
+def _measured(probe: Probe) -> list[str]:
+    """The numbers of an evaluation that are columns."""
+    config = probe.config
+    if config.kind is Kind.perplexity:
+        per_byte = ["bits_per_byte"] if probe.content.lost_text is None else []
+        return ["loss", "perplexity", *per_byte]
+    if config.kind is Kind.pairs:
+        return ["accuracy", *(f"{category}/accuracy" for category in CATEGORIES)]
+    metrics, within = ["accuracy", "accuracy_per_byte"], ""
+    if config.kind is Kind.answers:
+        from gptlab.evaluation.rouge import KEYS
+
+        metrics, within = [*KEYS, "exact_match"], f"{GREEDY}/"
+    return [f"num_fewshot={n}/{within}{metric}" for n in config.fewshot_counts for metric in metrics]
+
+
+def _names(probe: Probe) -> list[str]:
+    """The same without what all of them share."""
+    names = [name.replace(f"{GREEDY}/", "") for name in _measured(probe)]
+    if len(probe.config.fewshot_counts) == 1:
+        names = [name.removeprefix(f"num_fewshot={probe.config.fewshot_counts[0]}/") for name in names]
+    return names
