@@ -159,7 +159,13 @@ def one(job: dict) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         ),
-        callbacks=CallbacksConfig(checkpoint=CheckpointConfig(**saved), spike=spike, sample=None, plot=False),
+        callbacks=CallbacksConfig(
+            checkpoint=CheckpointConfig(**saved),
+            spike=spike,
+            sample=None,
+            plot=False,
+            evaluate=_evaluations(Path(job["folder"]).parent) if job.get("evaluate") else {},
+        ),
         **more,
     )
     callbacks = [_bytes_callback(Path(job["folder"])), *([Amends()] if "amend" in job else [])]
@@ -173,6 +179,17 @@ def one(job: dict) -> None:
         train(config, [*callbacks, Signal(**job["signal"])])
     except Stopped as stopped:
         (Path(job["folder"]) / f"stopped_{os.environ.get('RANK', 0)}").write_text(str(stopped))
+
+
+def _evaluations(folder: Path) -> dict:
+    """Another text and two questions, measured every three steps."""
+    rank = os.environ.get("RANK", 0)  # each rank writes its own
+    text, questions = folder / f"other_{rank}.txt", folder / f"questions_{rank}.jsonl"
+    text.write_text("It was that his for they. " * 3)
+    lines = [{"q": "a", "a": "x"}, {"q": "b", "a": "yy"}]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = {"data": str(questions), "prompt": "{q}:", "answer": "{a}", "choices": ["x", "yy"]}
+    return {"other": {"corpus": str(text), "every_steps": 3}, "choice": asked | {"every_steps": 5}}
 
 
 def _fsdp_groups(model):

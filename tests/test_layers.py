@@ -70,6 +70,8 @@ HOMES = {
     "tensorflow": ("interop/openai_checkpoint",),
     "matplotlib": ("lab", "training/plot"),
     "wandb": ("training/loggers",),
+    "mlflow": ("training/loggers",),
+    "trackio": ("training/loggers",),
 }
 
 # What may see the whole RunConfig.

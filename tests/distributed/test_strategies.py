@@ -12,6 +12,7 @@ from gptlab.cli.convert import main as convert
 from gptlab.models.build import shape_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.runs import checkpoint
+from gptlab.runs.folder import read_metrics
 
 RANKS = {"auto": 1, "ddp": 2, "zero1": 2, "zero2": 2, "fsdp": 2, "tp": 2, "hsdp": 4, "fsdp_tp": 4}
 MICRO = {1: 2, 2: 2, 4: 1}  # by number of ranks: of eight sequences, so that one device or two accumulate
@@ -27,7 +28,8 @@ COMPILED = ("auto", "ddp", "fsdp", "tp")  # the others use the same two ways of 
 
 
 def job_of(strategy: str, option: str, folder) -> dict:
-    job = {"run": {"micro_batch_size": MICRO[RANKS[strategy]]}, **OPTIONS[option], "folder": str(folder)}
+    run = {"micro_batch_size": MICRO[RANKS[strategy]]}
+    job = {"run": run, **OPTIONS[option], "folder": str(folder), "evaluate": option == "plain"}
     return job | {"strategy": {"type": strategy, **job.get("strategy", {})}}
 
 
@@ -67,13 +69,19 @@ def trained(tmp_path_factory, request):
 def close(rows, expected):
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
     for got, want in zip(rows, expected, strict=True):
-        for name in ("train/loss", "train/grad_norm", "val/loss", "val/bits_per_byte"):
+        names = ("train/loss", "train/grad_norm", "val/loss", "val/bits_per_byte")
+        for name in (*names, "eval/other/loss", "eval/choice/accuracy"):
             if name in want:
                 assert got[name] == pytest.approx(want[name], rel=1e-5, abs=1e-5), (name, got["step"])
 
 
 @pytest.mark.parametrize(("strategy", "option"), CASES)
 def test_ten_steps_equal_those_of_one_process(trained, strategy, option):
+    first, *expected = read_metrics(trained / f"{strategy}-{option}" / "metrics.csv")
+    assert first["step"] == 0 and "val/loss" in first
+    if option == "plain":
+        assert [row["step"] for row in (first, *expected) if "eval/other/loss" in row] == [0, 3, 6, 9, 10]
+        assert [row["step"] for row in (first, *expected) if "eval/choice/accuracy" in row] == [0, 5, 10]
     expected = step_rows(trained / f"auto-{'muon' if option == 'muon' else 'plain'}" / "metrics.csv")
     assert len(expected) == 10 and all(row["train/grad_norm"] > 0.3 for row in expected), "clipping is active"
     close(step_rows(trained / f"{strategy}-{option}" / "metrics.csv"), expected)

@@ -1,16 +1,17 @@
-"""What W&B has of a run: read back from its offline files."""
+"""What loggers have of a run: read back from the files of W&B, MLflow and Trackio."""
 
 import json
 import re
 import shlex
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
 from gptlab.distributed.signals import Stopped
 from gptlab.errors import UserError
-from gptlab.training.config import LoggersConfig, WandbConfig
-from gptlab.training.loggers import build_loggers, ended_with_run
+from gptlab.training.config import LoggersConfig, MlflowConfig, TensorboardConfig, TrackioConfig, WandbConfig
+from gptlab.training.loggers import _wandb_hint, build_loggers, check_installed, ended_with_run
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +121,103 @@ def test_the_modes_of_wandb_are_obeyed(tmp_path, monkeypatch):
 def test_what_wandb_would_refuse_is_refused_before(settings, message):
     with pytest.raises(UserError, match=message):
         LoggersConfig(wandb=WandbConfig(**settings)).check()
+
+
+def test_the_summary_has_the_last_and_the_lowest_loss(tmp_path):
+    losses = {0: 5.0, 10: 3.0, 20: 4.0}
+    found = [{"step": step, "val/loss": loss} for step, loss in losses.items()]
+    part(tmp_path / "run", found[:2], error=Stopped(2, "interrupted"))
+    part(tmp_path / "run", found[2:], earlier=found[:2])
+    (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    done = subprocess.run(
+        ["wandb", "leet", "inspect", "--summary", "--json", next(path.glob("*.wandb"))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert '"best/val_loss":3' in done.stdout.replace(" ", "") and '"val/loss":4' in done.stdout.replace(" ", "")
+
+
+def test_a_trial_is_named_by_what_differs_and_grouped_by_its_sweep(tmp_path):
+    folder = tmp_path / "my sweep" / "optimizer.lr=0.001,seed=2"
+    folder.mkdir(parents=True)
+    nested = {"optimizer": {"lr": 0.001}, "seed": 2}
+    config = LoggersConfig(wandb=WandbConfig(tags=["mine"]))
+    with ended_with_run() as loggers:
+        loggers += build_loggers(config, folder, group="g", tags=["small", ""], hyperparameters=nested)
+    (path,) = (folder / "wandb").glob("offline-run-*")
+    (about,) = [record["run"] for record in records(path) if record["type"] == "run"]
+    assert (about["run_group"], about["display_name"]) == ("my sweep", "optimizer.lr=0.001,seed=2")
+    assert about["tags"] == ["small", "mine"]
+    config = about["config"]["update"]
+    assert config["optimizer"] == {"lr": 0.001} and config["seed"] == 2
+
+
+def test_an_online_run_shows_its_page(tmp_path):
+    assert _wandb_hint(SimpleNamespace(url="https://wandb.ai/me/gptlab/runs/x"), "online", tmp_path) == (
+        "W&B has this run at https://wandb.ai/me/gptlab/runs/x"
+    )
+
+
+def test_mlflow_has_what_was_measured(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason='needs MLflow: pip install "gptlab[mlflow]"')
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "my runs" / "a run"
+    folder.mkdir(parents=True)
+    config = LoggersConfig(mlflow=MlflowConfig())
+    values = {"model": {"n_layer": 2}, "seed": 1}
+
+    def one(rows, error=None):
+        try:
+            with ended_with_run() as loggers:
+                loggers += build_loggers(config, folder, group="g", tags=["small"], hyperparameters=values)
+                for row in rows:
+                    loggers[0].log_metrics(row, step=row["step"])
+                if error is not None:
+                    raise error
+        except Stopped:
+            pass
+        return loggers[0]
+
+    first = one([*rows(1, 2), {"step": 3, "eval/grammar/2_shot/accuracy": 0.75}], error=Stopped(2, "interrupted"))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'my runs' / 'mlflow.db'}")
+    assert client.get_run(first.run_id).info.status == "KILLED"
+    again = one(rows(4))
+    assert again.run_id == first.run_id and again.hint.startswith("mlflow ui --backend-store-uri 'sqlite:///")
+    run = client.get_run(first.run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "a run")
+    assert run.data.params == {"model/n_layer": "2", "seed": "1"} and run.data.tags["group"] == "my runs"
+    history = client.get_metric_history(first.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 1.0), (4, 2.0)]
+    assert run.data.metrics["eval/grammar/2_shot/accuracy"] == 0.75
+    assert client.get_experiment_by_name("my runs").experiment_id == run.info.experiment_id
+
+
+def test_trackio_has_what_was_measured(tmp_path, tmp_path_factory, monkeypatch, capsys):
+    for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "kept"))  # read when it is imported
+    trackio = pytest.importorskip("trackio", reason='needs Trackio: pip install "gptlab[trackio]"')
+    folder = tmp_path / "sweep" / "seed=1"
+    folder.mkdir(parents=True)
+    config = LoggersConfig(trackio=TrackioConfig(project="mine"))
+    for steps in ((1, 2), (3,)):
+        with ended_with_run() as loggers:
+            loggers += build_loggers(config, folder, group="g", tags=[], hyperparameters={"model": {"n_layer": 2}})
+            for row in rows(*steps):
+                loggers[0].log_metrics(row, step=row["step"])
+    assert loggers[0].hint == "trackio show --project mine" and capsys.readouterr().out == ""
+    (run,) = trackio.Api().runs("mine")
+    assert (run.name, run.config["model"]) == ("sweep/seed=1", {"n_layer": 2})
+    logged = trackio.SQLiteStorage.get_logs("mine", "sweep/seed=1")
+    assert [(row["step"], row["train/loss"]) for row in logged] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+
+
+@pytest.mark.parametrize("name", ["mlflow", "trackio", "tensorboard"])
+def test_a_logger_without_its_package_is_refused_at_once(name, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    config = LoggersConfig(**{name: {"mlflow": MlflowConfig, "trackio": TrackioConfig}.get(name, TensorboardConfig)()})
+    with pytest.raises(
+        UserError, match=rf'logger={name} needs the {name} package; type: pip install "gptlab\[{name}\]"'
+    ):
+        check_installed(config)

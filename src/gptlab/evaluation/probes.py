@@ -1,5 +1,6 @@
 """What `callbacks.evaluate` measures of a model while it trains: prepared before the run, measured in place."""
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -153,5 +154,5 @@ def _names(probe: Probe) -> list[str]:
     """The same without what all of them share."""
     names = [name.replace(f"{GREEDY}/", "") for name in _measured(probe)]
     if len(probe.config.fewshot_counts) == 1:
-        names = [name.removeprefix(f"num_fewshot={probe.config.fewshot_counts[0]}/") for name in names]
-    return names
+        return [name.rpartition("/")[2] if name.startswith("num_fewshot=") else name for name in names]
+    return [re.sub("num_fewshot=([0-9]+)", r"\1_shot", name) for name in names]  # loggers take no =

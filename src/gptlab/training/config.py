@@ -352,11 +352,28 @@ class TensorboardConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class MlflowConfig:
+    """MLflow; null fields are filled from the run."""
+
+    tracking_uri: str | None = None  # null: MLFLOW_TRACKING_URI, or else the file mlflow.db beside the run folder
+    experiment: str | None = None  # null: the sweep, or model and data
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackioConfig:
+    """Trackio."""
+
+    project: str = "gptlab"
+
+
+@dataclass(kw_only=True, slots=True)
 class LoggersConfig:
     """Loggers beside metrics.csv, which every run writes."""
 
     wandb: WandbConfig | None = None
     tensorboard: TensorboardConfig | None = None
+    mlflow: MlflowConfig | None = None
+    trackio: TrackioConfig | None = None
 
     def check(self) -> None:
         if self.wandb is not None:

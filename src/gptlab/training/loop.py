@@ -55,7 +55,7 @@ from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.config import SpikeAction, is_whole
 from gptlab.training.datamodule import ExamplesDataModule
 from gptlab.training.finetune import prepare_finetuning
-from gptlab.training.loggers import build_loggers, ended_with_run
+from gptlab.training.loggers import build_loggers, check_installed, ended_with_run
 from gptlab.training.module import LanguageModule, Network
 from gptlab.training.resume import (
     INPUTS_FILE,
@@ -83,6 +83,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
     internals.check()
     _quieten()
     callbacks = [*build_extra(config.callbacks.extra), *callbacks]
+    check_installed(config.logger)
     devices = find_devices(config.trainer)
     check_program(per_node=devices.world_size // config.trainer.num_nodes)
     if devices.accelerator == "cpu":

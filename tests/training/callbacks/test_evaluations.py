@@ -62,7 +62,7 @@ def test_each_is_measured_when_it_is_due(trained):
         "eval/grammar/irregular_form/accuracy": {0, 4, 8, 10},
         "eval/other/loss": {0, 5, 10},
         "eval/other/bits_per_byte": {0, 5, 10},
-        "eval/choice/num_fewshot=2/accuracy": {0, 5, 10},
+        "eval/choice/2_shot/accuracy": {0, 5, 10},
         "eval/free/exact_match": {0, 10},
     }
     for name, steps in columns.items():
@@ -87,7 +87,7 @@ def test_the_numbers_are_those_of_gptlab_evaluate(trained, capsys):
     choice = options["choice"]
     asked = [f"{key}={choice[key]}" for key in ("data", "prompt", "answer", "choices")]
     found = numbers(*asked, "num_fewshot=[0,2]")
-    assert last["eval/choice/num_fewshot=2/accuracy"] == found["num_fewshot=2/accuracy"]
+    assert last["eval/choice/2_shot/accuracy"] == found["num_fewshot=2/accuracy"]
 
 
 def test_nothing_that_is_learned_changes(trained, tmp_path):
