@@ -12,7 +12,7 @@ from typing import Any
 from gptlab.config import NOT_IN_RUN_ID, to_plain
 from gptlab.errors import UserError
 from gptlab.fields import shown
-from gptlab.runs.folder import is_running, read_metrics
+from gptlab.runs.folder import is_running, read_columns
 from gptlab.runs.run import Run
 
 FINISHED = ("finished", "stopped early")  # states of a run that took all its steps, or needed no more
@@ -210,14 +210,14 @@ def _read(folder: Path) -> RunRecord:
         config["amendments"] = "; ".join(
             f"step {step}: {' '.join(f'{key}={shown(value)}' for key, value in what.items())}" for step, what in changes
         )
-    rows = read_metrics(folder / "metrics.csv")
-    columns = dict.fromkeys(["step", "tokens", *(name for row in rows for name in row)])
+    columns = read_columns(folder / "metrics.csv")
+    measured = {name: values for name, values in columns.items() if any(value is not None for value in values)}
     return RunRecord(
         name=str(config.get("name") or folder.name),
         folder=folder,
         state=_state(folder, summary, events),
         config=config,
-        rows={column: [row.get(column) for row in rows] for column in columns},
+        rows={"step": [], "tokens": []} | measured,
         summary=summary,
         inputs=inputs,
         seed=config.get("seed", 0),

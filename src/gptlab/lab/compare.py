@@ -3,12 +3,14 @@
 import hashlib
 import math
 import statistics as python_statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gptlab.errors import UserError, did_you_mean
 from gptlab.fields import shown
@@ -340,7 +342,8 @@ def _short(keys: Sequence[str]) -> list[str]:
 def _compare_groups(
     by_label: dict[str, list[RunRecord]], baseline: str, metric: str, at: At, effect: float, notes: list[str]
 ) -> dict[str, Comparison]:
-    distinct = {label: _distinct(records) for label, records in by_label.items()}
+    learned = {record.folder: _learned(record) for records in by_label.values() for record in records}
+    distinct = {label: _distinct(records, learned) for label, records in by_label.items()}
     repeated = sum(len(by_label[label]) - len(distinct[label]) for label in by_label)
     if repeated:
         notes.append(f"{plural(repeated, 'run')} bit-identical to another of the same group counted once")
@@ -352,7 +355,7 @@ def _compare_groups(
         reason = _incomparable(distinct[baseline], records, metric)
         if reason is not None:
             found[label] = refused(reason)
-        elif _are_identical(by_label[baseline], by_label[label]):
+        elif _are_identical(by_label[baseline], by_label[label], learned):
             sentence = "no difference: the runs are bit-identical, so what differs in their configs changed nothing"
             found[label] = Comparison(Verdict.identical, sentence, difference=0.0)
         else:
@@ -453,15 +456,18 @@ def _learned(record: RunRecord) -> str:
     names = [name for name in record.rows if name.startswith("train/")] or [
         name for name in record.rows if not name.startswith("perf/")
     ]
-    return hashlib.sha256(repr([(name, record.rows[name]) for name in names]).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.encode() + np.array(record.rows[name], dtype=float).tobytes())  # None is NaN
+    return digest.hexdigest()
 
 
-def _distinct(records: Sequence[RunRecord]) -> list[RunRecord]:
-    return list({_learned(record): record for record in reversed(records)}.values())[::-1]
+def _distinct(records: Sequence[RunRecord], learned: Mapping[Path, str]) -> list[RunRecord]:
+    return list({learned[record.folder]: record for record in reversed(records)}.values())[::-1]
 
 
-def _are_identical(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> bool:
-    of_a, of_b = ({record.seed: _learned(record) for record in records} for records in (a, b))
+def _are_identical(a: Sequence[RunRecord], b: Sequence[RunRecord], learned: Mapping[Path, str]) -> bool:
+    of_a, of_b = ({record.seed: learned[record.folder] for record in records} for records in (a, b))
     shared = of_a.keys() & of_b.keys()
     return bool(shared) and all(of_a[seed] == of_b[seed] for seed in shared)
 

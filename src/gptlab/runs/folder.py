@@ -141,25 +141,48 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics.csv; empty cells are left out, `step` and `tokens` are ints."""
+    columns = read_columns(path)
+    names = list(columns)
+    return [
+        {name: value for name, value in zip(names, row, strict=True) if value is not None}
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
+def read_columns(path: Path) -> dict[str, list]:
+    """The columns of a metrics.csv, with None in empty cells; `step` and `tokens` are ints. {} where there is none."""
     if not path.is_file():
-        return []
+        return {}
     with open(path, newline="") as file:
         text = file.read()
     # What follows the last line end is being written, or was when the run was killed: its last number may be cut off.
-    names, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
-    columns = names.split(",")
-    rows = []
-    for line in lines:
-        cells = line.split(",")
-        if len(cells) != len(columns):
-            continue
-        try:
-            row: dict[str, float] = {name: float(cell) for name, cell in zip(columns, cells, strict=True) if cell}
-            row["step"], row["tokens"] = int(cells[columns.index("step")]), int(cells[columns.index("tokens")])
-        except ValueError:
-            continue
-        rows.append(row)
-    return rows
+    header, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
+    names = header.split(",")
+    if "step" not in names or "tokens" not in names:
+        return {}
+    rows = [cells for line in lines if len(cells := line.split(",")) == len(names)]
+    try:
+        return _parsed(names, rows)
+    except ValueError:
+        return _parsed(names, [row for row in rows if _is_whole(names, row)])
+
+
+def _parsed(names: list[str], rows: list[list[str]]) -> dict[str, list]:
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    return {
+        name: [int(cell) for cell in cells]
+        if name in ("step", "tokens")
+        else [float(cell) if cell else None for cell in cells]
+        for name, cells in zip(names, columns, strict=True)
+    }
+
+
+def _is_whole(names: list[str], row: list[str]) -> bool:
+    try:
+        _parsed(names, [row])
+    except ValueError:
+        return False
+    return True
 
 
 def cut_metrics(source: Path, target: Path, step: int, columns: list[str]) -> None:
