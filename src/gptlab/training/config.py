@@ -448,6 +448,7 @@ class CallbacksConfig:
     # name -> {every_steps: ..., options of gptlab evaluate}: what else is measured; without every_steps with validation
     evaluate: dict[str, Any] = field(default_factory=dict)
     plot: bool = True
+    forecast: bool = True  # forecast.json: time, memory and the final loss, and what came out
     extra: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning callback, ...}
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def summarize(
         **metrics,
         "unigram_entropy": data.train.unigram_entropy(),  # reads up to 50M tokens: here alone, once a run
         "parameters": plan.parameters["total"],
+        "flops_per_token": plan.flops_per_token,
         "run_id": run_id,
         "amendments": [{"number": a.number, "step": a.step, "overrides": a.overrides} for a in amendments],
         "skipped_steps": skipped_steps,
@@ -66,6 +68,7 @@ def report(
     plotted: bool = False,
     profiled: bool = False,
     loggers: list[Logger] | None = None,
+    forecasts: Sequence[str] = (),
     generates: bool = True,
     elsewhere: str = "name=NAME",
 ) -> str:
@@ -83,6 +86,7 @@ def report(
         for prefix, part in ((split, ""), (f"{split}_part", " of a part")):
             if f"{prefix}/loss" in summary:
                 lines.append(f"{label} loss{part} {summary[f'{prefix}/loss']:.4f}")
+    lines += forecasts
     if plotted:
         lines.append(f"curves in {folder / 'loss.png'}")
     if profiled:

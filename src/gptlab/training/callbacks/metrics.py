@@ -1,6 +1,6 @@
 """What each step measured: read from the device, checked, and written to metrics.csv and the loggers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -58,6 +58,7 @@ class Metrics(Callback):
         self.row: dict[str, float | int] = {}  # of the newest step that was read
         self.validated: dict[str, float] = {}  # the newest validation
         self.evaluated: dict[str, float] = {}  # the newest of each evaluation
+        self.observers: list[Callable[[Mapping[str, float | int]], None]] = []  # called with each step's numbers
         self._pending: list[tuple[int, dict]] = []
         self._held: dict[str, float | int] | None = None  # the newest row, which an evaluation may still add to
         self._first = True  # no step has begun since the run was started or continued
@@ -203,6 +204,8 @@ class Metrics(Callback):
                 self._write(trainer, self.row)
                 raise problem
             self._held = self.row
+            for observe in self.observers:
+                observe(self.row)
 
     def state_dict(self) -> dict:
         return self.guard.state_dict()
