@@ -8,6 +8,7 @@ Everything a command does is a function here:
     model, tokenizer = gptlab.load("runs/NAME")                     # or a checkpoint, a transformers folder, a hub name
     texts = gptlab.generate(model, tokenizer, "It was", max_new_tokens=50)
     inputs = gptlab.batch(config, step=100)                         # exactly what that training step reads
+    found = gptlab.compare("runs/*")                                # .text(), .comparisons: is B better, or the seed?
 
 Names are imported on first use: `import gptlab` alone imports nothing heavy.
 """
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gptlab.config import RunConfig
     from gptlab.errors import UserError
     from gptlab.generation.text import generate
+    from gptlab.lab.compare import compare
     from gptlab.registry import register
     from gptlab.runs.load import load
     from gptlab.runs.run import Run, open_run
@@ -30,6 +32,7 @@ _HOMES = {
     "Run": "runs.run",
     "UserError": "errors",
     "batch": "training.loop",
+    "compare": "lab.compare",
     "compose": "composition",
     "generate": "generation.text",
     "load": "runs.load",
@@ -43,6 +46,7 @@ __all__ = [
     "RunConfig",
     "UserError",
     "batch",
+    "compare",
     "compose",
     "generate",
     "load",

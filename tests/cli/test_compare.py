@@ -1,0 +1,69 @@
+"""`gptlab compare`, in this process."""
+
+import json
+
+import pytest
+from small_runs import write_trained
+
+from gptlab.cli.compare import main, split
+from gptlab.training.config import AdamWConfig
+
+
+@pytest.fixture
+def say(capsys):
+    def say(*arguments, expect=0):
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert code == expect, err
+        return out if expect == 0 else err
+
+    return say
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my runs" / "sweep"
+    for lr in (0.001, 0.002):
+        for seed in (1, 2):
+            losses = [3.0, 2.0 + lr + seed / 100]
+            write_trained(folder / f"optimizer.lr={lr},seed={seed}", losses, optimizer=AdamWConfig(lr=lr), seed=seed)
+    return folder
+
+
+def test_runs_are_given_as_folders_globs_and_sweeps(say, sweep):
+    whole = say("my runs/sweep")
+    assert whole.splitlines()[0].split()[:2] == ["lr", "n"] and "val/loss against optimizer.lr=0.001" in whole
+    assert say("my runs/*") == say("my runs/sweep/*") == say(sweep) == whole
+    one = say("my runs/sweep/optimizer.lr=0.001,seed=1", "my runs/sweep/optimizer.lr=0.002,seed=1", "by_run=true")
+    assert one.count("finished") == 2 and "1 paired seed" in one
+    found = json.loads(say(sweep, "output=json", "metric=val/bits_per_byte", "baseline=optimizer.lr=0.002"))
+    assert found["metric"] == "val/bits_per_byte" and found["baseline"] == "optimizer.lr=0.002"
+    assert found["comparisons"][0]["group"] == "optimizer.lr=0.001"
+
+
+def test_a_path_with_an_equals_sign_is_no_option(sweep, monkeypatch):
+    monkeypatch.chdir(sweep)
+    runs, options = split(["optimizer.lr=0.001,seed=1", "a/b=c", "*=1", "at=best", "metrc=x", "seeds"])
+    assert runs == ["optimizer.lr=0.001,seed=1", "a/b=c", "*=1", "seeds"] and options == ["at=best", "metrc=x"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["metric=val/loss"], "needs runs"),
+        (["my runs", "metrc=val/loss"], "unknown option metrc of gptlab compare; did you mean metric?"),
+        (["my runs", "at=worst"], "at=worst is unknown; known: last, best"),
+        (["my runs", "effect=0"], "effect=0.0 must be above 0"),
+        (["my runs", "by_run=maybe"], "by_run=maybe must be true or false"),
+        (["my runs", "metric=val/accuracy"], "metric=val/accuracy is a metric of none of these runs"),
+        (["elsewhere"], "elsewhere does not exist"),
+        (["."], ""),
+    ],
+)
+def test_wrong_options(say, sweep, arguments, message):
+    assert message in say(*arguments, expect=2 if message else 0)
+
+
+def test_help(say):
+    assert say("--help") == say() and "best_first" in say()
