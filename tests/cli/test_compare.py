@@ -33,7 +33,7 @@ def sweep(tmp_path, monkeypatch):
 
 def test_runs_are_given_as_folders_globs_and_sweeps(say, sweep):
     whole = say("my runs/sweep")
-    assert whole.splitlines()[0].split()[:2] == ["lr", "n"] and "val/loss against optimizer.lr=0.001" in whole
+    assert whole.splitlines()[0].split()[:2] == ["lr", "n"] and "val/loss against lr=0.001" in whole
     assert say("my runs/*") == say("my runs/sweep/*") == say(sweep) == whole
     one = say("my runs/sweep/optimizer.lr=0.001,seed=1", "my runs/sweep/optimizer.lr=0.002,seed=1", "by_run=true")
     assert one.count("finished") == 2 and "1 paired seed" in one

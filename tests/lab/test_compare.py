@@ -47,7 +47,7 @@ def test_figures_of_groups_and_the_sentence(two):
     assert comparison.verdict is Verdict.better and comparison.n == (8, 8)
     assert comparison.sentence.startswith("better by 0.020 nats (95%: 0.01")
     text = found.text()
-    assert "val/loss against optimizer.lr=0.001 (last values, lower is better):" in text
+    assert "val/loss against lr=0.001 (last values, lower is better):" in text
     header, *rows = text.splitlines()[:3]
     assert header.split()[:3] == ["lr", "n", "val/loss"] and "compute" in header
     assert rows[0].split()[:5] == ["0.001", "8", f"{base.mean():.4f}", "±", f"{base.std(ddof=1):.4f}"]
@@ -182,6 +182,10 @@ def test_many_differences_have_a_table_of_their_own(tmp_path):
     lines = text.splitlines()
     assert lines[0].split() == ["A", "B"] and "optimizer.lr" in text and "val/loss against A " in text
     assert ["model.n_layer", "2", "3"] in [line.split() for line in lines]
+    # A few keys are columns, beside the letter of the group.
+    write_trained(tmp_path / "c", optimizer=AdamWConfig(lr=3e-4, weight_decay=0.5), batch_tokens=256)
+    lines = compare([tmp_path / "a", tmp_path / "c"]).text().splitlines()
+    assert lines[0].split()[:5] == ["group", "lr", "weight_decay", "batch_tokens", "n"] and lines[2].startswith("B ")
 
 
 def test_a_sweep_of_single_runs_is_told_once_that_it_has_no_seeds(tmp_path):

@@ -4,7 +4,7 @@ import hashlib
 import math
 import statistics as python_statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,15 @@ from gptlab.fields import shown
 from gptlab.files import sha256_of
 from gptlab.lab.collect import RunRecord, collect, differing_keys, groups, higher_is_better
 from gptlab.lab.statistics import Comparison, Verdict, compare_all, refused
+from gptlab.runs import forecasts
+from gptlab.runs.forecasts import ForecastErrors
 from gptlab.units import duration, flops_text, grid, plural
 
 DEFAULT_EFFECT = 0.01  # nats, bits per byte or a part of an accuracy
 MAX_WIDTH = 72  # characters of config keys in a table; more are told in one of their own
-MAX_LETTERS = 8  # groups that have one
+MAX_COLUMNS = 8  # groups in that one
+MAX_IN_NAME = 2  # config keys in what a group is called; with more it has a letter
+MAX_LETTERS = 26
 PER_TOKEN = ("loss", "perplexity")  # ends of the names of metrics whose unit depends on the tokenizer
 SPLIT_KEYS = ("split", "val_fraction", "test_fraction", "prompt", "response", "label_column", "class_names")
 
@@ -83,16 +87,26 @@ class RunComparison:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """What each group is called on the screen: its label, or a letter where labels are long."""
-        if not self._has_letters:
+        """What each group is called on the screen: the values that differ, or a letter where these are many."""
+        if self._has_letters:
+            return {label: chr(ord("A") + i) for i, label in enumerate(self.groups)}
+        if not self.keys:
             return {label: label for label in self.groups}
-        return {label: chr(ord("A") + i) for i, label in enumerate(self.groups)}
+        short = _short(self.keys)
+        return {
+            label: ", ".join(f"{key}={value}" for key, value in zip(short, self._values(runs[0]), strict=True))
+            for label, runs in self.groups.items()
+        }
 
     @cached_property
     def _has_letters(self) -> bool:
+        return 1 < len(self.groups) <= MAX_LETTERS and (len(self.keys) > MAX_IN_NAME or self._is_wide)
+
+    @cached_property
+    def _is_wide(self) -> bool:
         cells = [_short(self.keys), *(self._values(records[0]) for records in self.groups.values())]
         width = sum(max(map(len, column)) + 2 for column in zip(*cells, strict=True))
-        return 1 < len(self.groups) <= MAX_LETTERS and width > MAX_WIDTH
+        return 1 < len(self.groups) <= MAX_COLUMNS and width > MAX_WIDTH
 
     def _values(self, record: RunRecord) -> list[str]:
         return [shown(record.config[key]) if key in record.config else "-" for key in self.keys]
@@ -104,15 +118,12 @@ class RunComparison:
 
     def table(self, *, by_run: bool = False, best_first: bool = False) -> str:
         """A line for each group, or each run, with what differs, its metrics, tokens, time and FLOPs."""
-        if self._has_letters:
-            what = {label: [name] for label, name in self.names.items()}
-            header = ["group"]
-        elif self.keys:
-            what = {label: self._values(records[0]) for label, records in self.groups.items()}
-            header = _short(self.keys)
-        else:
-            what = {label: [label] for label in self.groups}
-            header = ["group"]
+        named = self._has_letters or not self.keys
+        header = ["group"] if named else []
+        what = {label: [name] if named else [] for label, name in self.names.items()}
+        if self.keys and not self._is_wide:
+            header += _short(self.keys)
+            what = {label: [*cells, *self._values(self.groups[label][0])] for label, cells in what.items()}
         n_left = len(header) + by_run
         header = [*(["run"] * by_run), *header, "state" if by_run else "n"]
         header += [self.metric, f"best {self.metric}", *self.metrics[1:], "tokens", "time", "compute"]
@@ -161,9 +172,34 @@ class RunComparison:
         width = max(len(self.names[label]) for label in found)
         return [f"{self.names[label]:<{width}}  {comparison.sentence}" for label, comparison in found.items()]
 
+    @cached_property
+    def forecast_errors(self) -> dict[str, ForecastErrors]:
+        """How far the forecasts of each run that finished were off, by its name; relative."""
+        found = {record.name: forecasts.read(record.folder) for record in self.records if record.is_finished}
+        return {name: forecasts.errors_of(one) for name, one in found.items() if one is not None and "outcome" in one}
+
+    def forecast_lines(self) -> list[str]:
+        """The errors of forecasts over all runs, a line for each quantity."""
+        errors, lines = list(self.forecast_errors.values()), []
+        for name, what in (
+            ("loss", "final loss, after a fifth of the run"),
+            ("seconds", "time, after a fifth of the run"),
+            ("seconds_before", "time, before the first step"),
+            ("memory", "memory, before the first step"),
+        ):
+            off = [abs(error) for one in errors if (error := getattr(one, name)) is not None]
+            if off:
+                lines.append(
+                    f"{what}: off by {python_statistics.median(off):.1%} at the median of {plural(len(off), 'run')}"
+                )
+        held = [one.held for one in errors if one.held is not None]
+        if held:
+            lines.append(f"80% intervals of the final loss: {sum(held)} of {len(held)} held it")
+        return lines
+
     def text(self, *, by_run: bool = False, best_first: bool = False) -> str:
         """All of it for a person."""
-        lines = [self.differences(), ""] if self._has_letters else []
+        lines = [self.differences(), ""] if self._is_wide else []
         lines.append(self.table(by_run=by_run, best_first=best_first))
         unfinished = [record for record in self.records if not record.is_finished]
         if unfinished and not by_run:
@@ -174,6 +210,8 @@ class RunComparison:
             which = "last" if self.at is At.last else "best"
             lines += ["", f"{self.metric} against {self.names[self.baseline]} ({which} values, {better} is better):"]
             lines += [f"    {sentence}" for sentence in sentences]
+        if self.forecast_lines():
+            lines += ["", "forecasts:", *(f"    {line}" for line in self.forecast_lines())]
         lines += [""] * bool(self.notes) + [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -186,6 +224,7 @@ class RunComparison:
             "differs": self.keys,
             "groups": [self._group(label, records) for label, records in self.groups.items()],
             "comparisons": [{"group": label, **one.plain()} for label, one in self.comparisons.items()],
+            "forecast_errors": {name: asdict(one) for name, one in self.forecast_errors.items()},
             "notes": self.notes,
         }
         return _finite(found)
