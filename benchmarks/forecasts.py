@@ -1,6 +1,6 @@
 """How well train.py forecasts a run: its final loss and its time, over 20 small runs one after another.
 
-    python benchmarks/forecasts.py [--runs FOLDER]
+    python benchmarks/forecasts.py [--runs FOLDER] [--first-seed 0]
 
 Four recipes with five seeds each, in one process; with --runs they are kept, and not trained again. The first run of a
 recipe is forecast by its own curve alone, later ones by those that finished before too. Loss and time are the forecast
@@ -25,10 +25,10 @@ RECIPES = {
 N_SEEDS = 5
 
 
-def train_all(folder: Path) -> list[Path]:
+def train_all(folder: Path, first_seed: int) -> list[Path]:
     """The run folders, in the order in which they were trained."""
     text, runs = write_text(folder / "text.txt"), []
-    for seed in range(N_SEEDS):
+    for seed in range(first_seed, first_seed + N_SEEDS):
         for name, recipe in RECIPES.items():
             runs.append(folder / f"{name}-{seed}")
             own = [f"run_dir={runs[-1]}", f"seed={seed}", "data=text", f"data.path={text}", "tokenizer=byte"]
@@ -52,13 +52,14 @@ def show(name: str, errors: list[float | None]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, help="a folder that keeps the runs")
+    parser.add_argument("--first-seed", type=int, default=0)
     given = parser.parse_args()
     from gptlab.runs.forecasts import errors_of, read
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.runs or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        found = [read(run) for run in train_all(folder)]
+        found = [read(run) for run in train_all(folder, given.first_seed)]
     errors = [errors_of(one) for one in found if one is not None]
     alone = [one is not None and not one["before"]["earlier_runs"] for one in found]
     show("loss", [e.loss for e in errors])

@@ -16,7 +16,7 @@ N_BINS = 8  # of the curve, evenly spaced in the logarithm of the steps
 # learning rates so far and g how far the learning rate has fallen. Early on, exponent and drop are hardly seen: they
 # are averaged over what small runs show.
 EXPONENTS = np.arange(0.1, 2.05, 0.1)
-EXPONENT = (0.8, 0.25)  # mean and deviation
+EXPONENT = (0.9, 0.15)  # mean and deviation
 DROPS = np.array([0.0, 0.01, 0.02, 0.03, 0.045, 0.06])  # by the whole fall of the learning rate, as parts of the loss
 DROP = (0.02, 0.02)
 POINT_ERROR = 0.004  # of the loss: how far a point lies off the law, beside the noise of batches

@@ -16,7 +16,7 @@ MAX_EARLIER = 200  # forecasts of other runs that are looked at, the newest firs
 class ForecastErrors:
     """How far a run's forecasts were off; None where there was none, or nothing came out."""
 
-    loss: float | None  # relative, of the forecast at the end of the first fifth or the next one
+    loss: float | None  # relative, of the forecast after a fifth of the run
     held: bool | None  # whether its 80% interval held the loss
     seconds: float | None  # relative, of the same forecast
     seconds_before: float | None  # relative, of the forecast before the first step
@@ -54,11 +54,16 @@ def finished_beside(folder: Path, **values: str) -> list[Path]:
     return found
 
 
+def after_a_fifth(forecasts: dict[str, Any]) -> dict[str, Any] | None:
+    """The forecast of the final loss after the first fifth of the run, or soon after that; None where there is none."""
+    n_steps = forecasts["before"].get("steps") or 0
+    return next((one for one in forecasts["loss"] if 0.2 * n_steps <= one["step"] <= 0.3 * n_steps), None)
+
+
 def errors_of(forecasts: dict[str, Any]) -> ForecastErrors:
     """How far forecasts were off from what came out."""
     outcome, before = forecasts.get("outcome") or {}, forecasts["before"]
-    n_steps = before.get("steps") or 0
-    fifth = next((one for one in forecasts["loss"] if 5 * one["step"] >= n_steps), None) or {}
+    fifth = after_a_fifth(forecasts) or {}
     same = fifth.get("metric") == outcome.get("metric")
     loss, held = None, None
     if same and fifth.get("loss") is not None and outcome.get("loss") is not None:

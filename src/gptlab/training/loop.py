@@ -169,6 +169,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
             run.loggers = loggers
         del source
         started = time.perf_counter()
+        if run.forecast is not None:
+            run.forecast.began = started
         try:
             run.fit()
             test_metrics = run.test()

@@ -18,7 +18,7 @@ from gptlab.training.callbacks.metrics import Metrics
 
 FIRST = 0.1  # of the run, after which its final loss is forecast
 MAX_FORECASTS = 20  # of a run's final loss
-MIN_LOSSES = 8  # that a forecast needs
+MIN_LOSSES = 20  # that a forecast needs
 LOSS_PART = 0.05  # of the run at its end, over which the training loss is averaged where nothing is validated
 
 
@@ -50,9 +50,8 @@ class Forecast(Callback):
         self.validations: dict[int, float] = {}
         self.metric = "val/loss" if plan.val_every is not None else "train/loss"
         self._earlier: list[Curve] = []
-        self._memory_before = 0.0  # GiB that a process on a CPU held before the model was built
         self._memory = 0.0  # GiB at most
-        self._began = time.perf_counter()
+        self.began = time.perf_counter()  # of the run: before other processes are started
         self._step_began: float | None = None  # None before the first step
         self._paused: float | None = None  # since when it evaluates
         self._n_timed, self._steps_seconds = 0, 0.0  # all steps but the first, which takes longer
@@ -60,15 +59,8 @@ class Forecast(Callback):
         self._first_step = 0
         metrics.observers.append(self._observe)
 
-    def setup(self, trainer, module, stage: str) -> None:
-        if stage == "fit":
-            self._began = time.perf_counter()
-            self._memory_before = memory_gib(trainer.strategy.root_device)
-
     def on_train_start(self, trainer, module) -> None:
         step = self._first_step = module.finished_steps
-        if module.device.type != "cpu":
-            self._memory_before = 0.0
         for row in read_metrics(self.folder.path / "metrics.csv") if step else ():
             if row["step"] <= step:
                 self._observe(row)
@@ -130,6 +122,9 @@ class Forecast(Callback):
         if "val/loss" in module.evaluation:
             self.validations[module.finished_steps] = module.evaluation["val/loss"]
 
+    def on_train_end(self, trainer, module) -> None:
+        self._memory = max(self._memory, memory_gib(module.device))
+
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         now, step = time.perf_counter(), module.finished_steps
         if self._paused is not None:  # the text that the model writes and a checkpoint are of the same pause
@@ -185,7 +180,7 @@ class Forecast(Callback):
         left = (self.plan.n_steps - step) * self._seconds_a_step
         if self._pause_seconds:
             left += self._n_pauses(step) * median(self._pause_seconds)
-        return round(time.perf_counter() - self._began + left, 1)
+        return round(time.perf_counter() - self.began + left, 1)
 
     def finish(self, seconds: float, metrics: Mapping[str, float]) -> list[str]:
         """Write what came out beside what was forecast; returns lines for a person. `seconds` are of this process."""
@@ -197,7 +192,7 @@ class Forecast(Callback):
             final = [v for step, v in self.losses.items() if step > n_steps * (1 - LOSS_PART)]
             loss = float(np.mean(final)) if final else None
         outcome = {"metric": self.metric, "loss": loss, "parameters": self.plan.parameters["total"]}
-        outcome["memory_bytes"] = round(max(0.0, self._memory - self._memory_before) * 2**30) or None
+        outcome["memory_bytes"] = round(self._memory * 2**30) or None
         whole = self._first_step == 0 and self._n_timed > 0
         outcome["seconds"] = round(seconds, 1) if whole else None
         if whole:
@@ -230,8 +225,7 @@ def describe(found: dict[str, Any]) -> list[str]:
     from gptlab.units import bytes_text, duration
 
     lines, outcome, before, errors = [], found["outcome"], found["before"], forecasts.errors_of(found)
-    n_steps = before["steps"]
-    fifth = next((one for one in found["loss"] if 5 * one["step"] >= n_steps), None)
+    fifth = forecasts.after_a_fifth(found)
     if fifth is not None and outcome["loss"] is not None and fifth["metric"] == outcome["metric"]:
         lines.append(
             f"{outcome['metric']} forecast at step {fifth['step']:,}: {fifth['loss']:.4f} (80%: {fifth['low']:.4f} to "
