@@ -2,10 +2,13 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
 from warm_python import warm_python
 
 from gptlab.config import RunConfig, to_plain
@@ -19,6 +22,7 @@ from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.objectives.config import ClassificationConfig, InstructionConfig, MaskedLMConfig, SpanCorruptionConfig
 from gptlab.runs import checkpoint
 from gptlab.runs.checkpoint_state import CheckpointState
+from gptlab.runs.folder import MetricsFile, RunFolder
 from gptlab.training.config import (
     AdamWConfig,
     CallbacksConfig,
@@ -129,6 +133,50 @@ def write_run(folder, *, tokenizer=None, seed=0, vocab_size=None, **options):
     tokenizer.save(tokenizer_file)
     state = CheckpointState(step=1, config=to_plain(config), tokenizer=tokenizer.fingerprint)
     checkpoint.save(folder / "checkpoints" / "best.ckpt", state, model.state_dict())
+    return folder
+
+
+def write_trained(
+    folder: Path,
+    losses: Mapping[int, float] | Sequence[float] = (3.0, 2.0),
+    *,
+    summary: Mapping[str, object] | None = None,
+    content: str = "d" * 64,
+    events: Sequence[Mapping[str, object]] = (),
+    rows: Sequence[Mapping[str, float]] | None = None,
+    **given,
+) -> Path:
+    """A run folder with the metrics of a run that took place nowhere: validation losses, by step or one a step.
+
+    `summary` is added to what a run that finished leaves; {} leaves none. `given` are fields of the config.
+    """
+    folder.mkdir(parents=True)
+    config = small_run(folder, **{"data": TextConfig(path="text.txt"), **given})
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+    by_step = dict(losses) if isinstance(losses, Mapping) else dict(enumerate(losses, 1))
+    tokens = config.batch_tokens
+    if rows is None:
+        rows = [
+            {"step": step, "tokens": tokens * step, "train/loss": loss + 0.1, "perf/tokens_per_second": 1000.0}
+            | {"val/loss": loss, "val/bits_per_byte": loss / math.log(2)}
+            for step, loss in by_step.items()
+        ]
+    columns = list(dict.fromkeys(name for row in rows for name in row)) or ["step", "tokens"]
+    file = MetricsFile(folder / "metrics.csv", columns)
+    for row in rows:
+        file.write(dict(row))
+    file.close()
+    written = RunFolder(folder, writes=True)
+    written.event("started", step=0, n_steps=max(by_step, default=0), devices="1 x CPU (threads: 1), 32-true")
+    for event in events:
+        written.event(**{"kind": event["event"], **{k: v for k, v in event.items() if k != "event"}})
+    written.write_json("inputs.json", {"data": content, "tokenizer": "t" * 64})
+    if summary != {}:
+        last = rows[-1] if rows else {"step": 0, "tokens": 0}
+        usual = {"finished": True, "stopped_early": False, "steps": last["step"], "tokens": last["tokens"]}
+        usual |= {"seconds": 2.0, "flops_per_token": 1e6, "parameters": 1000, "data": content, "amendments": []}
+        usual |= {name: value for name, value in last.items() if name.startswith("val/")}
+        written.write_json("summary.json", usual | dict(summary or {}))
     return folder
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
 FOLDER_LOCK = ".lock"
+LOOK_SECONDS = 0.2
 
 
 @contextmanager
@@ -83,15 +84,16 @@ def stat_key(path: str | Path) -> list[int]:
 def locked(path: str | Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the exclusive lock `path`, a file that is made if missing and holds nothing else, or one within a folder.
 
-    Other processes and threads wait, or with `wait=False` get a BlockingIOError. The system frees the lock when the
-    process ends, by a kill too. The file stays: removing it would let two processes hold the lock.
+    Other processes and threads wait, or with `wait=False` soon get a BlockingIOError. The system frees the lock when
+    the process ends, by a kill too. The file stays: removing it would let two processes hold the lock.
     """
     from filelock import FileLock, Timeout  # configs need the standard library alone
 
     path = Path(path)
     try:
         lock = FileLock(path / FOLDER_LOCK if path.is_dir() else path, mode=0o666)
-        lock.acquire(timeout=-1 if wait else 0)
+        # `is_locked` holds it for an instant, which must not turn away the process whose lock it is.
+        lock.acquire(timeout=-1 if wait else LOOK_SECONDS)
     except Timeout:
         raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(path)) from None
     try:
@@ -99,3 +101,28 @@ def locked(path: str | Path, *, wait: bool = True) -> Iterator[None]:
     finally:
         with suppress(OSError):
             lock.release()
+
+
+def is_locked(path: str | Path) -> bool:
+    """Whether a process holds the lock `path`, as far as this one may read the file; nothing is made."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where nobody can read a locked file
+        try:
+            if Path(path).is_file():
+                with locked(path, wait=False):
+                    pass
+        except OSError:
+            return True
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY)  # a folder of somebody else is read too
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

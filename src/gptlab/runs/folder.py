@@ -1,6 +1,5 @@
 """Writing a run folder: its lock, events, metrics and summary; and reading them back."""
 
-import csv
 import json
 import os
 import shutil
@@ -11,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.errors import UserError
-from gptlab.files import locked, replacing, write_text_atomic
+from gptlab.files import is_locked, locked, replacing, write_text_atomic
 
 # What only the process that holds a run's lock writes.
 OWN_FILES = ("config.yaml", "inputs.json", "tokenizer.json", "metrics.csv", "loss.png", "summary.json")
+
+
+RUNNING_LOCK = ".running.lock"  # beside `lock`, which is read: on Windows nobody can read a locked file
 
 
 class RunFolder:
@@ -35,7 +37,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be created ({error.strerror}); name another folder") from error
-        file, own = self.path / "lock", self.path / ".running.lock"  # on Windows nobody can read a locked file
+        file, own = self.path / "lock", self.path / RUNNING_LOCK
         process = ""
         with ExitStack() as stack:
             try:
@@ -86,6 +88,11 @@ class RunFolder:
         return read_summary(self.path)
 
 
+def is_running(run: Path) -> bool:
+    """Whether a process is writing the run folder now, on this machine or one that shares its locks."""
+    return is_locked(run / RUNNING_LOCK)
+
+
 def read_events(run: Path) -> list[dict[str, Any]]:
     """The lines of events.jsonl, oldest first; one that was cut off by a kill is left out."""
     path = run / "events.jsonl"
@@ -99,7 +106,12 @@ def read_events(run: Path) -> list[dict[str, Any]]:
 def read_summary(run: Path) -> dict[str, Any] | None:
     """summary.json of a run that has ended; None for any other."""
     path = run / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); restore it, or delete it and run the same command again"
+        ) from None
 
 
 class MetricsFile:
@@ -131,15 +143,22 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics.csv; empty cells are left out, `step` and `tokens` are ints."""
     if not path.is_file():
         return []
-    rows = []
     with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            try:
-                values = {k: float(v) for k, v in row.items() if v}
-                values["step"], values["tokens"] = int(row["step"]), int(row["tokens"])
-            except (TypeError, ValueError):
-                continue  # a row that was being written when the run was killed
-            rows.append(values)
+        text = file.read()
+    # What follows the last line end is being written, or was when the run was killed: its last number may be cut off.
+    names, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
+    columns = names.split(",")
+    rows = []
+    for line in lines:
+        cells = line.split(",")
+        if len(cells) != len(columns):
+            continue
+        try:
+            row: dict[str, float] = {name: float(cell) for name, cell in zip(columns, cells, strict=True) if cell}
+            row["step"], row["tokens"] = int(cells[columns.index("step")]), int(cells[columns.index("tokens")])
+        except ValueError:
+            continue
+        rows.append(row)
     return rows
 
 

@@ -33,7 +33,7 @@ class Run:
 
         file = self.path / "config.yaml"
         try:
-            plain = yaml.safe_load(file.read_text())
+            plain = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except yaml.YAMLError as error:
             raise UserError(f"{file} is damaged: {' '.join(str(error).split())}; restore it") from None
         if not isinstance(plain, dict):

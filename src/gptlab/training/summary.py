@@ -43,6 +43,7 @@ def summarize(
         **metrics,
         "unigram_entropy": data.train.unigram_entropy(),  # reads up to 50M tokens: here alone, once a run
         "parameters": plan.parameters["total"],
+        "flops_per_token": plan.flops_per_token,
         "run_id": run_id,
         "amendments": [{"number": a.number, "step": a.step, "overrides": a.overrides} for a in amendments],
         "skipped_steps": skipped_steps,
