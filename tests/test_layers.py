@@ -69,6 +69,7 @@ HOMES = {
     "tensorflow": ("interop/openai_checkpoint",),
     "matplotlib": ("lab", "training/plot"),
     "wandb": ("training/loggers",),
+    "optuna": ("lab",),
 }
 
 # What may see the whole RunConfig.

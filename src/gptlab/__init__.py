@@ -8,6 +8,7 @@ Everything a command does is a function here:
     model, tokenizer = gptlab.load("runs/NAME")                     # or a checkpoint, a transformers folder, a hub name
     texts = gptlab.generate(model, tokenizer, "It was", max_new_tokens=50)
     inputs = gptlab.batch(config, step=100)                         # exactly what that training step reads
+    found = gptlab.sweep("space.yaml", ["model=small"])             # a search of hyperparameters: .trials, .best
 
 Names are imported on first use: `import gptlab` alone imports nothing heavy.
 """
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gptlab.config import RunConfig
     from gptlab.errors import UserError
     from gptlab.generation.text import generate
+    from gptlab.lab.sweep import sweep
     from gptlab.registry import register
     from gptlab.runs.load import load
     from gptlab.runs.run import Run, open_run
@@ -35,6 +37,7 @@ _HOMES = {
     "load": "runs.load",
     "open_run": "runs.run",
     "register": "registry",
+    "sweep": "lab.sweep",
     "train": "training.loop",
 }
 
@@ -48,6 +51,7 @@ __all__ = [
     "load",
     "open_run",
     "register",
+    "sweep",
     "train",
 ]
 

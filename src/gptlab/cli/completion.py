@@ -39,7 +39,7 @@ def candidates(line: str, commands: Iterable[str]) -> list[str]:
 
 def _keys(command: str) -> Sequence[str]:
     own = list(_options(command))
-    if command not in ("train", "inspect"):
+    if command not in ("train", "inspect", "sweep"):
         return own
     from gptlab.overrides import key_types
     from gptlab.registry import GROUPS
@@ -49,7 +49,7 @@ def _keys(command: str) -> Sequence[str]:
 
 
 def _values(command: str, key: str) -> Iterable[str]:
-    if command in ("train", "inspect") and key in presets():
+    if command in ("train", "inspect", "sweep") and key in presets():
         return presets()[key]
     hint = _options(command).get(key)
     kinds = [hint, *typing.get_args(hint)]  # precision, or an enum or None
