@@ -73,7 +73,7 @@ HOMES = {
 }
 
 # What may see the whole RunConfig.
-WHOLE_CONFIG = {"__init__", "config", "overrides", "composition", "training/loop", "runs/run", "forecast"}
+WHOLE_CONFIG = {"__init__", "config", "overrides", "composition", "training/loop", "runs/run", "forecast", "lab/trials"}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 
