@@ -36,6 +36,7 @@ from gptlab.training.config import (
 )
 
 ROOT = Path(__file__).parents[1]
+FAST_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def write_text(path: Path, n_characters: int = 20_000) -> Path:
@@ -155,7 +156,7 @@ def write_trained(
     """
     folder.mkdir(parents=True)
     config = small_run(folder, **{"data": TextConfig(path="text.txt"), **given})
-    (folder / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+    (folder / "config.yaml").write_text(yaml.dump(to_plain(config), Dumper=FAST_DUMPER, sort_keys=False))
     by_step = dict(losses) if isinstance(losses, Mapping) else dict(enumerate(losses, 1))
     tokens = config.batch_tokens
     if rows is None:

@@ -30,6 +30,7 @@ LAYERS = {
     "counting": 4,
     "costs": 4,
     "forecast": 4,
+    "loss_curve": 4,
     "distributed": 5,
     "runs": 5,
     "training": 6,

@@ -8,6 +8,7 @@ Everything a command does is a function here:
     model, tokenizer = gptlab.load("runs/NAME")                     # or a checkpoint, a transformers folder, a hub name
     texts = gptlab.generate(model, tokenizer, "It was", max_new_tokens=50)
     inputs = gptlab.batch(config, step=100)                         # exactly what that training step reads
+    found = gptlab.compare("runs/*")                                # .text(), .comparisons: is B better, or the seed?
     found = gptlab.sweep("space.yaml", ["model=small"])             # a search of hyperparameters: .trials, .best
 
 Names are imported on first use: `import gptlab` alone imports nothing heavy.
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gptlab.config import RunConfig
     from gptlab.errors import UserError
     from gptlab.generation.text import generate
+    from gptlab.lab.compare import compare
     from gptlab.lab.sweep import sweep
     from gptlab.registry import register
     from gptlab.runs.load import load
@@ -32,6 +34,7 @@ _HOMES = {
     "Run": "runs.run",
     "UserError": "errors",
     "batch": "training.loop",
+    "compare": "lab.compare",
     "compose": "composition",
     "generate": "generation.text",
     "load": "runs.load",
@@ -46,6 +49,7 @@ __all__ = [
     "RunConfig",
     "UserError",
     "batch",
+    "compare",
     "compose",
     "generate",
     "load",

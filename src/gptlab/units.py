@@ -43,6 +43,18 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in aligned)
 
 
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]], *, n_left: int = 1) -> str:
+    """Lines of cells in columns under their names; the first `n_left` begin at the left, numbers end at the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < n_left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    )
+
+
 def bytes_text(size: float) -> str:
     """A number of bytes in MiB, GiB or TiB."""
     for least, unit, name in ((2**40, 2**40, "TiB"), (2**30 / 10, 2**30, "GiB")):

@@ -29,7 +29,7 @@ def test_the_table_and_what_to_type_now(trials, capsys):
     assert [line.split()[:3] for line in table[1:3]] == [["0", "0.001", "0.1000"], ["1", "0.003", "0.3000"]]
     assert "best: trial 0, optimizer.lr=0.001: val/loss 0.1000" in lines
     assert "next: gptlab generate 'run=runs/a sweep/000,optimizer.lr=0.001' prompt='...'" in lines
-    assert "all trials, with plots: optuna-dashboard 'sqlite:///runs/a sweep/study.db'" in lines
+    assert "the study, while it goes on: optuna-dashboard 'sqlite:///runs/a sweep/study.db'" in lines
     assert all(config.seed == 3 for config in trials.seen)
     assert sweep.main(arguments) == 0 and len(trials.seen) == 2, "once more, nothing is missing"
 

@@ -9,6 +9,7 @@ import sys
 VERBS = {
     "train": "train a model, or a sweep of them",
     "sweep": "search hyperparameters, one trial after another",
+    "compare": "runs side by side, and whether a difference is more than the seeds'",
     "amend": "change a run while it is going",
     "convert": "weights in from transformers or OpenAI, and out to transformers",
     "evaluate": "perplexity, prompts with examples and lm-eval's tasks",

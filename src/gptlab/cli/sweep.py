@@ -135,6 +135,8 @@ def _plain(result: "SweepResult") -> dict[str, Any]:
 
 def _text(result: "SweepResult", command: str) -> str:
     """The table of trials, and what to type now."""
+    from gptlab.lab.report import report_sweep
+
     lines = ["", result.table(), ""]
     metric, *others = result.metrics
     best = result.best
@@ -144,7 +146,9 @@ def _text(result: "SweepResult", command: str) -> str:
     elif best is not None:
         lines.append(f"best: trial {best.number}, {best.label}: {metric} {best.numbers[metric]:.4f}")
         lines.append(f"next: gptlab generate {shlex.quote(f'run={best.folder}')} prompt='...'")
-    lines.append(f"all trials, with plots: optuna-dashboard {shlex.quote(result.storage)}")
+    if result.exit_code < 128:
+        lines.append(report_sweep(result.folder, table=False))
+    lines.append(f"the study, while it goes on: optuna-dashboard {shlex.quote(result.storage)}")
     if result.exit_code > 128:
         lines.append(f"stopped; this continues the sweep:\n  {command}")
     else:

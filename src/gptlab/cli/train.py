@@ -190,6 +190,10 @@ class _Command:
         self.codes += [run_trials(grid, plugins=list(self.trials[0][0].plugins), say=_say), 2 * grid.refused]
         again = shlex.join([*_starts(self.program), *self.arguments])
         print(grid.text(f"this goes on with what is left:\n  {again}"), flush=True)
+        if max(self.codes) < 128:
+            from gptlab.lab.report import report_sweep
+
+            print(report_sweep(grid.folder, table=False), flush=True)
 
     def _settle_and_train(self, config: DictConfig, overrides: list[str]) -> None:
         with open_dict(config):

@@ -36,6 +36,8 @@ class RunRecord:
     inputs: dict[str, str]  # inputs.json: a SHA-256 of each thing that the run read; {} where there is none
     seed: int
     group: str = ""  # what of the config differs from the other runs, seeds left out
+    n_steps: int | None = None  # of the whole run; None where it never started
+    error: str = ""  # of a run that failed
 
     @property
     def is_finished(self) -> bool:
@@ -60,6 +62,13 @@ class RunRecord:
     def flops(self) -> float | None:
         """Training FLOPs so far."""
         return None if self.flops_per_token is None else self.flops_per_token * self.tokens
+
+    def standing(self) -> str:
+        """Its state for a person: `interrupted at step 120 of 1,000`."""
+        text = self.state
+        if not self.is_finished:
+            text += f" at step {self.steps:,}" + (f" of {self.n_steps:,}" if self.n_steps else "")
+        return text + (f" ({self.error})" if self.error and self.state == "failed" else "")
 
     def last(self, metric: str) -> float | None:
         """The newest value of a metric; None where it was never measured."""
@@ -212,6 +221,8 @@ def _read(folder: Path) -> RunRecord:
         summary=summary,
         inputs=inputs,
         seed=config.get("seed", 0),
+        n_steps=next((event["n_steps"] for event in reversed(events) if "n_steps" in event), None),
+        error=events[-1].get("error", "") if events and events[-1]["event"] == "failed" else "",
     )
 
 

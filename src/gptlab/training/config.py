@@ -428,6 +428,7 @@ class CallbacksConfig:
     spike: SpikeConfig = field(default_factory=SpikeConfig)
     sample: SampleConfig | None = field(default_factory=SampleConfig)
     plot: bool = True
+    forecast: bool = True  # forecast.json: time, memory and the final loss, and what came out
     extra: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning callback, ...}
 
     def check(self) -> None:

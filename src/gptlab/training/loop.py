@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
 import lightning
@@ -42,6 +43,7 @@ from gptlab.training.callbacks.agreement import Agreement
 from gptlab.training.callbacks.amender import Amender
 from gptlab.training.callbacks.checkpoints import Checkpoints
 from gptlab.training.callbacks.extra import build_extra, check_extra, stopped_early
+from gptlab.training.callbacks.forecast import Forecast
 from gptlab.training.callbacks.metrics import Metrics, is_logged
 from gptlab.training.callbacks.pace import Pace
 from gptlab.training.callbacks.preview import Preview
@@ -167,6 +169,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
             run.loggers = loggers
         del source
         started = time.perf_counter()
+        if run.forecast is not None:
+            run.forecast.began = started
         try:
             run.fit()
             test_metrics = run.test()
@@ -206,6 +210,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
             folder.write_json("summary.json", summary)
             kind = "stopped early" if summary["stopped_early"] else "finished" if summary["finished"] else "ended early"
             folder.event(kind, step=summary["steps"], **metrics)
+            whole = run.forecast is not None and summary["steps"] == plan.n_steps
+            outcome = run.forecast.finish(summary["seconds"], metrics) if run.forecast is not None and whole else []
             text = report(
                 summary,
                 folder.path,
@@ -214,6 +220,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
                 plotted=config.callbacks.plot,
                 profiled=config.trainer.profiler is not None,
                 loggers=run.loggers,
+                forecasts=outcome,
                 generates=bool(config.model.capabilities & {Capability.causal, Capability.encoder_decoder})
                 and config.n_class is None,
                 elsewhere="name=NAME" if config.run_dir is None else "run_dir=FOLDER",
@@ -300,6 +307,7 @@ class _Training:
     signals: SignalListener = field(init=False)
     earlier: Path = field(init=False)  # the metrics.csv that leads up to the first of them
     amender: Amender = field(init=False)
+    forecast: Forecast | None = field(init=False, default=None)
 
     def begin(self, source: Checkpoint | None, rollback: Rollback) -> None:
         """Build what takes the steps that remain after a checkpoint, or all of them."""
@@ -383,9 +391,34 @@ class _Training:
         own: list[Callback] = [self.metrics, same, self.signals, checkpoints, self.amender]
         if folder.writes:
             own.append(Pace(plan, warm_up=config.strategy.compile))
+        if config.callbacks.forecast and folder.writes:
+            recipe, shapes = self._alike()
+            module = self.module
+            self.forecast = Forecast(
+                plan,
+                folder,
+                self.metrics,
+                recipe=recipe,
+                shapes=shapes,
+                factor=lambda step: module.schedule.factor(step),  # which an amendment may change
+            )
+            own.append(self.forecast)
         if config.trainer.enable_progress_bar and folder.writes:
             own.append(ProgressBar(self.metrics, plan.n_steps))
         return own
+
+    def _alike(self) -> tuple[str, str]:
+        """What runs share that learn the same but for the seed, and what those share whose steps take equally long."""
+        fields, config, data = self.identity.fields, self.identity.config, self.identity.data
+        recipe = {"data": data, **{name: value for name, value in fields.items() if name != "seed"}}
+        names = ("model", "objective", "finetune", "strategy", "batch_tokens", "micro_batch_size", "eval_train")
+        shapes = {"data": data, "devices": self.plan.devices, **{name: config[name] for name in names}}
+        shapes |= {"optimizer": config["optimizer"]["type"], "context_length": config["data"]["context_length"]}
+        shapes["callbacks"] = [config["callbacks"][name] for name in ("sample", "checkpoint", "plot")]
+        recipe_id, shapes_id = (
+            sha256(json.dumps(w, sort_keys=True).encode()).hexdigest()[:16] for w in (recipe, shapes)
+        )
+        return recipe_id, shapes_id
 
     def fit(self) -> None:
         """Take all steps that remain."""

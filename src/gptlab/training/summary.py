@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def report(
     plotted: bool = False,
     profiled: bool = False,
     loggers: list[Logger] | None = None,
+    forecasts: Sequence[str] = (),
     generates: bool = True,
     elsewhere: str = "name=NAME",
 ) -> str:
@@ -84,6 +86,7 @@ def report(
         for prefix, part in ((split, ""), (f"{split}_part", " of a part")):
             if f"{prefix}/loss" in summary:
                 lines.append(f"{label} loss{part} {summary[f'{prefix}/loss']:.4f}")
+    lines += forecasts
     if plotted:
         lines.append(f"curves in {folder / 'loss.png'}")
     if profiled:

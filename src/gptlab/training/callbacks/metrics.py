@@ -1,6 +1,6 @@
 """What each step measured: read from the device, checked, and written to metrics.csv and the loggers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -48,6 +48,7 @@ class Metrics(Callback):
         self.window = log_every  # steps that are read at once
         self.row: dict[str, float | int] = {}  # of the newest step that was read
         self.validated: dict[str, float] = {}  # the newest evaluation
+        self.observers: list[Callable[[Mapping[str, float | int]], None]] = []  # called with each step's numbers
         self._pending: list[tuple[int, dict]] = []
         self._held: dict[str, float | int] | None = None  # the newest row, which an evaluation may still add to
         self._file: MetricsFile | None = None
@@ -162,6 +163,8 @@ class Metrics(Callback):
                 self._write(trainer, self.row)
                 raise problem
             self._held = self.row
+            for observe in self.observers:
+                observe(self.row)
 
     def state_dict(self) -> dict:
         return self.guard.state_dict()

@@ -1,0 +1,220 @@
+"""Runs side by side: figures of groups, and what is compared with what."""
+
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+from small_runs import small_run, write_trained
+
+import gptlab
+from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.errors import UserError
+from gptlab.lab.compare import At, compare, unit_of
+from gptlab.lab.statistics import Verdict
+from gptlab.models.decoder.config import DecoderConfig
+from gptlab.objectives.config import MaskedLMConfig
+from gptlab.runs.folder import RunFolder
+from gptlab.training.config import AdamWConfig
+from gptlab.training.loop import train
+
+
+def write_group(folder, lr, finals, *, first_seed=0, **options):
+    """Runs that differ in their seeds, with these losses at their ends."""
+    for seed, final in enumerate(map(float, finals), first_seed):
+        losses = (3.0 + seed / 1000, final - 0.5 if seed == 1 else final + 0.5, final)
+        write_trained(folder / f"lr={lr},seed={seed}", losses, optimizer=AdamWConfig(lr=lr), seed=seed, **options)
+
+
+@pytest.fixture
+def two(tmp_path):
+    base = 2 + np.array([0.01, -0.02, 0.015, 0.0, -0.01, 0.02, 0.005, -0.015])
+    write_group(tmp_path, 0.001, base)
+    write_group(tmp_path, 0.003, base - 0.02 - np.array([1, -2, 0, 3, -1, 2, -3, 1]) / 1000)
+    return tmp_path, base
+
+
+def test_figures_of_groups_and_the_sentence(two):
+    folder, base = two
+    found = gptlab.compare(folder)
+    assert list(found.groups) == ["optimizer.lr=0.001", "optimizer.lr=0.003"]
+    one = found.over_seeds("optimizer.lr=0.001", "val/loss")
+    assert one.n == 8 and one.mean == pytest.approx(base.mean()) and one.deviation == pytest.approx(base.std(ddof=1))
+    best = found.over_seeds("optimizer.lr=0.001", "val/loss", At.best)
+    assert best.mean == pytest.approx(base.mean() - 0.5 / 8)
+    (comparison,) = found.comparisons.values()
+    assert comparison.verdict is Verdict.better and comparison.n == (8, 8)
+    assert comparison.sentence.startswith("better by 0.020 nats (95%: 0.01")
+    text = found.text()
+    assert "val/loss against lr=0.001 (last values, lower is better):" in text
+    header, *rows = text.splitlines()[:3]
+    assert header.split()[:3] == ["lr", "n", "val/loss"] and "compute" in header
+    assert rows[0].split()[:5] == ["0.001", "8", f"{base.mean():.4f}", "±", f"{base.std(ddof=1):.4f}"]
+    by_bytes = gptlab.compare(folder, metric="val/bits_per_byte")
+    (other,) = by_bytes.comparisons.values()
+    assert other.difference == pytest.approx(comparison.difference / math.log(2)) and "bits per byte" in other.sentence
+    # The other way round.
+    (turned,) = gptlab.compare(folder, baseline="optimizer.lr=0.003").comparisons.values()
+    assert turned.verdict is Verdict.worse and turned.difference == -comparison.difference
+    assert gptlab.compare(folder, baseline="lr=0.003,seed=2").baseline == "optimizer.lr=0.003"
+
+
+def test_every_run_and_the_best_first(two):
+    folder, _ = two
+    found = compare(folder)
+    lines = found.table(by_run=True).splitlines()
+    assert len(lines) == 17 and lines[1].split()[:3] == ["lr=0.001,seed=0", "0.001", "finished"]
+    assert found.table(best_first=True).splitlines()[1].startswith("0.003")
+    assert found.table().splitlines()[1].startswith("0.001")
+
+
+def test_json_has_all_of_it(two):
+    folder, base = two
+    write_trained(folder / "diverged", [3.0, math.nan], optimizer=AdamWConfig(lr=1.0))
+    found = json.loads(json.dumps(compare(folder).plain(), allow_nan=False))
+    assert found["metric"] == "val/loss" and found["differs"] == ["optimizer.lr"] and found["baseline"]
+    by_name = {group["group"]: group for group in found["groups"]}
+    group = by_name["optimizer.lr=0.001"]
+    assert group["metrics"]["val/loss"]["mean"] == pytest.approx(statistics.fmean(base))
+    assert group["differs"] == {"optimizer.lr": 0.001} and len(group["runs"]) == 8
+    run = group["runs"][1]
+    assert run["last"]["val/loss"] == base[1] and run["best"]["val/loss"] == base[1] - 0.5
+    assert run["tokens"] == 3 * 128 and run["flops"] == 3 * 128 * 1e6 and run["seed"] == 1
+    assert "diverged is left out: its val/loss is not finite" in found["notes"]
+    assert [one["verdict"] for one in found["comparisons"]] == ["too few seeds", "better"]
+
+
+def test_runs_that_did_not_finish_are_shown_and_do_not_count(two):
+    folder, _ = two
+    failed = [{"event": "failed", "step": 1, "error": "Spike: the loss is nan"}]
+    write_trained(folder / "f", [9.0], summary={}, events=failed, optimizer=AdamWConfig(lr=0.003), seed=50)
+    write_trained(folder / "i", [9.0], summary={"finished": False}, optimizer=AdamWConfig(lr=0.003), seed=51)
+    write_trained(folder / "r", [9.0, 8.0], summary={}, optimizer=AdamWConfig(lr=0.1), seed=52)
+    with RunFolder(folder / "r", writes=True).lock():
+        found = compare(folder)
+    text = found.text()
+    assert found.over_seeds("optimizer.lr=0.003", "val/loss").n == 8
+    assert "f: failed at step 1 of 1 (Spike: the loss is nan)" in text
+    assert "i: interrupted at step 1 of 1" in text and "r: running at step 2 of 2" in text
+    assert list(found.comparisons) == ["optimizer.lr=0.003"]  # the group of the running one has nothing to compare
+    assert " running " in found.table(by_run=True)
+    with pytest.raises(UserError, match="baseline=r has no finished run; groups: optimizer"):
+        compare(folder, baseline="r")
+
+
+def test_what_cannot_be_compared_says_why(tmp_path):
+    write_group(tmp_path / "a", 0.001, [2.0, 2.1])
+    write_group(tmp_path / "b", 0.003, [2.0, 2.1], content="e" * 64)
+    found = compare(tmp_path)
+    (comparison,) = found.comparisons.values()
+    assert comparison.verdict is Verdict.refused
+    assert "not compared: validation texts differ (content dddddddddddddddd and content eeee" in comparison.sentence
+    # The same corpus with another part of it for validation.
+    write_group(tmp_path / "c", 0.001, [2.0, 2.1])
+    more = small_run(tmp_path / "x").data
+    more.path, more.val_fraction = "text.txt", 0.2
+    write_group(tmp_path / "d", 0.002, [2.0, 2.1], data=more)
+    found = compare([tmp_path / "c", tmp_path / "d"])
+    assert "data.val_fraction is" in next(iter(found.comparisons.values())).sentence
+
+    rows = [{"step": 1, "tokens": 1, "val/accuracy": 0.5}]
+    write_trained(tmp_path / "e", rows=rows, optimizer=AdamWConfig(lr=0.5))
+    found = compare([tmp_path / "c", tmp_path / "e"])
+    assert "not compared: e has no val/loss; it has val/accuracy" in found.text()
+    masks = {"model": small_run(tmp_path / "y").model}
+    write_trained(tmp_path / "f1", objective=MaskedLMConfig(mask_prob=0.15), **masks)
+    write_trained(tmp_path / "f2", objective=MaskedLMConfig(mask_prob=0.3), **masks)
+    assert (
+        "objective.mask_prob differ, and val/loss means something else"
+        in compare([tmp_path / "f1", tmp_path / "f2"]).text()
+    )
+    assert "objectives differ (causal_lm and masked_lm)" in compare([tmp_path / "c", tmp_path / "f1"]).text()
+    # The training loss is of no validation text.
+    assert "not compared" not in compare([tmp_path / "a", tmp_path / "b"], metric="train/loss").text()
+
+
+def test_bits_per_byte_where_tokenizers_differ(tmp_path):
+    write_group(tmp_path / "a", 0.001, [2.0, 2.1, 2.2])
+    write_group(tmp_path / "b", 0.003, [2.0, 2.1, 2.2])
+    for i, run in enumerate(sorted(tmp_path.glob("?/lr=*"))):
+        ByteTokenizer(["<x>"] if i > 2 else []).save(run / "tokenizer.json")
+    found = compare(tmp_path)
+    assert found.metric == "val/bits_per_byte"
+    assert "note: tokenizers differ, so bits per byte are compared" in found.text()
+    assert "use metric=val/bits_per_byte" in compare(tmp_path, metric="val/loss").text()
+
+
+def test_bit_identical_runs_are_one(tmp_path):
+    write_group(tmp_path, 0.001, [2.0, 2.1, 2.2, 2.05, 1.95, 2.15])
+    for seed in range(6):  # whatever the seed, the same
+        write_trained(tmp_path / f"same{seed}", [3.0, 1.5], optimizer=AdamWConfig(lr=0.003), seed=seed)
+    found = compare(tmp_path)
+    (comparison,) = found.comparisons.values()
+    assert comparison.n == (1, 1) and comparison.verdict is Verdict.too_few
+    assert "5 runs bit-identical to another of the same group counted once" in found.notes
+    again = tmp_path / "again"
+    for seed in range(6):
+        for lr in (0.001, 0.003):
+            write_trained(again / f"{lr}-{seed}", [3.0, 2 + seed / 10], optimizer=AdamWConfig(lr=lr), seed=seed)
+    (comparison,) = compare(again).comparisons.values()
+    assert (
+        comparison.verdict is Verdict.identical
+        and "what differs in their configs changed nothing" in comparison.sentence
+    )
+
+
+def test_several_runs_of_one_seed_are_one_seed(tmp_path):
+    write_group(tmp_path / "a", 0.001, [2.0, 2.1])
+    write_trained(tmp_path / "b", [3.1, 2.4], optimizer=AdamWConfig(lr=0.001), seed=0)
+    write_group(tmp_path / "c", 0.003, [1.9, 1.8])
+    found = compare(tmp_path)
+    (comparison,) = found.comparisons.values()
+    assert comparison.n == (2, 2) and comparison.difference == pytest.approx((1.9 + 1.8) / 2 - (2.2 + 2.1) / 2)
+    assert "of several runs of optimizer.lr=0.001 with seed 0 the mean counts" in found.notes
+
+
+def test_many_differences_have_a_table_of_their_own(tmp_path):
+    write_trained(tmp_path / "a", model_tag="small")
+    model = DecoderConfig(n_layer=3, n_head=4, d_model=64, context_length=32, bias=True)
+    write_trained(tmp_path / "b", model=model, optimizer=AdamWConfig(lr=3e-4, weight_decay=0.5), batch_tokens=256)
+    text = compare(tmp_path).text()
+    lines = text.splitlines()
+    assert lines[0].split() == ["A", "B"] and "optimizer.lr" in text and "val/loss against A " in text
+    assert ["model.n_layer", "2", "3"] in [line.split() for line in lines]
+    # A few keys are columns, beside the letter of the group.
+    write_trained(tmp_path / "c", optimizer=AdamWConfig(lr=3e-4, weight_decay=0.5), batch_tokens=256)
+    lines = compare([tmp_path / "a", tmp_path / "c"]).text().splitlines()
+    assert lines[0].split()[:5] == ["group", "lr", "weight_decay", "batch_tokens", "n"] and lines[2].startswith("B ")
+
+
+def test_a_sweep_of_single_runs_is_told_once_that_it_has_no_seeds(tmp_path):
+    for i in range(1, 6):
+        write_trained(tmp_path / f"{i}", [3.0, 2.0 + i / 100], optimizer=AdamWConfig(lr=i / 1000))
+    found = compare(tmp_path)
+    assert len(found.comparisons) == 4 and len(found.sentences()) == 1 and "one seed of each" in found.text()
+
+
+def test_wrong_options(tmp_path):
+    write_group(tmp_path, 0.001, [2.0])
+    with pytest.raises(UserError, match=r"metric=val/los is a metric of none of these runs; did you mean val/loss\?"):
+        compare(tmp_path, metric="val/los")
+    with pytest.raises(UserError, match="baseline=x is no group of these runs, and no run; groups: custom-custom"):
+        compare(tmp_path, baseline="x")
+    write_trained(tmp_path / "only" / "r", [2.0], summary={})
+    with pytest.raises(UserError, match=r"the run is not finished: r is interrupted at step 1 of 1; the command"):
+        compare(tmp_path / "only")
+    assert [unit_of(name) for name in ("val/loss", "val/bits_per_byte", "val/accuracy")] == [
+        "nats",
+        "bits per byte",
+        "",
+    ]
+
+
+def test_real_runs(tmp_path):
+    for lr in (1e-2, 2e-2):
+        for seed in (1, 2):
+            train(small_run(tmp_path / f"lr={lr},seed={seed}", optimizer=AdamWConfig(lr=lr), seed=seed))
+    found = compare([tmp_path / "lr=*"], effect=0.05)
+    assert [len(records) for records in found.groups.values()] == [2, 2] and found.keys == ["optimizer.lr"]
+    assert "2 paired seeds" in found.text() and "MFLOP" in found.text()
