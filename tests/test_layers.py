@@ -73,10 +73,14 @@ HOMES = {
     "wandb": ("training/loggers",),
     "mlflow": ("training/loggers",),
     "trackio": ("training/loggers",),
+    "optuna": ("lab",),
 }
 
 # What may see the whole RunConfig.
-WHOLE_CONFIG = {"__init__", "config", "overrides", "composition", "training/loop", "runs/run", "forecast", "lab/plan"}
+WHOLE_CONFIG = {
+    *("__init__", "config", "overrides", "composition", "training/loop", "runs/run", "forecast"),
+    *("lab/plan", "lab/trials"),
+}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -29,12 +29,17 @@ def table(rows: Sequence[tuple[str, str, str]]) -> str:
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], *, n_left: int = 1) -> str:
-    """Lines of cells in columns under their names; the first `n_left` begin at the left, numbers end at the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    """Lines of cells in columns under their names.
+
+    Columns of numbers, and others that no cell of text is in, end at the right; the first `n_left` begin at the left.
+    """
+    cells = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in cells]
+    left = [i < n_left or any(cell[:1].isalpha() for cell in column[1:]) for i, column in enumerate(cells)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i < n_left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if begins else cell.rjust(width)
+            for cell, width, begins in zip(row, widths, left, strict=True)
         ).rstrip()
         for row in (header, *rows)
     )
@@ -78,15 +83,3 @@ def count_text(count: float) -> str:
         if count >= size:
             return f"{count / size:.{max(0, 2 - len(str(int(count / size))) + 1)}f}{prefix}"
     return f"{count:.0f}"
-
-
-def columns(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Lines of cells in columns: the first `left` of them begin together, the others end together."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:<{width}}" if i < left else f"{cell:>{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )

@@ -8,6 +8,7 @@ import sys
 
 VERBS = {
     "train": "train a model, or a sweep of them",
+    "sweep": "search hyperparameters, one trial after another",
     "plan": "parameters, FLOPs, memory, time and cost of a run, before it starts",
     "compare": "runs side by side, and whether a difference is more than the seeds'",
     "amend": "change a run while it is going",
@@ -67,7 +68,7 @@ def _main() -> int:
 
         print(f"error: {verb} is not a command of gptlab{did_you_mean(verb, VERBS)}", file=sys.stderr)
         return 2
-    if verb == "train":
+    if verb in ("train", "sweep"):
         from gptlab.distributed.allocator import without_thread_cache
 
         without_thread_cache(sys.argv[0])

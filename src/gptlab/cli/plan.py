@@ -14,7 +14,7 @@ from gptlab.distributed.hardware import Hardware, find, known
 from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds
 from gptlab.generation.config import OutputFormat
-from gptlab.units import bytes_text, columns, count_text, duration, flops_text, plural, significant, table
+from gptlab.units import bytes_text, count_text, duration, flops_text, grid, plural, significant, table
 
 if typing.TYPE_CHECKING:
     from gptlab.lab.plan import Devices, Planner
@@ -166,7 +166,7 @@ def _without_model(own: _Options, overrides: list[str]) -> None:
             ]
             for one in found
         ]
-        return print(columns([head, *rows]))
+        return print(grid(head, rows))
     from gptlab.lab.chinchilla import optimal_allocation
 
     assert own.compute is not None
@@ -175,7 +175,7 @@ def _without_model(own: _Options, overrides: list[str]) -> None:
         return print(json.dumps({name: {"parameters": n, "tokens": d} for name, (n, d) in found.items()}))
     rows = [[name, count_text(n), count_text(d), f"{d / n:.1f}"] for name, (n, d) in found.items()]
     print(f"{flops_text(own.compute)} ({own.compute:.3g} FLOP = 6 N D), optimal by Chinchilla (arXiv:2203.15556):\n")
-    print(columns([["", "parameters N", "tokens D", "D / N"], *rows]))
+    print(grid(["", "parameters N", "tokens D", "D / N"], rows))
 
 
 def _text(found: dict[str, Any], devices: "Devices") -> str:
@@ -217,7 +217,8 @@ def _text(found: dict[str, Any], devices: "Devices") -> str:
         lines.append(f"  KV cache       {text} for a sequence of {length:,} tokens")
     lines.append(f"  forward pass   {flops_text(inference['flops_per_token'])} per token of the prompt")
     lines += ["", "tokens that Chinchilla (arXiv:2203.15556) holds optimal for this size"]
-    lines += [f"  {row}" for row in columns([[k, count_text(n)] for k, n in found["chinchilla"].items()]).splitlines()]
+    names = max(map(len, found["chinchilla"]))
+    lines += [f"  {name:<{names}}  {count_text(n):>5}" for name, n in found["chinchilla"].items()]
     assert time is not None
     lines += ["", f"next: python train.py ... starts it; gptlab plan {_next(found)}"]
     return "\n".join(lines)
@@ -269,7 +270,7 @@ def _print_layers(own: _Options, planner: "Planner") -> None:
         name = "  " * layer.name.count(".") + layer.name if layer.kind != "LMHead" else layer.name
         shapes = (" x ".join(map(str, shape or ())) for shape in (layer.input, layer.output))
         rows.append([name, layer.kind, *shapes, str(layer.count), f"{layer.parameters:,}", f"{layer.multiply_adds:,}"])
-    print(columns(rows, left=4))
+    print(grid(rows[0], rows[1:], n_left=4))
     total = planner.parameters["total"]
     print(
         f"\n{total:,} parameters. Figures are of one layer, with those inside it; `count` says how many are alike.\n"
@@ -297,7 +298,7 @@ def _print_proposals(own: _Options, planner: "Planner", overrides: list[str]) ->
     print(
         f"{planner.config.model_tag} on {planner.devices.count} x {planner.devices.kind.name} ({bytes_text(limit)}):\n"
     )
-    print(columns(rows, left=3))
+    print(grid(rows[0], rows[1:], n_left=3))
     best = found[-1]
     if best.reason:
         print("\nnone fits: use more devices, a shorter context or a smaller model")
@@ -325,10 +326,10 @@ def _print_comparisons(own: _Options, planner: "Planner", compared: list[Compari
         for name, memory in kinds.items():
             fits = [] if limit is None else ["yes" if memory["total"] <= limit else "no"]
             rows.append([name, *(bytes_text(memory[part]) for part in names), bytes_text(memory["total"]), *fits])
-        print(columns(rows) + "\n")
+        print(grid(rows[0], rows[1:]) + "\n")
     if Comparison.precision in compared:
         cache, length = inference["cache_per_token"], inference["context_length"]
         rows = [["inference", "weights", f"KV cache of {length:,} tokens"]]
         for name, size in inference["weights"].items():
             rows.append([name, bytes_text(size), "" if cache is None else bytes_text(cache[name] * length)])
-        print(columns(rows))
+        print(grid(rows[0], rows[1:]))

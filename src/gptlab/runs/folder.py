@@ -19,6 +19,9 @@ OWN_FILES = ("config.yaml", "inputs.json", "tokenizer.json", "metrics.csv", "los
 RUNNING_LOCK = ".running.lock"  # beside `lock`, which is read: on Windows nobody can read a locked file
 
 
+RUNNING_LOCK = ".running.lock"  # beside `lock`, which is read: on Windows nobody can read a locked file
+
+
 class RunFolder:
     """`runs/<name>/` while it is written; only rank 0 does."""
 
