@@ -22,7 +22,7 @@ def main(settings: list[str]) -> None:
     for label, run in (setting.split("=", 1) for setting in settings):
         rows = read_metrics(Path(run) / "metrics.csv")
         entropy = json.loads((Path(run) / "summary.json").read_text())["unigram_entropy"]
-        name = "mlm_loss" if "train/mlm_loss" in rows[0] else "loss"
+        name = "mlm_loss" if "train/mlm_loss" in rows[-1] else "loss"
         losses = [row[f"train/{name}"] for row in rows]
         means = [sum(losses[max(0, i - SPAN + 1) : i + 1]) / min(i + 1, SPAN) - entropy for i in range(len(losses))]
         (line,) = axes.plot([row["tokens"] for row in rows], means, linewidth=1.5)
