@@ -81,7 +81,7 @@ def test_it_trains_is_killed_and_resumes_bit_for_bit(lab, devices):
     assert learned(lab / "cut") == learned(lab / "straight")
     config = yaml.safe_load((lab / "cut" / "config.yaml").read_text())
     assert (config["plugins"], config["model"]["type"], config["data"]["type"]) == (["sums_lab"], "convnet", "sums")
-    losses = [float(row["train/loss"]) for row in learned(lab / "straight")]
+    losses = [float(row["train/loss"]) for row in learned(lab / "straight")[1:]]
     assert losses[-1] < 0.7 * losses[0]
     # It generates; its temperature is 0, so that the text is the same each time.
     write = "generate run=straight prompt='12 + 30 = ' max_new_tokens=4 temperature=0 output=json"

@@ -22,10 +22,11 @@ def main(settings: list[str]) -> None:
     for label, run in (setting.split("=", 1) for setting in settings):
         rows = read_metrics(Path(run) / "metrics.csv")
         entropy = json.loads((Path(run) / "summary.json").read_text())["unigram_entropy"]
-        name = "mlm_loss" if "train/mlm_loss" in rows[0] else "loss"
-        losses = [row[f"train/{name}"] for row in rows]
+        name = "mlm_loss" if "train/mlm_loss" in rows[-1] else "loss"
+        steps = [row for row in rows if row["step"]]  # without the validation before the first
+        losses = [row[f"train/{name}"] for row in steps]
         means = [sum(losses[max(0, i - SPAN + 1) : i + 1]) / min(i + 1, SPAN) - entropy for i in range(len(losses))]
-        (line,) = axes.plot([row["tokens"] for row in rows], means, linewidth=1.5)
+        (line,) = axes.plot([row["tokens"] for row in steps], means, linewidth=1.5)
         validated = [(row["tokens"], row[f"val/{name}"] - entropy) for row in rows if f"val/{name}" in row]
         axes.plot(
             *zip(*validated, strict=True),

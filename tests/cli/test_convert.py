@@ -345,7 +345,7 @@ OURS = {**SHAPE, "norm_eps": 0.03, "vocab_size": 257}
 def loss_before_training(config) -> float:
     """What the first step measured, before it changed anything."""
     train(config)
-    return float((Path(config.run_dir) / "metrics.csv").read_text().splitlines()[1].split(",")[2])
+    return float((Path(config.run_dir) / "metrics.csv").read_text().splitlines()[2].split(",")[2])
 
 
 def test_training_starts_from_external_weights(tmp_path):
@@ -383,7 +383,7 @@ def test_a_resumed_run_does_not_start_again(tmp_path):
     path.rename(tmp_path / "gone")  # what was learned since is in the checkpoint
     train(config)
     again = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    assert len(again) == len(whole) == 11
+    assert len(again) == len(whole) == 12
     assert [row.split(",")[:3] for row in again] == [row.split(",")[:3] for row in whole]
 
 

@@ -61,17 +61,6 @@ def table(tmp_path):
     return write
 
 
-@pytest.fixture
-def say(capsys):
-    def say(*options, expect=0):
-        code = main([str(option) for option in options])
-        out, err = capsys.readouterr()
-        assert code == expect, err
-        return out if expect == 0 else err
-
-    return say
-
-
 def last(out):
     return out.splitlines()[-1]
 

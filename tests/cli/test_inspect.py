@@ -7,19 +7,7 @@ import pytest
 from small_runs import overrides_of, small_run, write_text
 
 import gptlab
-from gptlab.cli.inspect import main
 from gptlab.training.loop import train
-
-
-@pytest.fixture
-def say(capsys):
-    def say(*arguments, expect=0):
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert code == expect, err
-        return out if expect == 0 else err
-
-    return say
 
 
 @pytest.fixture(scope="module")

@@ -10,19 +10,8 @@ from small_runs import write_run
 from tokenizers import Tokenizer as Loaded
 from tokenizers import decoders, models, pre_tokenizers
 
-from gptlab.cli.tokenize import HELP, OPTIONS, main
+from gptlab.cli.tokenize import HELP, OPTIONS
 from gptlab.data.tokenizers.bpe import BPETokenizer
-
-
-@pytest.fixture
-def say(capsys):
-    def say(*arguments, expect=0):
-        code = main(list(arguments))
-        out, err = capsys.readouterr()
-        assert code == expect, err
-        return out if expect == 0 else err
-
-    return say
 
 
 @pytest.fixture(scope="module")

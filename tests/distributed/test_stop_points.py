@@ -48,7 +48,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(place, strategy, moment):
     # Ranks of ddp meet in the last micro-batch alone: rank 0 may be there when rank 1 gets the signal.
     late = strategy == "ddp" and "micro_batch" in MOMENTS[moment] and events["stopped"] == [step + 1]
     assert events["stopped"] == [step] or late
-    assert events["validated"] == [5, 10]
+    assert [at for at in events["validated"] if at] == [5, 10]
     for rank in range(STRATEGIES[strategy]):
         stopped = events["stopped"][0]
         where = f"saved at step {stopped};" if stopped else "before the first step"

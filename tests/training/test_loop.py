@@ -507,7 +507,7 @@ def test_what_is_refused_leaves_a_finished_run_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="another model or batch"):
         train(small_run(tmp_path / "run", callbacks=settings, resume=str(middle), batch_tokens=256))
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise ValueError("refused by Lightning")
 
     monkeypatch.setattr("gptlab.training.loop._trainer", refuse)

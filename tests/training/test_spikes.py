@@ -299,7 +299,7 @@ def test_killed_and_continued_it_decides_as_if_nothing_had_happened(tmp_path, ac
         assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
     done = train_command([*overrides, "run_dir=killed"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert learned(tmp_path / "killed") == learned(tmp_path / "straight") and len(learned(tmp_path / "killed")) == 40
+    assert learned(tmp_path / "killed") == learned(tmp_path / "straight") and len(learned(tmp_path / "killed")) == 41
     if action == "rollback":
         assert len(events(tmp_path / "killed", kind)) == 2, "what is on the record is not gone through again"
 

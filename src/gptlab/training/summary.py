@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from gptlab.data.prepare import PreparedData
+from gptlab.evaluation.probes import PREFIX
 from gptlab.forecast import Plan
 from gptlab.objectives.base import Objective
 from gptlab.runs.amendments import Amendment
@@ -86,6 +87,7 @@ def report(
         for prefix, part in ((split, ""), (f"{split}_part", " of a part")):
             if f"{prefix}/loss" in summary:
                 lines.append(f"{label} loss{part} {summary[f'{prefix}/loss']:.4f}")
+    lines += [f"{name} {value:.4f}" for name, value in summary.items() if name.count("/") == 2 and _is_shown(name)]
     lines += forecasts
     if plotted:
         lines.append(f"curves in {folder / 'loss.png'}")
@@ -95,6 +97,11 @@ def report(
     lines.append(f"next: {_next(summary, folder, generates=generates, elsewhere=elsewhere)}")
     lines.append(last_line(summary, folder))
     return "\n".join(lines)
+
+
+def _is_shown(name: str) -> bool:
+    """Whether it is the main number of one of `callbacks.evaluate`."""
+    return name.startswith(PREFIX) and name.endswith(("/loss", "/accuracy", "/exact_match"))
 
 
 def _next(summary: dict[str, Any], folder: Path, *, generates: bool, elsewhere: str) -> str:
