@@ -29,7 +29,7 @@ def test_a_record_is_what_the_run_wrote(tmp_path):
     for name, values in record.rows.items():
         assert values == [float(row[name]) if row[name] else None for row in rows]
     losses = [float(row["val/loss"]) for row in rows if row["val/loss"]]
-    assert len(losses) == 2 and record.last("val/loss") == losses[-1] and record.best("val/loss") == min(losses)
+    assert len(losses) == 3 and record.last("val/loss") == losses[-1] and record.best("val/loss") == min(losses)
     assert record.config["optimizer.lr"] == 1e-2 and record.config["model.type"] == "decoder"
     assert record.config["trainer.precision"] == "32-true"  # which the config leaves to the machine
     assert record.flops == record.summary["flops_per_token"] * 1280 > 0

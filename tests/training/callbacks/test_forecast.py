@@ -147,17 +147,18 @@ def test_time_is_that_of_steps_and_evaluations(monkeypatch, tmp_path):
     metrics = SimpleNamespace(observers=[])
     callback = Forecast(plan, folder, metrics, recipe="r", shapes="s", factor=lambda step: 1.0)
     module = SimpleNamespace(finished_steps=0, device=SimpleNamespace(type="cpu"), evaluation={"val/loss": 2.0})
-    callback.on_train_start(None, module)
+    trainer = SimpleNamespace(sanity_checking=False)
+    callback.on_train_start(trainer, module)
     for step in range(100):
-        callback.on_train_batch_start(None, module, None, 0)
+        callback.on_train_batch_start(trainer, module, None, 0)
         clock.now += 10 if step == 0 else 1
         module.finished_steps = step + 1
         for observe in metrics.observers:
             observe({"step": step + 1, "tokens": 0, "train/loss": 3 - step / 100})
         if (step + 1) % 25 == 0:
-            callback.on_validation_start(None, module)
+            callback.on_validation_start(trainer, module)
             clock.now += 7
-            callback.on_validation_end(None, module)
+            callback.on_validation_end(trainer, module)
     seconds = clock.now - 100
     assert seconds == 10 + 99 + 4 * 7
     callback.finish(seconds, {"val/loss": 2.0})

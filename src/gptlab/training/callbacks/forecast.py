@@ -115,6 +115,8 @@ class Forecast(Callback):
         self._memory = max(self._memory, row.get("perf/memory_gib", 0.0))
 
     def on_validation_start(self, trainer, module) -> None:
+        if trainer.sanity_checking:  # before the first step
+            return
         self._paused = time.perf_counter()
         self._end_step(module.finished_steps, self._paused)
 
