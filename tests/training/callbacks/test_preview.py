@@ -1,25 +1,11 @@
 """samples.txt: a block for each evaluation."""
 
-import math
 import re
 
 from small_runs import small_run, step_rows
 
-from gptlab.training.callbacks.preview import sample_block, samples_until
 from gptlab.training.config import CallbacksConfig, CheckpointConfig, SampleConfig
 from gptlab.training.loop import train
-
-
-def test_a_block_has_step_and_loss_and_an_empty_line():
-    losses = {"val/loss": 2.5, "val/perplexity": math.exp(2.5)}
-    assert sample_block(7, losses, "two\nlines\x1b[0m \n") == "--- step 7, val/loss 2.5000\ntwo\nlines\\x1b[0m\n\n"
-
-
-def test_blocks_beyond_a_step_are_dropped():
-    blocks = [sample_block(step, {"val/loss": 1.0}, f"--- step by step\n--- step {step}!") for step in (5, 10, 15)]
-    assert samples_until("".join(blocks), 10) == "".join(blocks[:2])
-    assert samples_until("--- step 5\nas it was written before\n", 4) == ""
-    assert samples_until("", 4) == ""
 
 
 def test_a_run_that_goes_back_has_each_sample_once(tmp_path, capsys):

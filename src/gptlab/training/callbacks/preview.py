@@ -1,23 +1,19 @@
 """Text that the model writes at each evaluation, which people read before they look at a loss."""
 
-import re
 import sys
-from collections.abc import Mapping
 
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from gptlab.data.tokenizers.pieces import escaped
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.files import write_text_atomic
 from gptlab.generation.decode import generate_tokens
 from gptlab.objectives.base import Examples, Objective, PreviewContext
 from gptlab.runs.folder import RunFolder
+from gptlab.runs.samples import SAMPLES, sample_block, samples_until
 from gptlab.training.config import SampleConfig
-
-SAMPLES = "samples.txt"
 
 
 class Preview(Callback):
@@ -87,18 +83,3 @@ class Preview(Callback):
         if self.folder.writes:
             with open(self.folder.path / SAMPLES, "a", encoding="utf-8", newline="\n") as file:
                 file.write(sample_block(module.finished_steps, module.evaluation, self.newest))
-
-
-def sample_block(step: int, evaluation: Mapping[str, float], text: str) -> str:
-    """A sample under a line with its step and losses, and an empty line; control characters are escapes."""
-    losses = "".join(f", {name} {value:.4f}" for name, value in evaluation.items() if name.endswith("/loss"))
-    shown = "".join(character if character in "\n\t" else escaped(character) for character in text)
-    return f"--- step {step}{losses}\n{shown.rstrip()}\n\n"
-
-
-def samples_until(content: str, step: int) -> str:
-    """The blocks of a samples.txt up to a step."""
-    blocks = re.split(r"^(?=--- step \d+(?:, \S+/loss \S+)*$)", content, flags=re.MULTILINE)
-    return "".join(
-        block for block in blocks if (found := re.match(r"--- step (\d+)", block)) is None or int(found[1]) <= step
-    )
