@@ -20,7 +20,7 @@ def test_blocks_beyond_a_step_are_dropped():
 def test_what_was_written_is_read_back(tmp_path):
     assert read_samples(tmp_path) == []
     texts = {5: "one\n--- step by step\n\nend", 10: "", 15: "\u03b1 <b>"}
-    blocks = [sample_block(step, {"val/loss": 1.0, "val/mlm_loss": 2.0}, text) for step, text in texts.items()]
+    blocks = [sample_block(step, {"val/loss": 1.0, "train_eval/loss": 2.0}, text) for step, text in texts.items()]
     (tmp_path / "samples.txt").write_text("".join(blocks), encoding="utf-8")
-    losses = "val/loss 1.0000, val/mlm_loss 2.0000"
+    losses = "val/loss 1.0000, train_eval/loss 2.0000"
     assert read_samples(tmp_path) == [Sample(step, losses, text) for step, text in texts.items()]
