@@ -67,3 +67,22 @@ def test_wrong_options(say, sweep, arguments, message):
 
 def test_help(say):
     assert say("--help") == say() and "best_first" in say()
+
+
+def test_a_page_is_written_where_it_is_asked_for(say, sweep, tmp_path):
+    assert say(sweep, "html=a page.html").splitlines()[-1] == "page in a page.html"
+    assert (tmp_path / "a page.html").read_text().startswith("<!DOCTYPE html>")
+    assert json.loads(say(sweep, f"html={tmp_path}", "output=json"))["page"] == str(tmp_path / "compare.html")
+    (tmp_path / "compare.html").unlink()
+    out = say(sweep, "watch=true")  # nothing is running: it ends at once
+    assert out.splitlines()[0] == "4 finished: compare.html" and out.splitlines()[-1] == "page in compare.html"
+    assert "does not end in .html" in say(sweep, "html=my runs/sweep.csv", expect=2)
+    assert "leave out" in say(sweep, "watch=true", "output=json", expect=2)
+    assert "every=0.5 must be at least 1" in say(sweep, "watch=true", "every=0.5", expect=2)
+
+
+def test_runs_that_have_not_ended_have_a_page_too(say, tmp_path):
+    folder = write_trained(tmp_path / "runs" / "a", [3.0, 2.0])
+    (folder / "summary.json").unlink()
+    error = say(tmp_path / "runs", f"html={tmp_path / 'a.html'}", expect=2)
+    assert f"page in {tmp_path / 'a.html'}" in error and "is not finished" in error

@@ -2,6 +2,7 @@
 
 import base64
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def test_every_interval_keeps_its_lowest_and_highest_point():
     # A picture with 100 columns shows the same lowest and highest pixels in each, on both kinds of axis.
     for edges in (np.linspace(1, 20_000, 101), np.geomspace(1, 20_000, 101)):
         edges = np.unique(np.ceil(edges))
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in pairwise(edges):
             inside = (full.steps >= low) & (full.steps < high)
             kept = (short.steps >= low) & (short.steps < high)
             assert short.values[kept].min() == full.values[inside].min()

@@ -1,7 +1,8 @@
-"""The command `gptlab compare`: runs side by side, and whether a difference is more than the seeds'."""
+"""The command `gptlab compare`: runs side by side, on the screen and as a page, and what the differences show."""
 
 import glob
 import json
+import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from gptlab.cli.options import load_plugins, print_text, read
 from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds
 from gptlab.generation.config import OutputFormat
-from gptlab.lab.compare import DEFAULT_EFFECT, At, compare
+from gptlab.lab.collect import collect
+from gptlab.lab.compare import DEFAULT_EFFECT, At, compare_records
+from gptlab.lab.report import PAGE, follow, page_path, write_comparison
 
 HELP = """gptlab compare RUNS... [metric=val/loss] [baseline=GROUP]
 
@@ -23,6 +26,11 @@ HELP = """gptlab compare RUNS... [metric=val/loss] [baseline=GROUP]
     effect      the smallest difference that matters, for the number of seeds that would show it (0.01)
     by_run      true: a line for each run instead of each group (false)
     best_first  true: the best group comes first (false)
+    html        a file that ends in .html, or a folder, which gets compare.html: one page with all curves, samples and
+                configs, to be opened without a network (none)
+    watch       true: write the page again while runs go on, and end when none does; an open page follows
+                (false; html=compare.html where html is not given)
+    every       seconds between the pages of watch=true (10)
     output      text, or json with nothing else on standard output (text)
     plugins     modules that register components of your own, as [MODULE]
 
@@ -39,11 +47,23 @@ class _Options:
     effect: float = bounded(DEFAULT_EFFECT, gt=0)
     by_run: bool = False
     best_first: bool = False
+    html: str | None = None
+    watch: bool = False
+    every: float = bounded(10.0, ge=1)
     output: OutputFormat = OutputFormat.text
 
 
 OPTIONS = typing.get_type_hints(_Options)
-FOREIGN = {"format": "output", "sort": "best_first", "reference": "baseline", "min_effect": "effect"}
+FOREIGN = {
+    "page": "html",
+    "report": "html",
+    "refresh": "watch",
+    "interval": "every",
+    "format": "output",
+    "sort": "best_first",
+    "reference": "baseline",
+    "min_effect": "effect",
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -61,11 +81,27 @@ def show(arguments: list[str]) -> None:
     check_bounds(own)
     if not runs:
         raise UserError("gptlab compare needs runs; name run folders such as runs/NAME, 'runs/*' or a sweep's folder")
-    found = compare(runs, metric=own.metric, at=own.at, baseline=own.baseline, effect=own.effect)
+    page = page_path(own.html or PAGE) if own.html is not None or own.watch else None
+    if page is not None and own.watch:
+        if own.output is OutputFormat.json:
+            raise UserError("watch=true prints lines as runs go on, and no JSON; leave out output=json or watch=true")
+        follow(lambda: collect(runs), page, every_seconds=own.every, say=lambda line: print(line, flush=True))
+    records = collect(runs)
+    comparing = {"metric": own.metric, "at": own.at, "baseline": own.baseline, "effect": own.effect}
+    try:
+        found = compare_records(records, **comparing)
+    except UserError:  # runs that have not ended have curves
+        if page is not None and not any(record.is_finished for record in records):
+            print(f"page in {write_comparison(records, page)}", file=sys.stderr)
+        raise
+    if page is not None:
+        write_comparison(records, page, found=found)
     if own.output is OutputFormat.json:
-        print(json.dumps(found.plain()))
-    else:
-        print_text(found.text(by_run=own.by_run, best_first=own.best_first) + "\n")
+        print(json.dumps(found.plain() | ({"page": str(page)} if page is not None else {})))
+        return
+    print_text(found.text(by_run=own.by_run, best_first=own.best_first) + "\n")
+    if page is not None:
+        print_text(f"\npage in {page}\n")
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -1,10 +1,14 @@
-"""loss.png: loss, accuracies and learning rate over the tokens seen."""
+"""loss.png: loss, accuracies and learning rate over the tokens seen; and the losses of several runs in one picture."""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gptlab.files import replacing
 from gptlab.runs.folder import read_metrics
+
+MAX_OVERLAID_NAMES = 10
 
 
 def plot_loss(
@@ -126,3 +130,75 @@ def _short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class OverlaidRun:
+    """A run's part of a picture of several: the name of its group, and rows of its metrics.csv by column."""
+
+    group: str
+    rows: Mapping[str, Sequence]
+
+
+def plot_overlaid(runs: Sequence[OverlaidRun], target: Path, *, title: str, metric: str = "val/loss") -> bool:
+    """Draw a metric and the training loss of several runs over the tokens seen; returns whether there was anything.
+
+    Each group has one color. The legend names groups by the last value of the metric, the best first, and the ten
+    best where there are more. `metric` is a loss: less is better.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = [(run, _columns(run.rows, metric), _columns(run.rows, "train/loss")) for run in runs]
+    drawn = [(run, of_metric, of_loss) for run, of_metric, of_loss in drawn if of_metric[0] or of_loss[0]]
+    if not drawn:
+        return False
+    last: dict[str, list[float]] = {}
+    for run, (_, values), _ in drawn:
+        last.setdefault(run.group, []).extend(values[-1:])
+    ranked = sorted(last, key=lambda group: sum(last[group]) / len(last[group]) if last[group] else math.inf)
+    few = len(ranked) <= MAX_OVERLAID_NAMES
+    colors = {
+        group: f"C{i}" if few else colormaps["viridis"](0.9 * i / (len(ranked) - 1)) for i, group in enumerate(ranked)
+    }
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, 1, sharex=True)
+    named: set[str] = set()
+    for run, of_metric, (tokens, losses) in reversed(sorted(drawn, key=lambda one: ranked.index(one[0].group))):
+        style = {"color": colors[run.group], "linewidth": 1.2, "alpha": 0.85}
+        panels[0].plot(*of_metric, "o-", markersize=2.5, **style)
+        panels[1].plot(tokens, _smooth(losses), **style)
+    for group in ranked[:MAX_OVERLAID_NAMES]:
+        text = f"{group} ({sum(last[group]) / len(last[group]):.4f})" if last[group] else group
+        panels[0].plot([], [], color=colors[group], label=text)
+        named.add(group)
+    if len(ranked) > len(named):
+        panels[0].plot([], [], " ", label=f"and {len(ranked) - len(named)} more")
+    for panel, label, values in (
+        (panels[0], metric, [y for _, (_, found), _ in drawn for y in found]),
+        (panels[1], "train/loss (smoothed)", [y for *_, (_, found) in drawn for y in found]),
+    ):
+        panel.set_ylabel(label)
+        panel.grid(alpha=0.25)
+        finite = sorted(value for value in values if math.isfinite(value))
+        if finite:  # one trial that diverged does not flatten all others
+            top = max(finite[int(0.98 * (len(finite) - 1))], finite[0] + 1e-9)
+            panel.set_ylim(finite[0] - 0.04 * (top - finite[0]), top + 0.04 * (top - finite[0]))
+    panels[0].set_title(title)
+    panels[0].legend(frameon=True, framealpha=0.8, edgecolor="none", fontsize="small", loc="upper right")
+    panels[1].set_xlabel("tokens seen")
+    panels[1].xaxis.set_major_formatter(lambda value, _: _short(value))
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    return True
+
+
+def _columns(rows: Mapping[str, Sequence], name: str) -> tuple[list[float], list[float]]:
+    pairs = [
+        (tokens, value)
+        for tokens, value in zip(rows.get("tokens", ()), rows.get(name, ()), strict=False)
+        if value is not None
+    ]
+    return [x for x, _ in pairs], [y for _, y in pairs]

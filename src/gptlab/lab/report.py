@@ -1,0 +1,121 @@
+"""What is left behind when runs are compared: the page, followed while they go on; a sweep's table and picture."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gptlab.errors import UserError
+from gptlab.lab.collect import RunRecord, collect, higher_is_better
+from gptlab.lab.compare import RunComparison, compare_records
+from gptlab.lab.page import metric_names, write_page
+from gptlab.training.plot import OverlaidRun, plot_overlaid
+
+PAGE = "compare.html"
+PICTURE = "loss.png"
+BETWEEN_RUNS_SECONDS = 90  # a sweep may take to start its next trial
+
+
+def page_path(path: str | Path) -> Path:
+    """Where a page is written: a file that ends in .html, or compare.html in a folder; UserError for anything else."""
+    path = Path(path).expanduser()
+    found = path / PAGE if path.is_dir() else path
+    if found.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"html={path} is no folder and does not end in .html; write html={path.with_suffix('.html')}")
+    if not found.parent.is_dir():
+        raise UserError(f"html={path} is in a folder that does not exist; create {found.parent}")
+    return found
+
+
+def verdicts(found: RunComparison) -> list[str]:
+    """The sentences about each group's difference from the baseline, as the page shows them."""
+    sentences = found.sentences()
+    if len(sentences) == len(found.comparisons):
+        sentences = [f"{label}: {one.sentence}" for label, one in found.comparisons.items()]
+    if not sentences:
+        return list(found.notes)
+    which = "lower" if not higher_is_better(found.metric) else "higher"
+    head = f"{found.metric} against {found.baseline} ({found.at.value} values, {which} is better)"
+    return [
+        f"{head}: {sentences[0]}" if len(sentences) == 1 else f"{head}:",
+        *sentences[len(sentences) == 1 :],
+        *found.notes,
+    ]
+
+
+def write_comparison(
+    records: Sequence[RunRecord], path: Path, *, found: RunComparison | None = None, reload_seconds: float | None = None
+) -> Path:
+    """Write the page of these runs, with what `found` says of their differences."""
+    names = sorted({record.folder.parent.name for record in records})
+    title = f"{len(records)} runs" if len(names) != 1 else f"{names[0]}: {len(records)} runs"
+    said = verdicts(found) if found is not None else []
+    return write_page(records, path, title=title, verdicts=said, reload_seconds=reload_seconds)
+
+
+def follow(
+    read: Callable[[], list[RunRecord]], path: Path, *, every_seconds: float, say: Callable[[str], None] = print
+) -> None:
+    """Write the page again and again while runs go on, and once more when none does, or on Ctrl-C.
+
+    `read` gives the runs as they are now, those that began meanwhile too.
+    """
+    seen_running = None
+    said = ""
+    try:
+        while True:
+            began = time.monotonic()
+            records = read()
+            states = Counter(record.state for record in records)
+            if states["running"]:
+                seen_running = time.monotonic()
+            goes_on = seen_running is not None and time.monotonic() - seen_running < BETWEEN_RUNS_SECONDS
+            write_comparison(
+                records, path, found=_comparison(records), reload_seconds=every_seconds if goes_on else None
+            )
+            line = f"{', '.join(f'{n} {state}' for state, n in states.items())}: {path}"
+            if line != said:
+                say(line)
+                said = line
+            if not goes_on:
+                return
+            # Reading many long runs takes a while: it shall not fill the time.
+            time.sleep(max(every_seconds, 2 * (time.monotonic() - began)))
+    except KeyboardInterrupt:
+        records = read()
+        write_comparison(records, path, found=_comparison(records))
+        raise
+
+
+def report_sweep(folder: str | Path) -> str:
+    """Write the page and the overlaid curves of a sweep's trials into its folder; returns its table and their paths.
+
+    Text that says why there is nothing, where no trial took a step: a sweep's end is no place for an error.
+    """
+    folder = Path(folder)
+    try:
+        records = collect([folder])
+    except UserError as error:
+        return f"no report of the sweep: {error}"
+    lines = []
+    try:
+        found = compare_records(records)
+        lines += [found.text(best_first=True), ""]
+    except UserError as error:
+        found = None
+        lines += [f"nothing to compare: {error}", ""]
+    metrics = metric_names(records)
+    metric = next((name for name in metrics if name == "val/loss"), None) or "train/loss"
+    overlaid = [OverlaidRun(record.group, record.rows) for record in records]
+    if plot_overlaid(overlaid, folder / PICTURE, title=folder.name, metric=metric):
+        lines.append(f"curves of all trials in {folder / PICTURE}")
+    lines.append(f"all trials on one page in {write_comparison(records, folder / PAGE, found=found)}")
+    return "\n".join(lines)
+
+
+def _comparison(records: list[RunRecord]) -> RunComparison | None:
+    """What the finished runs show of each other; None while there is none."""
+    try:
+        return compare_records(records)
+    except UserError:
+        return None
