@@ -1,0 +1,309 @@
+"""The page of several runs in a real browser, opened from the disk: what a person does with it, without any request.
+
+GPTLAB_SCREENSHOTS=FOLDER keeps pictures of the slow test's pages.
+"""
+
+import csv
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from lab.page_runs import HOSTILE, make_run
+from small_runs import small_run
+
+from gptlab.lab.collect import collect
+from gptlab.lab.page import write_page
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+CHART = ".figure:has(.uplot)"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page that is open, and what the browser said and asked for meanwhile."""
+
+    def __init__(self, browser, path: Path, *, width: int = 1280, theme: str = "light"):
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+        self.page = self.context.new_page()
+        self.said: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on(
+            "request", lambda request: self.said.append(request.url) if self._is_foreign(request.url) else None
+        )
+        self.address = path.as_uri()
+        self.page.goto(self.address)
+
+    def _is_foreign(self, url: str) -> bool:
+        return not (url.startswith(("data:", "blob:")) or url.split("#")[0] == self.address)
+
+    def chart(self, title: str):
+        return self.page.locator(CHART, has=self.page.get_by_role("heading", name=title, exact=True))
+
+    def over(self, title: str) -> dict:
+        """Where the chart's lines are drawn, in pixels."""
+        return self.chart(title).locator(".u-over").bounding_box()
+
+    def lines(self, title: str) -> list[str]:
+        return self.page.evaluate("title => CHARTS.get(title).lines.map((line) => line.name)", title)
+
+    def view(self, title: str) -> dict:
+        return self.page.evaluate("title => CHARTS.get(title).view", title)
+
+    def settle(self) -> None:
+        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 30)))")
+
+    def close(self) -> None:
+        self.context.close()
+        assert self.said == []
+
+
+@pytest.fixture
+def visit(browser):
+    visits = []
+
+    def open_page(path, **options):
+        visits.append(Visit(browser, path, **options))
+        return visits[-1]
+
+    yield open_page
+    for one in visits:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    for lr in (1e-3, 1e-2):
+        for seed in (0, 1, 2):
+            make_run(folder / "runs" / f"lr={lr:g} seed={seed}", lr=lr, seed=seed)
+    make_run(folder / "runs" / "z", lr=1e-1, n_steps=25, state="interrupted", name=HOSTILE)
+    records = collect([folder / "runs"])
+    return records, write_page(records, folder / "a page, of runs.html")
+
+
+def rows_of(record) -> list[dict[str, str]]:
+    with open(record.folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_hover_zoom_log_and_toggles(runs, visit):
+    records, path = runs
+    one = visit(path)
+    page = one.page
+    page.get_by_label("lines").select_option("runs")
+    one.settle()
+    assert set(one.lines("train/loss")) == {record.name for record in records}
+
+    box = one.over("train/loss")
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.8)
+    shown = one.chart("train/loss").locator(".tip div[data-id]")
+    assert shown.count() >= 3
+    for entry in shown.all():
+        record = records[int(entry.get_attribute("data-id").split()[1])]
+        (row,) = (row for row in rows_of(record) if row["tokens"] == entry.get_attribute("data-x"))
+        assert float(row["train/loss"]) == float(entry.get_attribute("data-y"))
+        assert record.name in entry.inner_text() and f"{float(row['train/loss']):.5g}"[:5] in entry.inner_text()
+
+    whole = one.view("train/loss")
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 30)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] - 30, steps=4)
+    page.mouse.up()
+    one.settle()
+    near = one.view("train/loss")
+    width = whole["x"][1] - whole["x"][0]
+    assert near["x"] == pytest.approx([whole["x"][0] + 0.3 * width, whole["x"][0] + 0.6 * width], abs=0.02 * width)
+    assert near["y"][1] < whole["y"][1] and near["y"][0] > whole["y"][0]
+    assert one.view("val/loss")["x"] == near["x"]  # the charts share their x axis
+    page.mouse.dblclick(box["x"] + 40, box["y"] + 40)
+    one.settle()
+    assert one.view("train/loss") == whole
+
+    page.get_by_role("button", name="log x").click()
+    page.get_by_role("button", name="log y").click()
+    one.settle()
+    assert one.view("train/loss")["x"][0] == 128 and one.view("train/loss")["y"][0] > 0
+    middle = page.evaluate("() => CHARTS.get('train/loss').plot.valToPos(Math.sqrt(128 * 7680), 'x')")
+    assert middle == pytest.approx(one.over("train/loss")["width"] / 2, abs=2)
+
+    page.get_by_placeholder("filter").fill("seed=1")
+    page.get_by_role("button", name="none").click()
+    one.settle()
+    assert set(one.lines("train/loss")) == {record.name for record in records if "seed=1" not in record.name}
+    page.reload()  # the address keeps what was chosen
+    one.settle()
+    assert len(one.lines("train/loss")) == 5
+    assert page.get_by_role("button", name="log x").get_attribute("aria-pressed") == "true"
+    page.get_by_role("button", name="all").click()
+    page.locator(".entry", has_text=HOSTILE[:20]).get_by_role("checkbox").uncheck()
+    one.settle()
+    assert HOSTILE not in one.lines("train/loss") and len(one.lines("train/loss")) == 6
+    assert page.title() == "Runs compared"  # no text became a script
+
+
+def test_the_table_has_the_numbers_of_metrics_csv_and_sorts(runs, visit):
+    records, path = runs
+    one = visit(path)
+    for record in records:
+        cells = one.page.locator(f"#table tr[data-run='{records.index(record)}'] td[data-column]")
+        found = {cell.get_attribute("data-column"): cell.get_attribute("data-value") for cell in cells.all()}
+        rows = rows_of(record)
+        losses = [float(row["val/loss"]) for row in rows if row["val/loss"]]
+        assert float(found["last val/loss"]) == losses[-1] and float(found["best val/loss"]) == min(losses)
+        assert float(found["last train/loss"]) == float(rows[-1]["train/loss"])
+        assert float(found["config optimizer.lr"]) == record.config["optimizer.lr"]
+    one.page.locator("#table").get_by_role("button", name="best val/loss").click()
+    order = [int(row.get_attribute("data-run")) for row in one.page.locator("#table tbody tr").all()]
+    assert order == sorted(range(len(records)), key=lambda i: records[i].best("val/loss"))
+    one.page.get_by_label("rows").select_option("groups")
+    (cell,) = (
+        one.page.locator("#table tbody tr", has_text="lr=0.01").get_by_title("sample standard deviation").all()[:1]
+    )
+    finals = [record.best("val/loss") for record in records if record.config["optimizer.lr"] == 1e-2]
+    mean = sum(finals) / 3
+    deviation = (sum((value - mean) ** 2 for value in finals) / 2) ** 0.5
+    words = cell.get_attribute("title").replace(",", "").split()
+    assert [float(words[1]), float(words[5]), int(words[7])] == pytest.approx([mean, deviation, 3])
+
+
+def test_the_mean_and_the_band_are_those_of_the_seeds(runs, visit):
+    records, path = runs
+    one = visit(path)
+    assert one.page.get_by_label("lines").input_value() == "groups"
+    lines = one.page.evaluate(
+        "() => CHARTS.get('train/loss').lines"
+        ".map(({ name, xs, ys, band }) => [name, [...xs], [...ys], band && [...band.high]])"
+    )
+    ((_, xs, ys, high),) = (line for line in lines if "0.01" in line[0])
+    seeds = [record for record in records if record.config["optimizer.lr"] == 1e-2]
+    assert xs == seeds[0].rows["tokens"]
+    for i, values in enumerate(zip(*(record.rows["train/loss"] for record in seeds), strict=True)):
+        mean = sum(values) / 3
+        assert ys[i] == pytest.approx(mean)
+        assert high[i] == pytest.approx(mean + (sum((value - mean) ** 2 for value in values) / 2) ** 0.5)
+
+
+def test_figures_are_saved_as_svg_and_png(runs, visit, tmp_path):
+    _, path = runs
+    one = visit(path)
+    one.page.locator("#sweep").scroll_into_view_if_needed()
+    one.page.get_by_text("parallel coordinates").wait_for()
+    for figure in one.page.locator(".figure:has(svg), .figure:has(.uplot)").all():
+        for kind, start in (("SVG", b"<svg "), ("PNG", b"\x89PNG\r\n")):
+            with one.page.expect_download() as waiting:
+                figure.get_by_role("button", name=kind, exact=True).click()
+            file = tmp_path / waiting.value.suggested_filename
+            waiting.value.save_as(file)
+            content = file.read_bytes()
+            assert content.startswith(start) and b"var(--" not in content and len(content) > 1000
+            if file.name == "train-loss.svg":
+                assert b"lr=0.001" in content and content.count(b"<path") > 8 and b">tokens<" in content
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_it_is_readable_on_a_telephone_and_in_the_dark(runs, visit, theme):
+    _, path = runs
+    one = visit(path, width=400, theme=theme)
+    assert one.page.evaluate("() => document.documentElement.scrollWidth") == 400
+    for part in ("curves", "table", "sweep", "config", "samples"):
+        one.page.locator(f"#{part}").scroll_into_view_if_needed()
+        one.settle()
+        assert one.page.locator(f"#{part}").bounding_box()["width"] <= 400
+    assert one.page.evaluate("() => document.documentElement.scrollWidth") == 400
+    brightness = (
+        "() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3)"
+        ".reduce((sum, part) => sum + Number(part), 0) / 3"
+    )
+    assert (one.page.evaluate(brightness) > 128) == (theme == "light")
+    one.page.get_by_role("button", name="dark" if theme == "light" else "light", exact=True).click()
+    assert (one.page.evaluate(brightness) > 128) == (theme != "light")
+
+
+def test_configs_samples_and_links(runs, visit):
+    _, path = runs
+    one = visit(path)
+    one.page.locator("#config").scroll_into_view_if_needed()
+    one.page.locator("#config .value", has_text="0.01").click()
+    one.settle()
+    assert one.page.locator(".runs").get_by_text("3 of 7 shown").is_visible()
+    one.page.get_by_label("all keys").check()
+    text = one.page.locator("#config").inner_text()
+    assert "optimizer.beta1" in text and "0.9" in text
+    one.page.locator("#samples").scroll_into_view_if_needed()
+    samples = one.page.locator("#samples pre").all_inner_texts()
+    assert len(samples) == 3 and all(HOSTILE in sample for sample in samples)
+    assert one.page.locator("img").count() == 0
+    one.page.locator("#table a").first.click()
+    assert "metrics.csv" in one.page.content()  # Chromium lists the folder
+    one.said.clear()  # the listing is Chromium's own page
+
+
+def test_a_page_of_running_runs_reads_itself_again(runs, visit, tmp_path):
+    records, _ = runs
+    path = write_page(records, tmp_path / "live.html", reload_seconds=1)
+    one = visit(path)
+    one.page.get_by_role("button", name="log y").click()
+    write_page(records[:3], path, title="newer")
+    one.page.wait_for_function("() => document.title === 'newer'", timeout=20_000)
+    assert one.page.get_by_role("button", name="log y").get_attribute("aria-pressed") == "true"
+    one.page.wait_for_timeout(1500)
+
+
+@pytest.mark.slow
+def test_pages_of_40_real_runs_and_of_200(visit, tmp_path):
+    from gptlab.models.decoder.config import DecoderConfig
+    from gptlab.training.config import AdamWConfig, CosineConfig
+    from gptlab.training.loop import train
+
+    (tmp_path / "runs").mkdir()
+    for seed in range(4):
+        for i in range(10):
+            model = DecoderConfig(n_layer=1 + i % 2, n_head=2, d_model=16, context_length=16)
+            options = {
+                "model": model,
+                "optimizer": AdamWConfig(lr=1e-3 * 3 ** (i // 2)),
+                "schedule": CosineConfig(warmup_steps=2),
+            }
+            train(small_run(tmp_path / "runs" / f"{i} {seed}", seed=seed, budget_steps=80, **options))
+    for run in [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]:
+        for k in range(4):
+            copy = tmp_path / "runs" / f"{run.name} {k}"
+            shutil.copytree(run, copy, ignore=shutil.ignore_patterns("checkpoints"))
+            config = yaml.safe_load((copy / "config.yaml").read_text())
+            config["optimizer"]["weight_decay"] = 0.01 * (k + 1)
+            (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    real = [tmp_path / "runs" / f"{i} {seed}" for seed in range(4) for i in range(10)]
+    for patterns, n in ((real, 40), ([tmp_path / "runs"], 200)):
+        records = collect(patterns)
+        path = write_page(records, tmp_path / f"{n}.html")
+        assert len(records) == n and path.stat().st_size < 3_000_000
+        for width in (1280, 400):
+            one = visit(path, width=width)
+            one.page.get_by_label("lines").select_option("runs")
+            one.settle()
+            assert len(one.lines("val/loss")) == n
+            box = one.over("val/loss")
+            one.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            entry = one.chart("val/loss").locator(".tip div[data-id]").first
+            record = records[int(entry.get_attribute("data-id").split()[1])]
+            (row,) = (row for row in rows_of(record) if row["tokens"] == entry.get_attribute("data-x"))
+            assert float(row["val/loss"]) == float(entry.get_attribute("data-y"))
+            for part in ("table", "sweep", "config", "samples"):
+                one.page.locator(f"#{part}").scroll_into_view_if_needed()
+                one.settle()
+            if (folder := os.environ.get("GPTLAB_SCREENSHOTS")) is not None:
+                one.page.screenshot(path=f"{folder}/{n}-{width}.png", full_page=True)
