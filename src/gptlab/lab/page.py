@@ -19,6 +19,8 @@ SAMPLES_BYTES = 250_000
 SAMPLE_CHARACTERS = 4000  # that are shown of one sample
 MAIN_WEIGHT = 5.0  # a training loss keeps so many times the points of, say, a gradient norm
 FORECAST = "forecast.json"
+PARTS = ("runs", "curves", "list", "table", "hyperparameters", "configs", "samples", "start")
+SCRIPTS = [f"compare/{part}.js" for part in PARTS]
 # These come first, where they were measured.
 FIRST_METRICS = ("val/loss", "train/loss", "val/bits_per_byte", "val/perplexity")
 
@@ -39,11 +41,9 @@ def write_page(
     path = Path(path)
     data = page_data(records, path)
     data |= {"title": title, "verdicts": list(verdicts), "reloadSeconds": reload_seconds}
-    html.write_document(path, html.document(title, BODY, data=data, scripts=["compare.js"], styles=["compare.css"]))
+    text = html.document(title, '<div id="app"></div>', data=data, scripts=SCRIPTS, styles=["compare/compare.css"])
+    html.write_document(path, text)
     return path
-
-
-BODY = """<div id="app"></div>"""
 
 
 def page_data(records: Sequence[RunRecord], path: Path) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def page_data(records: Sequence[RunRecord], path: Path) -> dict[str, Any]:
     curves = _curves(records, metrics)
     samples = _samples(records)
     seconds = [record.seconds() for record in records]
-    judged = [name for name in metrics if name.startswith(("val/", "test/", "train_eval/"))]
+    judged = [name for name in metrics if not name.startswith(("train/", "perf/"))]
     main = next((name for name in (*FIRST_METRICS, *judged, *metrics) if name in metrics), None)
     found = {}
     for metric in [name for name in (*judged, *(["train/loss"] if not judged else [])) if name in metrics][:12]:
@@ -65,6 +65,7 @@ def page_data(records: Sequence[RunRecord], path: Path) -> dict[str, Any]:
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "groups": labels,
         "metrics": metrics,
+        "judged": judged,  # measured in an evaluation
         "mainMetric": main,
         "higherIsBetter": [name for name in metrics if higher_is_better(name)],
         "keys": [key_facts(records, key) for key in keys],
@@ -104,8 +105,8 @@ def metric_names(records: Iterable[RunRecord]) -> list[str]:
         name for record in records for name, values in record.rows.items() if any(v is not None for v in values)
     )
     there = [name for name in seen if name not in ("step", "tokens")]
-    order = {"val": 0, "test": 1, "train_eval": 2, "train": 3, "perf": 5}
-    rest = sorted(there, key=lambda name: order.get(name.split("/")[0], 4))
+    order = {"val": 0, "val_part": 0, "test": 1, "train": 4, "perf": 5}
+    rest = sorted(there, key=lambda name: order.get(name.split("/")[0], 2))
     return [name for name in FIRST_METRICS if name in seen] + [name for name in rest if name not in FIRST_METRICS]
 
 

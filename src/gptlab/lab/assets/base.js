@@ -12,11 +12,13 @@ function addTo(element, attributes, children) {
     else if (name === "text") element.textContent = value;
     else element.setAttribute(name, value === true && !name.startsWith("aria-") ? "" : value);
   }
-  for (const child of children.flat(Infinity)) if (child !== null && child !== undefined && child !== false) element.append(child);
+  for (const child of children.flat(Infinity))
+    if (child !== null && child !== undefined && child !== false) element.append(child);
   return element;
 }
 const el = (tag, attributes, ...children) => addTo(document.createElement(tag), attributes, children);
-const svg = (tag, attributes, ...children) => addTo(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+const svg = (tag, attributes, ...children) =>
+  addTo(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 const byId = (id) => document.getElementById(id);
 const dot = (color) => el("span", { class: "dot", style: `background:${color}` });
 
@@ -39,7 +41,11 @@ function number(value, digits = 5) {
   if (!Number.isFinite(value)) return String(value);
   if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en-US");
   const size = Math.abs(value);
-  if (size >= 1e6 || size < 1e-3) return value.toExponential(digits - 2).replace(/\.?0+e/, "e").replace("e+", "e");
+  if (size >= 1e6 || size < 1e-3)
+    return value
+      .toExponential(digits - 2)
+      .replace(/\.?0+e/, "e")
+      .replace("e+", "e");
   if (size >= 1000) return value.toLocaleString("en-US", { maximumFractionDigits: 1 });
   return value.toPrecision(digits);
 }
@@ -47,7 +53,16 @@ function number(value, digits = 5) {
 function short(value) {
   const size = Math.abs(value);
   if (size === 0) return "0";
-  for (const [least, letter] of [[1e24, "Y"], [1e21, "Z"], [1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
+  for (const [least, letter] of [
+    [1e24, "Y"],
+    [1e21, "Z"],
+    [1e18, "E"],
+    [1e15, "P"],
+    [1e12, "T"],
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ])
     if (size >= least * 0.99999) return `${+(value / least).toPrecision(4)}${letter}`;
   return size < 1e-3 ? value.toExponential(3).replace(/\.?0+e/, "e") : `${+value.toPrecision(4)}`;
 }
@@ -82,10 +97,13 @@ function applyTheme() {
   for (const draw of themed) draw();
 }
 function themeButton() {
-  const button = el("button", { class: "quiet", onclick: () => {
-    remember("theme", document.documentElement.dataset.theme === "dark" ? "light" : "dark");
-    applyTheme();
-  } });
+  const button = el("button", {
+    class: "quiet",
+    onclick: () => {
+      remember("theme", document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+      applyTheme();
+    },
+  });
   const show = () => {
     const dark = document.documentElement.dataset.theme === "dark";
     button.textContent = dark ? "light" : "dark";
@@ -109,7 +127,17 @@ function categorical(index, count) {
   return `hsl(${Math.round((index * 360) / count)} ${dark ? 70 : 65}% ${[dark ? 66 : 40, dark ? 55 : 52][index % 2]}%)`;
 }
 // Viridis (van der Walt and Smith), of which equal steps look equal; `at` is from 0 to 1.
-const VIRIDIS = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129], [92, 200, 99], [170, 220, 50], [253, 231, 37]];
+const VIRIDIS = [
+  [68, 1, 84],
+  [71, 44, 122],
+  [59, 81, 139],
+  [44, 113, 142],
+  [33, 144, 141],
+  [39, 173, 129],
+  [92, 200, 99],
+  [170, 220, 50],
+  [253, 231, 37],
+];
 function sequential(at) {
   const dark = document.documentElement.dataset.theme === "dark";
   // The end that would vanish in the background is left out.
@@ -157,17 +185,36 @@ async function pngOf(text) {
 // Buttons that save a figure; `draw` gives it as an SVG element.
 function saveButtons(name, draw) {
   return [
-    el("button", { class: "quiet small", title: "save this figure as SVG", onclick: () => download(`${name}.svg`, new Blob([svgText(draw())], { type: "image/svg+xml" })) }, "SVG"),
-    el("button", { class: "quiet small", title: "save this figure as PNG", onclick: async () => download(`${name}.png`, await pngOf(svgText(draw()))) }, "PNG"),
+    el(
+      "button",
+      {
+        class: "quiet small",
+        title: "save this figure as SVG",
+        onclick: () => download(`${name}.svg`, new Blob([svgText(draw())], { type: "image/svg+xml" })),
+      },
+      "SVG",
+    ),
+    el(
+      "button",
+      {
+        class: "quiet small",
+        title: "save this figure as PNG",
+        onclick: async () => download(`${name}.png`, await pngOf(svgText(draw()))),
+      },
+      "PNG",
+    ),
   ];
 }
 
 // A part of the page is built when it is about to be seen: a page with many runs opens at once.
 function whenSeen(element, build) {
-  const watcher = new IntersectionObserver((entries) => {
-    if (!entries.some((entry) => entry.isIntersecting)) return;
-    watcher.disconnect();
-    build();
-  }, { rootMargin: "600px" });
+  const watcher = new IntersectionObserver(
+    (entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      watcher.disconnect();
+      build();
+    },
+    { rootMargin: "600px" },
+  );
   watcher.observe(element);
 }
