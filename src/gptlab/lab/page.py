@@ -1,8 +1,8 @@
 """The page of `gptlab compare`: curves, table, configs, hyperparameters, samples and forecasts of runs, in one file."""
 
-import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ from gptlab.lab import html
 from gptlab.lab.collect import RunRecord, differing_keys, higher_is_better
 from gptlab.lab.curves import Curve, budgeted, curve, packed, without_straight
 from gptlab.lab.importance import are_numbers, importances, spans_decades
+from gptlab.runs import forecasts
 from gptlab.runs.samples import Sample, read_samples
 
 CURVES_BYTES = 1_800_000  # of a page, however many runs it shows
 SAMPLES_BYTES = 250_000
 SAMPLE_CHARACTERS = 4000  # that are shown of one sample
 MAIN_WEIGHT = 5.0  # a training loss keeps so many times the points of, say, a gradient norm
-FORECAST = "forecast.json"
-PARTS = ("runs", "curves", "list", "table", "hyperparameters", "configs", "samples", "start")
+PARTS = ("runs", "curves", "list", "table", "hyperparameters", "configs", "samples", "forecasts", "start")
 SCRIPTS = [f"compare/{part}.js" for part in PARTS]
 # These come first, where they were measured.
 FIRST_METRICS = ("val/loss", "train/loss", "val/bits_per_byte", "val/perplexity")
@@ -31,16 +31,18 @@ def write_page(
     *,
     title: str = "Runs compared",
     verdicts: Sequence[str] = (),
+    about_verdicts: str = "",
     reload_seconds: float | None = None,
 ) -> Path:
     """Write the page of these runs to `path`, atomically; returns the path.
 
-    `verdicts` are sentences for its top. With `reload_seconds` an open page reads its file again and again, and keeps
-    what was chosen on it.
+    `verdicts` are sentences for its top, under `about_verdicts`. With `reload_seconds` an open page reads its file again
+    and again, and keeps what was chosen on it.
     """
     path = Path(path)
     data = page_data(records, path)
-    data |= {"title": title, "verdicts": list(verdicts), "reloadSeconds": reload_seconds}
+    data |= {"title": title, "verdicts": list(verdicts), "aboutVerdicts": about_verdicts}
+    data |= {"reloadSeconds": reload_seconds}
     text = html.document(title, '<div id="app"></div>', data=data, scripts=SCRIPTS, styles=["compare/compare.css"])
     html.write_document(path, text)
     return path
@@ -182,11 +184,17 @@ def _shortened(sample: Sample, n: int) -> Sample:
     return Sample(sample.step, sample.losses, f"{sample.text[:n]}\n[{len(sample.text) - n:,} more characters]")
 
 
-def _forecast(folder: Path) -> Mapping[str, Any] | None:
-    """What the run foresaw and what came out; None where it wrote no forecast, or is writing it just now."""
-    file = folder / FORECAST
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _forecast(folder: Path) -> dict[str, Any] | None:
+    """What the run forecast and what came out; None where it wrote no forecast, or is writing it just now."""
+    found = forecasts.read(folder)
+    if found is None:
         return None
-    return found if isinstance(found, dict) else None
+    n_steps = found["before"].get("steps") or 0
+    at_a_fifth = next((one for one in found["loss"] if 5 * one["step"] >= n_steps), None)
+    return {
+        "before": found["before"],
+        "loss": found["loss"],
+        "outcome": found.get("outcome"),
+        "fifth": at_a_fifth,
+        "errors": asdict(forecasts.errors_of(found)),
+    }

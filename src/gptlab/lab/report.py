@@ -27,20 +27,14 @@ def page_path(path: str | Path) -> Path:
     return found
 
 
-def verdicts(found: RunComparison) -> list[str]:
-    """The sentences about each group's difference from the baseline, as the page shows them."""
+def verdicts(found: RunComparison) -> tuple[str, list[str]]:
+    """What the page says of each group's difference from the baseline: a line above, and a sentence for each."""
     sentences = found.sentences()
     if len(sentences) == len(found.comparisons):
         sentences = [f"{label}: {one.sentence}" for label, one in found.comparisons.items()]
-    if not sentences:
-        return list(found.notes)
-    which = "lower" if not higher_is_better(found.metric) else "higher"
-    head = f"{found.metric} against {found.baseline} ({found.at.value} values, {which} is better)"
-    return [
-        f"{head}: {sentences[0]}" if len(sentences) == 1 else f"{head}:",
-        *sentences[len(sentences) == 1 :],
-        *found.notes,
-    ]
+    which = "higher" if higher_is_better(found.metric) else "lower"
+    head = f"{found.metric} against {found.baseline} ({found.at.value} values, {which} is better):" if sentences else ""
+    return head, [*sentences, *(f"note: {note}" for note in found.notes)]
 
 
 def write_comparison(
@@ -49,8 +43,8 @@ def write_comparison(
     """Write the page of these runs, with what `found` says of their differences."""
     names = sorted({record.folder.parent.name for record in records})
     title = f"{len(records)} runs" if len(names) != 1 else f"{names[0]}: {len(records)} runs"
-    said = verdicts(found) if found is not None else []
-    return write_page(records, path, title=title, verdicts=said, reload_seconds=reload_seconds)
+    head, said = verdicts(found) if found is not None else ("", [])
+    return write_page(records, path, title=title, verdicts=said, about_verdicts=head, reload_seconds=reload_seconds)
 
 
 def follow(

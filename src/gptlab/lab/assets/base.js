@@ -77,6 +77,12 @@ function duration(seconds) {
   return `${+(seconds / 86400).toPrecision(3)} d`;
 }
 
+function bytes(size) {
+  if (!isNumber(size)) return "";
+  const [unit, name] = size >= 2 ** 40 ? [2 ** 40, "TiB"] : size >= 2 ** 30 / 10 ? [2 ** 30, "GiB"] : [2 ** 20, "MiB"];
+  return `${+(size / unit).toPrecision(3)} ${name}`;
+}
+
 // ---- the state of the view: in the address, so that a reload and a link keep it
 
 const VIEW = new URLSearchParams(location.hash.slice(1));

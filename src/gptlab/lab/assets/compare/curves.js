@@ -51,7 +51,7 @@ const AXES = {
     label: "tokens",
     kind: "count",
     has: (run) => run.clock,
-    of: (run, step) => between(...run.clock.tokens, step),
+    of: (run, step) => Math.round(between(...run.clock.tokens, step)),
   },
   steps: { label: "steps", kind: "count", has: (run) => run.clock, of: (run, step) => step },
   flops: {

@@ -1,5 +1,22 @@
 // The page.
 
+// The first sentences; more of them are folded up.
+function verdicts(sentences) {
+  if (!sentences.length) return null;
+  const list = (some) =>
+    el(
+      "ul",
+      { class: "verdicts" },
+      some.map((sentence) => el("li", {}, sentence)),
+    );
+  const [shownFirst, rest] = [sentences.slice(0, 4), sentences.slice(4)];
+  return [
+    DATA.aboutVerdicts ? el("p", {}, DATA.aboutVerdicts) : null,
+    list(shownFirst),
+    rest.length ? el("details", {}, el("summary", { class: "soft" }, `${rest.length} more`), list(rest)) : null,
+  ];
+}
+
 function start() {
   const app = byId("app"),
     counts = new Map();
@@ -10,6 +27,7 @@ function start() {
     ["sweep", "Hyperparameters", sweepSection()],
     ["config", "Config", configSection()],
     ["samples", "Samples", samplesSection()],
+    ["forecasts", "Forecasts", forecastsSection()],
   ].filter(([, , section]) => section);
   const live = DATA.reloadSeconds ? liveButton(DATA.reloadSeconds) : null;
   app.append(
@@ -43,13 +61,7 @@ function start() {
         { class: "soft" },
         `${[...counts].map(([state, n]) => `${n} ${state}`).join(", ")}${grouped ? `; ${GROUPS.length} groups of equal configs with different seeds` : ""}; written ${DATA.written}`,
       ),
-      DATA.verdicts.length
-        ? el(
-            "ul",
-            { class: "verdicts" },
-            DATA.verdicts.map((sentence) => el("li", {}, sentence)),
-          )
-        : null,
+      verdicts(DATA.verdicts),
     ),
     el(
       "div",

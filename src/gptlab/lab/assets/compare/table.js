@@ -1,6 +1,7 @@
 // The table.
 
-let tableSort = recall("sort", "");
+// The best come first.
+let tableSort = recall("sort", `${higher.has(MAIN) ? "-" : ""}best ${MAIN}`);
 let tableBy = recall("rows", "runs");
 function openRow(id) {
   const index = id.startsWith("run ") ? +id.slice(4) : GROUPS[+id.slice(6)].runs[0].index;
@@ -35,7 +36,7 @@ function columns() {
 }
 function tableSection() {
   const all = columns(),
-    table = el("table"),
+    table = el("table", { class: "sticky" }),
     note = el("p", { class: "small soft" });
   const orderBy = (rows, value) => {
     const [key, down] = [tableSort.replace(/^-/, ""), tableSort.startsWith("-")];
@@ -279,7 +280,7 @@ function tableSection() {
         el("button", { class: "quiet small", onclick: save, title: "save the table" }, "CSV"),
       ),
       note,
-      el("div", { class: "scroll" }, table),
+      el("div", { class: "scroll tall" }, table),
     ),
   );
 }
