@@ -7,14 +7,17 @@ import csv
 import os
 import shutil
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
 from lab.page_runs import HOSTILE, make_run
 from small_runs import small_run
 
+from gptlab.data.sources.config import TextConfig
 from gptlab.lab.collect import collect
 from gptlab.lab.page import write_page
+from gptlab.models.encoder.config import EncoderConfig
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -252,6 +255,39 @@ def test_configs_samples_and_links(runs, visit):
     one.page.locator("#table a").first.click()
     assert "metrics.csv" in one.page.content()  # Chromium lists the folder
     one.said.clear()  # the listing is Chromium's own page
+
+
+def test_odd_runs_are_shown(visit, tmp_path):
+    make_run(tmp_path / "runs" / "not begun", n_steps=0, state="running")
+    make_run(tmp_path / "runs" / "one step", n_steps=1, lr=3e-3)
+    diverged = make_run(tmp_path / "runs" / "diverged #1?%20:", n_steps=80, lr=1.0, state="failed")
+    text = (diverged / "metrics.csv").read_text().splitlines()
+    for i in (41, 42, 80):
+        text[i] = text[i].replace(text[i].split(",")[2], "nan" if i < 80 else "inf")
+    (diverged / "metrics.csv").write_text("\n".join(text) + "\n")
+    others = {
+        "data": TextConfig(path="other", extensions=[".c", ".h"]),
+        "model": EncoderConfig(n_layer=1, n_head=1, d_model=8),
+    }
+    make_run(tmp_path / "runs" / "b", n_steps=3000, **others)
+    for patterns in (["*"], ["one step"], ["not begun"], ["diverged*", "one step"]):
+        records = collect([tmp_path / "runs" / pattern for pattern in patterns])
+        one = visit(write_page(records, tmp_path / "odd.html"))
+        for lines in ("runs", "groups"):
+            if one.page.get_by_label("lines", exact=True).count():
+                one.page.get_by_label("lines", exact=True).select_option(lines)
+                one.page.get_by_label("smoothing").fill("50")
+                for switch in ("log x", "log y", "clip top"):
+                    one.page.get_by_role("button", name=switch).click()
+                    one.settle()
+        for part in ("table", "sweep", "config", "samples"):
+            if one.page.locator(f"#{part}").count():
+                one.page.locator(f"#{part}").scroll_into_view_if_needed()
+                one.settle()
+        assert one.page.locator("#table tbody tr").count() == len(records)
+        # An address with marks of its own leads to the folder.
+        for link in one.page.locator("#table a").all():
+            assert Path(unquote(urlsplit(link.evaluate("a => a.href")).path)).name in {r.folder.name for r in records}
 
 
 def test_a_page_of_running_runs_reads_itself_again(runs, visit, tmp_path):

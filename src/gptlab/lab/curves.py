@@ -33,7 +33,7 @@ def curve(steps: Sequence[int], values: Sequence[float | None]) -> Curve:
     """The measured values of a column; a value that is not finite becomes NaN, a gap of the line."""
     found = np.array(values, dtype=np.float64)  # None becomes NaN
     there = ~np.isnan(found)
-    for i in np.flatnonzero(~there):
+    for i in np.flatnonzero(~there).tolist():
         there[i] = values[i] is not None
     found[~np.isfinite(found)] = np.nan
     return Curve(np.array(steps, dtype=np.int64)[there], found[there], int(there.sum()))

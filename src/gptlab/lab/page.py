@@ -36,8 +36,8 @@ def write_page(
 ) -> Path:
     """Write the page of these runs to `path`, atomically; returns the path.
 
-    `verdicts` are sentences for its top, under `about_verdicts`. With `reload_seconds` an open page reads its file again
-    and again, and keeps what was chosen on it.
+    `verdicts` are sentences for its top, under `about_verdicts`. With `reload_seconds` an open page reads its file
+    again and again, and keeps what was chosen on it.
     """
     path = Path(path)
     data = page_data(records, path)
