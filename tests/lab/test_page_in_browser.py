@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 import yaml
 from lab.page_runs import HOSTILE, make_run
@@ -200,6 +201,26 @@ def test_the_mean_and_the_band_are_those_of_the_seeds(runs, visit):
         mean = sum(values) / 3
         assert ys[i] == pytest.approx(mean)
         assert high[i] == pytest.approx(mean + (sum((value - mean) ** 2 for value in values) / 2) ** 0.5)
+
+
+def test_smoothing_is_a_weighted_fit_of_a_line_at_each_step(runs, visit):
+    records, path = runs
+    one = visit(path)
+    steps, values = records[0].rows["step"], records[0].rows["train/loss"]
+    # Weights exp(-distance / (share x range)), times the steps that a point stands for: 1, and a half at the ends.
+    found = one.page.evaluate(
+        "([steps, values]) => [...smoothed(steps, Float64Array.from(values), 0.1)]", [steps, values]
+    )
+    x, y = np.array(steps, dtype=float), np.array(values)
+    widths = np.array([0.5, *[1.0] * (len(x) - 2), 0.5])
+    for i, at in enumerate(x):
+        root = np.sqrt(widths * np.exp(-np.abs(x - at) / (0.1 * (x[-1] - x[0]))))
+        (expected, _), *_ = np.linalg.lstsq(np.stack([root, root * (x - at)], 1), root * y, rcond=None)
+        assert found[i] == pytest.approx(expected)
+    line = one.page.evaluate(
+        "() => [...smoothed([1, 2, 5, 9, 10, 20], Float64Array.from([3, 5, 11, 19, 21, 41]), 0.3)]"
+    )
+    assert line == pytest.approx([3, 5, 11, 19, 21, 41])  # neither lag nor bias
 
 
 def test_figures_are_saved_as_svg_and_png(runs, visit, tmp_path):

@@ -52,13 +52,11 @@ function configSection() {
           ),
         ),
       );
-    else
-      differing.append(
-        el("p", { class: "soft" }, RUNS.length > 1 ? "All runs have one config, seeds left out." : "There is one run."),
-      );
+    else if (RUNS.length > 1) differing.append(el("p", { class: "soft" }, "All runs have one config, seeds left out."));
     let [first, second] = [0, RUNS.findIndex((run) => run.group !== RUNS[0]?.group)];
     if (second < 0) second = Math.min(1, RUNS.length - 1);
-    let everything = false;
+    const alone = RUNS.length === 1;
+    let everything = alone;
     const table = el("table"),
       choices = RUNS.map((run) => [String(run.index), run.name]);
     const draw = () => {
@@ -72,7 +70,12 @@ function configSection() {
         el(
           "thead",
           {},
-          el("tr", {}, el("th", {}, "key"), el("th", {}, cut(a.name, 40)), el("th", {}, cut(b.name, 40))),
+          el(
+            "tr",
+            {},
+            el("th", {}, "key"),
+            (alone ? [a] : [a, b]).map((run) => el("th", {}, cut(run.name, 40))),
+          ),
         ),
         el(
           "tbody",
@@ -83,7 +86,7 @@ function configSection() {
                   "tr",
                   {},
                   el("td", {}, el("code", {}, key)),
-                  [a, b].map((run) =>
+                  (alone ? [a] : [a, b]).map((run) =>
                     el(
                       "td",
                       { class: everything && differs(key) ? "changed" : "" },
@@ -108,7 +111,7 @@ function configSection() {
           ? [
               el(
                 "div",
-                { class: "bar", style: "margin:.9rem 0 .4rem" },
+                { class: "bar", style: "margin:.9rem 0 .4rem", hidden: alone },
                 el("h3", {}, "Two runs"),
                 select(
                   choices,

@@ -69,36 +69,49 @@ const AXES = {
 };
 if (!(choice.x in AXES) || !RUNS.some(AXES[choice.x].has)) choice.x = "tokens";
 
-// An exponential mean forwards and one backwards, averaged: without the lag that one alone has. On a logarithmic axis it
-// spans a ratio of steps, since a span of steps would flatten the beginning.
+// At each step a line is fitted, with weights that fall exponentially to both sides: without the lag of an exponential
+// mean, and without its bias at both ends of a curve that falls. The sums are carried from point to point. On a
+// logarithmic axis the weights fall with the ratio of steps, since those by steps would flatten the beginning.
 function smoothed(ofSteps, values, share) {
   const steps = choice.logX ? ofSteps.map((step) => Math.log(Math.max(step, 0.5))) : ofSteps;
-  const n = steps.length,
-    range = steps[n - 1] - steps[0],
-    time = share * range;
-  if (!(time > 0)) return values;
-  const sums = new Float64Array(n),
-    weights = new Float64Array(n);
+  const n = steps.length;
+  const time = share * (steps[n - 1] - steps[0]);
+  if (!(time > 0) || n < 3) return values;
+  const at = steps.map((step) => (step - steps[0]) / time);
+  // A point stands for the steps around it: thinned curves have more points where they begin.
+  const width = at.map((place, i) => (at[Math.min(i + 1, n - 1)] - at[Math.max(i - 1, 0)]) / 2);
+  // Weights, weights times distance and its square, weights times value, and that times distance.
+  const sums = Array.from({ length: 5 }, () => new Float64Array(n));
   for (const direction of [1, -1]) {
-    let sum = 0,
-      weight = 0,
-      last = null;
+    let [w, wd, wdd, wy, wdy] = [0, 0, 0, 0, 0];
     for (let k = 0; k < n; k++) {
-      const i = direction > 0 ? k : n - 1 - k,
-        gap = last === null ? range / n : Math.abs(steps[i] - last),
-        decay = Math.exp(-gap / time);
-      last = steps[i];
-      sum *= decay;
-      weight *= decay;
-      if (!Number.isNaN(values[i])) {
-        sum += (1 - decay) * values[i];
-        weight += 1 - decay;
+      const i = direction > 0 ? k : n - 1 - k;
+      if (k > 0) {
+        const gap = at[i - direction] - at[i]; // where the point before lies, from here
+        const decay = Math.exp(-Math.abs(gap));
+        [wdd, wd, wdy] = [wdd + gap * (2 * wd + gap * w), wd + gap * w, wdy + gap * wy].map((sum) => sum * decay);
+        w *= decay;
+        wy *= decay;
       }
-      sums[i] += sum;
-      weights[i] += weight;
+      // The point itself is counted once.
+      const there = !Number.isNaN(values[i]);
+      if (there && direction > 0) {
+        w += width[i];
+        wy += width[i] * values[i];
+      }
+      [w, wd, wdd, wy, wdy].forEach((sum, s) => (sums[s][i] += sum));
+      if (there && direction < 0) {
+        w += width[i];
+        wy += width[i] * values[i];
+      }
     }
   }
-  return sums.map((sum, i) => (Number.isNaN(values[i]) ? NaN : sum / weights[i]));
+  return Float64Array.from(values, (value, i) => {
+    const [w, wd, wdd, wy, wdy] = sums.map((sum) => sum[i]);
+    const spread = w * wdd - wd * wd;
+    if (Number.isNaN(value)) return NaN;
+    return spread > 1e-9 * w * w ? (wdd * wy - wd * wdy) / spread : wy / w;
+  });
 }
 const smoothing = () => (choice.smooth / 100) ** 2 * 0.25; // of the run's length
 const DENSE = 60; // points; a curve with fewer is no noise that should be smoothed
