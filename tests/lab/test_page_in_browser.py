@@ -59,7 +59,9 @@ class Visit:
 
     def over(self, title: str) -> dict:
         """Where the chart's lines are drawn, in pixels."""
-        return self.chart(title).locator(".u-over").bounding_box()
+        area = self.chart(title).locator(".u-over")
+        area.scroll_into_view_if_needed()
+        return area.bounding_box()
 
     def lines(self, title: str) -> list[str]:
         return self.page.evaluate("title => CHARTS.get(title).lines.map((line) => line.name)", title)

@@ -101,3 +101,16 @@ def test_ctrl_c_leaves_a_page_that_does_not_wait(tmp_path, monkeypatch):
             lambda: collect([tmp_path / "runs"]), tmp_path / "compare.html", every_seconds=5, say=lambda _: None
         )
     assert data_of(tmp_path / "compare.html")["reloadSeconds"] is None
+
+
+def test_a_sweep_that_has_just_been_started_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    lines = []
+    monkeypatch.setattr(report.time, "sleep", lambda seconds: make_run(tmp_path / "runs" / "a", n_steps=20))
+    path = tmp_path / "compare.html"
+    report.follow(lambda: collect([tmp_path / "runs"]), path, every_seconds=5, waits=True, say=lines.append)
+    assert lines == ["no run yet; Ctrl-C ends the waiting", f"1 finished: {path}"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="holds no run"):
+        report.follow(lambda: collect([empty]), path, every_seconds=5, say=lines.append)

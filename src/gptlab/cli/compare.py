@@ -1,5 +1,6 @@
 """The command `gptlab compare`: runs side by side, on the screen and as a page, and what the differences show."""
 
+import functools
 import glob
 import json
 import sys
@@ -85,7 +86,9 @@ def show(arguments: list[str]) -> None:
     if page is not None and own.watch:
         if own.output is OutputFormat.json:
             raise UserError("watch=true prints lines as runs go on, and no JSON; leave out output=json or watch=true")
-        follow(lambda: collect(runs), page, every_seconds=own.every, say=lambda line: print(line, flush=True))
+        waits = all(Path(run).expanduser().is_dir() for run in runs)
+        say = functools.partial(print, flush=True)
+        follow(lambda: collect(runs), page, every_seconds=own.every, waits=waits, say=say)
     records = collect(runs)
     comparing = {"metric": own.metric, "at": own.at, "baseline": own.baseline, "effect": own.effect}
     try:

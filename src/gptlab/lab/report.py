@@ -48,18 +48,32 @@ def write_comparison(
 
 
 def follow(
-    read: Callable[[], list[RunRecord]], path: Path, *, every_seconds: float, say: Callable[[str], None] = print
+    read: Callable[[], list[RunRecord]],
+    path: Path,
+    *,
+    every_seconds: float,
+    waits: bool = False,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Write the page again and again while runs go on, and once more when none does, or on Ctrl-C.
 
-    `read` gives the runs as they are now, those that began meanwhile too.
+    `read` gives the runs as they are now, those that began meanwhile too. Where it finds none, as in the folder of a
+    sweep that has just been started, it is asked again if `waits`; otherwise its UserError is raised.
     """
     seen_running = None
     said = ""
     try:
         while True:
             began = time.monotonic()
-            records = read()
+            try:
+                records = read()
+            except UserError:
+                if not waits or said.endswith(f": {path}"):  # what was there is gone
+                    raise
+                if not said:
+                    say(said := "no run yet; Ctrl-C ends the waiting")
+                time.sleep(every_seconds)
+                continue
             states = Counter(record.state for record in records)
             if states["running"]:
                 seen_running = time.monotonic()
@@ -68,16 +82,18 @@ def follow(
                 records, path, found=_comparison(records), reload_seconds=every_seconds if goes_on else None
             )
             line = f"{', '.join(f'{n} {state}' for state, n in states.items())}: {path}"
+            if goes_on and not states["running"]:
+                line = f"waiting {BETWEEN_RUNS_SECONDS} s for another run; {line}"
             if line != said:
-                say(line)
-                said = line
+                say(said := line)
             if not goes_on:
                 return
             # Reading many long runs takes a while: it shall not fill the time.
             time.sleep(max(every_seconds, 2 * (time.monotonic() - began)))
     except KeyboardInterrupt:
-        records = read()
-        write_comparison(records, path, found=_comparison(records))
+        if said.endswith(f": {path}"):
+            records = read()
+            write_comparison(records, path, found=_comparison(records))
         raise
 
 
