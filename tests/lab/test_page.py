@@ -92,7 +92,7 @@ def test_configs_are_whole_and_written_once(records, tmp_path):
 
 
 def test_texts_are_no_markup(records, tmp_path):
-    (tmp_path / "runs" / "z" / "forecast.json").write_text(json.dumps({"before": {"x": HOSTILE}}))
+    (tmp_path / "runs" / "z" / "forecast.json").write_text(json.dumps({"before": {"x": HOSTILE}, "loss": []}))
     path = write_page(records, tmp_path / "page.html", title=HOSTILE, verdicts=[HOSTILE])
     page = Parsed(path)
     tags = [tag for tag, _ in page.tags]
@@ -101,7 +101,7 @@ def test_texts_are_no_markup(records, tmp_path):
     assert page.data["title"] == HOSTILE and page.data["verdicts"] == [HOSTILE]
     named = next(run for run in page.data["runs"] if run["name"] == HOSTILE)
     assert named["samples"][-1] == [20, named["samples"][-1][1], f"written after 20 steps {HOSTILE}"]
-    assert named["forecast"] == {"before": {"x": HOSTILE}}
+    assert named["forecast"]["before"] == {"x": HOSTILE}
 
 
 def test_nothing_is_loaded(records, tmp_path):
@@ -161,3 +161,23 @@ def test_a_page_without_steps_or_of_one_run_is_written(tmp_path):
     data = Parsed(write_page(collect([folder]), tmp_path / "page.html")).data
     assert data["runs"][0]["curves"] == {} and data["runs"][0]["clock"] is None and data["mainMetric"] is None
     assert Parsed(write_page([], tmp_path / "none.html")).data["runs"] == []
+
+
+def test_forecasts_are_shown_with_their_errors(records, tmp_path):
+    forecast = {
+        "before": {"steps": 60, "tokens": 7680, "flops": 768_000, "memory_bytes": 2e6, "seconds": 20.0},
+        "loss": [
+            {"step": step, "metric": "val/loss", "loss": 2.0 + step / 100, "low": 1.9, "high": 2.3, "seconds": 11.0}
+            for step in (6, 12, 18)
+        ],
+    }
+    outcome = {"metric": "val/loss", "loss": 2.0, "seconds": 10.0, "memory_bytes": 1e6}
+    (records[0].folder / "forecast.json").write_text(json.dumps(forecast | {"outcome": outcome}))
+    (tmp_path / "runs" / "z" / "forecast.json").write_text(json.dumps(forecast))
+    ended, *_, interrupted = Parsed(write_page(records, tmp_path / "page.html")).data["runs"]
+    assert ended["forecast"]["fifth"]["step"] == 12
+    errors = ended["forecast"]["errors"]
+    assert errors["loss"] == pytest.approx(2.12 / 2.0 - 1) and errors["held"] is True
+    assert errors["seconds"] == pytest.approx(0.1) and errors["seconds_before"] == errors["memory"] == pytest.approx(1)
+    assert interrupted["forecast"]["outcome"] is None and interrupted["forecast"]["errors"]["loss"] is None
+    assert interrupted["flopsPerToken"] == 100.0  # as it was planned

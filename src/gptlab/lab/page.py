@@ -1,7 +1,7 @@
 """The page of `gptlab compare`: curves, table, configs, hyperparameters, samples and forecasts of runs, in one file."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ def page_data(records: Sequence[RunRecord], path: Path) -> dict[str, Any]:
     curves = _curves(records, metrics)
     samples = _samples(records)
     seconds = [record.seconds() for record in records]
+    foreseen = [_forecast(record.folder) for record in records]
+    flops = [_flops_per_token(record, forecast) for record, forecast in zip(records, foreseen, strict=True)]
     judged = [name for name in metrics if not name.startswith(("train/", "perf/"))]
     main = next((name for name in (*FIRST_METRICS, *judged, *metrics) if name in metrics), None)
     found = {}
@@ -83,9 +85,9 @@ def page_data(records: Sequence[RunRecord], path: Path) -> dict[str, Any]:
                 "group": labels.index(record.group),
                 "steps": record.steps,
                 "tokens": record.tokens,
-                "seconds": seconds[i][-1] if seconds[i] else None,
-                "flops": record.flops,
-                "flopsPerToken": record.flops_per_token,
+                "seconds": record.summary.get("seconds", seconds[i][-1] if seconds[i] else None),
+                "flops": None if (per_token := flops[i]) is None else per_token * record.tokens,
+                "flopsPerToken": flops[i],
                 "parameters": record.summary.get("parameters"),
                 "clock": _clock(record, seconds[i]),
                 "config": {key: value for key, value in record.config.items() if key not in shared},
@@ -94,7 +96,7 @@ def page_data(records: Sequence[RunRecord], path: Path) -> dict[str, Any]:
                 "bestStep": {name: step for name in judged if (step := _best_step(record, name)) is not None},
                 "curves": {name: packed(curves[i, name]) for name in metrics if (i, name) in curves},
                 "samples": [[one.step, one.losses, one.text] for one in samples[i]],
-                "forecast": _forecast(record.folder),
+                "forecast": foreseen[i],
             }
             for i, record in enumerate(records)
         ],
@@ -138,6 +140,14 @@ def _curves(records: Sequence[RunRecord], metrics: Sequence[str]) -> dict[tuple[
                 full[i, name] = short if len(short.steps) < 0.7 * found.n_measured else found
     weights = {key: MAIN_WEIGHT if key[1].endswith("/loss") else 1.0 for key in full}
     return budgeted(full, weights, CURVES_BYTES)
+
+
+def _flops_per_token(record: RunRecord, forecast: Mapping[str, Any] | None) -> float | None:
+    """Training FLOPs of a target token; of a run that has not ended as its forecast has them."""
+    if record.flops_per_token is not None or forecast is None:
+        return record.flops_per_token
+    planned, tokens = forecast["before"].get("flops"), forecast["before"].get("tokens")
+    return planned / tokens if planned and tokens else None
 
 
 def _clock(record: RunRecord, seconds: Sequence[float | None]) -> dict[str, Any] | None:

@@ -157,7 +157,8 @@ def plot_overlaid(runs: Sequence[OverlaidRun], target: Path, *, title: str, metr
     last: dict[str, list[float]] = {}
     for run, (_, values), _ in drawn:
         last.setdefault(run.group, []).extend(values[-1:])
-    ranked = sorted(last, key=lambda group: sum(last[group]) / len(last[group]) if last[group] else math.inf)
+    means = {group: sum(values) / len(values) if values else math.nan for group, values in last.items()}
+    ranked = sorted(last, key=lambda group: means[group] if math.isfinite(means[group]) else math.inf)
     few = len(ranked) <= MAX_OVERLAID_NAMES
     colors = {
         group: f"C{i}" if few else colormaps["viridis"](0.9 * i / (len(ranked) - 1)) for i, group in enumerate(ranked)
@@ -171,8 +172,7 @@ def plot_overlaid(runs: Sequence[OverlaidRun], target: Path, *, title: str, metr
         panels[0].plot(*of_metric, "o-", markersize=2.5, **style)
         panels[1].plot(tokens, _smooth(losses), **style)
     for group in ranked[:MAX_OVERLAID_NAMES]:
-        text = f"{group} ({sum(last[group]) / len(last[group]):.4f})" if last[group] else group
-        panels[0].plot([], [], color=colors[group], label=text)
+        panels[0].plot([], [], color=colors[group], label=f"{group} ({means[group]:.4f})" if last[group] else group)
         named.add(group)
     if len(ranked) > len(named):
         panels[0].plot([], [], " ", label=f"and {len(ranked) - len(named)} more")
