@@ -1,5 +1,7 @@
 // Hyperparameters.
 
+const MAX_AXES = 10; // that are drawn at once
+
 function sweepSection() {
   const metrics = Object.keys(DATA.importance).filter((name) =>
     RUNS.some((run) => isNumber(asNumber(run.best[name] ?? run.last[name]))),
@@ -30,6 +32,7 @@ function sweepSection() {
   ];
   const host = el("div"),
     brushes = new Map();
+  let every = false;
   let ticking = 0;
   const section = el(
     "section",
@@ -66,9 +69,20 @@ function sweepSection() {
     const grid = el("div", { class: "grid" }),
       wide = el("div", { style: "margin-bottom:.8rem" });
     host.replaceChildren(wide, grid);
-    parallel(wide, axes.slice(0, DATA.keys.length), runs, metric, value, brushes);
+    parallel(wide, axes.slice(0, Math.min(DATA.keys.length, MAX_AXES)), runs, metric, value, brushes);
     importanceFigure(grid, metric);
-    for (const axis of axes) scatter(grid, axis, runs, metric, value);
+    const shownAxes = every
+      ? axes
+      : [...axes.slice(0, MAX_AXES), ...extra.filter((axis) => axes.indexOf(axis) >= MAX_AXES)];
+    for (const axis of shownAxes) scatter(grid, axis, runs, metric, value);
+    if (shownAxes.length < axes.length) {
+      const more = `${axes.length - shownAxes.length} more hyperparameters`;
+      const show = () => {
+        every = true;
+        draw();
+      };
+      grid.append(el("div", { class: "figure card" }, el("button", { onclick: show }, more)));
+    }
   };
   let built = false;
   whenSeen(section, () => {

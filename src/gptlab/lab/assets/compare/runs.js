@@ -23,12 +23,9 @@ const leaf = (key) => key.split(".").pop();
 const shortKey = (key) => (DATA.keys.filter((other) => leaf(other.key) === leaf(key)).length === 1 ? leaf(key) : key);
 const brief = (value) => (isNumber(value) ? `${+value.toPrecision(4)}` : shown(value));
 const shareOf = (key) => DATA.importance[MAIN]?.values[key] ?? 0;
+DATA.keys.sort((a, b) => shareOf(b.key) - shareOf(a.key)); // what decides most comes first, everywhere
 for (const group of GROUPS) {
-  // What decides most comes first: a name may be cut off.
-  const keys = DATA.keys
-    .map(({ key }) => key)
-    .filter((key) => configOf(group.runs[0], key) !== undefined)
-    .sort((a, b) => shareOf(b) - shareOf(a));
+  const keys = DATA.keys.map(({ key }) => key).filter((key) => configOf(group.runs[0], key) !== undefined);
   const values = keys.map((key) => `${shortKey(key)}=${brief(configOf(group.runs[0], key))}`).join(", ");
   group.short = values && values.length < group.label.length ? values : group.label;
 }
@@ -79,7 +76,7 @@ const choice = {
 };
 // More groups than colors that can be told apart are colored by what decides the metric.
 function mostImportant() {
-  const [first] = DATA.keys.map(({ key }) => key).sort((a, b) => shareOf(b) - shareOf(a));
+  const first = DATA.keys[0]?.key;
   return first && shareOf(first) ? first : "group";
 }
 const listeners = [];

@@ -16,14 +16,16 @@ function columns() {
     digits: 6,
     value: (run) => asNumber(run[of][name]),
   });
+  const configs = DATA.keys.map(({ key }) => ({
+    key: `config ${key}`,
+    label: key,
+    config: true,
+    value: (run) => configOf(run, key),
+    text: shown,
+  }));
+  // Where many keys differ, as between two models, most of them come after what a reader looks for.
   return [
-    ...DATA.keys.map(({ key }) => ({
-      key: `config ${key}`,
-      label: key,
-      config: true,
-      value: (run) => configOf(run, key),
-      text: shown,
-    })),
+    ...configs.slice(0, 4),
     ...(MAIN && DATA.judged.includes(MAIN)
       ? [metric(MAIN, "best", `best ${MAIN}`), { key: "best at", label: "at step", value: (run) => run.bestStep[MAIN] }]
       : []),
@@ -32,6 +34,7 @@ function columns() {
     { key: "tokens", label: "tokens", value: (run) => run.tokens, text: (value) => shortCount(value) },
     { key: "seconds", label: "time", value: (run) => run.seconds ?? undefined, text: duration },
     { key: "flops", label: "FLOPs", value: (run) => run.flops ?? undefined, text: short },
+    ...configs.slice(4),
   ].filter((column) => RUNS.some((run) => column.value(run) !== undefined));
 }
 function tableSection() {
