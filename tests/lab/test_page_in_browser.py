@@ -69,6 +69,15 @@ class Visit:
     def view(self, title: str) -> dict:
         return self.page.evaluate("title => CHARTS.get(title).view", title)
 
+    def drag(self, title: str) -> None:
+        """Zoom into the middle third of a chart's x axis, and of its y axis."""
+        box = self.over(title)
+        self.page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 30)
+        self.page.mouse.down()
+        self.page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] - 30, steps=4)
+        self.page.mouse.up()
+        self.settle()
+
     def settle(self) -> None:
         self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 30)))")
 
@@ -125,11 +134,7 @@ def test_hover_zoom_log_and_toggles(runs, visit):
         assert record.name in entry.inner_text() and f"{float(row['train/loss']):.5g}"[:5] in entry.inner_text()
 
     whole = one.view("train/loss")
-    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 30)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] - 30, steps=4)
-    page.mouse.up()
-    one.settle()
+    one.drag("train/loss")
     near = one.view("train/loss")
     width = whole["x"][1] - whole["x"][0]
     assert near["x"] == pytest.approx([whole["x"][0] + 0.3 * width, whole["x"][0] + 0.6 * width], abs=0.02 * width)
@@ -363,6 +368,15 @@ def test_pages_of_40_real_runs_and_of_200(visit, tmp_path):
             record = records[int(entry.get_attribute("data-id").split()[1])]
             (row,) = (row for row in rows_of(record) if row["tokens"] == entry.get_attribute("data-x"))
             assert float(row["val/loss"]) == float(entry.get_attribute("data-y"))
+            whole = one.view("val/loss")["x"]
+            one.drag("val/loss")
+            near = one.view("val/loss")["x"]
+            assert (near[1] - near[0]) / (whole[1] - whole[0]) == pytest.approx(0.3, abs=0.05)
+            one.chart("val/loss").get_by_role("button", name="reset zoom").click()
+            one.page.get_by_role("button", name="log x").click()
+            one.page.locator(".runs .entry").get_by_role("checkbox").first.uncheck()
+            one.settle()
+            assert len(one.lines("val/loss")) == n - 4 and one.view("val/loss")["x"][0] > 0
             for part in ("table", "sweep", "config", "samples"):
                 one.page.locator(f"#{part}").scroll_into_view_if_needed()
                 one.settle()
