@@ -5,6 +5,7 @@ GPTLAB_SCREENSHOTS=FOLDER keeps pictures of the slow test's pages.
 
 import csv
 import os
+import random
 import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -228,6 +229,30 @@ def test_smoothing_is_a_weighted_fit_of_a_line_at_each_step(runs, visit):
         "() => [...smoothed([1, 2, 5, 9, 10, 20], Float64Array.from([3, 5, 11, 19, 21, 41]), 0.3)]"
     )
     assert line == pytest.approx([3, 5, 11, 19, 21, 41])  # neither lag nor bias
+
+
+def test_labels_of_an_axis_tell_its_ticks_apart(runs, visit):
+    _, path = runs
+    one = visit(path)
+    draw = random.Random(0)
+    ranges = []
+    for _ in range(300):
+        size = 10 ** draw.uniform(-9, 22)
+        kind = draw.choice(["count", "flops", "seconds", None])
+        ranges += [[size, size * 10 ** draw.uniform(0.01, 8), True, kind], [0, size, False, kind]]
+        ranges.append([size, size * (1 + 10 ** draw.uniform(-2, 2)), False, kind])
+    found = one.page.evaluate(
+        "ranges => ranges.map(([low, high, log, kind]) => ticksOf(low, high, 6, log, kind ?? undefined))"
+        ".map((ticks, i) => [ticks, tickLabels(ticks, ranges[i][3] ?? undefined)])",
+        ranges,
+    )
+    for (low, high, log, kind), (ticks, labels) in zip(ranges, found, strict=True):
+        about = (low, high, log, kind, labels)
+        assert 1 <= len(ticks) <= 11 and len(ticks) >= (1 if log else 3), about
+        assert len(set(labels)) == len(labels), about
+        assert low * 0.999 <= min(ticks) and max(ticks) <= high * 1.001, about
+    hours = one.page.evaluate("() => tickLabels(ticksOf(0, 20000, 6, false, 'seconds'), 'seconds')")
+    assert hours == ["0", "1 h", "2 h", "3 h", "4 h", "5 h"]
 
 
 def test_figures_are_saved_as_svg_and_png(runs, visit, tmp_path):

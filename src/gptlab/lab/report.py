@@ -97,9 +97,10 @@ def follow(
         raise
 
 
-def report_sweep(folder: str | Path) -> str:
+def report_sweep(folder: str | Path, *, table: bool = True) -> str:
     """Write the page and the overlaid curves of a sweep's trials into its folder; returns its table and their paths.
 
+    Without `table` only the paths, for a caller that has printed a table of its own.
     Text that says why there is nothing, where no trial took a step: a sweep's end is no place for an error.
     """
     folder = Path(folder)
@@ -110,7 +111,7 @@ def report_sweep(folder: str | Path) -> str:
     lines = []
     try:
         found = compare_records(records)
-        lines += [found.text(best_first=True), ""]
+        lines += [found.text(best_first=True), ""] if table else []
     except UserError as error:
         found = None
         lines += [f"nothing to compare: {error}", ""]

@@ -1,27 +1,6 @@
 // Line charts with zoom, hover and export. uPlot gives axes, cursor and selection; the lines are drawn here, because each
 // has its own x values, and because the same code then draws them into an SVG file.
 
-function ticksOf(low, high, count, log) {
-  if (log && high / low >= 8) {
-    const first = Math.floor(Math.log10(low)),
-      last = Math.ceil(Math.log10(high));
-    const every = Math.max(1, Math.ceil((last - first) / count));
-    const mantissas = last - first <= count / 3 ? [1, 2, 5] : [1];
-    const found = [];
-    for (let power = first; power <= last; power += every)
-      for (const mantissa of mantissas) found.push(mantissa * 10 ** power);
-    return found.filter((tick) => tick >= low * 0.999999 && tick <= high * 1.000001);
-  }
-  const rough = (high - low) / Math.max(1, count);
-  if (!(rough > 0)) return [low];
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((mantissa) => mantissa * power >= rough * 0.8) * power;
-  const found = [];
-  for (let i = Math.ceil(low / step - 1e-6); i * step <= high + step * 1e-6 && found.length < 100; i++)
-    found.push(i * step);
-  return found;
-}
-
 const UNITS = {
   count: [
     [1e24, "Y"],
@@ -32,6 +11,7 @@ const UNITS = {
     [1e9, "B"],
     [1e6, "M"],
     [1e3, "k"],
+    [1, ""],
   ],
   flops: [
     [1e24, "Y"],
@@ -42,43 +22,64 @@ const UNITS = {
     [1e9, "G"],
     [1e6, "M"],
     [1e3, "k"],
+    [1, ""],
   ],
   seconds: [
-    [172800, " d", 86400],
-    [5400, " h", 3600],
-    [90, " min", 60],
+    [86400, " d"],
+    [3600, " h"],
+    [60, " min"],
+    [1, " s"],
   ],
 };
-// Labels with as many decimals as tell neighbors apart.
-function tickLabels(ticks, kind) {
-  const of = (value, step) => {
-    const size = Math.abs(value);
-    if (size > 0 && size < 1e-4) return value.toExponential(1).replace(".0e", "e");
-    const [, letter, unit] = (UNITS[kind] || UNITS.count).find(
-      ([least]) => size >= (kind ? least : Math.max(least, 1e4)) * 0.99999,
-    ) || [0, kind === "seconds" ? " s" : "", 1];
-    const by = unit || (UNITS[kind] || UNITS.count).find((entry) => entry[1] === letter)[0];
-    const decimals = Math.max(0, Math.min(8, -Math.floor(Math.log10(step / by) + 1e-6)));
-    return `${(value / by).toFixed(decimals)}${size ? letter : ""}`;
-  };
-  const sizes = ticks.map(Math.abs),
-    largest = Math.max(...sizes);
-  const even =
-    ticks.length > 1 &&
-    Math.abs(ticks[1] - ticks[0]) > 0.9 * Math.abs(ticks[ticks.length - 1] - ticks[ticks.length - 2]);
-  if (!even) return ticks.map((tick) => of(tick, tick ? 10 ** Math.floor(Math.log10(Math.abs(tick))) : 1)); // a log axis
-  const step = ticks[1] - ticks[0];
-  if (largest > 0 && (largest < 1e-4 || kind === undefined)) return ticks.map((tick) => of(tick, step));
-  // One unit for the whole axis.
+// The unit in which a person reads a number of this kind: two days are 48 hours, and 12,000 are 12k.
+function unitOf(size, kind) {
+  const least = kind === "seconds" ? 1.5 : kind ? 0.99999 : 10;
   const units = UNITS[kind] || UNITS.count;
-  const [least, letter, unit] = units.find(([from]) => largest >= from * 0.99999) || [
-    1,
-    kind === "seconds" ? " s" : "",
-    1,
-  ];
-  const by = unit || least;
-  const decimals = Math.max(0, Math.min(8, -Math.floor(Math.log10(step / by) + 1e-6)));
-  return ticks.map((tick) => `${+(tick / by).toFixed(decimals)}${tick ? letter : ""}`);
+  return (
+    units.find(([unit]) => size >= (unit === 1 ? 0 : unit * (unit === 86400 ? 2 : least))) || units[units.length - 1]
+  );
+}
+
+function ticksOf(low, high, count, log, kind) {
+  if (log && high / low >= 8) {
+    const decades = Math.log10(high / low);
+    const mantissas = 3 * decades <= 1.6 * count ? [1, 2, 5] : [1];
+    const every = Math.max(1, Math.ceil(decades / count));
+    const found = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += every)
+      for (const mantissa of mantissas) found.push(mantissa * 10 ** power);
+    return found.filter((tick) => tick >= low * 0.999999 && tick <= high * 1.000001);
+  }
+  const [unit] = kind === "seconds" ? unitOf(Math.max(Math.abs(low), Math.abs(high)), kind) : [1];
+  const rough = (high - low) / unit / Math.max(1, count);
+  if (!(rough > 0)) return [low];
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = unit * [1, 2, 5, 10].find((mantissa) => mantissa * power >= rough * 0.8) * power;
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-6); i * step <= high + step * 1e-6 && found.length < 100; i++)
+    found.push(i * step);
+  return found;
+}
+
+// Labels with as many decimals as tell neighbors apart: in one unit, or on a logarithmic axis each in its own.
+function tickLabels(ticks, kind) {
+  const sizes = ticks.map(Math.abs),
+    n = ticks.length;
+  const even = n < 3 || Math.abs(ticks[1] - ticks[0]) > 0.9 * Math.abs(ticks[n - 1] - ticks[n - 2]);
+  const step = n > 1 ? Math.abs(ticks[1] - ticks[0]) : Math.max(sizes[0] / 100, 1e-12);
+  return ticks.map((tick, i) => {
+    const largest = even ? Math.max(...sizes) : sizes[i];
+    const finest = even ? step : 10 ** Math.floor(Math.log10(sizes[i]) + 1e-9);
+    if (tick === 0) return "0";
+    if (largest < 1e-4) {
+      const digits = Math.floor(Math.log10(sizes[i]) + 1e-6) - Math.floor(Math.log10(finest) + 1e-6);
+      return tick.toExponential(Math.max(0, Math.min(8, digits))).replace(/\.?0+e/, "e");
+    }
+    const [unit, letter] = unitOf(largest, kind);
+    const decimals = Math.max(0, Math.min(8, -Math.floor(Math.log10(finest / unit) + 1e-6)));
+    const text = (tick / unit).toFixed(decimals);
+    return `${kind && text.includes(".") ? +text : text}${letter}`;
+  });
 }
 
 // The index of the value nearest to `at` in ascending values.
@@ -269,6 +270,7 @@ class LineChart {
           ...limits,
           Math.max(2, Math.floor((which ? u.bbox.height : u.bbox.width) / devicePixelRatio / room)),
           log,
+          kind,
         ),
       values: (u, splits) => tickLabels(splits, kind),
       filter: (u, splits) => splits,
@@ -587,8 +589,8 @@ class LineChart {
       svg("text", { x, y, "font-size": 12, fill: "var(--soft)", ...attributes }, content);
     const axes = svg("g");
     const { x, y } = this.view,
-      xs = ticksOf(...x, 9, options.logX),
-      ys = ticksOf(...y, 9, options.logY);
+      xs = ticksOf(...x, 9, options.logX, options.xKind),
+      ys = ticksOf(...y, 9, options.logY, options.yKind);
     tickLabels(xs, options.xKind).forEach((label, i) =>
       axes.append(
         svg("path", { d: `M${px(xs[i]).toFixed(1)} ${frame.top}v${frame.height}`, stroke: "var(--grid)" }),
