@@ -4,6 +4,7 @@ GPTLAB_SCREENSHOTS=FOLDER keeps pictures of the slow test's pages.
 """
 
 import csv
+import json
 import os
 import random
 import shutil
@@ -308,6 +309,40 @@ def test_configs_samples_and_links(runs, visit):
     one.page.locator("#table a").first.click()
     assert "metrics.csv" in one.page.content()  # Chromium lists the folder
     one.said.clear()  # the listing is Chromium's own page
+
+
+def test_forecasts_stand_beside_what_came_out(visit, tmp_path):
+    for seed in (0, 1):
+        folder = make_run(tmp_path / "runs" / f"seed {seed}", seed=seed)
+        loss = collect([folder])[0].last("val/loss")
+        entries = [
+            {
+                "step": step,
+                "metric": "val/loss",
+                "loss": loss * (1 + 0.6 / step),
+                "low": loss,
+                "high": 2 * loss,
+                "seconds": 9.0,
+            }
+            for step in (6, 12, 24)
+        ]
+        outcome = {"metric": "val/loss", "loss": loss * (1 + seed / 2), "seconds": 10.0, "memory_bytes": None}
+        before = {"steps": 60, "tokens": 7680, "flops": 1e6, "memory_bytes": 2**30, "seconds": None}
+        forecast = {"before": before, "loss": entries, "outcome": outcome}
+        (folder / "forecast.json").write_text(json.dumps(forecast))
+    one = visit(write_page(collect([tmp_path / "runs"]), tmp_path / "page.html"))
+    section = one.page.locator("#forecasts")
+    section.scroll_into_view_if_needed()
+    section.get_by_text("error of the loss forecast").wait_for()
+    text = section.inner_text()
+    assert "the 80% interval held 2 of 2" in text and "time at a fifth of the run: 10% off at the median" in text
+    rows = section.locator("tbody tr").all_inner_texts()
+    assert "+5%" in rows[0] and "\u221230%" in rows[1] and "1 GiB" in rows[0]  # 1.05, and 1.05 of 1.5
+    errors = one.page.evaluate("() => errorChart.lines[0].ys.map((y) => Math.round(1000 * y) / 1000)")
+    assert errors == [10, 5, 2.5]
+    one.page.locator(".runs .entry").get_by_role("checkbox").first.uncheck()
+    one.settle()
+    assert section.locator("tbody tr").count() == 1
 
 
 def test_odd_runs_are_shown(visit, tmp_path):

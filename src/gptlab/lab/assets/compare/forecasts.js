@@ -1,7 +1,8 @@
 // Forecasts beside what came out.
 
+const percentOf = (share) => (Math.abs(share) >= 0.1 ? Math.round(100 * share) : +(100 * share).toPrecision(2));
 const offBy = (error) =>
-  isNumber(error) ? `${error >= 0 ? "+" : "\u2212"}${Math.abs(100 * error).toPrecision(2)}%` : "";
+  isNumber(error) ? `${error >= 0 ? "+" : "\u2212"}${percentOf(Math.abs(error)).toLocaleString("en-US")}%` : "";
 const medianOf = (values) => {
   const sorted = [...values].sort((a, b) => a - b);
   return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
@@ -49,6 +50,7 @@ function forecastsSection() {
         metric,
         judged.filter((run) => run.forecast.outcome.metric === metric),
       );
+    errorsOnTheWay(grid, runs);
     host.append(
       el("div", { class: "card", style: "margin-top:.8rem" }, el("div", { class: "scroll tall" }, forecastTable(runs))),
     );
@@ -61,6 +63,32 @@ function forecastsSection() {
   listeners.push(() => built && draw());
   return section;
 }
+
+// How far each run's forecasts of its final loss were off, from the first one to the last.
+let errorChart = null;
+function errorsOnTheWay(host, runs) {
+  const lines = [];
+  for (const run of runs) {
+    const { before, outcome } = run.forecast;
+    const there = run.forecast.loss.filter((one) => outcome && one.metric === outcome.metric && isNumber(one.loss));
+    if (!there.length || !isNumber(outcome.loss)) continue;
+    const percent = (value) => 100 * (value / outcome.loss - 1);
+    lines.push({
+      id: `run ${run.index}`,
+      name: run.name,
+      color: colorOf(run),
+      xs: there.map((one) => (100 * one.step) / before.steps),
+      ys: there.map((one) => percent(one.loss)),
+      marks: true,
+      detail: (i) => `% (${number(percent(there[i].low), 2)} to ${number(percent(there[i].high), 2)})`,
+    });
+  }
+  if (!lines.length) return;
+  errorChart?.figure.remove();
+  errorChart = new LineChart(host, { name: "forecast-errors", onHover: highlight, onPick: openRow });
+  errorChart.show(lines, { title: "error of the loss forecast, in %", xLabel: "% of the run", height: 300 });
+}
+hotListeners.push((id) => errorChart?.highlight(id));
 
 function forecastTable(runs) {
   const last = (run) => run.forecast.loss[run.forecast.loss.length - 1];
