@@ -14,7 +14,7 @@ import pytest
 from lab.page_runs import HOSTILE, make_run
 
 from gptlab.lab.collect import RunRecord, collect
-from gptlab.lab.page import write_page
+from gptlab.lab.page import Verdicts, write_page
 
 
 class Parsed(HTMLParser):
@@ -93,12 +93,13 @@ def test_configs_are_whole_and_written_once(records, tmp_path):
 
 def test_texts_are_no_markup(records, tmp_path):
     (tmp_path / "runs" / "z" / "forecast.json").write_text(json.dumps({"before": {"x": HOSTILE}, "loss": []}))
-    path = write_page(records, tmp_path / "page.html", title=HOSTILE, verdicts=[HOSTILE])
+    said = Verdicts(HOSTILE, HOSTILE, records[0].group, {records[-1].group: HOSTILE}, [HOSTILE])
+    path = write_page(records, tmp_path / "page.html", title=HOSTILE, verdicts=said)
     page = Parsed(path)
     tags = [tag for tag, _ in page.tags]
     assert tags.count("script") == 2 and "img" not in tags and "b" not in tags
     assert page.texts["title"] == HOSTILE
-    assert page.data["title"] == HOSTILE and page.data["verdicts"] == [HOSTILE]
+    assert page.data["title"] == HOSTILE and page.data["verdicts"]["notes"] == [HOSTILE]
     named = next(run for run in page.data["runs"] if run["name"] == HOSTILE)
     assert named["samples"][-1] == [20, named["samples"][-1][1], f"written after 20 steps {HOSTILE}"]
     assert named["forecast"]["before"] == {"x": HOSTILE}

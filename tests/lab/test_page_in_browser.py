@@ -19,7 +19,8 @@ from small_runs import small_run
 
 from gptlab.data.sources.config import TextConfig
 from gptlab.lab.collect import collect
-from gptlab.lab.page import write_page
+from gptlab.lab.page import Verdicts, write_page
+from gptlab.models.decoder.config import DecoderConfig
 from gptlab.models.encoder.config import EncoderConfig
 
 CHROMIUM = next(
@@ -345,6 +346,31 @@ def test_forecasts_stand_beside_what_came_out(visit, tmp_path):
     assert section.locator("tbody tr").count() == 1
 
 
+def test_keys_that_change_together_are_named_once(visit, tmp_path):
+    shapes = ({"n_layer": 1, "d_model": 8}, {"n_layer": 2, "d_model": 16})
+    for i, shape in enumerate(shapes):
+        for lr in (1e-3, 1e-2):
+            for seed in (0, 1):
+                model = DecoderConfig(n_head=1, context_length=16, **shape)
+                folder = tmp_path / "runs" / f"{i} {lr} {seed}"
+                make_run(folder, lr=lr, seed=seed, model=model, model_tag=("custom", f"size{i}")[i])
+    records = collect([tmp_path / "runs"])
+    said = Verdicts("val/loss", "last values", records[0].group, {records[-1].group: "better by 1 nat"})
+    one = visit(write_page(records, tmp_path / "page.html", verdicts=said))
+    names = one.page.locator(".runs .entry .name").all_inner_texts()
+    assert sorted(names) == sorted(f"model={model}, lr={lr}" for model in ("custom", "size1") for lr in (0.001, 0.01))
+    lead = one.page.locator(".lead").inner_text()
+    assert "val/loss against model=custom, lr=0.001 (last values):" in " ".join(lead.split())
+    assert "model=size1, lr=0.01: better by 1 nat" in " ".join(lead.split())
+    one.page.locator("#sweep").scroll_into_view_if_needed()
+    note = "model.d_model: these change together with model.n_layer"
+    one.page.get_by_text(note).wait_for()
+    assert one.page.get_by_role("heading", name="val/loss by model.d_model").count() == 0
+    one.page.get_by_role("button", name="1 more hyperparameters").click()
+    assert one.page.get_by_role("heading", name="val/loss by model.d_model").count() == 1
+    assert "model.d_model" in one.page.locator("#table thead").inner_text()
+
+
 def test_odd_runs_are_shown(visit, tmp_path):
     make_run(tmp_path / "runs" / "not begun", n_steps=0, state="running")
     make_run(tmp_path / "runs" / "one step", n_steps=1, lr=3e-3)
@@ -391,7 +417,6 @@ def test_a_page_of_running_runs_reads_itself_again(runs, visit, tmp_path):
 
 @pytest.mark.slow
 def test_pages_of_40_real_runs_and_of_200(visit, tmp_path):
-    from gptlab.models.decoder.config import DecoderConfig
     from gptlab.training.config import AdamWConfig, CosineConfig
     from gptlab.training.loop import train
 

@@ -40,8 +40,10 @@ def test_a_sweep_leaves_a_table_a_page_and_a_picture(tmp_path):
     assert (sweep / "loss.png").read_bytes().startswith(b"\x89PNG")
     data = data_of(sweep / "compare.html")
     assert data["title"] == "my sweep: 5 runs" and data["reloadSeconds"] is None
-    assert data["aboutVerdicts"].startswith("val/loss against optimizer.lr=0.001 (last values, lower")
-    assert len(data["verdicts"]) == 1 and data["verdicts"][0].startswith("optimizer.lr=0.01: ")
+    said = data["verdicts"]
+    assert said["metric"] == "val/loss" and said["values"] == "last values, lower is better"
+    assert said["baseline"] == "optimizer.lr=0.001" and list(said["sentences"]) == ["optimizer.lr=0.01"]
+    assert said["sentences"]["optimizer.lr=0.01"].startswith("suggested: better by ")
     assert report.report_sweep(sweep) == text  # once more, with its own files in the folder
 
 

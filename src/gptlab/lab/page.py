@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,32 @@ SCRIPTS = [f"compare/{part}.js" for part in PARTS]
 FIRST_METRICS = ("val/loss", "train/loss", "val/bits_per_byte", "val/perplexity")
 
 
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What groups of runs show of a baseline: a sentence by the label of each group, and notes on all of them."""
+
+    metric: str
+    values: str  # which ones, as "last values, lower is better"
+    baseline: str
+    sentences: Mapping[str, str]
+    notes: Sequence[str] = ()
+
+
 def write_page(
     records: Sequence[RunRecord],
     path: str | Path,
     *,
     title: str = "Runs compared",
-    verdicts: Sequence[str] = (),
-    about_verdicts: str = "",
+    verdicts: Verdicts | None = None,
     reload_seconds: float | None = None,
 ) -> Path:
     """Write the page of these runs to `path`, atomically; returns the path.
 
-    `verdicts` are sentences for its top, under `about_verdicts`. With `reload_seconds` an open page reads its file
-    again and again, and keeps what was chosen on it.
+    With `reload_seconds` an open page reads its file again and again, and keeps what was chosen on it.
     """
     path = Path(path)
     data = page_data(records, path)
-    data |= {"title": title, "verdicts": list(verdicts), "aboutVerdicts": about_verdicts}
-    data |= {"reloadSeconds": reload_seconds}
+    data |= {"title": title, "verdicts": asdict(verdicts) if verdicts else None, "reloadSeconds": reload_seconds}
     text = html.document(title, '<div id="app"></div>', data=data, scripts=SCRIPTS, styles=["compare/compare.css"])
     html.write_document(path, text)
     return path

@@ -8,7 +8,7 @@ from pathlib import Path
 from gptlab.errors import UserError
 from gptlab.lab.collect import RunRecord, collect, higher_is_better
 from gptlab.lab.compare import RunComparison, compare_records
-from gptlab.lab.page import metric_names, write_page
+from gptlab.lab.page import Verdicts, metric_names, write_page
 from gptlab.training.plot import OverlaidRun, plot_overlaid
 
 PAGE = "compare.html"
@@ -27,14 +27,14 @@ def page_path(path: str | Path) -> Path:
     return found
 
 
-def verdicts(found: RunComparison) -> tuple[str, list[str]]:
-    """What the page says of each group's difference from the baseline: a line above, and a sentence for each."""
-    sentences = found.sentences()
-    if len(sentences) == len(found.comparisons):
-        sentences = [f"{label}: {one.sentence}" for label, one in found.comparisons.items()]
+def verdicts(found: RunComparison) -> Verdicts:
+    """What the page says of each group's difference from the baseline."""
     which = "higher" if higher_is_better(found.metric) else "lower"
-    head = f"{found.metric} against {found.baseline} ({found.at.value} values, {which} is better):" if sentences else ""
-    return head, [*sentences, *(f"note: {note}" for note in found.notes)]
+    sentences = {label: one.sentence for label, one in found.comparisons.items()}
+    notes = [f"note: {note}" for note in found.notes]
+    if len(found.sentences()) != len(sentences):  # one for all of them
+        sentences, notes = {}, [*found.sentences(), *notes]
+    return Verdicts(found.metric, f"{found.at.value} values, {which} is better", found.baseline, sentences, notes)
 
 
 def write_comparison(
@@ -43,8 +43,8 @@ def write_comparison(
     """Write the page of these runs, with what `found` says of their differences."""
     names = sorted({record.folder.parent.name for record in records})
     title = f"{len(records)} runs" if len(names) != 1 else f"{names[0]}: {len(records)} runs"
-    head, said = verdicts(found) if found is not None else ("", [])
-    return write_page(records, path, title=title, verdicts=said, about_verdicts=head, reload_seconds=reload_seconds)
+    said = verdicts(found) if found is not None else None
+    return write_page(records, path, title=title, verdicts=said, reload_seconds=reload_seconds)
 
 
 def follow(

@@ -26,10 +26,12 @@ function sweepSection() {
       };
     })
     .filter((axis) => axis.varies);
-  const axes = [
-    ...DATA.keys.map((fact) => ({ ...fact, label: fact.key, of: (run) => configOf(run, fact.key) })),
-    ...extra,
-  ];
+  const axisOf = (key) => {
+    const fact = DATA.keys.find((one) => one.key === key);
+    return { ...fact, label: key, of: (run) => configOf(run, key) };
+  };
+  const telling = TELLING.map(({ key }) => axisOf(key));
+  const rest = TELLING.flatMap(({ others }) => others.map(axisOf));
   const host = el("div"),
     brushes = new Map();
   let every = false;
@@ -69,19 +71,26 @@ function sweepSection() {
     const grid = el("div", { class: "grid" }),
       wide = el("div", { style: "margin-bottom:.8rem" });
     host.replaceChildren(wide, grid);
-    parallel(wide, axes.slice(0, Math.min(DATA.keys.length, MAX_AXES)), runs, metric, value, brushes);
+    parallel(wide, telling.slice(0, MAX_AXES), runs, metric, value, brushes);
     importanceFigure(grid, metric);
-    const shownAxes = every
-      ? axes
-      : [...axes.slice(0, MAX_AXES), ...extra.filter((axis) => axes.indexOf(axis) >= MAX_AXES)];
-    for (const axis of shownAxes) scatter(grid, axis, runs, metric, value);
-    if (shownAxes.length < axes.length) {
-      const more = `${axes.length - shownAxes.length} more hyperparameters`;
+    const all = [...telling, ...extra, ...rest],
+      first = every ? all : [...telling.slice(0, MAX_AXES), ...extra];
+    for (const axis of first) scatter(grid, axis, runs, metric, value);
+    const together = TELLING.filter(({ others }) => others.length);
+    for (const { key, others } of together)
+      wide.append(el("p", { class: "small soft" }, `${others.join(", ")}: these change together with ${key}`));
+    if (first.length < all.length) {
       const show = () => {
         every = true;
         draw();
       };
-      grid.append(el("div", { class: "figure card" }, el("button", { onclick: show }, more)));
+      grid.append(
+        el(
+          "div",
+          { class: "figure card" },
+          el("button", { onclick: show }, `${all.length - first.length} more hyperparameters`),
+        ),
+      );
     }
   };
   let built = false;

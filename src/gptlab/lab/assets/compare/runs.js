@@ -24,9 +24,33 @@ const shortKey = (key) => (DATA.keys.filter((other) => leaf(other.key) === leaf(
 const brief = (value) => (isNumber(value) ? `${+value.toPrecision(4)}` : shown(value));
 const shareOf = (key) => DATA.importance[MAIN]?.values[key] ?? 0;
 DATA.keys.sort((a, b) => shareOf(b.key) - shareOf(a.key)); // what decides most comes first, everywhere
+
+// Keys that change together, as the shapes of two models, say the same: the first stands for all of them.
+const patternOf = (key) => {
+  const seen = new Map();
+  return GROUPS.map((group) => {
+    const value = JSON.stringify(configOf(group.runs[0], key)) ?? "";
+    if (!seen.has(value)) seen.set(value, seen.size);
+    return seen.get(value);
+  }).join();
+};
+const TELLING = []; // keys, each with those that change together with it
+for (const { key } of DATA.keys) {
+  const pattern = patternOf(key),
+    same = TELLING.find((one) => one.pattern === pattern);
+  if (same) same.others.push(key);
+  else TELLING.push({ key, pattern, others: [] });
+}
 for (const group of GROUPS) {
-  const keys = DATA.keys.map(({ key }) => key).filter((key) => configOf(group.runs[0], key) !== undefined);
-  const values = keys.map((key) => `${shortKey(key)}=${brief(configOf(group.runs[0], key))}`).join(", ");
+  const named = TELLING.map(({ key, pattern, others }) => {
+    // A preset's name says more than one of the values that it sets.
+    const tag = others.length ? ["model_tag", "data_tag"].find((name) => patternOf(name) === pattern) : undefined;
+    return tag ? `${tag.slice(0, -4)}=${configOf(group.runs[0], tag)}` : [key, configOf(group.runs[0], key)];
+  });
+  const values = named
+    .filter((one) => typeof one === "string" || one[1] !== undefined)
+    .map((one) => (typeof one === "string" ? one : `${shortKey(one[0])}=${brief(one[1])}`))
+    .join(", ");
   group.short = values && values.length < group.label.length ? values : group.label;
 }
 

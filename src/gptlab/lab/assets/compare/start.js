@@ -1,19 +1,27 @@
 // The page.
 
-// The first sentences; more of them are folded up.
-function verdicts(sentences) {
-  if (!sentences.length) return null;
+// What groups show of the baseline. The first sentences; more of them are folded up.
+function verdicts() {
+  if (!DATA.verdicts) return null;
+  const { metric, values, baseline, sentences, notes } = DATA.verdicts;
+  const named = (label) => {
+    const group = GROUPS.find((one) => one.label === label);
+    return [dot(colorOf(group.runs[0])), " ", el("b", { title: label }, group.short)];
+  };
+  const entries = Object.entries(sentences);
   const list = (some) =>
     el(
       "ul",
       { class: "verdicts" },
-      some.map((sentence) => el("li", {}, sentence)),
+      some.map(([label, sentence]) => el("li", {}, named(label), ": ", sentence)),
     );
-  const [shownFirst, rest] = [sentences.slice(0, 4), sentences.slice(4)];
   return [
-    DATA.aboutVerdicts ? el("p", {}, DATA.aboutVerdicts) : null,
-    list(shownFirst),
-    rest.length ? el("details", {}, el("summary", { class: "soft" }, `${rest.length} more`), list(rest)) : null,
+    entries.length ? el("p", {}, `${metric} against `, named(baseline), ` (${values}):`) : null,
+    list(entries.slice(0, 4)),
+    entries.length > 4
+      ? el("details", {}, el("summary", { class: "soft" }, `${entries.length - 4} more`), list(entries.slice(4)))
+      : null,
+    notes.map((note) => el("p", { class: "soft" }, note)),
   ];
 }
 
@@ -29,6 +37,8 @@ function start() {
     ["samples", "Samples", samplesSection()],
     ["forecasts", "Forecasts", forecastsSection()],
   ].filter(([, , section]) => section);
+  const verdictBox = el("div");
+  listeners.push(() => verdictBox.replaceChildren(...[verdicts()].flat(Infinity).filter(Boolean))); // colors may change
   const live = DATA.reloadSeconds ? liveButton(DATA.reloadSeconds) : null;
   app.append(
     el(
@@ -61,7 +71,7 @@ function start() {
         { class: "soft" },
         `${[...counts].map(([state, n]) => `${n} ${state}`).join(", ")}${grouped ? `; ${GROUPS.length} groups of equal configs with different seeds` : ""}; written ${DATA.written}`,
       ),
-      verdicts(DATA.verdicts),
+      verdictBox,
     ),
     el(
       "div",
