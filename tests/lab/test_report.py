@@ -116,3 +116,13 @@ def test_a_sweep_that_has_just_been_started_is_waited_for(tmp_path, monkeypatch)
     empty.mkdir()
     with pytest.raises(UserError, match="holds no run"):
         report.follow(lambda: collect([empty]), path, every_seconds=5, say=lines.append)
+
+
+def test_a_page_that_cannot_be_written_costs_nothing_else(tmp_path):
+    folder = make_run(tmp_path / "s" / "a", n_steps=20)
+    (tmp_path / "s" / "compare.html").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        report.write_comparison(collect([folder]), tmp_path / "s" / "compare.html")
+    text = report.report_sweep(tmp_path / "s")
+    assert "no page of the trials: html=" in text and "curves of all trials in" in text
+    assert report.report_sweep(tmp_path / "s", table=False).splitlines() == text.splitlines()[-2:]

@@ -40,11 +40,14 @@ def verdicts(found: RunComparison) -> Verdicts:
 def write_comparison(
     records: Sequence[RunRecord], path: Path, *, found: RunComparison | None = None, reload_seconds: float | None = None
 ) -> Path:
-    """Write the page of these runs, with what `found` says of their differences."""
+    """Write the page of these runs, with what `found` says of their differences; UserError where it cannot be."""
     names = sorted({record.folder.parent.name for record in records})
     title = f"{len(records)} runs" if len(names) != 1 else f"{names[0]}: {len(records)} runs"
     said = verdicts(found) if found is not None else None
-    return write_page(records, path, title=title, verdicts=said, reload_seconds=reload_seconds)
+    try:
+        return write_page(records, path, title=title, verdicts=said, reload_seconds=reload_seconds)
+    except OSError as error:
+        raise UserError(f"html={path} cannot be written ({error.strerror or error}); name another file") from error
 
 
 def follow(
@@ -115,12 +118,14 @@ def report_sweep(folder: str | Path, *, table: bool = True) -> str:
     except UserError as error:
         found = None
         lines += [f"nothing to compare: {error}", ""]
-    metrics = metric_names(records)
-    metric = next((name for name in metrics if name == "val/loss"), None) or "train/loss"
+    metric = "val/loss" if "val/loss" in metric_names(records) else "train/loss"
     overlaid = [OverlaidRun(record.group, record.rows) for record in records]
-    if plot_overlaid(overlaid, folder / PICTURE, title=folder.name, metric=metric):
-        lines.append(f"curves of all trials in {folder / PICTURE}")
-    lines.append(f"all trials on one page in {write_comparison(records, folder / PAGE, found=found)}")
+    try:
+        if plot_overlaid(overlaid, folder / PICTURE, title=folder.name, metric=metric):
+            lines.append(f"curves of all trials in {folder / PICTURE}")
+        lines.append(f"all trials on one page in {write_comparison(records, folder / PAGE, found=found)}")
+    except (OSError, UserError) as error:
+        lines.append(f"no page of the trials: {error}")
     return "\n".join(lines)
 
 
