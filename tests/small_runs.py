@@ -6,15 +6,18 @@ import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import yaml
 from warm_python import warm_python
 
+from gptlab.cli.guard import guard
 from gptlab.config import RunConfig, to_plain
 from gptlab.data.sources.config import TableConfig, TextConfig
 from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.data.tokenizers.config import ByteConfig
+from gptlab.lab import trials
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.models.encoder.config import EncoderConfig
@@ -235,6 +238,59 @@ def train(
         text=True,
         timeout=300,
     )
+
+
+def start_sweep(arguments: list[str], folder: Path, **environment) -> subprocess.Popen:
+    """Start `gptlab ARGUMENTS`, a sweep whose trials' processes are warm too, as a process to be waited for."""
+    code = f"import sys; sys.executable = {warm_python()!r}; sys.argv = ['gptlab', *{list(map(str, arguments))!r}]\n"
+    code += "from gptlab.cli.main import main; sys.exit(main())"
+    return subprocess.Popen(
+        [warm_python(), "-c", code],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class TrialsInProcess:
+    """In place of `gptlab.lab.trials.Starter`: a trial is a call of a function with its config, in this process.
+
+    What the function returns is the run's summary, as events and summary.json have it; None for an ordinary one. What
+    it raises ends the trial as it ends a command.
+    """
+
+    def __init__(self, task, monkeypatch):
+        self.task = task
+        self.seen: list[RunConfig] = []
+        monkeypatch.setattr(trials, "Starter", lambda stopping: self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def start(self, folder: Path, log: Path, plugins):
+        self.seen.append(trials.read_frozen(folder))
+        with open(log, "a") as file, redirect_stdout(file), redirect_stderr(file):
+            code = guard(lambda: self._carry_out(folder))
+        return Ended(code)
+
+    def _carry_out(self, folder: Path) -> None:
+        summary = {"finished": True, "steps": 10, "seconds": 1.0, "val/loss": 1.0, **(self.task(self.seen[-1]) or {})}
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+
+class Ended:
+    """A process that has ended already."""
+
+    def __init__(self, code: int):
+        self.returncode = code
+
+    def poll(self) -> int:
+        return self.returncode
 
 
 def learned(run: Path) -> list[dict[str, str]]:

@@ -73,6 +73,7 @@ HOMES = {
     "wandb": ("training/loggers",),
     "mlflow": ("training/loggers",),
     "trackio": ("training/loggers",),
+    "optuna": ("lab",),
 }
 
 # What may see the whole RunConfig.

@@ -10,6 +10,7 @@ Everything a command does is a function here:
     texts = gptlab.generate(model, tokenizer, "It was", max_new_tokens=50)
     inputs = gptlab.batch(config, step=100)                         # exactly what that training step reads
     found = gptlab.compare("runs/*")                                # .text(), .comparisons: is B better, or the seed?
+    found = gptlab.sweep("space.yaml", ["model=small"])             # a search of hyperparameters: .trials, .best
 
 Names are imported on first use: `import gptlab` alone imports nothing heavy.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gptlab.generation.text import generate
     from gptlab.lab.compare import compare
     from gptlab.lab.plan import plan
+    from gptlab.lab.sweep import sweep
     from gptlab.registry import register
     from gptlab.runs.load import load
     from gptlab.runs.run import Run, open_run
@@ -41,6 +43,7 @@ _HOMES = {
     "open_run": "runs.run",
     "plan": "lab.plan",
     "register": "registry",
+    "sweep": "lab.sweep",
     "train": "training.loop",
 }
 
@@ -56,6 +59,7 @@ __all__ = [
     "open_run",
     "plan",
     "register",
+    "sweep",
     "train",
 ]
 

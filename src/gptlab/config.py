@@ -1,7 +1,7 @@
 """Config schema: a whole run, and the checks that need more than one of its parts."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from hashlib import sha256
@@ -302,6 +302,26 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value
+
+
+def differences(now: Any, then: Any, keys: tuple[str, ...]) -> str:
+    """Where two plain configs differ below `keys`, as text; empty where they do not."""
+
+    def leaves(a: Any, b: Any, path: str) -> Iterator[str]:
+        if isinstance(a, dict):
+            b = b if isinstance(b, dict) else {}
+            for key in a:
+                yield from leaves(a[key], b.get(key), f"{path}.{key}")
+        elif a != b:
+            yield f"{path} was {b} and is {a}"
+
+    def at(tree: Any, dotted: str) -> Any:
+        for key in dotted.split("."):
+            tree = tree.get(key) if isinstance(tree, dict) else None
+        return tree
+
+    found = [text for key in keys for text in leaves(at(now, key), at(then, key), key)]
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
 
 def config_from_plain(plain: Mapping[str, Any], where: Path | str = "") -> RunConfig:

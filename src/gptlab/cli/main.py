@@ -10,6 +10,7 @@ VERBS = {
     "train": "train a model, or a sweep of them",
     "plan": "parameters, FLOPs, memory, time and cost of a run, before it starts",
     "compare": "runs side by side, and whether a difference is more than the seeds'",
+    "sweep": "search hyperparameters, one trial after another",
     "amend": "change a run while it is going",
     "convert": "weights in from transformers or OpenAI, and out to transformers",
     "evaluate": "perplexity, prompts with examples and lm-eval's tasks",

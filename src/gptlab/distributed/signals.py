@@ -19,6 +19,7 @@ REQUEUES = getattr(signal, "SIGUSR1", None)
 
 
 STARTER = "GPTLAB_STARTER"  # the process that started this one, in the environment
+SWEEP = "GPTLAB_SWEEP"  # likewise that of the sweep whose trial this is
 
 
 def end_with_starter() -> None:
@@ -30,6 +31,23 @@ def end_with_starter() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != int(starter):  # it has ended already
         os._exit(1)
+
+
+def stop_with_sweep() -> None:
+    """Let this process, a trial, save and stop when the sweep that started it does, even by a kill.
+
+    The sweep holds the other end of standard input: on every system that is closed when it ends.
+    """
+    if SWEEP not in os.environ or STARTER in os.environ:  # rank 0 watches, and the others follow it
+        return
+
+    def watch() -> None:
+        with suppress(OSError):
+            while os.read(0, 1024):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Stopped(Exception):

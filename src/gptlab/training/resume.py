@@ -2,13 +2,13 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from gptlab.config import differences
 from gptlab.distributed.launch import restarted
 from gptlab.errors import UserError
 from gptlab.runs import checkpoint
@@ -154,23 +154,3 @@ def rollback_of(folder: RunFolder, source: Checkpoint | None) -> Rollback:
 def metrics_before(folder: RunFolder, source: Checkpoint | None) -> Path:
     """The metrics.csv whose rows lead up to the checkpoint `source`."""
     return (folder.path if source is None else source.path.parent.parent) / "metrics.csv"
-
-
-def differences(now: Any, then: Any, keys: tuple[str, ...]) -> str:
-    """Where two plain configs differ below `keys`, as text; empty where they do not."""
-
-    def leaves(a: Any, b: Any, path: str) -> Iterator[str]:
-        if isinstance(a, dict):
-            b = b if isinstance(b, dict) else {}
-            for key in a:
-                yield from leaves(a[key], b.get(key), f"{path}.{key}")
-        elif a != b:
-            yield f"{path} was {b} and is {a}"
-
-    def at(tree: Any, dotted: str) -> Any:
-        for key in dotted.split("."):
-            tree = tree.get(key) if isinstance(tree, dict) else None
-        return tree
-
-    found = [text for key in keys for text in leaves(at(now, key), at(then, key), key)]
-    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
