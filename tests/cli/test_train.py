@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_runs import TrialsInProcess
 
 from gptlab import composition
 from gptlab.cli import train
+from gptlab.lab.trials import read_frozen
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +31,7 @@ def tasks(monkeypatch, tmp_path):
 
     def replace(task):
         monkeypatch.setattr(train, "_train", lambda composed, overrides: task(composition.resolve(composed, overrides)))
+        TrialsInProcess(task, monkeypatch)  # those of a sweep
 
     replace(lambda config: seen.append((config, list(sys.argv))))
     seen_and_replace = type("Tasks", (), {"seen": seen, "replace": staticmethod(replace)})
@@ -46,8 +49,9 @@ def test_a_wrong_key_is_answered_without_a_traceback_or_a_folder():
 def test_a_value_that_cannot_work_is_answered_in_a_line(capsys, tasks):
     for arguments in (["batch_tokens=1000"], ["-m", "batch_tokens=1000,1001"]):
         assert train.main(arguments, ["train.py"]) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert lines and all(line.startswith("error: batch_tokens=100") for line in lines)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: batch_tokens=1000 is not divisible")
+        assert ("batch_tokens=1001" in line) == ("-m" in arguments)
     assert not tasks.seen
 
 
@@ -88,16 +92,16 @@ def test_the_shell_completes_presets_and_keys():
     assert "optimizer.lr=" in completed("python train.py optimizer.l")
 
 
-def test_a_sweep_gives_each_trial_its_folder_and_a_command_line_of_its_own(tasks):
+def test_a_sweep_gives_each_trial_its_folder_and_a_frozen_config(tasks):
     before = list(sys.argv)
     assert train.main(["-m", "optimizer.lr=0.1,0.2", "seed=3"], ["gptlab", "train"]) == 0
-    folders = [Path(config.folder()) for config, _ in tasks.seen]
+    configs = [config for config, _ in tasks.seen]
+    folders = [Path(config.folder()) for config in configs]
     assert [folder.name for folder in folders] == ["optimizer.lr=0.1", "optimizer.lr=0.2"]
     assert folders[0].parent == folders[1].parent and folders[0].parent.parent == Path("runs")
-    for config, argv in tasks.seen:
-        assert argv[:2] == ["gptlab", "train"], "what starts other ranks starts the same command"
-        assert "-m" not in argv and f"optimizer.lr={config.optimizer.lr}" in argv and "seed=3" in argv
-        assert f"run_dir='{config.run_dir}'" in argv
+    for config, folder in zip(configs, folders, strict=True):
+        typed = [f"optimizer.lr={config.optimizer.lr}", "seed=3", f"run_dir='{folder}'"]
+        assert config == composition.compose(*typed) == read_frozen(folder)
     assert sys.argv == before
 
 
@@ -109,10 +113,23 @@ def test_a_sweep_over_texts_gives_each_trial_what_was_typed(tasks):
     folders = [Path(config.folder()).name for config, _ in tasks.seen]
     assert folders[:2] == ["callbacks.sample.prompt=1_0", "callbacks.sample.prompt=it's"]
     assert len(set(folders)) == 5 and all(len(name) <= 200 and not set(name) & set("/:?") for name in folders)
-    for config, argv in list(tasks.seen):  # what starts other ranks, or another machine
-        assert train.main(argv[1:], ["train.py"]) == 0
-        again, _ = tasks.seen[-1]
-        assert again == config
+
+
+def test_a_launcher_of_another_machine_is_given_a_command_line_of_the_trial(tasks, monkeypatch, tmp_path):
+    """What submitit or Ray brings elsewhere starts the trial as a command, whose texts are what was typed."""
+    commands = []
+    monkeypatch.setattr(train, "_in_a_process", lambda command, folder: commands.append(command) or 0)
+    nodes = iter(["here"])
+    monkeypatch.setattr(train.platform, "node", lambda: next(nodes, "there"))
+    (tmp_path / "mine" / "recipe").mkdir(parents=True)
+    arguments = ["--config-dir", str(tmp_path / "mine"), "-m", "callbacks.sample.prompt=it's,a/b: c?"]
+    assert train.main([*arguments, "hydra/launcher=basic"], ["gptlab", "train"]) == 0
+    assert len(commands) == 2 and not tasks.seen
+    for command, prompt in zip(commands, ("it's", "a/b: c?"), strict=True):
+        assert command[1:5] == ["gptlab", "train", "--config-dir", str(tmp_path / "mine")] and "-m" not in command
+        assert train.main(command[3:], ["gptlab", "train"]) == 0
+        config, _ = tasks.seen[-1]
+        assert config.callbacks.sample.prompt == prompt and config.folder().startswith("runs/sweep-")
 
 
 def test_a_config_dir_reaches_each_trial(tasks, tmp_path):
@@ -122,8 +139,6 @@ def test_a_config_dir_reaches_each_trial(tasks, tmp_path):
     arguments = ["--config-dir", str(folder.parent), "-m", "recipe=fast", "seed=1,2"]
     assert train.main(arguments, ["train.py"]) == 0
     assert [(config.batch_tokens, config.seed) for config, _ in tasks.seen] == [(1024, 1), (1024, 2)]
-    for _, argv in tasks.seen:
-        assert argv[1:3] == ["--config-dir", str(folder.parent)]
 
 
 def test_options_may_stand_between_overrides(tasks):
@@ -137,27 +152,79 @@ def test_a_word_that_is_no_override_is_answered(tasks, capsys):
     assert "smoke is not an override; write smoke=VALUE" in capsys.readouterr().err
 
 
-def test_a_signal_ends_the_whole_sweep(tasks):
+def test_a_signal_ends_the_whole_sweep_and_its_command_goes_on(tasks, capsys):
     class Interrupted(Exception):
         exit_code = 130
 
     def task(config):
         tasks.seen.append(config.seed)
-        raise Interrupted("stopped")
+        if len(tasks.seen) == 1:
+            raise Interrupted("stopped, saved at step 4")
 
     tasks.replace(task)
-    assert train.main(["-m", "seed=1,2"], ["train.py"]) == 130 and tasks.seen == [1]
+    arguments = ["-m", "seed=1,2", "name=my sweep"]
+    assert train.main(arguments, ["/x/train.py"]) == 130 and tasks.seen == [1]
+    out = capsys.readouterr().out
+    assert "stopped: stopped, saved at step 4" in out and out.count("not begun") == 3
+    assert "this goes on with what is left:\n  python train.py -m seed=1,2 'name=my sweep'\n" in out
+    assert train.main(arguments, ["train.py"]) == 0 and tasks.seen == [1, 1, 2]
+    assert train.main(arguments, ["train.py"]) == 0 and tasks.seen == [1, 1, 2], "finished trials are not trained again"
 
 
-def test_a_failing_trial_does_not_end_the_sweep(tasks):
+def test_a_failing_trial_is_a_line_of_the_table_and_the_others_go_on(tasks, capsys):
     def task(config):
         tasks.seen.append(Path(config.folder()).name)
         if config.seed == 1:
             raise OSError(28, "No space left on device")
 
     tasks.replace(task)
-    assert train.main(["-m", "seed=1,2", "eval_train=false", "optimizer.lr=1e-3"], ["train.py"]) == 1
+    arguments = ["-m", "seed=1,2", "eval_train=false", "optimizer.lr=1e-3", "name=full"]
+    assert train.main(arguments, ["train.py"]) == 1
     assert tasks.seen == ["seed=1", "seed=2"], "named by what differs alone"
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.split()[:2] == ["0", "1"]]
+    assert line.endswith("failed: No space left on device; runs/full/seed=1/trial.log")
+    assert "No space left on device" in Path("runs/full/seed=1/trial.log").read_text()
+    assert train.main(arguments, ["train.py"]) == 1 and tasks.seen[2:] == ["seed=1"], "what failed is tried again"
+
+
+def test_a_sweep_trains_equal_configs_once(tasks, capsys):
+    assert train.main(["-m", "optimizer.lr=1e-2,0.01", "strategy=auto,ddp", "name=same"], ["train.py"]) == 0
+    assert len(tasks.seen) == 2
+    assert capsys.readouterr().out.count("same: as trial") == 2
+
+
+def test_a_combination_that_cannot_work_is_left_out_and_a_value_that_cannot_is_refused(tasks, capsys):
+    shapes = ["-m", "model.d_model=32,48", "model.context_length=16", "batch_tokens=64"]
+    assert train.main([*shapes, "model.n_head=2,3"], ["train.py"]) == 2
+    assert (
+        len(tasks.seen) == 3
+        and "refused: model.d_model=32 is not divisible by model.n_head=3" in capsys.readouterr().out
+    )
+    assert train.main([*shapes, "model.n_head=2,5"], ["train.py"]) == 2
+    assert len(tasks.seen) == 3 and "model.n_head=5" in capsys.readouterr().err, "nothing is trained before"
+    assert len(list(Path("runs").iterdir())) == 1, "and nothing is left behind"
+
+
+def test_a_sweep_is_not_started_by_a_launcher_of_ranks(tasks, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train.main(["-m", "seed=1,2"], ["train.py"]) == 2 and not tasks.seen
+    assert "a launcher started 2 processes (WORLD_SIZE)" in capsys.readouterr().err
+
+
+def test_a_sweep_does_not_go_on_in_the_folder_of_another(tasks, capsys):
+    import yaml
+
+    from gptlab.config import to_plain
+
+    assert train.main(["-m", "seed=1,2", "name=a"], ["train.py"]) == 0
+    for config, _ in tasks.seen:  # as training leaves it
+        Path(config.folder(), "config.yaml").write_text(yaml.safe_dump(to_plain(config)))
+    assert train.main(["-m", "seed=1,2", "name=a", "optimizer.lr=0.5"], ["train.py"]) == 2
+    assert "runs/a/seed=1 holds a run of another config: optimizer.lr was" in capsys.readouterr().err
+    assert train.main(["-m", "seed=1,2", "name=a/seed=1"], ["train.py"]) == 2
+    assert "runs/a/seed=1 holds a run, not a sweep" in capsys.readouterr().err and len(tasks.seen) == 2
 
 
 def test_the_command_that_continues_a_run_can_be_pasted():

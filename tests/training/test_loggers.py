@@ -7,9 +7,12 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from small_runs import overrides_of, start_sweep, write_text
 
 from gptlab.distributed.signals import Stopped
 from gptlab.errors import UserError
+from gptlab.runs.folder import read_metrics
 from gptlab.training.config import LoggersConfig, MlflowConfig, TensorboardConfig, TrackioConfig, WandbConfig
 from gptlab.training.loggers import _wandb_hint, build_loggers, check_installed, ended_with_run
 
@@ -221,3 +224,28 @@ def test_a_logger_without_its_package_is_refused_at_once(name, monkeypatch):
         UserError, match=rf'logger={name} needs the {name} package; type: pip install "gptlab\[{name}\]"'
     ):
         check_installed(config)
+
+
+def test_each_trial_of_a_sweep_has_its_own_file_that_equals_its_metrics(tmp_path):
+    write_text(tmp_path / "text.txt")
+    given = {"optimizer.lr": "1e-3,1e-2", "trainer.log_every_n_steps": 1, "logger": "wandb", "name": "four trials"}
+    process = start_sweep(["train", "-m", "seed=1,2", *overrides_of(tmp_path / "text.txt", **given)], tmp_path)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+    runs = sorted((tmp_path / "runs" / "four trials").glob("*/"))
+    assert [run.name for run in runs] == [f"seed={s},optimizer.lr={lr}" for s in (1, 2) for lr in (0.001, 0.01)]
+    for run in runs:
+        (part,) = run.glob("wandb/offline-run-*")
+        found = records(part)
+        (about,) = [record["run"] for record in found if record["type"] == "run"]
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        values = about["config"]["update"]
+        assert {name: values[name] for name in config} == config
+        rows = read_metrics(run / "metrics.csv")
+        logged = [record["history"]["item"] for record in found if record["type"] == "history"]
+        assert [{k: v for k, v in item.items() if k in rows[-1]} for item in logged] == rows
+        summary = {}
+        for record in found:
+            if record["type"] == "summary":
+                summary |= record["summary"]["update"]
+        assert {name: summary[name] for name in rows[-1]} == rows[-1]

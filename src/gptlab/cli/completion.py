@@ -23,7 +23,7 @@ ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n" + BASH
 SHELLS = {"bash": BASH, "zsh": ZSH}
 
 
-RUN_OPTIONS = ("train", "plan", "inspect")  # commands that take what gptlab train takes
+RUN_OPTIONS = ("train", "sweep", "plan", "inspect")  # commands that take what gptlab train takes
 
 
 def candidates(line: str, commands: Iterable[str]) -> list[str]:

@@ -3,9 +3,12 @@
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -74,6 +77,7 @@ class _Command:
         self.folder = os.getcwd()
         self.starter = (platform.node(), os.getpid())
         self.codes = [0]
+        self.trials: list[tuple[DictConfig, list[str], dict[str, str]]] = []  # a config, its overrides, what differs
 
     def run(self) -> int:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here instead of being printed by Hydra
@@ -124,9 +128,15 @@ class _Command:
         if self.config_dir is not None:  # which may begin with ~, as in --config-dir=~/presets
             options = [o.replace(self.config_dir, str(Path(self.config_dir).expanduser())) for o in options]
         sys.argv = [self.program[0], *options, *typed]  # Hydra reads it, and wants options first
-        hydra.main(version_base="1.3", config_path=f"pkg://{composition.CONF}", config_name="config")(self._job)()
-        if multirun and len(self.codes) == 1:
-            raise UserError("the sweep has no runs: a glob, range or list among its overrides is empty")
+        run = hydra.main(version_base="1.3", config_path=f"pkg://{composition.CONF}", config_name="config")(self._job)
+        if not multirun:
+            return run()
+        with _without_leftovers(typed):
+            run()
+            if self.trials:
+                self._train_trials()
+            elif not any(key_of(o) == "hydra/launcher" for o in typed):  # whose trials are not seen here
+                raise UserError("the sweep has no runs: a glob, range or list among its overrides is empty")
 
     def _sweep_name(self) -> str:
         overrides = sorted(self.overrides)
@@ -138,33 +148,75 @@ class _Command:
         """A run, or one trial of a sweep, which Hydra composed."""
         about = HydraConfig.get()
         overrides = list(about.overrides.task)
-        multirun = about.mode == RunMode.MULTIRUN
-        if multirun:
-            swept = swept_keys(self.overrides)
-            differs = [override for override in overrides if key_of(override) in swept]
-            config.run_dir = f"{about.sweep.dir}/{trial_name(differs) or f'trial-{about.job.num}'}"
-            overrides.append(f"run_dir={quoting.quote(config.run_dir)}")
-        before, own = sys.argv, [] if self.config_dir is None else ["--config-dir", self.config_dir]
-        # A launcher that starts other ranks replays sys.argv: it must find this trial there, not the sweep.
-        sys.argv = [*self.program, *own, *overrides]
-        elsewhere = (platform.node(), os.getpid()) != self.starter  # hydra/launcher=submitit_slurm or ray
-        try:
-            if elsewhere or (multirun and config.trainer.devices not in (1, "1", "auto")):
-                # The first trial's process group would be in the second's way.
-                self.codes.append(_in_a_process([sys.executable, *sys.argv], self.folder))
-            else:
-                self.codes.append(guard(lambda: self._settle_and_train(config, overrides), overrides))
-        finally:
-            sys.argv = before
-        if elsewhere and self.codes[-1]:
+        if about.mode != RunMode.MULTIRUN:
+            sys.argv = [*self.program, *self._own_options(), *overrides]
+            self.codes.append(guard(lambda: self._settle_and_train(config, overrides), overrides))
+            return
+        swept = swept_keys(self.overrides)
+        differs = [override for override in overrides if key_of(override) in swept]
+        config.run_dir = f"{about.sweep.dir}/{trial_name(differs) or f'trial-{about.job.num}'}"
+        if (platform.node(), os.getpid()) == self.starter:
+            with open_dict(config):
+                composition.settle(config, about.runtime.choices, self.config_dir)
+            typed = [as_typed(override).lstrip("+").partition("=") for override in differs]
+            self.trials.append((config, overrides, {key: value for key, _, value in typed}))
+            return
+        # hydra/launcher=submitit_slurm or ray has brought it to another process.
+        command = [*self.program, *self._own_options(), *overrides, f"run_dir={quoting.quote(config.run_dir)}"]
+        self.codes.append(_in_a_process([sys.executable, *command], self.folder))
+        if self.codes[-1]:
             raise TrialFailed(self.codes[-1], config.run_dir)  # all that a launcher carries back
         if self.codes[-1] in (130, 143):
             raise SystemExit(self.codes[-1])  # a signal is meant for the whole sweep
+
+    def _own_options(self) -> list[str]:
+        return [] if self.config_dir is None else ["--config-dir", self.config_dir]
+
+    def _train_trials(self) -> None:
+        """Train the trials of a sweep, all of which were composed, and print what has come of them."""
+        from gptlab.lab.grid import Grid, Point
+        from gptlab.lab.trials import refuse_launched, run_trials
+
+        refuse_launched()
+        points = []
+        for config, overrides, differs in self.trials:
+            try:
+                points.append(Point(differs, composition.resolve(config, overrides), config.run_dir))
+            except UserError as error:
+                points.append(Point(differs, None, config.run_dir, refusal=str(error)))
+        grid = Grid(points, say=_say)
+        self.codes += [run_trials(grid, plugins=list(self.trials[0][0].plugins), say=_say), 2 * grid.refused]
+        again = shlex.join([*_starts(self.program), *self.arguments])
+        print(grid.text(f"this goes on with what is left:\n  {again}"), flush=True)
 
     def _settle_and_train(self, config: DictConfig, overrides: list[str]) -> None:
         with open_dict(config):
             composition.settle(config, HydraConfig.get().runtime.choices, self.config_dir)
         _train(config, overrides)
+
+
+@contextmanager
+def _without_leftovers(typed: list[str]) -> Iterator[None]:
+    """Remove what Hydra leaves in the folder of a sweep that is refused before its first trial."""
+    (found,) = [o.partition("=")[2] for o in typed if o.startswith("hydra.sweep.dir=")][-1:]
+    folder = Path(quoting.unquote(found))
+    there = folder.exists()
+    try:
+        yield
+    except Exception:
+        if not there and folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
+            shutil.rmtree(folder)
+        raise
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _starts(argv: list[str]) -> list[str]:
+    """What a person types to start the program of `argv`, before its arguments."""
+    name = Path(argv[0]).name
+    return [*(["python"] if name.endswith(".py") else []), name, *argv[1:]]
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
