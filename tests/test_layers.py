@@ -77,7 +77,10 @@ HOMES = {
 }
 
 # What may see the whole RunConfig.
-WHOLE_CONFIG = {"__init__", "config", "overrides", "composition", "training/loop", "runs/run", "forecast", "lab/plan"}
+WHOLE_CONFIG = {
+    *("__init__", "config", "overrides", "composition", "training/loop", "runs/run", "forecast"),
+    *("lab/plan", "lab/trials"),
+}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 

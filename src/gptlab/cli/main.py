@@ -68,7 +68,7 @@ def _main() -> int:
 
         print(f"error: {verb} is not a command of gptlab{did_you_mean(verb, VERBS)}", file=sys.stderr)
         return 2
-    if verb == "train":
+    if verb in ("train", "sweep"):
         from gptlab.distributed.allocator import without_thread_cache
 
         without_thread_cache(sys.argv[0])

@@ -136,14 +136,13 @@ def _plain(result: "SweepResult") -> dict[str, Any]:
 def _text(result: "SweepResult", command: str) -> str:
     """The table of trials, and what to type now."""
     lines = ["", result.table(), ""]
-    if len(result.metrics) > 1:
+    metric, *others = result.metrics
+    best = result.best
+    if others:
         front = ", ".join(str(trial.number) for trial in result.front)
-        lines.append(f"no trial is better in both than: {front}" if front else "no trial is finished")
-    elif result.best is not None:
-        best = result.best
-        lines.append(
-            f"best: trial {best.number}, {best.label}: {result.metrics[0]} {best.numbers[result.metrics[0]]:.4f}"
-        )
+        lines.append(f"no trial is better in all of them than: {front}" if front else "no trial is finished")
+    elif best is not None:
+        lines.append(f"best: trial {best.number}, {best.label}: {metric} {best.numbers[metric]:.4f}")
         lines.append(f"next: gptlab generate {shlex.quote(f'run={best.folder}')} prompt='...'")
     lines.append(f"all trials, with plots: optuna-dashboard {shlex.quote(result.storage)}")
     if result.exit_code > 128:

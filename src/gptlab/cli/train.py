@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gptlab import composition, plugins, quoting
 from gptlab.cli.guard import guard
+from gptlab.config import to_plain
 from gptlab.distributed.signals import STARTER
 from gptlab.errors import UserError, did_you_mean
 from gptlab.overrides import as_typed, for_hydra, key_of, refuse_of_hydra, swept_keys, trial_name
@@ -181,9 +182,10 @@ class _Command:
         points = []
         for config, overrides, differs in self.trials:
             try:
-                points.append(Point(differs, composition.resolve(config, overrides), config.run_dir))
+                found = composition.resolve(config, overrides)
+                points.append(Point(differs, to_plain(found), found.identity_fields(), config.run_dir))
             except UserError as error:
-                points.append(Point(differs, None, config.run_dir, refusal=str(error)))
+                points.append(Point(differs, None, {}, config.run_dir, refusal=str(error)))
         grid = Grid(points, say=_say)
         self.codes += [run_trials(grid, plugins=list(self.trials[0][0].plugins), say=_say), 2 * grid.refused]
         again = shlex.join([*_starts(self.program), *self.arguments])

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from gptlab.config import to_plain
 from gptlab.errors import UserError
 from gptlab.lab.trials import (
     State,
@@ -19,16 +18,14 @@ from gptlab.lab.trials import (
 )
 from gptlab.runs.folder import read_summary
 
-if TYPE_CHECKING:
-    from gptlab.config import RunConfig
-
 
 @dataclass(frozen=True, slots=True)
 class Point:
     """One combination of a sweep's values."""
 
     values: Mapping[str, str]  # as they were typed, by key
-    config: "RunConfig | None"  # None where it is refused
+    config: dict[str, Any] | None  # all of it, plain; None where it is refused
+    identity: dict[str, Any]  # that of it which decides what is learned
     folder: str
     refusal: str = ""
 
@@ -53,9 +50,9 @@ class Grid:
             if point.config is None:
                 trial.state, trial.reason = State.refused, point.refusal
                 continue
-            refuse_other_run(trial, point.config.identity_fields())
-            plain = trial.config = to_plain(point.config)
-            same = first.setdefault(key_of_config(plain), trial)
+            refuse_other_run(trial, point.identity)
+            trial.config = point.config
+            same = first.setdefault(key_of_config(point.config), trial)
             if same is not trial:
                 trial.state, trial.reason = State.repeated, f"as trial {same.number}"
         self._left = [trial for trial in self.trials if trial.config is not None and trial.state is State.waiting]
