@@ -360,12 +360,12 @@ class _Line:
 
 def _newest_row(path: Path) -> dict[str, str]:
     """The last whole row of a metrics.csv, without reading all of it."""
-    with suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError, ValueError), open(path, "rb") as file:
         names = file.readline().decode().strip().split(",")
         file.seek(max(file.tell(), path.stat().st_size - 4096))
         rows = [line.split(",") for line in file.read().decode().split("\n")[:-1]]
         if rows and len(rows[-1]) == len(names):
-            return {n: v[:7] if "." in v else v for n, v in zip(names, rows[-1], strict=True)}
+            return {n: f"{float(v):.4f}" if "." in v else v for n, v in zip(names, rows[-1], strict=True)}
     return {}
 
 
@@ -431,7 +431,8 @@ def table(trials: Iterable[Trial], metrics: Sequence[str], *, descending: bool =
 
     def rank(trial: Trial) -> tuple:
         value = trial.numbers.get(metrics[0])
-        value = value if isinstance(value, float) and math.isfinite(value) else math.inf
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            value = -math.inf if descending else math.inf
         return ORDER.index(trial.state), -value if descending else value, trial.number
 
     rows = []
