@@ -40,21 +40,6 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]], *, n_left: int = 
     )
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with a header; columns that hold numbers alone are aligned at their end."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    numeric = [all(not cell or cell[0] in "-.0123456789" for cell in column) for column in zip(*rows, strict=True)]
-    numeric = numeric or [False] * len(header)
-    aligned = [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        )
-        for row in (header, *rows)
-    ]
-    return "\n".join(line.rstrip() for line in aligned)
-
-
 def bytes_text(size: float) -> str:
     """A number of bytes in MiB, GiB or TiB."""
     for least, unit, name in ((2**40, 2**40, "TiB"), (2**30 / 10, 2**30, "GiB")):

@@ -26,7 +26,7 @@ from gptlab.files import locked, write_text_atomic
 from gptlab.lab.collect import higher_is_better
 from gptlab.lab.trial_process import POLL_SECONDS, Process, Starter
 from gptlab.runs.folder import is_running, read_events, read_summary
-from gptlab.units import columns, duration, plural
+from gptlab.units import duration, grid, plural
 
 if TYPE_CHECKING:
     from gptlab.config import RunConfig
@@ -435,12 +435,13 @@ def table(trials: Iterable[Trial], metrics: Sequence[str], *, descending: bool =
             value = -math.inf if descending else math.inf
         return ORDER.index(trial.state), -value if descending else value, trial.number
 
-    rows = []
+    rows, states = [], ["state"]
     for trial in sorted(trials, key=rank):
         state = trial.state.value + (f": {_short(trial.reason)}" if trial.reason else "")
         if trial.state is State.failed:
             state += f"; {trial.log}"
         steps, seconds = trial.numbers.get("steps"), trial.numbers.get("seconds")
+        states.append(state)
         rows.append(
             [
                 str(trial.number),
@@ -448,10 +449,11 @@ def table(trials: Iterable[Trial], metrics: Sequence[str], *, descending: bool =
                 *(_shown(trial.numbers.get(metric), 4) for metric in metrics),
                 "" if steps is None else f"{steps:,}",
                 "" if seconds is None else duration(seconds),
-                state,
             ]
         )
-    return columns(["trial", *keys, *metrics, "steps", "time", "state"], rows)
+    lines = grid(["trial", *keys, *metrics, "steps", "time"], rows).split("\n")
+    width = max(map(len, lines))  # what is said of a state may be long, and begins at one place
+    return "\n".join(f"{line:<{width}}  {state}" for line, state in zip(lines, states, strict=True))
 
 
 def _short(reason: str) -> str:
