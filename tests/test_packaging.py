@@ -31,9 +31,10 @@ def test_the_dependencies_leave_the_choice_of_a_torch_to_users():
     assert torch == "torch>=2.11,<3"
 
 
-def test_the_files_of_html_pages_are_package_data():
+def test_the_files_of_the_lab_are_package_data():
     folder = ROOT / "src" / "gptlab" / "lab"
-    there = {path.relative_to(folder) for path in (folder / "assets").rglob("*") if path.is_file()}
+    there = {path.relative_to(folder) for path in (*(folder / "assets").rglob("*"), *folder.glob("*.yaml"))}
+    there = {path for path in there if (folder / path).is_file()}
     patterns = PROJECT["tool"]["setuptools"]["package-data"]["gptlab.lab"]
     assert there == {
         path.relative_to(folder) for pattern in patterns for path in folder.glob(pattern) if path.is_file()

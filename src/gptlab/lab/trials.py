@@ -360,12 +360,12 @@ class _Line:
 
 def _newest_row(path: Path) -> dict[str, str]:
     """The last whole row of a metrics.csv, without reading all of it."""
-    with suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError, ValueError), open(path, "rb") as file:
         names = file.readline().decode().strip().split(",")
         file.seek(max(file.tell(), path.stat().st_size - 4096))
         rows = [line.split(",") for line in file.read().decode().split("\n")[:-1]]
         if rows and len(rows[-1]) == len(names):
-            return {n: v[:7] if "." in v else v for n, v in zip(names, rows[-1], strict=True)}
+            return {n: f"{float(v):.4f}" if "." in v else v for n, v in zip(names, rows[-1], strict=True)}
     return {}
 
 
@@ -431,15 +431,17 @@ def table(trials: Iterable[Trial], metrics: Sequence[str], *, descending: bool =
 
     def rank(trial: Trial) -> tuple:
         value = trial.numbers.get(metrics[0])
-        value = value if isinstance(value, float) and math.isfinite(value) else math.inf
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            value = -math.inf if descending else math.inf
         return ORDER.index(trial.state), -value if descending else value, trial.number
 
-    rows = []
+    rows, states = [], ["state"]
     for trial in sorted(trials, key=rank):
         state = trial.state.value + (f": {_short(trial.reason)}" if trial.reason else "")
         if trial.state is State.failed:
             state += f"; {trial.log}"
         steps, seconds = trial.numbers.get("steps"), trial.numbers.get("seconds")
+        states.append(state)
         rows.append(
             [
                 str(trial.number),
@@ -447,10 +449,11 @@ def table(trials: Iterable[Trial], metrics: Sequence[str], *, descending: bool =
                 *(_shown(trial.numbers.get(metric), 4) for metric in metrics),
                 "" if steps is None else f"{steps:,}",
                 "" if seconds is None else duration(seconds),
-                state,
             ]
         )
-    return grid(["trial", *keys, *metrics, "steps", "time", "state"], rows)
+    lines = grid(["trial", *keys, *metrics, "steps", "time"], rows).split("\n")
+    width = max(map(len, lines))  # what is said of a state may be long, and begins at one place
+    return "\n".join(f"{line:<{width}}  {state}" for line, state in zip(lines, states, strict=True))
 
 
 def _short(reason: str) -> str:
