@@ -1,6 +1,7 @@
 """Errors that a person can fix, and how they are worded."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -28,3 +29,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]}?"
     return f"; known: {', '.join(known)}" if len(known) <= 40 else "; see gptlab train --help"
+
+
+def without_password(address: str) -> str:
+    """An address as it may be shown and written: `postgresql://me:SECRET@host/db` without the secret."""
+    return re.sub(r"(://[^/:@\s]*):[^@/\s]*@", r"\1:***@", address)

@@ -50,7 +50,7 @@ def test_layers_and_comparisons(say):
 
 def test_a_proposal_can_be_typed(say):
     out = say(*TINY, "device=a10g", "trainer.devices=4", "strategy=?", "memory_gb=0.001")
-    assert "none fits" in out and "times the device's memory" in out
+    assert "none fits" in out and "of the device's memory" in out
     found = json.loads(say(*TINY, "device=a10g", "trainer.devices=4", "strategy=?", "output=json"))
     assert found[-1]["fits"] and found[-1]["overrides"][0] == "strategy=ddp"
     assert "up to 4 fit" in say(*TINY, *found[-1]["overrides"], "device=a10g", "trainer.devices=4")
@@ -80,6 +80,9 @@ def test_a_device_of_the_users_own(say):
         (["tokenizer=char", "model=small"], ["tokenizer=char", "model.vocab_size=N"]),
         (["strategy=?", "model=small"], ["memory of device=cpu", "memory_gb=N"]),
         (["compare=strategy", "model=small"], ["trainer.devices=8"]),
+        (["model=small", "layers=true", "strategy=?"], ["layers=true and strategy=?", "one at a time"]),
+        (["model=small", "mfu=0.3", "tokens_per_second=9"], ["mfu=", "tokens_per_second=", "leave one out"]),
+        (["model=small", "device=h100", "compare=precision", "accounting=zero_paper"], ["zero_paper", "leave it out"]),
         (["--known"], ["--known", "gptlab plan --help"]),
         (["price_per_hour=-1"], ["price_per_hour"]),
     ],

@@ -10,7 +10,8 @@ from gptlab.errors import UserError
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H100 PCIe", "h100_pcie"),
         ("NVIDIA H200", "h200"),
-        ("NVIDIA A100-SXM4-40GB", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "a100_40gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA A10G", "a10g"),
         ("Tesla T4", "t4"),
         ("Tesla V100-SXM2-32GB", "v100"),
@@ -31,7 +32,7 @@ def test_every_kind_is_complete():
 
 def test_the_precision_of_a_kind():
     assert hardware.find("h100").precision == "bf16-mixed" and hardware.find("h100").peak_flops("bf16-true") == 989e12
-    assert hardware.find("v100").precision == "16-mixed" and hardware.find("v100").peak_flops("bf16-mixed") is None
+    assert hardware.find("v100").precision == "32-true" and hardware.find("v100").peak_flops("bf16-mixed") is None
     assert hardware.find("cpu").precision == "32-true"
 
 

@@ -151,7 +151,7 @@ def test_the_proposal_is_the_first_that_fits():
 
 def test_a_model_too_large_for_its_devices_has_no_proposal():
     *_, last = lab.proposals(planner("model=gpt3_175b", count=8))
-    assert "times the device's memory" in last.reason
+    assert "of the device's memory, and 95% may be filled" in last.reason
     assert last.strategy.activation_checkpointing is Recompute.full
 
 

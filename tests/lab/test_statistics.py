@@ -128,7 +128,7 @@ def test_the_sentences():
         nothing.sentence,
     ), nothing.sentence
     enough = compare([0.012, -0.01, 0.003, -0.014, 0.009, 0.001, -0.006, 0.011], effect=0.1)
-    assert enough.more_seeds == 0 and enough.sentence.endswith("; one of 0.1 nats would have been")
+    assert enough.more_seeds == 0 and enough.sentence.endswith("; so many seeds show a true 0.1 nats in 85% of cases")
     hopeless = compare([5, -7, 9, -8, 3, -2], effect=0.01)
     assert hopeless.more_seeds is None and "only more than 1,000 seeds would show" in hopeless.sentence
 

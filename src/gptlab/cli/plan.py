@@ -87,6 +87,7 @@ def _answer(arguments: list[str], overrides: list[str]) -> None:
     own = _Options(**read([one for one in arguments if one not in overrides], OPTIONS, "gptlab plan"))
     check_bounds(own)
     compared = _comparisons(own.compare)
+    _refuse_together(own, compared, propose=PROPOSE in overrides)
     if own.known or own.compute is not None:
         return _without_model(own, overrides)
     from gptlab import composition
@@ -128,6 +129,17 @@ def _comparisons(text: str) -> list[Comparison]:
         return [Comparison(name) for name in names]
     except ValueError:
         raise UserError(f"compare={text} is unknown; use precision, strategy or [precision,strategy]") from None
+
+
+def _refuse_together(own: _Options, compared: list[Comparison], *, propose: bool) -> None:
+    """One question at a time: what would be left unanswered is refused."""
+    asked = {"layers=true": own.layers, "compare=": bool(compared), PROPOSE: propose, "known=true": own.known}
+    asked["compute="] = own.compute is not None
+    names = [name for name, given in asked.items() if given]
+    if len(names) > 1:
+        raise UserError(f"{' and '.join(names)} are questions of their own; ask one at a time")
+    if own.tokens_per_second is not None and own.mfu != _Options().mfu:
+        raise UserError("mfu= and tokens_per_second= both say how fast training is; leave one out")
 
 
 def _hardware(own: _Options) -> Hardware:
@@ -188,7 +200,7 @@ def _text(found: dict[str, Any], devices: "Devices") -> str:
         parts += f"; {parameters['trained']:,} trained"
     limit = found["device"]["memory"]
     sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in memory.items() if size and name != "total")
-    fits = "" if limit is None else f" of {bytes_text(limit)}" + (", too large" if memory["total"] > limit else "")
+    fits = "" if limit is None else f" of {bytes_text(limit)}" + ("" if found["fits"] else ", too large")
     layout = " x ".join(f"{n} {name}" for name, n in found["layout"].items() if n > 1) or "1 device"
     rows = [
         ("model", f"{parameters['total']:,} parameters", f"{found['model']}: {parts}"),
@@ -249,7 +261,7 @@ def _time_rows(found: dict[str, Any], devices: "Devices") -> list[tuple[str, str
         reason = f"no peak FLOP/s of {name} in {found['precision']} is known, so there is no MFU"
         return [("time", "unknown", f"{reason}; give tokens_per_second= or peak_tflops=")]
     mfu = "" if time["mfu"] is None else f", MFU {time['mfu']:.0%} {time['mfu_is']}"
-    peak = "" if time["peak_flops"] is None else f" of {time['peak_flops'] / 1e12:,.0f} TFLOP/s"
+    peak = "" if time["peak_flops"] is None else f" of {significant(time['peak_flops'] / 1e12)} TFLOP/s"
     days = time["device_hours"] / 24
     rows = [("time", duration(time["seconds"]), f"{days:,.1f} device-days on {devices.count} x {name}{peak}{mfu}")]
     if time["kwh"] is not None:
@@ -303,12 +315,14 @@ def _print_proposals(own: _Options, planner: "Planner", overrides: list[str]) ->
     if best.reason:
         print("\nnone fits: use more devices, a shorter context or a smaller model")
     else:
-        kept = [one for one in overrides if one.partition("=")[0] not in {o.partition("=")[0] for o in best.overrides}]
+        replaced = {one.partition("=")[0] for one in best.overrides}
+        replaced |= {"strategy.tensor_parallel", "strategy.replicas", "strategy.cpu_offload"}
+        kept = [one for one in overrides if one.partition("=")[0] not in replaced]
         print(f"\nnext: python train.py {shlex.join([*kept, *best.overrides])}")
 
 
 def _print_comparisons(own: _Options, planner: "Planner", compared: list[Comparison]) -> None:
-    from gptlab.lab.plan import compare_precisions, compare_strategies
+    from gptlab.lab.plan import NEAR, compare_precisions, compare_strategies
 
     found: dict[str, dict[str, dict[str, int]]] = {}
     for what in compared:
@@ -324,7 +338,7 @@ def _print_comparisons(own: _Options, planner: "Planner", compared: list[Compari
         ]
         rows = [["training" if what == "precision" else what, *names, "total", *(["fits"] if limit else [])]]
         for name, memory in kinds.items():
-            fits = [] if limit is None else ["yes" if memory["total"] <= limit else "no"]
+            fits = [] if limit is None else ["yes" if memory["total"] <= NEAR * limit else "no"]
             rows.append([name, *(bytes_text(memory[part]) for part in names), bytes_text(memory["total"]), *fits])
         print(grid(rows[0], rows[1:]) + "\n")
     if Comparison.precision in compared:

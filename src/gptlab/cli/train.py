@@ -167,8 +167,6 @@ class _Command:
         self.codes.append(_in_a_process([sys.executable, *command], self.folder))
         if self.codes[-1]:
             raise TrialFailed(self.codes[-1], config.run_dir)  # all that a launcher carries back
-        if self.codes[-1] in (130, 143):
-            raise SystemExit(self.codes[-1])  # a signal is meant for the whole sweep
 
     def _own_options(self) -> list[str]:
         return [] if self.config_dir is None else ["--config-dir", self.config_dir]

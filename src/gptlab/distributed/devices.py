@@ -73,14 +73,16 @@ def find_devices(config: TrainerConfig) -> Devices:
     if accelerator == "cpu":
         process_bytes = resident_bytes() or 0
         fragmentation = expected_fragmentation()
-    return Devices(accelerator, per_node, world_size, precision, _peak(accelerator), process_bytes, fragmentation)
+    return Devices(
+        accelerator, per_node, world_size, precision, _peak(accelerator, precision), process_bytes, fragmentation
+    )
 
 
-def _peak(accelerator: str) -> float | None:
+def _peak(accelerator: str, precision: str) -> float | None:
     if accelerator != "cuda":
         return None
     kind = hardware.of_cuda(torch.cuda.get_device_name())
-    return None if kind is None else kind.peak.get("bf16", kind.peak.get("fp16"))
+    return None if kind is None else kind.peak_flops(precision)
 
 
 def free_memory_bytes(devices: Devices, n_nodes: int = 1) -> int | None:

@@ -34,7 +34,7 @@ class Hardware:
     @property
     def precision(self) -> str:
         """The precision that training has on it unless one is set."""
-        return "bf16-mixed" if "bf16" in self.peak else "16-mixed" if "fp16" in self.peak else "32-true"
+        return "bf16-mixed" if "bf16" in self.peak and not self.is_cpu else "32-true"
 
 
 @cache

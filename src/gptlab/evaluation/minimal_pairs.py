@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
+from gptlab.evaluation.config import MOST_PAIRS
 from gptlab.evaluation.progress import progress
 from gptlab.generation.scoring import Continuation, score_continuations
 from gptlab.models.base import LanguageModel
@@ -127,7 +128,9 @@ CATEGORIES: dict[str, Callable[[random.Random], tuple[str, str]]] = {
 
 
 def minimal_pairs(n_pairs: int, seed: int) -> list[MinimalPair]:
-    """`n_pairs` different pairs of each category; the first ones are those of a smaller number."""
+    """`n_pairs` different pairs of each category, 100 at the most; the first ones are those of a smaller number."""
+    if n_pairs > MOST_PAIRS:
+        raise UserError(f"minimal_pairs={n_pairs} is more than the {MOST_PAIRS} that each category has; ask for fewer")
     return [pair for category in CATEGORIES for pair in _pairs(category, n_pairs, seed)]
 
 

@@ -24,7 +24,7 @@ from gptlab.data.tokenizers.config import sentinel
 from gptlab.distributed.allocator import FRAGMENTATION
 from gptlab.distributed.config import Layout, Recompute, Sharding, StrategyConfig
 from gptlab.distributed.hardware import Hardware, find
-from gptlab.errors import UserError
+from gptlab.errors import UserError, first_line
 from gptlab.lab.chinchilla import TOKENS_PER_PARAMETER, optimal_tokens
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
@@ -100,9 +100,15 @@ class Planner:
     def training_pass(self, micro_batch_size: int = 1) -> TrainingPass:
         """A forward and a backward pass of a device over its micro-batch."""
         if micro_batch_size not in self._passes:
-            self._passes[micro_batch_size] = costs.training_pass(
-                self.model, self.config.context_length, micro_batch_size=micro_batch_size, **self.about
-            )
+            try:
+                self._passes[micro_batch_size] = costs.training_pass(
+                    self.model, self.config.context_length, micro_batch_size=micro_batch_size, **self.about
+                )
+            except (RuntimeError, TypeError) as error:  # a model of a plugin may read values
+                raise UserError(
+                    f"model.type={self.config.model.type} does not run on the meta device, so that nothing can be "
+                    f"counted: {first_line(error)}; train.py with debug=smoke measures it"
+                ) from error
         return self._passes[micro_batch_size]
 
     def forward_pass(self) -> ForwardPass:
@@ -227,6 +233,7 @@ class Planner:
             "largest_micro_batch": None
             if limit is None or accounting is Accounting.zero_paper
             else self.largest_micro_batch(round(NEAR * limit)),
+            "fits": None if limit is None else self.memory()["total"] <= NEAR * limit,
             "device": {"name": devices.kind.name, "count": devices.count, "memory": limit, "watts": devices.kind.watts},
             "time": self.time(),
             "inference": self.inference(),
@@ -250,6 +257,7 @@ def plan(
 
 def compare_precisions(planner: Planner) -> dict[str, dict[str, int]]:
     """Memory of training in each precision."""
+    _refuse_paper(planner, "compare=precision")
     return {precision: planner.memory(precision=precision) for precision in costs.PRECISIONS}
 
 
@@ -288,6 +296,7 @@ def proposals(planner: Planner) -> list[Proposal]:
 
     The last one fits, unless none does. Tensor parallelism comes last: it communicates in every block.
     """
+    _refuse_paper(planner, "strategy=?")
     limit = planner.devices.kind.memory_bytes
     if limit is None:
         raise UserError(f"strategy=? needs the memory of device={planner.devices.kind.name}; add memory_gb=N")
@@ -301,7 +310,8 @@ def proposals(planner: Planner) -> list[Proposal]:
             continue
         size = planner.largest_micro_batch(round(NEAR * limit), strategy=strategy)
         memory = planner.memory(strategy=strategy, micro_batch_size=size or 1)
-        reason = "" if size else f"one sequence needs {memory['total'] / limit:.2f} times the device's memory"
+        share = f"{memory['total'] / limit:.0%} of the device's memory, and {NEAR:.0%} may be filled"
+        reason = "" if size else f"one sequence needs {share}"
         found.append(Proposal(strategy, layout, memory, size, reason))
         if size:
             break
@@ -326,6 +336,11 @@ def _candidates(planner: Planner) -> Iterator[StrategyConfig]:
         tensor *= 2
     if 1 < count <= 8:
         yield replace(plain, type=Sharding.tp, activation_checkpointing=Recompute.full)
+
+
+def _refuse_paper(planner: Planner, option: str) -> None:
+    if planner.accounting is Accounting.zero_paper:
+        raise UserError(f"{option} needs activations, which accounting=zero_paper leaves out; leave it out")
 
 
 def _plain(strategy: StrategyConfig) -> StrategyConfig:

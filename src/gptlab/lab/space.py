@@ -51,12 +51,12 @@ class Dimension:
         """The override that gives the key this value."""
         return f"{self.key}={shown(value)}"
 
-    def listed(self) -> tuple[Value, ...] | None:
-        """All values; None where they cannot be listed."""
+    def listed(self) -> Sequence[Value] | None:
+        """All values, of whole numbers as a range; None where they cannot be listed."""
         if self.choices:
             return self.choices
         if self.whole and not self.log:
-            return tuple(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+            return range(int(self.low), int(self.high) + 1, int(self.step or 1))
         if self.step is None:
             return None
         count = round((self.high - self.low) / self.step) + 1

@@ -345,7 +345,9 @@ class _Writer:
         effect = f"{self.effect:g}{self._of_unit}"
         figures = f"({self._figures(sample, t, bca, sides=True)})"
         if more == 0:
-            sentence = f"no difference shown {figures}; one of {effect} would have been"
+            sentence = (
+                f"no difference shown {figures}; so many seeds show a true {effect} in {PLANNED_POWER:.0%} of cases"
+            )
         else:
             sentence = f"no difference shown {figures}; {self._more(more, sample)} would show {effect}"
         return Comparison(Verdict.no_difference, sentence, more_seeds=more, **usual)

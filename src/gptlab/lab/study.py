@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from gptlab import quoting
 from gptlab.config import differences, to_plain
-from gptlab.errors import UserError
+from gptlab.errors import UserError, without_password
 from gptlab.files import locked, write_text_atomic
 from gptlab.lab.collect import higher_is_better
 from gptlab.lab.config import N_TRIALS, Direction, PrunerKind, SamplerKind, SweepConfig
 from gptlab.lab.space import Dimension
-from gptlab.lab.trials import State, Trial, hold, key_of_config, steps_of, validations, value_of
+from gptlab.lab.trials import State, Trial, hold, key_of_config, refuse_other_run, steps_of, validations, value_of
 from gptlab.overrides import trial_name
 from gptlab.units import plural
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 STUDY_FILE, ABOUT_FILE, PLACE_FILE, LOCK_FILE = "study.db", "sweep.json", ".place", ".study.lock"
 STUDY = "gptlab"  # the name of a study in a storage of its own
+MOST_POINTS = 100_000  # of a grid
 FOREIGN_SECONDS = 60  # after which a trial of another machine that was never described is taken to be left
 # What a study says of its trials beside their values, as optuna-dashboard shows it.
 PLACE, FOLDER, KEY, SAME, RETRY, REASON, NUMBERS = "place", "folder", "config", "same_as", "retry_of", "reason", "run"
@@ -57,8 +58,13 @@ class Study:
         self.directions = settings.direction or tuple(
             Direction.maximize if higher_is_better(metric) else Direction.minimize for metric in settings.metric
         )
-        listed = [d.listed() or () for d in self.dimensions]
-        grid = list(product(*listed)) if settings.sampler is SamplerKind.grid else []
+        listed = [d.listed() or () for d in self.dimensions] if settings.sampler is SamplerKind.grid else []
+        if (n_points := math.prod(map(len, listed))) > MOST_POINTS:
+            raise UserError(
+                f"sampler=grid has {n_points:,} points, and {MOST_POINTS:,} are the most; give ranges a larger step, "
+                "or use sampler=random"
+            )
+        grid = list(product(*listed)) if listed else []
         self.grid = [dict(zip((d.key for d in self.dimensions), point, strict=True)) for point in grid]
         wanted = settings.n_trials or (len(grid) if grid else N_TRIALS)
         self.wanted = min(wanted, len(grid)) if grid else wanted
@@ -78,10 +84,17 @@ class Study:
                     pruner=self.pruner or optuna.pruners.NopPruner(),
                 )
             except Exception as error:
-                raise UserError(f"the study cannot be opened: storage={self.url}: {_first_line(error)}") from error
+                raise UserError(
+                    f"the study cannot be opened: storage={without_password(self.url)}: {_first_line(error)}"
+                ) from error
             self._refuse_other(about)
         self._reports: dict[int, int] = {}  # by trial, the size of its events when they were looked at
         self._unit = unit  # target tokens that count as a step where batches differ; None: a step is a step
+
+    @property
+    def shown_url(self) -> str:
+        """Where the study is, as it may be shown and written."""
+        return without_password(self.url)
 
     @property
     def about(self) -> str:
@@ -112,7 +125,9 @@ class Study:
         mine = json.loads(json.dumps(about | {"metric": list(self.settings.metric)}))
         mine["direction"] = [d.value for d in self.directions]
         if known is None and self.n:
-            raise UserError(f"{self.url} holds a study that gptlab sweep did not make; give another storage= or name=")
+            raise UserError(
+                f"{self.shown_url} holds a study that gptlab sweep did not make; give another storage= or name="
+            )
         if known is not None:
             told = any(trial.state.is_finished() for trial in self._all())
             now, then = mine["space"], known["space"]
@@ -134,7 +149,7 @@ class Study:
                     "direction=, or give this sweep another name=NAME"
                 )
         self.study.set_user_attr("gptlab", mine)
-        write_text_atomic(self.folder / ABOUT_FILE, json.dumps(mine | {"storage": self.url}, indent=2) + "\n")
+        write_text_atomic(self.folder / ABOUT_FILE, json.dumps(mine | {"storage": self.shown_url}, indent=2) + "\n")
 
     # What the loop over trials asks.
 
@@ -165,8 +180,8 @@ class Study:
             return None
         trial = self._describe(self._open(found))
         trial.held.enter_context(held)
-        if FOLDER not in attrs and trial.state is State.waiting:
-            trial.hold()
+        if FOLDER not in attrs and trial.state is State.waiting and not trial.hold():
+            return None
         if trial.state is State.repeated:
             trial.held.close()
             return None
@@ -184,7 +199,9 @@ class Study:
         if self.settings.retry_failed:
             tried = {t.user_attrs[RETRY] for t in found if RETRY in t.user_attrs}
             for failed in found:
-                if failed.state.name == "FAIL" and failed.number not in tried and RETRY not in failed.user_attrs:
+                about = failed.user_attrs
+                once = failed.number not in tried and RETRY not in about and SAME not in about
+                if failed.state.name == "FAIL" and once and about.get(KEY):
                     self.study.enqueue_trial(failed.params, user_attrs={RETRY: failed.number})
                     break
         waiting = any(t.state.name == "WAITING" for t in self._all())
@@ -192,7 +209,11 @@ class Study:
         if not waiting and n >= self.wanted:
             return None
         if self.grid and not waiting:
-            self.study.enqueue_trial(self.grid[n])
+            tried = [t.system_attrs.get("fixed_params") or t.params for t in found]
+            missing = next((point for point in self.grid if point not in tried), None)
+            if missing is None:
+                return None
+            self.study.enqueue_trial(missing)
         self.study.sampler = _sampler(self.settings, len(found))
         trial = self._describe(self.study.ask())
         if trial.state is State.waiting:
@@ -217,6 +238,7 @@ class Study:
         except UserError as error:
             trial.state, trial.reason = State.refused, str(error)
         else:
+            refuse_other_run(trial, config.identity_fields())
             trial.config = to_plain(config)
         key = "" if trial.config is None else key_of_config(trial.config)
         for attr, value in ((FOLDER, name), (KEY, key), (PLACE, self.place)):
@@ -271,10 +293,17 @@ class Study:
             return
         values = None
         if trial.state is State.finished:
-            values = [value_of(trial, metric) for metric in self.settings.metric]
-            if not all(map(math.isfinite, values)):
-                trial.state, trial.reason = State.failed, f"{self.settings.metric[0]} is not finite"
+            try:
+                values = [value_of(trial, metric) for metric in self.settings.metric]
+            except UserError as error:
+                if not self._all("COMPLETE"):  # a name that no trial has measured
+                    raise
+                trial.state, trial.reason = State.failed, str(error)
                 trial.record()
+            else:
+                if not all(map(math.isfinite, values)):
+                    trial.state, trial.reason = State.failed, f"{self.settings.metric[0]} is not finite"
+                    trial.record()
         with self._exclusive():
             frozen = self._frozen(trial.number)
             if frozen.state.is_finished():  # by another machine

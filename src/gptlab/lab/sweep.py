@@ -74,8 +74,8 @@ def sweep(
     base = composition.compose(*overrides, config_dir=config_dir)
     if base.data.val_fraction == 0 and any(m.removeprefix("best/").startswith("val") for m in settings.metric):
         raise UserError(
-            f"metric={settings.metric[0]} needs a validation split, and data.val_fraction=0; set it above 0, or use "
-            "metric=train/loss"
+            f"metric={','.join(settings.metric)} needs a validation split, and data.val_fraction=0; set it above 0, or "
+            "use metric=train/loss"
         )
     about = {
         "space": {d.key: d.plain() for d in dimensions},
@@ -100,7 +100,7 @@ def sweep(
         trials=study.trials(),
         metrics=settings.metric,
         descending=study.directions[0] is Direction.maximize,
-        storage=study.url,
+        storage=study.shown_url,
         exit_code=code,
         front_numbers=study.front(),
     )

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
-from gptlab.errors import UserError, first_line
+from gptlab.errors import UserError, first_line, without_password
 from gptlab.files import write_text_atomic
 from gptlab.training.config import LoggersConfig, MlflowConfig, TensorboardConfig, TrackioConfig, WandbConfig
 
@@ -73,6 +73,7 @@ def build_loggers(
     of its name. `rows` are those that loggers got of the steps before this start.
     """
     loggers: list[Logger] = []
+    folder = folder.resolve()
     group = folder.parent.name if folder.parent.name != "runs" else group
     if config.tensorboard is not None:
         loggers.append(_tensorboard(config.tensorboard, folder))
@@ -282,7 +283,9 @@ def _mlflow(
             # The library sets it to what it uses, which another run in this process must not take for the user's.
             os.environ.pop(MLFLOW_URI, None) if variable is None else os.environ.update({MLFLOW_URI: variable})
         except (MlflowException, OSError) as error:
-            raise UserError(f"logger=mlflow: {place['tracking_uri']} cannot be used: {first_line(error)}") from error
+            raise UserError(
+                f"logger=mlflow: {without_password(place['tracking_uri'])} cannot be used: {first_line(error)}"
+            ) from error
     if uri is None:
         shown = shlex.quote(f"sqlite:///{parent}/mlflow.db")
         logger.hint = f"mlflow ui --backend-store-uri {shown}"  # pyright: ignore[reportAttributeAccessIssue]

@@ -110,7 +110,7 @@ class Forecast(Callback):
         step = int(row["step"])
         if "train/loss" in row and np.isfinite(row["train/loss"]):
             self.losses[step] = row["train/loss"]
-        if "val/loss" in row:
+        if "val/loss" in row and np.isfinite(row["val/loss"]):
             self.validations[step] = row["val/loss"]
         self._memory = max(self._memory, row.get("perf/memory_gib", 0.0))
 
@@ -121,7 +121,7 @@ class Forecast(Callback):
         self._end_step(module.finished_steps, self._paused)
 
     def on_validation_end(self, trainer, module) -> None:
-        if "val/loss" in module.evaluation:
+        if np.isfinite(module.evaluation.get("val/loss", np.nan)):
             self.validations[module.finished_steps] = module.evaluation["val/loss"]
 
     def on_train_end(self, trainer, module) -> None:
@@ -162,7 +162,12 @@ class Forecast(Callback):
 
     def _forecast(self, step: int) -> None:
         curve = self._curve(step)
-        found = forecast_final(curve, [one for one in self._earlier if one.metric == curve.metric])
+        try:
+            found = forecast_final(curve, [one for one in self._earlier if one.metric == curve.metric])
+        except np.linalg.LinAlgError:  # a forecast ends no run
+            return
+        if not np.isfinite([found.loss, found.low, found.high]).all():
+            return
         entry: dict[str, Any] = {"step": step, "metric": curve.metric}
         entry |= {"loss": found.loss, "low": found.low, "high": found.high}
         self.forecasts["loss"].append(entry | {"seconds": self._seconds(step)})
