@@ -246,6 +246,7 @@ def test_tensorflow_comes_only_when_it_is_needed_and_says_nothing(folder, tmp_pa
         assert done.stdout.splitlines()[-1] == str(needed) and not done.stderr
 
 
+@pytest.mark.slow  # a minute: TensorFlow in a process of its own
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_near_the_weights(tmp_path):
     large = Case("GPT2Config", gpt2(vocab_size=4000, n_positions=256, n_layer=24, n_head=6, n_embd=384))

@@ -327,6 +327,7 @@ def test_two_processes_skip_and_go_back_as_one_does(tmp_path):
                 assert got == pytest.approx(want, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow  # most of a minute
 def test_lightnings_own_launcher_survives_going_back(tmp_path):
     write_poisoned(tmp_path / "text.txt", 14)
     spike = {"action": "rollback", "threshold": 5, "window_steps": 8, "warmup_steps": 8}
