@@ -54,7 +54,7 @@ def bytes_text(size: float) -> str:
 
 
 def flops_text(count: float) -> str:
-    """A number of floating-point operations, a large one in petaflop/s-days too."""
+    """A number of floating-point operations, a large one in petaflop/s-days."""
     if count >= PETAFLOPS_DAY / 10:
         return f"{count / PETAFLOPS_DAY:,.1f} petaflop/s-days"
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
