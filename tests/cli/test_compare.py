@@ -5,19 +5,8 @@ import json
 import pytest
 from small_runs import write_trained
 
-from gptlab.cli.compare import main, split
+from gptlab.cli.compare import split
 from gptlab.training.config import AdamWConfig
-
-
-@pytest.fixture
-def say(capsys):
-    def say(*arguments, expect=0):
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert code == expect, err
-        return out if expect == 0 else err
-
-    return say
 
 
 @pytest.fixture

@@ -4,20 +4,7 @@ import json
 
 import pytest
 
-from gptlab.cli.plan import main
-
 TINY = ["model=small", "model.n_layer=2", "model.d_model=32", "model.n_head=2", "tokenizer=byte"]
-
-
-@pytest.fixture
-def say(capsys):
-    def say(*arguments, expect=0):
-        code = main(list(arguments))
-        out, err = capsys.readouterr()
-        assert code == expect, err
-        return out if expect == 0 else err
-
-    return say
 
 
 def test_a_plan_for_a_person(say):

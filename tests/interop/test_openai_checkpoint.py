@@ -200,13 +200,13 @@ DAMAGES = {
         lambda folder: damage(
             folder / "model.ckpt.data-00000-of-00001", lambda content: content.__delitem__(slice(99, None))
         ),
-        "model.ckpt, which is damaged (Read less bytes than requested); download it again",
+        "model.ckpt, which is damaged (IndexError: Read less bytes than requested); download it again",
     ),
     "one bit": (
         lambda folder: damage(
             folder / "model.ckpt.data-00000-of-00001", lambda content: content.__setitem__(999, content[999] ^ 1)
         ),
-        "which is damaged (TensorBundle",
+        "Checksum does not match",
     ),
 }
 
