@@ -50,9 +50,10 @@ IRREGULAR += [("ate", "eaten", "an apple"), ("saw", "seen", "the house"), ("drov
 IRREGULAR += [("gave", "given", "an answer"), ("knew", "known", "the way"), ("chose", "chosen", "a name")]
 TRANSITIVE = [("saw", "sees"), ("liked", "likes"), ("found", "finds"), ("wanted", "wants"), ("loved", "loves")]
 REFLEXIVE = ["saw", "hurt", "helped", "liked", "found", "washed", "asked", "loved", "blamed", "taught", "praised"]
-# Verbs with an object, and verbs that take none, of the same lengths.
-WITH_OBJECT = ["found", "liked", "carried", "opened", "bought", "visited", "saw", "made"]
-WITHOUT_OBJECT = ["slept", "arrived", "smiled", "laughed", "waited", "fell", "came", "existed"]
+# A verb that takes an object beside one of the same length that takes none.
+WITH_AND_WITHOUT_OBJECT = [("found", "slept"), ("liked", "dozed"), ("opened", "smiled"), ("made", "fell")]
+WITH_AND_WITHOUT_OBJECT += [("carried", "arrived"), ("visited", "laughed"), ("painted", "existed")]
+WITH_AND_WITHOUT_OBJECT += [("cleaned", "coughed")]
 NEAR = ["near", "behind", "beside", "in front of"]
 
 
@@ -104,7 +105,7 @@ def _irregular_form(draw: random.Random) -> tuple[str, str]:
 def _argument_structure(draw: random.Random) -> tuple[str, str]:
     """Only a verb that takes an object can stand before one."""
     person, thing = draw.choice(PEOPLE)[0], draw.choice(THINGS)[draw.randrange(2)]
-    taking, alone = draw.choice(WITH_OBJECT), draw.choice(WITHOUT_OBJECT)
+    taking, alone = draw.choice(WITH_AND_WITHOUT_OBJECT)
     return (f"The {person} {taking} the {thing}.", f"The {person} {alone} the {thing}.")
 
 
