@@ -91,8 +91,21 @@ def test_help_has_every_option():
         (["x", "tokenizer=bpe"], "tokenizer=bpe is made of a corpus when a run is trained; name that run"),
         (["x", "tokenizer=gtp2"], "tokenizer=gtp2 is neither a tokenizer.json nor a preset; did you mean gpt2?"),
         (["x", "run=./none"], "run=./none does not exist"),
-        (["x", "ids=[1]", "tokenizer=byte"], "ids= and a text are both given"),
+        (["x", "ids=[1]", "tokenizer=byte"], "a text and ids= are both given"),
     ],
 )
 def test_wrong_arguments_are_answered(say, arguments, message):
     assert message in say(*arguments, expect=2)
+
+
+def test_a_file_is_counted(say, bpe, tmp_path):
+    text = tmp_path / "my text.txt"
+    text.write_text("The cat sat on the mat — " * 40, encoding="utf-8")
+    lines = say(f"path={text}", "tokenizer=byte", f"tokenizer={bpe}").splitlines()
+    assert lines[0] == "my text.txt: 1 document, 1,080 bytes".replace("my text.txt", str(text))
+    assert lines[1].split() == "tokenizer vocabulary tokens bytes per token characters per token".split()
+    assert lines[2].split() == ["byte", "257", "1,080", "1.000", f"{1000 / 1080:.3f}"]
+    (rows,) = [json.loads(say(f"path={text}", f"tokenizer={bpe}", "output=json"))["tokenizers"]]
+    assert rows[0]["n_bytes"] == 1080 and rows[0]["bytes_per_token"] == 1080 / rows[0]["n_tokens"] > 1.5
+    assert "a text and path= are both given" in say("text", f"path={text}", "tokenizer=byte", expect=2)
+    assert "does not exist" in say("path=none.txt", "tokenizer=byte", expect=2)

@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptlab.cli.guard import guard
@@ -13,30 +14,42 @@ from gptlab.errors import UserError
 from gptlab.generation.config import OutputFormat
 from gptlab.quoting import unescaped
 from gptlab.runs.named_tokenizer import tokenizer_named, tokenizer_of_model
+from gptlab.units import grid, plural
 
 OPTIONS = {
     "text": str,
     "run": list[str],
     "tokenizer": list[str],
+    "path": list[str],
     "ids": tuple[int, ...],
     "output": OutputFormat,
 }
 HELP = """gptlab tokenize "TEXT" run=PATH [tokenizer=NAME ...]
+gptlab tokenize path=FILE tokenizer=NAME [tokenizer=NAME ...]
+gptlab tokenize train tokenizer=bpe data=text data.path=FILE to=FOLDER
 
     TEXT         the text, which may also be given as text=TEXT; \\n is a new line and \\t a tab; without it standard
                  input is read as it is
     run          the tokenizer of a run folder, a .ckpt file, a transformers folder or a hub name; may be given several
                  times, and so may tokenizer: their pieces are shown side by side
     tokenizer    a tokenizer.json, a folder with one, or a preset that needs no training, such as gpt2 or byte
+    path         a text file, a folder or a glob instead of a text: how many tokens each tokenizer makes of it; may be
+                 given several times
     ids          decode these ids instead of a text, as [6109,3626]
     output       text, or json with nothing else on standard output (text)
     plugins      modules that register components of your own, as [MODULE]
+
+gptlab tokenize train makes a tokenizer; see gptlab tokenize train --help. The word alone is text=train.
 """
-FOREIGN = {"model": "run", "prompt": "text", "input": "text", "tokens": "ids", "path": "tokenizer", "format": "output"}
+FOREIGN = {"model": "run", "prompt": "text", "input": "text", "tokens": "ids", "format": "output"}
 
 
 def main(arguments: list[str]) -> int:
     """Tokenize as the arguments ask; returns the exit code."""
+    if arguments[:1] == ["train"]:
+        from gptlab.cli import tokenize_train
+
+        return tokenize_train.main(arguments[1:])
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0
@@ -59,15 +72,19 @@ def show(arguments: list[str]) -> None:
         raise UserError(f"there are {len(texts)} texts, {' and '.join(map(repr, texts[:2]))}; put one in quotes")
     if not given.get("run") and not given.get("tokenizer"):
         raise UserError("gptlab tokenize needs run=PATH or tokenizer=NAME, such as tokenizer=gpt2 or tokenizer=FILE")
-    if "ids" in given and texts:
-        raise UserError("ids= and a text are both given; leave out one of them")
+    ways = [*(["a text"] if texts else []), *(f"{key}=" for key in ("path", "ids") if key in given)]
+    if len(ways) > 1:
+        raise UserError(f"{ways[0]} and {ways[1]} are both given; leave out one of them")
     text = None
-    if "ids" not in given:
+    if not {"ids", "path"} & given.keys():
         text = unescaped(texts[0]) if texts else read_standard_input()
         if text is None:
             raise UserError('there is no text; give gptlab tokenize "TEXT", or one on standard input')
     opened = [(name, tokenizer_of_model(name)) for name in given.get("run", ())]
     opened += [(name, tokenizer_named(name)) for name in given.get("tokenizer", ())]
+    if "path" in given:
+        _show_compression(opened, given["path"], given.get("output"))
+        return
     found = []
     for name, tokenizer in opened:
         try:
@@ -129,6 +146,41 @@ def _print_beside(found: list[_Named]) -> None:
     for one in found:
         print_text(f"{one.name}: {_about(one)}\n")
         _print_notes(one)
+
+
+def _show_compression(opened: list[tuple[str, Tokenizer]], paths: list[str], output: OutputFormat | None) -> None:
+    from gptlab.data.progress import byte_progress
+    from gptlab.data.sources.config import TextConfig
+    from gptlab.data.sources.text import open_text
+    from gptlab.data.tokenizers.compression import compression
+
+    corpus = open_text(TextConfig(paths=paths))
+    found = []
+    for name, tokenizer in opened:
+        with byte_progress(f"tokenizing, {name}", corpus.n_bytes, show=sys.stderr.isatty()) as advance:
+            try:
+                found.append(compression(tokenizer, corpus.chunks(), advance))
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
+    named = list(zip(opened, found, strict=True))
+    if output is OutputFormat.json:
+        rows = [
+            {"name": name, "vocab_size": tokenizer.vocab_size, **asdict(one)}
+            | {"bytes_per_token": one.bytes_per_token, "characters_per_token": one.characters_per_token}
+            for (name, tokenizer), one in named
+        ]
+        print(json.dumps({"text": corpus.description, "tokenizers": rows}))
+        return
+    print_text(f"{corpus.description}: {plural(found[0].n_documents, 'document')}, {found[0].n_bytes:,} bytes\n")
+    header = ("tokenizer", "vocabulary", "tokens", "bytes per token", "characters per token")
+    rows = []
+    for (name, tokenizer), one in named:
+        counts = (f"{tokenizer.vocab_size:,}", f"{one.n_tokens:,}")
+        rows.append((name, *counts, f"{one.bytes_per_token:.3f}", f"{one.characters_per_token:.3f}"))
+    print_text(grid(header, rows) + "\n")
+    for (name, _), one in named:
+        if one.lost is not None:
+            print_text(f"{name} loses text: {one.lost}\n")
 
 
 def _print_notes(one: _Named) -> None:

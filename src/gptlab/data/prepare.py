@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from gptlab.data.tokenizers.config import TokenizerConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, lost_text
 from gptlab.data.tokenizers.training import between_words
 from gptlab.errors import UserError
+from gptlab.registry import variants
 
 _VERSION = 2
 _JOB_CHARACTERS = 1 << 18
@@ -120,6 +122,30 @@ def prepare(
     prepared = _load(folder, data, corpus, fingerprint, inputs, made, verify)
     prepared.chat_template = chat_template
     return prepared
+
+
+def learn_tokenizer(data: DataConfig, config: TokenizerConfig, *, progress: bool = True) -> Tokenizer:
+    """The tokenizer that `prepare` learns from the training split, without making token files; nothing is kept.
+
+    UserError for a table of examples, and for a tokenizer that is not learned.
+    """
+    data.check()
+    config.check()
+    if not config.trained:
+        raise UserError(f"tokenizer={config.type} is not learned from text; {_learned_tokenizers()}")
+    corpus = data.build(progress=progress)
+    if isinstance(corpus, RecordSource):
+        raise UserError(f"data={data.type} has examples, and a tokenizer is learned from documents; use data=text")
+    with TemporaryDirectory(dir=cache_root(data.cache_dir), prefix=".tokenizer-") as folder:
+        if corpus.slow:
+            corpus = SpooledCorpus(corpus, Path(folder) / "spool", progress=progress)
+        part_of = split_documents(data, measure(corpus))
+        return _learn(config, lambda: _texts(corpus, part_of, config), progress=progress)
+
+
+def _learned_tokenizers() -> str:
+    names = [name for name, config in variants("tokenizer").items() if config.trained]
+    return f"use tokenizer={' or tokenizer='.join(names)}"
 
 
 def known_tokens(data: DataConfig, tokenizer: TokenizerConfig) -> int | None:
@@ -226,12 +252,7 @@ def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corp
         sizes = measure(corpus)
         part_of = split_documents(data, sizes)
 
-        def texts() -> Iterator[str]:
-            for (part, _), run in by_document(cut_into_parts(corpus.chunks(), part_of)):
-                if part == "train" or config.all_splits:
-                    yield from between_words(chunk.text for _, chunk in run)
-
-        tokenizer = tokenizer or _learn(config, texts, progress=progress)
+        tokenizer = tokenizer or _learn(config, lambda: _texts(corpus, part_of, config), progress=progress)
         encoders = encoders or _start(stack, folder, tokenizer, data, corpus.n_bytes)
         writers = _writers(stack, folder, tokenizer, data)
         advance = stack.enter_context(byte_progress("tokenizing", sizes.n_bytes, show=progress))
@@ -263,15 +284,7 @@ def _build_examples(
     plain = () if tokenizer is None else [t for t, i in tokenizer.special_ids.items() if i not in tokenizer.specials]
     examples = SpooledExamples(data, source, folder / "spool", chat_tokens, special_tokens, plain, progress=progress)
     part_of = split_examples(data, examples.hashes)
-
-    def texts() -> Iterator[str]:
-        for number, example in enumerate(examples):
-            if part_of(number) == "train" or config.all_splits:
-                for segment in example.segments:
-                    if isinstance(segment.text, str) and not segment.special:
-                        yield segment.text
-
-    tokenizer = tokenizer or _learn(config, texts, progress=progress)
+    tokenizer = tokenizer or _learn(config, lambda: _example_texts(examples, part_of, config), progress=progress)
     if tokenizer.eot is None and data.target_kind is not TargetKind.label:
         raise UserError(
             f"tokenizer={config.type} has no end-of-text token, which ends each response of data={data.type}; use "
@@ -306,6 +319,23 @@ def _build_examples(
 
 def _no_texts() -> Iterator[str]:
     return iter(())
+
+
+def _texts(corpus: Corpus, part_of: Any, config: TokenizerConfig) -> Iterator[str]:
+    """What a vocabulary is learned from: the text of the training split, or of all, cut between words."""
+    for (part, _), run in by_document(cut_into_parts(corpus.chunks(), part_of)):
+        if part == "train" or config.all_splits:
+            yield from between_words(chunk.text for _, chunk in run)
+
+
+def _example_texts(
+    examples: Iterable[Example], part_of: Callable[[int], str], config: TokenizerConfig
+) -> Iterator[str]:
+    for number, example in enumerate(examples):
+        if part_of(number) == "train" or config.all_splits:
+            for segment in example.segments:
+                if isinstance(segment.text, str) and not segment.special:
+                    yield segment.text
 
 
 def _learn(config: TokenizerConfig, texts: Callable[[], Iterator[str]], *, progress: bool) -> Tokenizer:

@@ -10,7 +10,9 @@ from typing import Any
 
 from gptlab.data.tokenizers.bpe import byte_alphabet
 from gptlab.data.tokenizers.file import FileTokenizer
+from gptlab.data.tokenizers.split_pattern import split_pattern
 from gptlab.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from gptlab.data.tokenizers.training import byte_level_split
 from gptlab.errors import UserError
 from gptlab.interop.external_folder import read_json
 
@@ -94,6 +96,8 @@ def _content(tokenizer: Tokenizer) -> dict[str, Any]:
         ignore_merges=True,  # as tiktoken: a piece that is in the vocabulary is one token
     )
     library = _byte_level(model)
+    if (pattern := state.get("pattern", "gpt2")) != "gpt2":
+        library.pre_tokenizer = byte_level_split(split_pattern(pattern).expression)
     library.add_special_tokens(_added([END_OF_TEXT, *tokenizer.special_tokens]))
     return json.loads(library.to_str())
 

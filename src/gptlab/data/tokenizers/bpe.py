@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding behind GPT-2's split, trained by the `tokenizers` library and run by tiktoken."""
+"""Byte-level byte-pair encoding behind a split into pieces, trained by the `tokenizers` library and run by tiktoken."""
 
 import base64
 from collections.abc import Collection, Iterable, Iterator
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.data.tokenizers.cutting import LONG_CHARACTERS, Tokens, gpt2_cut, recut
+from gptlab.data.tokenizers.cutting import LONG_CHARACTERS, Tokens, recut
+from gptlab.data.tokenizers.split_pattern import split_pattern
 from gptlab.data.tokenizers.tokenizer import (
     END_OF_TEXT,
     TRAINING_CHARACTERS,
@@ -18,27 +19,30 @@ from gptlab.data.tokenizers.tokenizer import (
 from gptlab.data.tokenizers.training import learn
 from gptlab.errors import UserError
 
-# GPT-2's split (Radford et al. 2019). Looking ahead is kept out of the group: the engine behind tiktoken then runs the
-# group as one automaton, 1.7 times as fast as tiktoken's own spelling, which gives the same pieces.
-_GPT2_SPLIT = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$)|\s+(?!\S)|\s"
-
 
 class TiktokenTokenizer(Tokenizer):
-    """Byte-pair encoding run by tiktoken behind GPT-2's split: `vocabulary` by rank, end-of-text, special tokens."""
+    """Byte-pair encoding run by tiktoken: `vocabulary` by rank, end-of-text, special tokens.
+
+    `pattern` names the split into pieces, or is a regular expression of one's own.
+    """
 
     is_lossless = True
 
-    def __init__(self, vocabulary: list[bytes], special_tokens: Iterable[str], fingerprint: str) -> None:
+    def __init__(
+        self, vocabulary: list[bytes], special_tokens: Iterable[str], fingerprint: str, pattern: str = "gpt2"
+    ) -> None:
         import tiktoken
 
         self._vocabulary = vocabulary
+        self.pattern = pattern
+        self._split = split_pattern(pattern)
         self.eot = len(vocabulary)
         self.vocab_size = len(vocabulary) + 1
         self.fingerprint = fingerprint
         self._add_special_tokens(special_tokens, set(vocabulary))
         self._encoding = tiktoken.Encoding(
             self.type,
-            pat_str=_GPT2_SPLIT,
+            pat_str=self._split.expression,
             mergeable_ranks={token: rank for rank, token in enumerate(vocabulary)},
             special_tokens={token: self.eot + n for n, token in enumerate((END_OF_TEXT, *self.special_tokens))},
         )
@@ -51,7 +55,7 @@ class TiktokenTokenizer(Tokenizer):
         return np.concatenate([self._encode(part) for part in self.chunks([text])])
 
     def chunks(self, texts: Iterable[str]) -> Iterator[str]:
-        return recut(texts, gpt2_cut, self._tokens, "LNSO")
+        return recut(texts, self.cut, self._tokens if self._split.classes else None, self._split.classes)
 
     def _tokens(self, text: str) -> Tokens:
         valid = valid_unicode(text)
@@ -67,7 +71,7 @@ class TiktokenTokenizer(Tokenizer):
         return self._encoding.decode(self.check_ids(ids).tolist(), errors="replace")
 
     def cut(self, text: str) -> int:
-        return gpt2_cut(text)
+        return self._split.cut(text)
 
 
 class BPETokenizer(TiktokenTokenizer):
@@ -75,14 +79,18 @@ class BPETokenizer(TiktokenTokenizer):
 
     type = "bpe"
 
-    def __init__(self, vocabulary: list[bytes], special_tokens: Iterable[str] = ()) -> None:
+    def __init__(self, vocabulary: list[bytes], special_tokens: Iterable[str] = (), pattern: str = "gpt2") -> None:
         if len(set(vocabulary)) != len(vocabulary) or not {bytes([byte]) for byte in range(256)} <= set(vocabulary):
             raise ValueError("a byte-pair vocabulary has distinct tokens, all 256 bytes among them")
         spelling = b"".join(len(token).to_bytes(4, "little") + token for token in vocabulary)
-        super().__init__(vocabulary, special_tokens, vocabulary_fingerprint(self.type, spelling))
+        if pattern != "gpt2":
+            spelling += b"\0" + pattern.encode()
+        super().__init__(vocabulary, special_tokens, vocabulary_fingerprint(self.type, spelling), pattern)
 
     @classmethod
-    def train(cls, vocab_size: int, texts: Iterable[str], special_tokens: Collection[str] = ()) -> "BPETokenizer":
+    def train(
+        cls, vocab_size: int, texts: Iterable[str], special_tokens: Collection[str] = (), pattern: str = "gpt2"
+    ) -> "BPETokenizer":
         """Learn the merges of a text; `vocab_size` counts the end-of-text token and the special tokens.
 
         Reads the first 200M characters. A text too small for that many merges gives a smaller vocabulary.
@@ -92,11 +100,17 @@ class BPETokenizer(TiktokenTokenizer):
             what = f"{others} special tokens" if special_tokens else "the end-of-text token"
             raise UserError(f"tokenizer.vocab_size={vocab_size} is too small: 256 bytes and {what} need {256 + others}")
         byte_of = byte_alphabet()
-        learned = learn("bpe", first_characters(texts, TRAINING_CHARACTERS), vocab_size=vocab_size - others)
-        return cls([bytes(byte_of[character] for character in token) for token in learned], special_tokens)
+        learned = learn(
+            "bpe",
+            first_characters(texts, TRAINING_CHARACTERS),
+            vocab_size=vocab_size - others,
+            expression=split_pattern(pattern).expression,
+        )
+        return cls([bytes(byte_of[character] for character in token) for token in learned], special_tokens, pattern)
 
     def state(self) -> dict[str, Any]:
-        return {"vocabulary": encode_bytes(self._vocabulary), **self._added_state()}
+        pattern = {} if self.pattern == "gpt2" else {"pattern": self.pattern}
+        return {"vocabulary": encode_bytes(self._vocabulary), **pattern, **self._added_state()}
 
 
 def _character_ends(text: str, sizes_bytes: list[int]) -> list[int | None]:

@@ -19,6 +19,12 @@ def sentinel(n: int) -> str:
     return f"<extra_id_{n}>"
 
 
+def _check_pattern(pattern: str) -> None:
+    from gptlab.data.tokenizers.split_pattern import split_pattern
+
+    split_pattern(pattern)
+
+
 @dataclass(kw_only=True, slots=True)
 class TokenizerConfig:
     """How text becomes token ids; each type registers a subclass with `build` and `restore`."""
@@ -133,24 +139,59 @@ class BPEConfig(TokenizerConfig):
 
     trained: ClassVar[bool] = True
     vocab_size: int = 4096
+    pattern: str = "gpt2"  # the split before merging: gpt2, gpt4, or a regular expression
 
     def build(self, texts):
         from gptlab.data.tokenizers.bpe import BPETokenizer
 
-        return BPETokenizer.train(self.vocab_size, texts(), self.added_tokens)
+        return BPETokenizer.train(self.vocab_size, texts(), self.added_tokens, self.pattern)
 
     @classmethod
     def restore(cls, state):
         from gptlab.data.tokenizers.bpe import BPETokenizer, decode_bytes
 
-        return BPETokenizer(decode_bytes(state["vocabulary"]), state.get("special_tokens", ()))
+        vocabulary = decode_bytes(state["vocabulary"])
+        return BPETokenizer(vocabulary, state.get("special_tokens", ()), state.get("pattern", "gpt2"))
+
+    def identity(self):
+        identity = super().identity()
+        if self.pattern == "gpt2":  # token files from before there was a choice stay valid
+            del identity["pattern"]
+        return identity
+
+    def check(self) -> None:
+        super().check()
+        _check_pattern(self.pattern)
+        least = 257 + len(self.added_tokens)
+        if self.vocab_size < least:
+            what = "an end-of-text token" if least == 257 else f"{least - 256} special tokens"
+            raise UserError(f"tokenizer.vocab_size={self.vocab_size} must be at least {least}: the bytes and {what}")
+
+    @property
+    def known_vocab_size(self) -> int | None:
+        return self.vocab_size
+
+
+@register("tokenizer", "unigram")
+class UnigramConfig(TokenizerConfig):
+    """A unigram language model over bytes, trained on the training split."""
+
+    trained: ClassVar[bool] = True
+    vocab_size: int = 4096
+
+    def build(self, texts):
+        from gptlab.data.tokenizers.unigram import build_unigram
+
+        return build_unigram(self, texts)
 
     def check(self) -> None:
         super().check()
         least = 257 + len(self.added_tokens)
         if self.vocab_size < least:
-            what = "an end-of-text token" if least == 257 else f"{least - 256} special tokens"
-            raise UserError(f"tokenizer.vocab_size={self.vocab_size} must be at least {least}: the bytes and {what}")
+            raise UserError(
+                f"tokenizer.vocab_size={self.vocab_size} must be at least {least}: the bytes and {least - 256} special "
+                f"token{'s' * (least > 257)}"
+            )
 
     @property
     def known_vocab_size(self) -> int | None:

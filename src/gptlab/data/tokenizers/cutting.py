@@ -151,6 +151,29 @@ def gpt2_cut(text: str) -> int:
     return 0
 
 
+def gpt4_cut(text: str) -> int:
+    """The last position in `text` where the split of GPT-4's cl100k_base always cuts; 0 where none is found."""
+    # As above, with two exceptions: punctuation takes the line ends after it along, and a word the character before it.
+    end = len(text)
+    for _ in range(_ATTEMPTS):
+        at = max(text.rfind(" ", 0, end), text.rfind("\n", 0, end))
+        end = len(text[: at + 1].rstrip())
+        if not end:
+            break
+        if text[end] in " \t" or (text[end] in "\r\n" and character_class(text[end - 1]) in "LN"):
+            return end
+    for at in range(len(text) - 1, max(0, len(text) - _SCANNED_CHARACTERS), -1):
+        before, after = character_class(text[at - 1]), character_class(text[at])
+        if before != after and before + after in ("LN", "NL", "LO", "NO", "ON"):
+            return at
+    return 0
+
+
+def no_cut(text: str) -> int:
+    """0: nothing is known of where a text may be cut."""
+    return 0
+
+
 @lru_cache(1 << 14)
 def character_class(character: str) -> str:
     """L for a letter, N for a number, S for a space, O for another character as GPT-2's split tells them apart; "?" for

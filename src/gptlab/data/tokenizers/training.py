@@ -14,9 +14,13 @@ from typing import Any, BinaryIO
 
 from gptlab.data.child_process import end_child, own_replies, pipes_of, start_child
 from gptlab.data.tokenizers.cutting import gpt2_cut, recut
+from gptlab.data.tokenizers.split_pattern import split_pattern
 from gptlab.data.tokenizers.threads import forbid_threads, threads_of_child
 
 SMALL_CHARACTERS = 1 << 19  # which take less time to learn from than a process takes to start
+# A word, whatever is in it, and the spaces before it, much as SentencePiece splits: the library finds the pieces of
+# unigram models among the parts that several words share, which few words behind GPT-2's split do.
+WORDS_WITH_SPACE = r" *[^ ]+| +"
 _RUN_CHARACTERS = 1000
 
 
@@ -25,12 +29,12 @@ def between_words(texts: Iterable[str]) -> Iterator[str]:
     return recut(texts, gpt2_cut)
 
 
-def learn_bpe(texts: Iterable[str], *, vocab_size: int) -> list[str]:
-    """A byte-pair vocabulary of GPT-2's byte alphabet by rank."""
+def learn_bpe(texts: Iterable[str], *, vocab_size: int, expression: str) -> list[str]:
+    """A byte-pair vocabulary of GPT-2's byte alphabet by rank, of the pieces that `expression` matches."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trained.pre_tokenizer = byte_level_split(expression)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -68,11 +72,48 @@ def learn_wordpiece(
     return _by_rank(trained)
 
 
-_LEARN: dict[str, Callable[..., list[str]]] = {"bpe": learn_bpe, "wordpiece": learn_wordpiece}
+def learn_unigram(texts: Iterable[str], *, vocab_size: int) -> list[tuple[str, float]]:
+    """A unigram vocabulary of GPT-2's byte alphabet with log-probabilities, by frequency."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.Unigram())
+    trained.pre_tokenizer = byte_level_split(WORDS_WITH_SPACE)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    found = json.loads(trained.to_str())["model"]["vocab"]
+    # The library goes through hash tables, whose order differs between runs: in it probabilities are added up, so that
+    # their last digits differ, and bytes that no text has get one less than the rarest piece each.
+    learned = [(token, round(score, 6)) for token, score in found]
+    rarest = min((score for token, score in learned if len(token) > 1), default=0.0)
+    learned = [(token, max(score, rarest)) for token, score in learned]
+    return sorted(learned, key=lambda one: (-one[1], one[0]))
 
 
-def learn(kind: str, texts: Iterable[str], **settings: Any) -> list[str]:
-    """The vocabulary that `learn_bpe` or `learn_wordpiece` finds; an exception in this thread ends the search.
+def byte_level_split(expression: str) -> Any:
+    """The `tokenizers` library's split of a text into the pieces that `expression` matches, spelled in GPT-2's byte
+    alphabet."""
+    from tokenizers import Regex, pre_tokenizers
+
+    if expression == split_pattern("gpt2").expression:  # which the library has built in, and which reads faster
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    split = pre_tokenizers.Split(Regex(expression), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+_LEARN: dict[str, Callable[..., list[Any]]] = {
+    "bpe": learn_bpe,
+    "wordpiece": learn_wordpiece,
+    "unigram": learn_unigram,
+}
+
+
+def learn(kind: str, texts: Iterable[str], **settings: Any) -> list[Any]:
+    """The vocabulary that the function of that kind finds; an exception in this thread ends the search.
 
     Runs of more than 1,000 letters, or other characters of a kind, are learned from in parts, since the time a run
     takes grows with the square of its length: of the pairs in them one in a thousand is not counted.
