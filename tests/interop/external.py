@@ -22,6 +22,8 @@ VOCAB_SIZE, POSITIONS = 61, 24
 # The grouped product, which transformers takes for experts, fails there at sizes that are no multiple of 16 bytes.
 EXPERTS = {"experts_implementation": "eager"}
 ROTARY = {"rope_type": "default", "rope_theta": 50.0}
+LLAMA_3_1 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA_3_1["original_max_position_embeddings"] = 9
 
 
 @contextmanager
@@ -102,6 +104,12 @@ CASES = {
     "llama one key head": Case("LlamaConfig", llama(num_attention_heads=3, num_key_value_heads=1, head_dim=10)),
     "llama wide heads": Case("LlamaConfig", llama(num_key_value_heads=1, head_dim=8)),
     "llama biased": Case("LlamaConfig", llama(attention_bias=True, mlp_bias=True)),
+    "llama linear": Case("LlamaConfig", llama(rope_parameters={**ROTARY, "rope_type": "linear", "factor": 2.5})),
+    "llama yarn": Case(
+        "LlamaConfig",
+        llama(rope_parameters={**ROTARY, "rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 9}),
+    ),
+    "llama 3.1": Case("LlamaConfig", llama(rope_parameters={**ROTARY, **LLAMA_3_1})),
     "mistral": Case("MistralConfig", llama(sliding_window=None, num_attention_heads=6, num_key_value_heads=3)),
     "mistral window": Case("MistralConfig", llama(sliding_window=4)),
     "mixtral": Case("MixtralConfig", llama(num_local_experts=3)),

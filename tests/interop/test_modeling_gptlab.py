@@ -26,6 +26,7 @@ from gptlab.models.decoder.config import (
     Norm,
     NormPlacement,
     Position,
+    RopeType,
     RouterSoftmax,
 )
 from gptlab.models.encoder.config import EncoderConfig, Heads
@@ -42,6 +43,8 @@ ODD = {
         **SHAPE,
         position=Position.rotary,
         rope_theta=50.0,
+        rope_type=RopeType.yarn,
+        rope_factor=3.0,
         norm=Norm.rmsnorm,
         norm_eps=0.03,
         feedforward=Feedforward.relu2,
@@ -67,8 +70,18 @@ ODD = {
         **SHAPE, **EXPERTS, n_shared_expert=2, router_softmax=RouterSoftmax.before, feedforward=Feedforward.geglu
     ),
     "experts_rotary": DecoderConfig(
-        **SHAPE, **EXPERTS, **SLIDING, position=Position.rotary, feedforward=Feedforward.relu, bias=False, qkv_bias=True
+        **SHAPE,
+        **EXPERTS,
+        **SLIDING,
+        position=Position.rotary,
+        rope_type=RopeType.llama3,
+        rope_factor=2.0,
+        feedforward=Feedforward.relu,
+        bias=False,
+        qkv_bias=True,
     ),
+    "rotary_linear": DecoderConfig(**SHAPE, position=Position.rotary, rope_type=RopeType.linear, rope_factor=2.0),
+    "rotary_ntk": DecoderConfig(**SHAPE, position=Position.rotary, rope_type=RopeType.ntk, rope_factor=2.0),
     "swiglu_encoder": EncoderConfig(**SHAPE, feedforward=Feedforward.swiglu),
     "wide_heads_masked_lm": EncoderConfig(**SHAPE, d_head=5, n_segment=3, norm_eps=0.02, heads=Heads.masked_lm),
     "relu_encoder_without_heads": EncoderConfig(**SHAPE, feedforward=Feedforward.relu, heads=Heads.none),

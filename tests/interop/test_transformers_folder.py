@@ -18,7 +18,15 @@ from gptlab.interop.architecture import differences, shapes
 from gptlab.interop.transformers_folder import TransformersFolder, architecture_for, write_folder
 from gptlab.models.build import build_model
 from gptlab.models.config import Feedforward, model_from_plain
-from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position, RouterSoftmax
+from gptlab.models.decoder.config import (
+    AttentionPattern,
+    DecoderConfig,
+    Norm,
+    NormPlacement,
+    Position,
+    RopeType,
+    RouterSoftmax,
+)
 
 
 def exported(folder: TransformersFolder, path):
@@ -217,8 +225,8 @@ def test_folders_without_a_model_are_refused(damage, message, tmp_path, monkeypa
         (Case("LlamaConfig", llama(hidden_act="gelu")), "hidden_act=gelu"),
         (Case("LlamaConfig", llama(attention_bias=True)), "attention_bias=true with mlp_bias=false .* model.bias"),
         (
-            Case("LlamaConfig", llama(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 50.0})),
-            "rope_parameters of type linear",
+            Case("LlamaConfig", llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 50.0})),
+            "rope_parameters of type dynamic .* only linear, yarn, llama3 and default are",
         ),
         (
             Case("Qwen2Config", llama(use_sliding_window=True, sliding_window=4, max_window_layers=1)),
@@ -300,13 +308,19 @@ def test_integers_are_not_weights(pickled, tmp_path):
         TransformersFolder(path)
 
 
-def test_rope_scaling_of_older_versions_is_refused(tmp_path):
-    path = CASES["llama"].save(tmp_path / "m")
+def test_rope_scaling_of_older_versions_is_read(tmp_path):
+    path = CASES["llama 3.1"].save(tmp_path / "m")
     content = json.loads((path / "config.json").read_text())
-    del content["rope_parameters"]
-    content |= {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 32.0}}
-    (path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="rope_scaling of type llama3 changes the rotary frequencies"):
+    config = TransformersFolder(path).config
+    scaling = content.pop("rope_parameters")
+    theta = scaling.pop("rope_theta")
+    older = {"rope_theta": theta, "rope_scaling": {**scaling, "type": scaling.pop("rope_type")}}
+    (path / "config.json").write_text(json.dumps(content | older))
+    assert TransformersFolder(path).config == config
+    assert (config.rope_type, config.rope_factor, config.rope_original_context) == (RopeType.llama3, 8.0, 9)
+    older["rope_scaling"]["mscale"] = 1.0
+    (path / "config.json").write_text(json.dumps(content | older))
+    with pytest.raises(ValueError, match=r"rope_scaling of type llama3 with mscale=1\.0 is not supported"):
         TransformersFolder(path)
 
 

@@ -191,8 +191,8 @@ def _kinds(kind: type[ModelConfig]) -> dict[str, tuple[type, ...]]:
 
 def meaning(config: Any, option: str) -> Any:
     """The value that a config key has in effect: null may stand for another value, and another value for null."""
-    if option == "rope_theta" and config.position is not Position.rotary:
-        return None
+    if option.startswith("rope_"):  # null where a scaling has no such key, or there is no rotation
+        return getattr(config.rotation, option) if config.position is Position.rotary else None
     if option == "attention_scale" and config.attention_scale == config.head_width**-0.5:
         return None
     if option.startswith("dropout"):

@@ -11,7 +11,7 @@ from gptlab.config import to_plain
 from gptlab.errors import UserError
 from gptlab.interop.architecture import DERIVED, Architecture, TensorLocation, meaning, shapes, shown
 from gptlab.models.config import ModelConfig, model_from_plain
-from gptlab.models.decoder.config import DecoderConfig
+from gptlab.models.decoder.config import DecoderConfig, Position
 from gptlab.models.encoder.config import EncoderConfig, Heads
 
 MODEL_CODE = Path(__file__).with_name("modeling_gptlab.py")  # self-contained: copied, and imported by its reader alone
@@ -41,6 +41,8 @@ class GptlabArchitecture(Architecture):
         code = {key: f"{MODEL_CODE.stem}.{name}" for key, name in ({"AutoConfig": "GptlabConfig"} | classes).items()}
         plain = to_plain(config) | {"vocab_size": vocab_size}
         plain |= {key: meaning(config, key) for key in plain if key in DERIVED}
+        if isinstance(config, DecoderConfig) and config.position is Position.rotary:
+            plain |= {key: to_plain(value) for key, value in config.rotation._asdict().items()}
         del plain["init_from"]
         if isinstance(config, EncoderConfig):
             # The code has one block for both; these are what a decoder can choose and an encoder cannot.

@@ -6,8 +6,33 @@ from typing import Any
 from gptlab.errors import UserError
 from gptlab.interop.architecture import Architecture, TensorLocation, in_blocks, shown, typed
 from gptlab.models.config import Feedforward
-from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position, RouterSoftmax
+from gptlab.models.decoder.config import (
+    AttentionPattern,
+    DecoderConfig,
+    Norm,
+    NormPlacement,
+    Position,
+    RopeType,
+    RouterSoftmax,
+)
 
+# What each `rope_type` is made of, by our keys. Of ntk there is none: it is another rope_theta.
+SCALINGS = {
+    "linear": {"factor": "rope_factor"},
+    "yarn": {
+        "factor": "rope_factor",
+        "original_max_position_embeddings": "rope_original_context",
+        "beta_fast": "rope_beta_fast",
+        "beta_slow": "rope_beta_slow",
+        "attention_factor": "rope_attention_factor",
+    },
+    "llama3": {
+        "factor": "rope_factor",
+        "original_max_position_embeddings": "rope_original_context",
+        "high_freq_factor": "rope_beta_fast",
+        "low_freq_factor": "rope_beta_slow",
+    },
+}
 KEYS = {
     "context_length": "max_position_embeddings",
     "n_layer": "num_hidden_layers",
@@ -68,21 +93,37 @@ def _locations(config: DecoderConfig) -> dict[str, TensorLocation]:
 
 
 def _rotation(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """The base of the rotary frequencies, by the keys of transformers 5 or of earlier versions."""
+    """The rotary keys, by the keys of transformers 5 or of earlier versions."""
     given, scaling = (
         typed(key, theirs.get(key), dict, type(None)) or {} for key in ("rope_parameters", "rope_scaling")
     )
-    for options, key in ((given, "rope_parameters"), (scaling, "rope_scaling")):
-        kind = options.get("rope_type", options.get("type", "default"))
-        if kind != "default":
-            raise UserError(
-                f"{key} of type {shown(kind)} changes the rotary frequencies and is not supported; only the default "
-                "type is"
-            )
     if given.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"partial_rotary_factor={given['partial_rotary_factor']} is not supported")
     theta = given.get("rope_theta", theirs.get("rope_theta", 10_000.0))
-    return {"rope_theta": float(typed("rope_theta", theta, float))}
+    found: dict[str, Any] = {"rope_theta": float(typed("rope_theta", theta, float))}
+    for options, key in ((given, "rope_parameters"), (scaling, "rope_scaling")):
+        kind = options.get("rope_type", options.get("type", "default"))
+        if kind == "default":
+            continue
+        if kind not in SCALINGS:
+            raise UserError(
+                f"{key} of type {shown(kind)} changes the rotary frequencies and is not supported; only "
+                f"{', '.join(SCALINGS)} and default are"
+            )
+        unknown = sorted(options.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor", *SCALINGS[kind]})
+        if unknown:
+            raise UserError(f"{key} of type {kind} with {unknown[0]}={shown(options[unknown[0]])} is not supported")
+        found["rope_type"] = RopeType(kind)
+        for name, ours in SCALINGS[kind].items():
+            if options.get(name) is not None:
+                whole = ours == "rope_original_context"
+                found[ours] = (int if whole else float)(typed(f"{key}.{name}", options[name], int if whole else float))
+        if kind != "linear" and "rope_original_context" not in found:
+            found["rope_original_context"] = typed(
+                "max_position_embeddings", theirs.get("max_position_embeddings"), int
+            )
+        break
+    return found
 
 
 def _all_dense(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,9 +142,18 @@ def _windowed(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_rotation(config: DecoderConfig) -> dict[str, Any]:
+    own = config.rotation
+    kind = own.rope_type.value
+    names = SCALINGS.get(kind, {})
+    parameters = {"rope_type": kind if names else "default"}
+    parameters |= {name: getattr(own, ours) for name, ours in names.items() if getattr(own, ours) is not None}
     # Both spellings, so that versions before 5 open the folder too.
-    parameters = {"rope_type": "default", "rope_theta": config.rope_theta}
-    return {"rope_theta": config.rope_theta, "rope_parameters": parameters}
+    older = {"rope_scaling": parameters} if names else {}
+    return {
+        "rope_theta": own.rope_theta,
+        "rope_parameters": parameters | {"rope_theta": own.rope_theta},
+        **older,
+    }
 
 
 LLAMA = Architecture(

@@ -10,6 +10,7 @@ tokens so far, D the width, H heads, G key-value heads, K a head's width, F the 
 vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -44,6 +45,12 @@ DEFAULTS = {
     "feedforward": "gelu",  # the tanh form; or gelu_exact, relu, relu2, geglu, swiglu
     "position": "learned",  # or rotary, none
     "rope_theta": 10_000.0,
+    "rope_type": "default",  # or linear, yarn, llama3
+    "rope_factor": None,
+    "rope_original_context": None,
+    "rope_beta_fast": None,
+    "rope_beta_slow": None,
+    "rope_attention_factor": None,
     "norm": "layernorm",  # or rmsnorm
     "norm_eps": 1e-5,
     "norm_placement": "pre",  # or post
@@ -144,12 +151,35 @@ class CausalMask:
         return self.made[n_keys, window]
 
 
-def rotation_of(positions, width, theta):
-    """Cosines and sines of position times theta^(-2i/K): positions (B, T) -> (B, T, 1, K) each (arXiv:2104.09864)."""
+def frequencies_of(config, device):
+    """Radians per token of each pair of channels: (K / 2,) (arXiv:2104.09864), changed for a longer context."""
+    c, width = config, config.d_head
+    own = c.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
+    if c.rope_type == "linear":  # arXiv:2306.15595
+        return own / c.rope_factor
+    if c.rope_type == "llama3":  # arXiv:2407.21783
+        turns = c.rope_original_context * own / (2 * math.pi)
+        kept = ((turns - c.rope_beta_slow) / (c.rope_beta_fast - c.rope_beta_slow)).clamp(0, 1)
+        return own * kept + own / c.rope_factor * (1 - kept)
+    if c.rope_type == "yarn":  # arXiv:2309.00071
+        ends = (
+            len(own) * math.log(c.rope_original_context / (2 * math.pi * turns)) / math.log(c.rope_theta)
+            for turns in (c.rope_beta_fast, c.rope_beta_slow)
+        )
+        first, last = (rounded(end) for rounded, end in zip((math.floor, math.ceil), ends, strict=True))
+        first, last = max(first, 0), min(last, width - 1)
+        slowed = (torch.arange(len(own), dtype=own.dtype, device=device) - first) / max(last - first, 0.001)
+        slowed = slowed.clamp(0, 1)
+        return own * (1 - slowed) + own / c.rope_factor * slowed
+    return own
+
+
+def rotation_of(positions, config):
+    """Cosines and sines of position times frequency: positions (B, T) -> (B, T, 1, K) each."""
     device = positions.device if positions.device.type != "mps" else "cpu"  # which has no float64
-    frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
-    angles = positions.to(device, torch.float64)[..., None, None] * frequencies  # (B, T, 1, K / 2)
-    cos, sin = angles.cos(), angles.sin()
+    angles = positions.to(device, torch.float64)[..., None, None] * frequencies_of(config, device)  # (B, T, 1, K / 2)
+    amplitude = config.rope_attention_factor or 1.0
+    cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
     turned = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
     return tuple(table.float().to(positions.device) for table in turned)
 
@@ -409,7 +439,7 @@ class GptlabDecoder(GptlabPreTrainedModel):
                 )
             x = x + self.pos_emb(position_ids)
         x = self.drop(x)
-        rotation = rotation_of(position_ids, c.d_head, c.rope_theta) if c.position == "rotary" else None
+        rotation = rotation_of(position_ids, c) if c.position == "rotary" else None
         mask = CausalMask(n_tokens, n_before, attention_mask, device)
         states = [x]
         for block in self.blocks:

@@ -69,6 +69,14 @@ class ModelConfig:
         """What to set so that the model has these capabilities too; empty where nothing helps."""
         return ""
 
+    def extends(self, other: "ModelConfig") -> bool:
+        """Whether this is the other model made ready for a longer context, and may start from its weights."""
+        return False
+
+    def longer_than(self, context_length: int) -> str:
+        """The overrides that make a model of that context ready for this one's; empty where nothing does."""
+        return ""
+
     @property
     def auxiliary_terms(self) -> tuple[str, ...]:
         """Names of the losses and measurements that the model adds in training."""

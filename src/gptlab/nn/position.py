@@ -1,9 +1,12 @@
 """Position encodings: rotary, and relative biases."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from gptlab.nn.rope_scaling import frequencies
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (T, 1, K), or (B, T, 1, K) where sequences differ
 
@@ -11,12 +14,21 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (T, 1, K), or (B, T,
 class Rotary(nn.Module):
     """Angles of position times frequency theta^(-2i/K), for i < K/2 (RoFormer, arXiv:2104.09864, equation 15).
 
-    Channel i turns with channel i + K/2, as in Llama.
+    Channel i turns with channel i + K/2, as in Llama. `scaled` changes the frequencies (K/2,) for long contexts, and
+    cosines and sines are multiplied by `amplitude`.
     """
 
-    def __init__(self, width: int, n_positions: int, *, theta: float):
+    def __init__(
+        self,
+        width: int,
+        n_positions: int,
+        *,
+        theta: float,
+        scaled: Callable[[Tensor], Tensor] | None = None,
+        amplitude: float = 1.0,
+    ):
         super().__init__()
-        self.theta = theta
+        self.theta, self.scaled, self.amplitude = theta, scaled, amplitude
         self.register_buffer("cos", torch.empty(n_positions, 1, width), persistent=False)
         self.register_buffer("sin", torch.empty(n_positions, 1, width), persistent=False)
         self.fill()
@@ -26,10 +38,12 @@ class Rotary(nn.Module):
         """Compute both tables, in float32, where the buffers are."""
         n_positions, _, width = self.cos.shape
         device = self.cos.device
-        frequencies = self.theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
-        angles = torch.arange(n_positions, dtype=torch.float64, device=device)[:, None, None] * frequencies
-        sin = angles.sin()
-        self.cos = torch.cat((angles.cos(), angles.cos()), -1).float()  # (T, 1, K)
+        own = frequencies(width, self.theta, device)
+        if self.scaled is not None:
+            own = self.scaled(own)
+        angles = torch.arange(n_positions, dtype=torch.float64, device=device)[:, None, None] * own
+        cos, sin = angles.cos() * self.amplitude, angles.sin() * self.amplitude
+        self.cos = torch.cat((cos, cos), -1).float()  # (T, 1, K)
         self.sin = torch.cat((-sin, sin), -1).float()  # (T, 1, K)
 
     def _apply(self, fn, recurse=True):

@@ -68,6 +68,9 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
         theirs, weights = model_from_plain(source.state.config["model"]), source.weights()
         their_size, initial = source.vocab_size, Initial(weights.keys(), weights.__getitem__)
     overrides = [override for override in differences(theirs, config) if not override.startswith("model.heads=")]
+    longer = config.extends(theirs)
+    if longer:
+        overrides = [override for override in overrides if not override.startswith("model.rope_")]
     other = None if tokenizer is None else _other_tokenizer(source, name, tokenizer)
     if other:
         overrides.append(other)
@@ -75,11 +78,14 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
         overrides.append(f"model.vocab_size={their_size}")
     elif vocab_size != their_size:
         overrides.append(f"model.vocab_size={their_size} and a tokenizer with a vocabulary no larger than that")
-    if config.context_length > theirs.context_length and Capability.encoder_decoder not in theirs.capabilities:
+    too_long = config.context_length > theirs.context_length and not longer
+    if too_long and Capability.encoder_decoder not in theirs.capabilities:
         overrides.append(f"model.context_length={theirs.context_length}")
     if overrides:
+        scaled = config.longer_than(theirs.context_length) if too_long else ""
+        hint = f"; to keep the longer context, add {scaled}" if scaled else ""
         what = "was trained with another tokenizer" if overrides == [other] else "holds another model"
-        raise UserError(f"model.init_from={name} {what}; add {' '.join(overrides)}")
+        raise UserError(f"model.init_from={name} {what}; add {' '.join(overrides)}{hint}")
     return initial
 
 

@@ -1,11 +1,13 @@
 """Config schema: decoder-only transformers."""
 
+import math
 from dataclasses import fields
 from enum import Enum
+from typing import NamedTuple
 
 from gptlab.errors import UserError
 from gptlab.fields import bounded, shown
-from gptlab.models.config import TransformerConfig
+from gptlab.models.config import ModelConfig, TransformerConfig
 from gptlab.registry import register
 
 
@@ -15,6 +17,16 @@ class Position(Enum):
     learned = "learned"
     rotary = "rotary"
     none = "none"
+
+
+class RopeType(Enum):
+    """How rotary frequencies are changed for a context longer than the one trained with."""
+
+    default = "default"
+    linear = "linear"  # all slowed alike
+    ntk = "ntk"  # by a larger base: slow ones more than fast ones
+    yarn = "yarn"  # slow ones alone, and the scores sharpened
+    llama3 = "llama3"  # slow ones alone
 
 
 class Norm(Enum):
@@ -62,6 +74,22 @@ EXPERT_KEYS = (
 )
 
 
+# Keys that mean nothing with `rope_type=default`.
+SCALING_KEYS = ("rope_factor", "rope_original_context", "rope_beta_fast", "rope_beta_slow", "rope_attention_factor")
+
+
+class Rotation(NamedTuple):
+    """The rotary keys of a model as they take effect: None where one has no effect."""
+
+    rope_theta: float
+    rope_type: RopeType = RopeType.default
+    rope_factor: float | None = None
+    rope_original_context: int | None = None
+    rope_beta_fast: float | None = None
+    rope_beta_slow: float | None = None
+    rope_attention_factor: float | None = None
+
+
 @register("model", "decoder")
 class DecoderConfig(TransformerConfig):
     """A decoder-only transformer; the defaults are GPT-2's."""
@@ -69,6 +97,12 @@ class DecoderConfig(TransformerConfig):
     n_kv_head: int | None = bounded(None, ge=1)  # null: n_head; fewer is grouped-query attention
     position: Position = Position.learned
     rope_theta: float = bounded(10_000.0, gt=0)
+    rope_type: RopeType = RopeType.default
+    rope_factor: float | None = bounded(None, ge=1, lt=math.inf)  # the context by the one trained with
+    rope_original_context: int | None = bounded(None, ge=1)  # the context trained with; null: that by rope_factor
+    rope_beta_fast: float | None = bounded(None, gt=0, lt=math.inf)  # turns in it that are kept; null: 32, llama3: 4
+    rope_beta_slow: float | None = bounded(None, gt=0, lt=math.inf)  # turns in it that are slowed by the whole; null: 1
+    rope_attention_factor: float | None = bounded(None, gt=0, lt=math.inf)  # of yarn; null: 0.1 ln(rope_factor) + 1
     norm: Norm = Norm.layernorm
     norm_eps: float = bounded(1e-5, gt=0)
     norm_placement: NormPlacement = NormPlacement.pre
@@ -101,6 +135,52 @@ class DecoderConfig(TransformerConfig):
     @property
     def kv_heads(self) -> int:
         return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def original_context(self) -> int:
+        """The length, in tokens, of the context that rotary frequencies were trained with."""
+        if self.rope_type is RopeType.default:
+            return self.context_length
+        if self.rope_original_context is not None:
+            return self.rope_original_context
+        return round(self.context_length / (self.rope_factor or 1))
+
+    @property
+    def rotation(self) -> "Rotation":
+        """The rotary keys as they take effect."""
+        factor, scaling = self.rope_factor or 1.0, self.rope_type
+        if scaling is RopeType.ntk:  # another base and nothing else (arXiv:2309.00071, equation 16)
+            theta = self.rope_theta * factor ** (self.head_width / (self.head_width - 2))
+            return Rotation(rope_theta=theta)
+        if scaling is RopeType.default:
+            return Rotation(rope_theta=self.rope_theta)
+        found = Rotation(rope_theta=self.rope_theta, rope_type=scaling, rope_factor=factor)
+        if scaling is RopeType.linear:
+            return found
+        fast = 32.0 if scaling is RopeType.yarn else 4.0
+        found = found._replace(
+            rope_original_context=self.original_context,
+            rope_beta_fast=self.rope_beta_fast or fast,
+            rope_beta_slow=self.rope_beta_slow or 1.0,
+        )
+        if scaling is RopeType.llama3:
+            return found
+        # Queries and keys are each multiplied by it (equation 22).
+        return found._replace(rope_attention_factor=self.rope_attention_factor or 0.1 * math.log(factor) + 1)
+
+    def extends(self, other: ModelConfig) -> bool:
+        return (
+            isinstance(other, DecoderConfig)
+            and self.position is Position.rotary
+            and self.context_length > other.context_length
+            and self.original_context in (other.context_length, other.original_context)
+            and self.rope_theta == other.rope_theta
+        )
+
+    def longer_than(self, context_length: int) -> str:
+        if self.position is not Position.rotary:
+            return ""
+        return f"model.rope_type=yarn model.rope_factor={self.context_length / context_length:g}"
 
     @property
     def attention_biased(self) -> bool:
@@ -158,7 +238,45 @@ class DecoderConfig(TransformerConfig):
                 f"model.attention_window={window} has no effect on model.attention_pattern=dense; "
                 "set model.attention_pattern to alternating or sliding_window, or model.attention_window=null"
             )
+        self._check_rope_scaling()
         self._check_experts()
+
+    def _check_rope_scaling(self) -> None:
+        scaling = self.rope_type
+        used = {
+            RopeType.default: (),
+            RopeType.linear: ("rope_factor", "rope_original_context"),
+            RopeType.ntk: ("rope_factor", "rope_original_context"),
+            RopeType.llama3: ("rope_factor", "rope_original_context", "rope_beta_fast", "rope_beta_slow"),
+            RopeType.yarn: SCALING_KEYS,
+        }[scaling]
+        for name in SCALING_KEYS:
+            value = getattr(self, name)
+            if value is not None and name not in used:
+                raise UserError(
+                    f"model.{name}={shown(value)} has no effect on model.rope_type={scaling.value}; "
+                    + ("set model.rope_type, such as yarn" if scaling is RopeType.default else "leave it out")
+                )
+        if scaling is RopeType.default:
+            return
+        if self.position is not Position.rotary:
+            raise UserError(
+                f"model.rope_type={scaling.value} changes rotary frequencies, and model.position is "
+                f"{self.position.value}; set model.position=rotary or model.rope_type=default"
+            )
+        if self.rope_factor is None:
+            raise UserError(
+                f"model.rope_type={scaling.value} needs model.rope_factor: model.context_length="
+                f"{self.context_length} divided by the context that the model was trained with"
+            )
+        if scaling is RopeType.ntk and self.head_width < 4:
+            raise UserError(f"model.rope_type=ntk needs a head width of 4 or more, not {self.head_width}")
+        rotation = self.rotation
+        if rotation.rope_beta_fast is not None and rotation.rope_beta_fast <= (rotation.rope_beta_slow or 0):
+            raise UserError(
+                f"model.rope_beta_fast={rotation.rope_beta_fast:g} must be above "
+                f"model.rope_beta_slow={rotation.rope_beta_slow:g}"
+            )
 
     def _check_experts(self) -> None:
         if self.n_expert is None:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from gptlab.models.decoder.config import DecoderConfig, Init, Norm, NormPlacement, Position
+from gptlab.models.decoder.config import DecoderConfig, Init, Norm, NormPlacement, Position, RopeType
 from gptlab.models.transformer import Transformer
+from gptlab.nn import rope_scaling
 from gptlab.nn.attention import Attention
 from gptlab.nn.block import Block, PostNormBlock
 from gptlab.nn.cache import KVCache
@@ -31,8 +33,7 @@ class Decoder(Transformer):
         c = config
         self.tok_emb = nn.Embedding(vocab_size, c.d_model)
         self.pos_emb = nn.Embedding(c.context_length, c.d_model) if c.position is Position.learned else None
-        rotary = c.position is Position.rotary
-        self.rotary = Rotary(c.head_width, c.context_length, theta=c.rope_theta) if rotary else None
+        self.rotary = _rotary(c) if c.position is Position.rotary else None
         self.drop = nn.Dropout(c.dropout_at("embedding"))
         self.blocks = nn.ModuleList(_block(c) for _ in range(c.n_layer))
         self.final_norm = _norm(c) if c.norm_placement is NormPlacement.pre else None
@@ -127,6 +128,27 @@ class Decoder(Transformer):
             value.normal_(std=config.init_std if config.tie_embeddings else 1.0, generator=generator)
         else:
             value.normal_(std=(3 * module.in_features) ** -0.5, generator=generator)
+
+
+def _rotary(c: DecoderConfig) -> Rotary:
+    own = c.rotation
+    factor, original, fast, slow = own.rope_factor, own.rope_original_context, own.rope_beta_fast, own.rope_beta_slow
+    scaled = None
+    if own.rope_type is RopeType.linear:
+        scaled = partial(rope_scaling.linear, factor=factor)
+    elif own.rope_type is RopeType.llama3:
+        scaled = partial(rope_scaling.llama3, factor=factor, original_context=original, beta_fast=fast, beta_slow=slow)
+    elif own.rope_type is RopeType.yarn:
+        scaled = partial(
+            rope_scaling.yarn,
+            factor=factor,
+            original_context=original,
+            theta=own.rope_theta,
+            beta_fast=fast,
+            beta_slow=slow,
+        )
+    amplitude = own.rope_attention_factor or 1.0
+    return Rotary(c.head_width, c.context_length, theta=own.rope_theta, scaled=scaled, amplitude=amplitude)
 
 
 def _check_padding(attention_mask: Tensor) -> None:
