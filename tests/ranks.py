@@ -1,5 +1,6 @@
 """Runs of several strategies on processes of one machine: each process is started once and carries out all of them."""
 
+import itertools
 import json
 import os
 import shutil
@@ -83,6 +84,7 @@ def one(job: dict) -> None:
     from gptlab.data.sources.config import TextConfig
     from gptlab.distributed.config import Recompute, Sharding, StrategyConfig
     from gptlab.distributed.signals import Stopped
+    from gptlab.generation import scoring
     from gptlab.models.config import model_from_plain
     from gptlab.runs import amendments
     from gptlab.runs.folder import RunFolder
@@ -129,13 +131,25 @@ def one(job: dict) -> None:
                 amendments.add(RunFolder(Path(job["folder"]), writes=True), job["amend"]["overrides"])
 
     class Signal(Callback):
-        """Sends this process a signal in a micro-batch of a step, or in a batch of the evaluation after it."""
+        """Sends this process a signal in a micro-batch of a step, or in a batch of an evaluation after it."""
 
-        def __init__(self, rank, step, micro_batch=None, evaluation_batch=None):
+        def __init__(self, rank, step, micro_batch=None, evaluation_batch=None, probe_batch=None):
             self.here = int(os.environ.get("RANK", 0)) == rank
+            self.probe_batch = probe_batch
             self.step, self.micro_batch, self.evaluation_batch = step, micro_batch, evaluation_batch
 
         def on_train_start(self, trainer, module):
+            if self.here and self.probe_batch is not None:
+                batches = itertools.count()  # of the first probe after the step
+                measure = scoring._score_batch
+
+                def measured(*given):
+                    if module.finished_steps == self.step and next(batches) == self.probe_batch:
+                        scoring._score_batch = measure
+                        self._send(True)
+                    return measure(*given)
+
+                scoring._score_batch = measured
             if self.here and self.micro_batch is not None:
                 module.before_micro_batch.append(
                     lambda index, _: self._send((module.finished_steps, index) == (self.step, self.micro_batch))
@@ -172,6 +186,7 @@ def one(job: dict) -> None:
     if job.get("slow"):
         Throughput.is_slow = lambda self, n_steps: True
         training_config.EVAL_TOKENS = 128
+        scoring.BATCH_TOKENS = 16
     if "signal" not in job:
         train(config, callbacks)
         return

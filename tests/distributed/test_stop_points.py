@@ -11,13 +11,14 @@ from torch.distributed import HashStore
 from gptlab.distributed.stop_points import StopPoints
 from gptlab.runs.folder import read_events
 
-# Each gets its signal on one rank alone: before the first step is done, inside a later one, in an evaluation, and in
-# the evaluation after the last step.
+# Each gets its signal on one rank alone: before the first step is done, inside a later one, in a validation, in that
+# after the last step, and in one of `callbacks.evaluate`.
 MOMENTS = {
     "first step": {"step": 0, "micro_batch": 0},
     "step": {"step": 3, "micro_batch": 0},
     "evaluation": {"step": 5, "evaluation_batch": 1},
     "last evaluation": {"step": 10, "evaluation_batch": 0},
+    "probe": {"step": 3, "probe_batch": 1},
 }
 STRATEGIES = {"auto": 1, "ddp": 2, "fsdp": 2}
 RUN = {"micro_batch_size": 1}
@@ -33,7 +34,7 @@ def place(tmp_path_factory):
             common = {"slow": True, "strategy": {"type": strategy}, "run": RUN, "checkpoint": {"every_steps": 4}}
             jobs.append({**common, "folder": str(place / f"{strategy} whole")})
             for moment, where in MOMENTS.items():
-                job = {**common, "folder": str(place / f"{strategy} {moment}")}
+                job = {**common, "folder": str(place / f"{strategy} {moment}"), "evaluate": moment == "probe"}
                 jobs += [{**job, "signal": {"rank": n_ranks - 1, **where}}, job]
         carry_out(jobs, n_ranks, place)
     return place
@@ -61,12 +62,14 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(place, strategy, moment):
 
 
 def without_speed(run):
-    return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in step_rows(run / "metrics.csv")]
+    rows = step_rows(run / "metrics.csv")
+    return [{k: v for k, v in row.items() if not k.startswith(("perf/", "eval/"))} for row in rows]
 
 
 @pytest.mark.parametrize("lead", range(4))
-def test_ranks_that_are_not_in_step_stop_before_the_same_micro_batch(lead):
-    """Whichever rank has the signal, and however far ahead the other is."""
+@pytest.mark.parametrize("n_points", [8, None])
+def test_ranks_that_are_not_in_step_stop_before_the_same_micro_batch(lead, n_points):
+    """Whichever rank has the signal, and however far ahead the other is, and whether the end is known."""
     for signalled in (0, 1):
         store, stopped_at, ahead = HashStore(), {}, threading.Event()
 
@@ -76,7 +79,7 @@ def test_ranks_that_are_not_in_step_stop_before_the_same_micro_batch(lead):
                 if number == 1 and point == 0:
                     ahead.wait()  # until rank 0 has taken its lead
                 wanted = 15 if number == signalled and point >= (2 if number == 1 else 0) else 0
-                if points.decide("step 0", point, 8, wanted if number == 1 or lead == 0 else 0):
+                if points.decide("step 0", point, n_points, wanted if number == 1 or lead == 0 else 0):
                     stopped_at[number] = point
                     break
                 if number == 0 and point == lead:
@@ -100,3 +103,7 @@ def test_points_that_all_have_passed_are_forgotten():
     points.all_passed()
     assert store.num_keys() == 0
     assert points.decide("step 0", 0, 2, 2) == 2
+    points.all_passed()
+    assert [points.decide("eval/x 0", point, None, 0) for point in range(3)] == [0, 0, 0]
+    points.all_passed()
+    assert store.num_keys() == 0, "of a sequence whose end is not known before"

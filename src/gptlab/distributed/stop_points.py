@@ -1,5 +1,7 @@
 """Points inside a step, or between two evaluation batches, at which all ranks stop together."""
 
+from itertools import count
+
 from torch.distributed import Store
 
 
@@ -14,20 +16,22 @@ class StopPoints:
     def __init__(self, store: Store | None, *, rank: int = 0):
         self._store = store
         self._rank = rank
-        self._decided: dict[str, int] = {}  # points by the name of their sequence
+        self._decided: dict[str, int] = {}  # how many points, by the name of their sequence
 
-    def decide(self, sequence: str, point: int, n_points: int, wanted: int) -> int:
-        """The signal that all ranks stop for at `point` of a sequence of `n_points`; 0: they go on.
+    def decide(self, sequence: str, point: int, n_points: int | None, wanted: int) -> int:
+        """The signal that all ranks stop for at `point` of a sequence of `n_points` (None: not known); 0: they go on.
 
         `wanted` is the signal that this rank has received, 0 for none. Where the others go on, they stop at the first
         later point of the sequence that none has come to, if there is one.
         """
         if self._store is None:
             return wanted
-        self._decided[sequence] = n_points
+        self._decided[sequence] = n_points or point + 1
         decision = self._settle(sequence, point, wanted)
         if wanted and not decision:
-            any(self._settle(sequence, later, wanted) for later in range(point + 1, n_points))
+            rest = count(point + 1) if n_points is None else range(point + 1, n_points)
+            # Another rank may be many points ahead, but it has come to none that does not exist.
+            any(self._settle(sequence, later, wanted) for later in rest)
         return decision
 
     def all_passed(self) -> None:

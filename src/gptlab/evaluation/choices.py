@@ -36,12 +36,13 @@ def choose(
     num_fewshot: Sequence[int],
     *,
     show: bool = False,
+    between: Callable[[], None] = lambda: None,
     on_part: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """Accuracy by log-likelihood and by log-likelihood per byte of the choice, for each number of few-shot examples.
 
     Of equally likely choices the first one counts. `on_part` is called with what is measured so far after each number
-    of examples. UserError where a prompt does not fit, before any work.
+    of examples, `between` after each batch. UserError where a prompt does not fit, before any work.
     """
     most = max(num_fewshot)
     longest = [max(map(len, encode_choices(prompts, i, most, tokenizer, model))) for i in range(len(prompts.items))]
@@ -56,7 +57,7 @@ def choose(
         for i in range(len(prompts.items)):
             context = prompts.encoded(i, n, tokenizer, model)
             continuations += [Continuation(context, ids) for ids in encode_choices(prompts, i, n, tokenizer, model)]
-        with progress(f"num_fewshot={n}", len(continuations), show=show) as advance:
+        with progress(f"num_fewshot={n}", len(continuations), show=show, between=between) as advance:
             scores = iter(score_continuations(model, continuations, advance))
         correct = {"accuracy": 0, "accuracy_per_byte": 0}
         for item, sample in zip(prompts.items, samples, strict=True):

@@ -175,15 +175,20 @@ def encode_pairs(
 
 
 def judge_pairs(
-    model: LanguageModel, tokenizer: Tokenizer, pairs: list[MinimalPair], *, show: bool = False
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    pairs: list[MinimalPair],
+    *,
+    show: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The fraction of pairs whose acceptable sentence is the more likely one, in all and by category.
 
-    Equally likely sentences are no success.
+    Equally likely sentences are no success. `between` is called after each batch.
     """
     encoded = encode_pairs(pairs, tokenizer, model)
     continuations = [one for both in encoded for one in both]
-    with progress("sentences", len(continuations), show=show) as advance:
+    with progress("sentences", len(continuations), show=show, between=between) as advance:
         scores = iter(score_continuations(model, continuations, advance))
     samples: list[dict[str, Any]] = []
     for pair in pairs:

@@ -1,6 +1,7 @@
 """Perplexity and bits per byte of a corpus."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,12 +54,13 @@ def perplexity(
     stride: int | None = None,
     context_length: int | None = None,
     show: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Loss in nats per token, perplexity, and bits per byte of a text; the last not where its tokens lose some of it.
 
     The window moves as in `strided_nats`, with None for its defaults. The first token is predicted from the tokenizer's
     beginning-of-text token; without one it is context alone. Bytes are those of the whole text, as in a run's
-    validation. UserError where there is no token to predict.
+    validation. `between` is called after each batch. UserError where there is no token to predict.
     """
     context_length = context_length or model.config.context_length
     stride = stride or context_length - context_length // 2
@@ -74,7 +76,7 @@ def perplexity(
     if n_tokens < 1:
         raise UserError(f"{text.description}: there is no token to predict; give a longer text")
     total = 0.0
-    with progress("tokens", n_tokens, show=show) as advance:
+    with progress("tokens", n_tokens, show=show, between=between) as advance:
         for nats in strided_nats(model, tokens, stride=stride, context_length=context_length):
             total += nats.double().sum().item()
             advance(len(nats))

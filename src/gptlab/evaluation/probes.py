@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,22 +51,27 @@ class Probe:
                 lengths = [max(map(len, encode_choices(content, i, most, tokenizer, model))) for i in numbers]
             check_fit(content, counts, lengths, tokenizer, model)
 
-    def measure(self, model: LanguageModel) -> dict[str, float]:
-        """Its columns, of a model in eval mode."""
+    def measure(self, model: LanguageModel, between: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Its columns, of a model in eval mode; `between` is called between two batches, and may raise to end it."""
         config, tokenizer, content = self.config, self.tokenizer, self.content
         if config.kind is Kind.perplexity:
-            found = perplexity(model, tokenizer, content, stride=config.stride, context_length=self.context_length)
+            context_length = self.context_length
+            found = perplexity(
+                model, tokenizer, content, stride=config.stride, context_length=context_length, between=between
+            )
         elif config.kind is Kind.pairs:
-            found = judge_pairs(model, tokenizer, content)["numbers"]
+            found = judge_pairs(model, tokenizer, content, between=between)["numbers"]
         elif config.kind is Kind.choices:
-            found = choose(model, tokenizer, content, config.fewshot_counts)["numbers"]
+            found = choose(model, tokenizer, content, config.fewshot_counts, between=between)["numbers"]
         else:
             from gptlab.evaluation.responses import Responder, respond_to_all
 
             ends = frozenset() if tokenizer.eot is None else frozenset({tokenizer.eot})
             settings = {GREEDY: DecodingConfig(temperature=0.0, max_new_tokens=config.max_new_tokens or MAX_NEW_TOKENS)}
             responder = Responder(model, tokenizer, ends)
-            found = respond_to_all(responder, content, config.fewshot_counts, settings, stop=config.stop)["numbers"]
+            found = respond_to_all(
+                responder, content, config.fewshot_counts, settings, stop=config.stop, between=between
+            )["numbers"]
         return dict(zip(self.columns, (float(found[name]) for name in _measured(self)), strict=True))
 
 

@@ -5,10 +5,15 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(what: str, total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """Yields a function to call with how many were done since the last call; the bar goes to standard error."""
+def progress(
+    what: str, total: int, *, show: bool, between: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[int], None]]:
+    """Yields a function to call between two batches, with how many were done since the last call; 0 draws nothing.
+
+    The bar goes to standard error. `between` is called each time, and may raise to end the evaluation there.
+    """
     if not show:
-        yield lambda n: None
+        yield lambda n: between()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,6 +24,8 @@ def progress(what: str, total: int, *, show: bool) -> Iterator[Callable[[int], N
         task = bar.add_task(what, total=total)
 
         def advance(n: int) -> None:
-            bar.update(task, advance=n, refresh=True)
+            if n:
+                bar.update(task, advance=n, refresh=True)
+            between()
 
         yield advance

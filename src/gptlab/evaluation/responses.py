@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
@@ -11,6 +12,8 @@ from gptlab.evaluation.rouge import KEYS, rouge
 from gptlab.generation.config import DecodingConfig
 from gptlab.generation.text import Generation, generate_encoded
 from gptlab.models.base import LanguageModel
+
+TOKENS_BETWEEN = 16  # two moments at which an evaluation may be ended
 
 
 class Responder:
@@ -29,11 +32,17 @@ class Responder:
         seed: int = 0,
         advance: Callable[[int], None] = lambda n: None,
     ) -> list[str]:
-        """One answer to each prompt, decoded by `setting`. What a prompt draws does not depend on the others."""
+        """One answer to each prompt, decoded by `setting`. What a prompt draws does not depend on the others.
+
+        `advance` is called with 1 for each answer that is whole, and with 0 now and then between two tokens.
+        """
+        pieces = count(1)
 
         def on_text(result: Generation, piece: str) -> None:
             if result.finished is not None:
                 advance(1)
+            elif next(pieces) % TOKENS_BETWEEN == 0:
+                advance(0)
 
         own = replace(
             setting,
@@ -54,13 +63,14 @@ def respond_to_all(
     *,
     stop: Sequence[str] | None = None,
     show: bool = False,
+    between: Callable[[], None] = lambda: None,
     on_part: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """ROUGE and exact matches of answers, for each number of few-shot examples and each of the named settings.
 
     An answer ends at `stop` (None: at the separator, which would precede the next example) or with the setting's
     `max_new_tokens`. Surrounding spaces do not count. `on_part` is called with what is measured so far after each
-    setting. UserError where a prompt does not fit, before any work.
+    setting, `between` after every some tokens. UserError where a prompt does not fit, before any work.
     """
     model, tokenizer = responder.model, responder.tokenizer
     lengths = [max(setting.max_new_tokens for setting in settings.values())] * len(prompts.items)
@@ -73,7 +83,7 @@ def respond_to_all(
     for n in num_fewshot:
         encoded = [prompts.encoded(i, n, tokenizer, model) for i in range(len(prompts.items))]
         for name, setting in settings.items():
-            with progress(f"num_fewshot={n}, {name}", len(samples), show=show) as advance:
+            with progress(f"num_fewshot={n}, {name}", len(samples), show=show, between=between) as advance:
                 texts = responder.respond(
                     encoded,
                     setting,

@@ -399,7 +399,7 @@ class _Training:
             guard,
             agreement,
             Throughput(step_tokens=plan.step_tokens, flops_per_token=plan.flops_per_token, peak_flops=plan.peak_flops),
-            Evaluations(self.probes, n_steps=plan.n_steps),
+            Evaluations(self.probes, self.signals, n_steps=plan.n_steps),
             columns=self.columns,
             devices=plan.devices,
             n_steps=plan.n_steps,

@@ -108,11 +108,11 @@ def test_what_was_stopped_in_an_evaluation_is_made_up_for(trained, tmp_path, mon
     stopped.model.dropout, stopped.data.path = 0.1, config.data.path
     measure, calls = Probe.measure, []
 
-    def fails(self, model):
+    def fails(self, model, between):
         calls.append(self.name)
         if calls.count("grammar") == 3:  # steps 0, 4 and 8
             raise Interrupted(signal.SIGINT)
-        return measure(self, model)
+        return measure(self, model, between)
 
     with monkeypatch.context() as patch:
         patch.setattr(Probe, "measure", fails)

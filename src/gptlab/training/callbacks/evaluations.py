@@ -1,11 +1,14 @@
 """What else is measured of the model in training, beside validation: `callbacks.evaluate`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from gptlab.evaluation.probes import Probe
+from gptlab.distributed.signals import Interrupted
+from gptlab.evaluation.probes import PREFIX, Probe
+from gptlab.training.callbacks.signals import SignalListener
 
 
 class Evaluations:
@@ -15,8 +18,9 @@ class Evaluations:
     afterwards as they were.
     """
 
-    def __init__(self, probes: Iterable[Probe], *, n_steps: int):
+    def __init__(self, probes: Iterable[Probe], signals: SignalListener, *, n_steps: int):
         self.probes = list(probes)
+        self.signals = signals
         self.n_steps = n_steps
 
     @property
@@ -38,7 +42,7 @@ class Evaluations:
         ]
 
     def measure(self, trainer, module, probes: Iterable[Probe]) -> dict[str, float]:
-        """The columns of these probes; a signal may end it where the process is alone."""
+        """The columns of these probes; a signal ends it, between two batches where there are other ranks."""
         found: dict[str, float] = {}
         modes = {part: part.training for part in module.model.modules()}
         module.model.eval()
@@ -53,8 +57,19 @@ class Evaluations:
                 trainer.precision_plugin.forward_context(),
             ):
                 for probe in probes:
-                    found |= probe.measure(module.model)
+                    found |= probe.measure(module.model, self._stop_points(probe, module.finished_steps))
         finally:
             for part, mode in modes.items():
                 part.training = mode
         return found
+
+    def _stop_points(self, probe: Probe, step: int) -> Callable[[], None]:
+        """What a probe calls between two batches: all ranks leave it at the same one, by Interrupted."""
+        indices = count()
+
+        def between() -> None:
+            signum = self.signals.before_evaluation_batch(f"{PREFIX}{probe.name}", step, next(indices), None)
+            if signum:
+                raise Interrupted(signum)
+
+        return between

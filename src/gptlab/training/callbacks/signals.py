@@ -90,8 +90,8 @@ class SignalListener(Callback):
             return 0  # they agree after the step, with its numbers
         return self._points.decide(f"step {step}", index, count, self.received)
 
-    def before_evaluation_batch(self, split: str, step: int, index: int, count: int) -> int:
-        """The same, before a batch of an evaluation after `step` steps."""
+    def before_evaluation_batch(self, split: str, step: int, index: int, count: int | None) -> int:
+        """The same, before a batch of an evaluation after `step` steps; `count` of how many, where that is known."""
         return self._points.decide(f"{split} {step}", index, count, self.received)
 
     def _has_received(self, signum: int) -> bool:
