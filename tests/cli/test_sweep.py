@@ -65,6 +65,7 @@ def test_json_is_all_of_standard_output(trials, capsys):
         "values": {"optimizer.lr": 0.001},
         "metrics": {"val/loss": 1.0},
         "reason": "",
+        "same_as": None,
         "folder": "runs/j/000,optimizer.lr=0.001",
     }
     assert (found["trials"][1]["state"], found["trials"][1]["reason"]) == ("failed", "RuntimeError: no")

@@ -91,6 +91,34 @@ def test_a_sweep_that_is_interrupted_proposes_what_it_would_have(trials, sampler
     assert points(more)[:n] == points(whole) and len(more.trials) == n + 1, "a larger number goes on"
 
 
+def test_a_point_is_sampled_once_however_often_its_trial_is_opened(trials, monkeypatch):
+    """Neither a report to the pruner nor the adoption of a trial that was stopped fits CMA-ES again."""
+    sampled, sample = [], optuna.samplers.CmaEsSampler.sample_relative
+
+    def counted(self, study, trial, search_space):
+        sampled.append(trial.number)
+        return sample(self, study, trial, search_space)
+
+    monkeypatch.setattr(optuna.samplers.CmaEsSampler, "sample_relative", counted)
+    calls = []
+
+    def task(config):
+        calls.append(config.run_dir)
+        found = evaluated(config, [3.0, loss(config)])
+        if len(calls) == 3:
+            raise Interrupted("stopped by SIGINT, saved at step 3")
+        return found
+
+    trials.task = task
+    settings = {"sampler": SamplerKind.cmaes, "pruner": PrunerKind.median, "n_trials": 5}
+    assert run(**settings)[0].exit_code == 130
+    result, said = run(**settings)
+    assert any(line.startswith("trial 2 goes on") for line in said) and len(result.trials) == 5
+    study = optuna.load_study(study_name=None, storage=result.storage)
+    assert all(list(t.intermediate_values) == [10, 20] for t in study.trials)
+    assert sampled == [0, 1, 2, 3, 4]
+
+
 def test_a_grid_tries_every_point_once(trials):
     space = {"optimizer.lr": {"low": 1e-3, "high": 1e-1, "log": True, "n": 3}, "seed": [1, 2]}
     result, said = run(space, sampler=SamplerKind.grid, n_trials=50)
@@ -112,7 +140,8 @@ def test_equal_configs_are_trained_once(trials):
     assert states == {State.finished: distinct, State.repeated: 9 - distinct}
     for trial in result.trials:
         if trial.state is State.repeated:
-            first = result.trials[int(trial.reason.split()[-1])]
+            first = result.trials[trial.same_as]
+            assert f"same: as trial {first.number}" in result.table()
             assert first.values == trial.values and first.number < trial.number
             assert first.numbers["val/loss"] == trial.numbers["val/loss"]
 

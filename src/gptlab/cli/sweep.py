@@ -126,6 +126,7 @@ def _plain(result: "SweepResult") -> dict[str, Any]:
                 "values": trial.values,
                 "metrics": {metric: trial.numbers.get(metric) for metric in result.metrics},
                 "reason": trial.reason,
+                "same_as": trial.same_as,
                 "folder": str(trial.folder),
             }
             for trial in result.trials

@@ -54,7 +54,7 @@ class Grid:
             trial.config = point.config
             same = first.setdefault(key_of_config(point.config), trial)
             if same is not trial:
-                trial.state, trial.reason = State.repeated, f"as trial {same.number}"
+                trial.state, trial.same_as = State.repeated, same.number
         self._left = [trial for trial in self.trials if trial.config is not None and trial.state is State.waiting]
         n_done = sum(read_summary(trial.folder) is not None for trial in self._left)
         say(f"sweep {self.folder}: {counts(self.trials)}" + (f"; {n_done} finished before" if n_done else ""))
@@ -89,7 +89,7 @@ class Grid:
 
     def settle(self, trial: Trial) -> None:
         for other in self.trials:
-            if other.state is State.repeated and other.reason == f"as trial {trial.number}":
+            if other.same_as == trial.number:
                 other.numbers = trial.numbers
 
     def text(self, again: str) -> str:
@@ -97,10 +97,9 @@ class Grid:
         for trial in self.trials:  # which other processes train, or have trained meanwhile
             if trial.state in (State.running, State.waiting):
                 trial.state, trial.reason, trial.numbers = outcome(trial.folder)
-        by_number = {trial.number: trial for trial in self.trials}
         for trial in self.trials:
-            if trial.state is State.repeated:
-                trial.numbers = by_number[int(trial.reason.split()[-1])].numbers
+            if trial.same_as is not None:
+                trial.numbers = self.trials[trial.same_as].numbers
         measured = [name for trial in self.trials for name in trial.numbers if name.startswith(("val/", "val_part/"))]
         metric = next((name for name in measured if name.endswith("/loss")), "train/loss")
         lines = ["", table(self.trials, [metric]), ""]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptlab import quoting
 from gptlab.config import differences, to_plain
-from gptlab.errors import UserError, without_password
+from gptlab.errors import UserError, first_line, without_password
 from gptlab.files import locked, write_text_atomic
 from gptlab.lab.collect import higher_is_better
 from gptlab.lab.config import N_TRIALS, Direction, PrunerKind, SamplerKind, SweepConfig
@@ -85,7 +85,7 @@ class Study:
                 )
             except Exception as error:
                 raise UserError(
-                    f"the study cannot be opened: storage={without_password(self.url)}: {_first_line(error)}"
+                    f"the study cannot be opened: storage={without_password(self.url)}: {first_line(error)}"
                 ) from error
             self._refuse_other(about)
         self._reports: dict[int, int] = {}  # by trial, the size of its events when they were looked at
@@ -189,9 +189,12 @@ class Study:
         return trial
 
     def _open(self, found: "FrozenTrial") -> "optuna.trial.Trial":
+        """A trial of the study, to be described or reported on; what it lacks of its point is proposed as it was."""
         import optuna
 
-        self.study.sampler = _sampler(self.settings, found.number)
+        # Opening a trial samples: CMA-ES would fit its distribution again, and record it, for a point that is known.
+        lacks = any(d.key not in found.params for d in self.dimensions)
+        self.study.sampler = _sampler(self.settings, found.number) if lacks else optuna.samplers.RandomSampler(seed=0)
         return optuna.trial.Trial(self.study, found._trial_id)
 
     def _ask(self) -> Trial | None:
@@ -248,7 +251,7 @@ class Study:
             same = [t for t in self._all() if t.user_attrs.get(KEY) == key and t.number < asked.number]
             if same:
                 asked.set_user_attr(SAME, same[0].number)
-                trial.state = State.repeated
+                trial.state, trial.same_as = State.repeated, same[0].number
         return trial
 
     def report(self, trial: Trial) -> bool:
@@ -369,7 +372,7 @@ class Study:
             case "RUNNING":
                 trial.state = self._unfinished(trial, attrs)
         if SAME in attrs:
-            trial.state, trial.reason = State.repeated, f"as trial {attrs[SAME]}"
+            trial.state, trial.same_as = State.repeated, attrs[SAME]
         return trial
 
     def _unfinished(self, trial: Trial, attrs: Mapping[str, Any]) -> State:
@@ -390,10 +393,6 @@ class Study:
 def _short(value: Any) -> str:
     """A value as the name of a trial's folder shows it."""
     return f"{value:.4g}" if isinstance(value, float) else "null" if value is None else str(value)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _suggest(asked: "optuna.trial.Trial", dimension: Dimension) -> Any:

@@ -68,8 +68,15 @@ class Trial:
     config: dict[str, Any] | None = None  # all of it, plain; None where it is refused
     state: State = State.waiting
     reason: str = ""  # of a failure, a refusal or a stop
+    same_as: int | None = None  # the number of the trial whose config this one has
     numbers: dict[str, Any] = field(default_factory=dict)  # its summary
     held: ExitStack = field(default_factory=ExitStack)  # the lock, while this process trains it
+
+    @property
+    def about_state(self) -> str:
+        """The state with its reason, as a table shows it."""
+        reason = self.reason if self.same_as is None else f"as trial {self.same_as}"
+        return self.state.value + (f": {_short(reason)}" if reason else "")
 
     @property
     def log(self) -> Path:
@@ -413,7 +420,7 @@ def _end_line(trial: Trial) -> str:
             return f"  refused: {trial.reason}"
         case State.stopped:
             return f"  stopped: {trial.reason}"
-    return f"  {trial.state.value}" + (f": {trial.reason}" if trial.reason else "")
+    return f"  {trial.about_state}"
 
 
 def _results(summary: Mapping[str, Any]) -> str:
@@ -437,7 +444,7 @@ def table(trials: Iterable[Trial], metrics: Sequence[str], *, descending: bool =
 
     rows, states = [], ["state"]
     for trial in sorted(trials, key=rank):
-        state = trial.state.value + (f": {_short(trial.reason)}" if trial.reason else "")
+        state = trial.about_state
         if trial.state is State.failed:
             state += f"; {trial.log}"
         steps, seconds = trial.numbers.get("steps"), trial.numbers.get("seconds")
