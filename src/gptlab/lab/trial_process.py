@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,13 @@ MODULE = "gptlab.cli.trial"  # which `python -m` runs
 SERVE = "--serve"
 READY = "ready"
 POLL_SECONDS = 0.2  # between two looks at a process
+
+
+class StarterDied(Exception):
+    """The process that forks was killed: the trial that it had started has saved and stopped, and may be started again.
+
+    Raised by what asks for the state of a trial, once that trial is over.
+    """
 
 
 class Process(Protocol):
@@ -51,23 +59,30 @@ class Starter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._server is not None:
-            self._server.communicate()  # which closes its input: it ends
+        self.close()
 
     def start(self, folder: Path, log: Path, plugins: Sequence[str]) -> Process | None:
         """Start the trial of a folder; what it prints is added to `log`. None where a signal came before."""
         arguments = [str(folder), *([f"plugins=[{','.join(plugins)}]"] if plugins else [])]
-        if self._forks and (self._server is None or self._server.poll() is not None):
-            self._server = self._serve()
-        if self._stopping():
-            return None
-        if self._server is None:
-            with open(log, "ab") as file:
-                return _python(arguments, stdout=file, stderr=file)
-        assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps({"arguments": arguments, "log": str(log)}).encode() + b"\n")
-        self._server.stdin.flush()
-        return _Fork(self._server)
+        for _ in range(2):
+            if self._forks and self._server is None:
+                self._server = self._serve()
+            if self._stopping():
+                return None
+            if self._server is None:
+                break
+            try:
+                return _Fork(self._server, {"arguments": arguments, "log": str(log)})
+            except BrokenPipeError:  # it was killed, a moment ago or while it waited
+                self.close()
+        with open(log, "ab") as file:
+            return _python(arguments, stdout=file, stderr=file)
+
+    def close(self) -> None:
+        """End the process that forks, so that the next trial gets a new one."""
+        if self._server is not None:
+            self._server.communicate()  # which closes its input: it ends, and so does what it has forked
+            self._server = None
 
     def _serve(self) -> subprocess.Popen | None:
         """The process that forks; None where it cannot, or where a signal came before it could."""
@@ -89,38 +104,64 @@ def _python(arguments: Sequence[str], **files) -> subprocess.Popen:
 
 
 class _Fork:
-    """A process that the server has forked: the server says its number, and how it ended."""
+    """A process that the server forks: the server says its number, and how it ended.
 
-    def __init__(self, server: subprocess.Popen) -> None:
+    BrokenPipeError where the server is dead; StarterDied by `poll` and `wait` where it dies later.
+    """
+
+    def __init__(self, server: subprocess.Popen, job: dict) -> None:
         self.returncode: int | None = None
         self._server = server
-        self._pid = int(self._line() or 0)
+        self._orphaned = False
+        assert server.stdin is not None
+        server.stdin.write(json.dumps(job).encode() + b"\n")
+        server.stdin.flush()
+        if not (line := self._line()):
+            raise BrokenPipeError
+        self._pid = int(line)
 
     def poll(self) -> int | None:
         assert self._server.stdout is not None
-        if self.returncode is None and select.select([self._server.stdout], [], [], 0)[0]:
-            line = self._line()
-            if not line:  # the server was killed
+        if self._orphaned:
+            if not _is_alive(self._pid):
+                raise StarterDied
+        elif self.returncode is None and select.select([self._server.stdout], [], [], 0)[0]:
+            if line := self._line():
+                self.returncode = int(line)
+            else:  # nobody will say how this trial ends, and its successor must not meet it
                 self.send_signal(signal.SIGTERM)
-            self.returncode = int(line) if line else 1
+                self._orphaned = True
         return self.returncode
 
     def wait(self, timeout: float) -> int:
         assert self._server.stdout is not None
-        if self.returncode is None:
+        if self._orphaned:
+            time.sleep(timeout)
+        elif self.returncode is None:
             select.select([self._server.stdout], [], [], timeout)
         if (code := self.poll()) is None:
             raise subprocess.TimeoutExpired(MODULE, timeout)
         return code
 
     def send_signal(self, sig: int) -> None:
-        if self.returncode is None and self._pid:
+        if self.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, sig)
 
     def _line(self) -> str:
         assert self._server.stdout is not None
         return self._server.stdout.readline().decode().strip()
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process that is no child of this one goes on; where nobody collects it, it is left as a zombie."""
+    try:
+        os.kill(pid, 0)
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except ProcessLookupError:
+        return False
+    except OSError:  # another system, without /proc; or it ended between the two lines
+        return not Path("/proc/self").exists()
 
 
 def serve() -> list[str] | None:

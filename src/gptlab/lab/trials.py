@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,7 +23,7 @@ from gptlab.distributed.signals import SIGNALS
 from gptlab.errors import UserError
 from gptlab.files import locked, write_text_atomic
 from gptlab.lab.collect import higher_is_better
-from gptlab.lab.trial_process import POLL_SECONDS, Process, Starter
+from gptlab.lab.trial_process import POLL_SECONDS, Process, Starter, StarterDied
 from gptlab.runs.folder import is_running, read_events, read_summary
 from gptlab.units import duration, grid, plural
 
@@ -208,7 +207,7 @@ def run_trials(source: Source, *, plugins: Sequence[str] = (), say: Callable[[st
     with _Signals() as signals, Starter(lambda: signals.received) as starter:
         while not signals.received and (trial := source.take()) is not None:
             with trial.held:
-                _carry_out(trial, source, signals, partial(starter.start, trial.folder, trial.log, plugins), say)
+                _carry_out(trial, source, signals, starter, plugins, say)
                 source.settle(trial)
             say(_end_line(trial))
             if trial.state is State.failed:
@@ -221,7 +220,14 @@ def run_trials(source: Source, *, plugins: Sequence[str] = (), say: Callable[[st
 
 
 def _carry_out(
-    trial: Trial, source: Source, signals: "_Signals", start: Callable[[], Process | None], say: Callable[[str], None]
+    trial: Trial,
+    source: Source,
+    signals: "_Signals",
+    starter: Starter,
+    plugins: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    first: bool = True,
 ) -> None:
     if trial.state is State.refused:
         return
@@ -236,20 +242,21 @@ def _carry_out(
     freeze(trial)
     (trial.folder / OUTCOME_FILE).unlink(missing_ok=True)
     begun = trial.log.stat().st_size if trial.log.is_file() else 0
-    process = start()
+    process = starter.start(trial.folder, trial.log, plugins)
     if process is None:
         trial.state, trial.reason = State.stopped, "before its first step"
         return
-    trial.state, pruned = State.running, False
-    with signals.passed_on_to(process), _Line(trial) as line:
-        while process.poll() is None:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_SECONDS)
-            line.show()
-            if not pruned and not signals.received and source.report(trial):
-                pruned = True
-                process.send_signal(signal.SIGTERM)
-    code = process.returncode or 0
+    trial.state = State.running
+    try:
+        code, pruned = _attend(trial, process, source, signals)
+    except StarterDied:
+        if not signals.received and first:
+            say(f"trial {trial.number} goes on: the process that starts trials was killed, and is started again")
+            return _carry_out(trial, source, signals, starter, plugins, say, first=False)
+        if not signals.received:
+            trial.state, trial.reason = State.failed, "killed twice, with the process that had started it"
+            return trial.record()
+        code, pruned = 128 + signals.received, False
     if not pruned and not signals.received:
         pruned = source.report(trial)  # by what it measured at its end: a decision does not depend on the moment
     if pruned:
@@ -299,6 +306,20 @@ def _reason(log: Path, begun: int) -> str:
         if line.startswith(ERROR.strip()):
             return line.removeprefix(ERROR.strip()).strip() or lines[-1].strip()
     return lines[-1].strip() if lines else ""
+
+
+def _attend(trial: Trial, process: Process, source: Source, signals: "_Signals") -> tuple[int, bool]:
+    """Wait for the trial's process; returns its exit code and whether the pruner has ended it."""
+    pruned = False
+    with signals.passed_on_to(process), _Line(trial) as line:
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_SECONDS)
+            line.show()
+            if not pruned and not signals.received and source.report(trial):
+                pruned = True
+                process.send_signal(signal.SIGTERM)
+    return process.returncode or 0, pruned
 
 
 def _positive(code: int) -> int:
