@@ -15,7 +15,7 @@ from gptlab.data.config import DataConfig, TargetKind
 from gptlab.data.sources.config import StdlibConfig, TableConfig
 from gptlab.data.tokenizers.config import BPEConfig, TokenizerConfig
 from gptlab.distributed.config import Layout, Sharding, StrategyConfig
-from gptlab.errors import UserError
+from gptlab.errors import UserError, refuse_password
 from gptlab.fields import bounded, check_bounds
 from gptlab.models.config import ModelConfig
 from gptlab.models.decoder.config import DecoderConfig
@@ -140,6 +140,8 @@ class RunConfig:
         `devices` is the number over all nodes; None where only the machine can tell it.
         """
         check_bounds(self)
+        for key, value in _texts(to_plain(self)):
+            refuse_password(key, value)
         for part in (
             self.model,
             self.data,
@@ -302,6 +304,18 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value
+
+
+def _texts(plain: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """The texts of a plain config, with their keys."""
+    if isinstance(plain, str):
+        yield path, plain
+    elif isinstance(plain, dict):
+        for key, value in plain.items():
+            yield from _texts(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(plain, list):
+        for value in plain:
+            yield from _texts(value, path)
 
 
 def differences(now: Any, then: Any, keys: tuple[str, ...]) -> str:

@@ -4,6 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+SECRETS = "password|passwd|pwd|token|access_token|secret|api_?key"  # arguments of an address
+
 
 class UserError(ValueError):
     """A wrong value, key, file or combination; the message says what is allowed and what to type.
@@ -31,6 +33,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if len(known) <= 40 else "; see gptlab train --help"
 
 
-def without_password(address: str) -> str:
-    """An address as it may be shown and written: `postgresql://me:SECRET@host/db` without the secret."""
-    return re.sub(r"(://[^/:@\s]*):[^@/\s]*@", r"\1:***@", address)
+def without_password(text: str) -> str:
+    """A text as it may be shown and written: `postgresql://me:SECRET@host/db` in it without the secret."""
+    # Databases take passwords with / and @ in them; what is digits alone is a port.
+    text = re.sub(r"(://[^/:@\s\[]*):(?!\d+(?:[/?#\s]|$))\S*@", r"\1:***@", text)
+    return re.sub(rf"([?&](?:{SECRETS})=)[^&#\s]+", r"\1***", text, flags=re.IGNORECASE)
+
+
+def refuse_password(key: str, value: str) -> None:
+    """Refuse an address with a password in it: configs are written into files, shown, and sent to loggers."""
+    if re.search(r"(?:^|[\[,'\"{])[a-z][a-z0-9+.-]*://", value, re.IGNORECASE) and without_password(value) != value:
+        raise UserError(
+            f"{key}={without_password(value)} has a password in it, which files, loggers and logs would show; leave it "
+            "out. MLflow takes a whole address from MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD; the password of storage= is read from GPTLAB_STORAGE_PASSWORD"
+        )

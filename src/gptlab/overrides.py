@@ -11,7 +11,7 @@ from typing import Any
 
 from gptlab import plugins, quoting
 from gptlab.config import RunConfig
-from gptlab.errors import UserError, did_you_mean
+from gptlab.errors import UserError, did_you_mean, refuse_password
 from gptlab.evaluation.config import probe_options
 from gptlab.registry import GROUPS, variants
 from gptlab.training.config import OWNED, PRECISION_NAMES
@@ -293,6 +293,7 @@ def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]
     for override in overrides:
         key, equals, value = override.partition("=")
         key = key.lstrip("+~").split("@")[0]
+        refuse_password(key, value)  # before Hydra writes what was typed
         if key.startswith("hydra"):
             continue
         if override.startswith("-"):

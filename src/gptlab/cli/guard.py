@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 
-from gptlab.errors import UserError
+from gptlab.errors import UserError, without_password
 
 SILENT_SECONDS = 4  # more than rank 0 takes to end the other ranks
 
@@ -62,6 +62,6 @@ def _print(message: str, code: int, *, shared: bool = True) -> int:
         # Rank 0 prints the same, or else has not failed. Its launcher ends this one as soon as it has.
         time.sleep(SILENT_SECONDS)
     # In one piece, since the ranks write to the same screen.
-    sys.stderr.write(f"{f'rank {rank}: ' if rank else ''}error: {message}\n")
+    sys.stderr.write(f"{f'rank {rank}: ' if rank else ''}error: {without_password(message)}\n")
     sys.stderr.flush()
     return code

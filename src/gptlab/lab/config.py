@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from gptlab.errors import UserError
+from gptlab.errors import UserError, refuse_password
 from gptlab.fields import bounded, check_bounds
 
 N_TRIALS = 30
@@ -54,6 +54,8 @@ class SweepConfig:
     def check(self) -> None:
         """Refuse what cannot work, before any trial."""
         check_bounds(self)
+        if self.storage is not None:
+            refuse_password("storage", self.storage)
         if not self.metric or len(set(self.metric)) < len(self.metric):
             raise UserError(f"metric=[{','.join(self.metric)}] has to name one metric or more, each once")
         for name in self.metric:

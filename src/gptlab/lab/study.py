@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 STUDY_FILE, ABOUT_FILE, PLACE_FILE, LOCK_FILE = "study.db", "sweep.json", ".place", ".study.lock"
 STUDY = "gptlab"  # the name of a study in a storage of its own
+STORAGE_PASSWORD = "GPTLAB_STORAGE_PASSWORD"  # an environment variable
 MOST_POINTS = 100_000  # of a grid
 FOREIGN_SECONDS = 60  # after which a trial of another machine that was never described is taken to be left
 # What a study says of its trials beside their values, as optuna-dashboard shows it.
@@ -85,7 +86,7 @@ class Study:
                 )
             except Exception as error:
                 raise UserError(
-                    f"the study cannot be opened: storage={without_password(self.url)}: {first_line(error)}"
+                    without_password(f"the study cannot be opened: storage={self.url}: {first_line(error)}")
                 ) from error
             self._refuse_other(about)
         self._reports: dict[int, int] = {}  # by trial, the size of its events when they were looked at
@@ -463,5 +464,16 @@ def _open_storage(url: str) -> Any:
     if "://" not in url:
         Path(url).parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(url))
-    # SQLite waits so long for another process's write.
-    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None)
+    if url.startswith("sqlite"):
+        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})  # to wait for another process's write
+    return RDBStorage(_with_password(url))
+
+
+def _with_password(url: str) -> str:
+    """The address of a database with the password that the environment has for it, if it has one."""
+    password = os.environ.get(STORAGE_PASSWORD)
+    if password is None:
+        return url
+    from sqlalchemy import make_url
+
+    return make_url(url).set(password=password).render_as_string(hide_password=False)

@@ -284,7 +284,7 @@ def _mlflow(
             os.environ.pop(MLFLOW_URI, None) if variable is None else os.environ.update({MLFLOW_URI: variable})
         except (MlflowException, OSError) as error:
             raise UserError(
-                f"logger=mlflow: {without_password(place['tracking_uri'])} cannot be used: {first_line(error)}"
+                without_password(f"logger=mlflow: {place['tracking_uri']} cannot be used: {first_line(error)}")
             ) from error
     if uri is None:
         shown = shlex.quote(f"sqlite:///{parent}/mlflow.db")

@@ -27,7 +27,7 @@ from gptlab.distributed.devices import Devices, find_devices, free_memory_bytes
 from gptlab.distributed.launch import check_program, end_together, find_launched, is_rank_0, restarted, watch
 from gptlab.distributed.parallelize import build_strategy
 from gptlab.distributed.signals import Failure, Stopped, end_with_starter, stopping_at_once
-from gptlab.errors import UserError
+from gptlab.errors import UserError, without_password
 from gptlab.evaluation.probes import Probe, open_probes
 from gptlab.files import write_text_atomic
 from gptlab.forecast import Plan, check_memory, explain_allocation, make_plan
@@ -188,7 +188,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
             with suppress(OSError):  # what ended the run is what has to be shown
                 run.metrics.close(run.trainer)
                 if not isinstance(error, Stopped):
-                    folder.event("failed", step=run.module.finished_steps, error=f"{type(shown).__name__}: {shown}")
+                    text = without_password(f"{type(shown).__name__}: {shown}")
+                    folder.event("failed", step=run.module.finished_steps, error=text)
                 if config.callbacks.plot and folder.writes:
                     draw(folder, objective, plan.epoch_tokens(config.sequences_per_step))
             if shown is error:
@@ -360,7 +361,7 @@ class _Training:
             self.starter = self.trainer
             watch(
                 self.trainer,
-                lambda error: folder.event("failed", step=self.module.finished_steps, error=error),
+                lambda error: folder.event("failed", step=self.module.finished_steps, error=without_password(error)),
                 self.remedy,
             )
 
