@@ -117,19 +117,36 @@ def test_a_sweep_over_texts_gives_each_trial_what_was_typed(tasks):
 
 def test_a_launcher_of_another_machine_is_given_a_command_line_of_the_trial(tasks, monkeypatch, tmp_path):
     """What submitit or Ray brings elsewhere starts the trial as a command, whose texts are what was typed."""
-    commands = []
-    monkeypatch.setattr(train, "_in_a_process", lambda command, folder: commands.append(command) or 0)
+    commands, names = [], []
+
+    def in_a_process(command, folder, environment):
+        commands.append(command)
+        names.append(environment["GPTLAB_SWEEP_NAME"])
+        return 0
+
+    monkeypatch.setattr(train, "_in_a_process", in_a_process)
     nodes = iter(["here"])
     monkeypatch.setattr(train.platform, "node", lambda: next(nodes, "there"))
     (tmp_path / "mine" / "recipe").mkdir(parents=True)
     arguments = ["--config-dir", str(tmp_path / "mine"), "-m", "callbacks.sample.prompt=it's,a/b: c?"]
     assert train.main([*arguments, "hydra/launcher=basic"], ["gptlab", "train"]) == 0
     assert len(commands) == 2 and not tasks.seen
+    assert len(set(names)) == 1 and names[0].startswith("sweep-")
     for command, prompt in zip(commands, ("it's", "a/b: c?"), strict=True):
         assert command[1:5] == ["gptlab", "train", "--config-dir", str(tmp_path / "mine")] and "-m" not in command
         assert train.main(command[3:], ["gptlab", "train"]) == 0
         config, _ = tasks.seen[-1]
         assert config.callbacks.sample.prompt == prompt and config.folder().startswith("runs/sweep-")
+
+
+def test_only_what_a_sweep_started_is_its_trial(tmp_path, monkeypatch):
+    folder = tmp_path / "a sweep" / "seed=1"
+    folder.mkdir(parents=True)
+    assert train._sweep_of(folder) is None, "whatever the path looks like"
+    monkeypatch.setenv("GPTLAB_SWEEP_NAME", "elsewhere")
+    assert train._sweep_of(folder) == "elsewhere"
+    (folder / "trial.yaml").touch()
+    assert train._sweep_of(folder) == "a sweep", "also when it is continued by itself"
 
 
 def test_a_config_dir_reaches_each_trial(tasks, tmp_path):

@@ -147,13 +147,25 @@ def test_a_trial_is_named_by_what_differs_and_grouped_by_its_sweep(tmp_path):
     nested = {"optimizer": {"lr": 0.001}, "seed": 2}
     config = LoggersConfig(wandb=WandbConfig(tags=["mine"]))
     with ended_with_run() as loggers:
-        loggers += build_loggers(config, folder, group="g", tags=["small", ""], hyperparameters=nested)
+        loggers += build_loggers(
+            config, folder, group="g", tags=["small", ""], hyperparameters=nested, sweep="my sweep"
+        )
     (path,) = (folder / "wandb").glob("offline-run-*")
     (about,) = [record["run"] for record in records(path) if record["type"] == "run"]
     assert (about["run_group"], about["display_name"]) == ("my sweep", "optimizer.lr=0.001,seed=2")
     assert about["tags"] == ["small", "mine"]
     config = about["config"]["update"]
     assert config["optimizer"] == {"lr": 0.001} and config["seed"] == 2
+
+
+def test_a_run_in_a_folder_of_ones_own_is_no_trial(tmp_path):
+    """Only what a sweep started is grouped by the folder's parent."""
+    folder = tmp_path / "scratch" / "x"
+    folder.mkdir(parents=True)
+    part(folder, rows(1))
+    (path,) = (folder / "wandb").glob("offline-run-*")
+    (about,) = [record["run"] for record in records(path) if record["type"] == "run"]
+    assert (about["run_group"], about["display_name"]) == ("g", "x")
 
 
 def test_an_online_run_shows_its_page(tmp_path):
@@ -173,7 +185,9 @@ def test_mlflow_has_what_was_measured(tmp_path, monkeypatch):
     def one(rows, error=None):
         try:
             with ended_with_run() as loggers:
-                loggers += build_loggers(config, folder, group="g", tags=["small"], hyperparameters=values)
+                loggers += build_loggers(
+                    config, folder, group="g", tags=["small"], hyperparameters=values, sweep="my runs"
+                )
                 for row in rows:
                     loggers[0].log_metrics(row, step=row["step"])
                 if error is not None:
@@ -206,7 +220,8 @@ def test_trackio_has_what_was_measured(tmp_path, tmp_path_factory, monkeypatch, 
     config = LoggersConfig(trackio=TrackioConfig(project="mine"))
     for steps in ((1, 2), (3,)):
         with ended_with_run() as loggers:
-            loggers += build_loggers(config, folder, group="g", tags=[], hyperparameters={"model": {"n_layer": 2}})
+            values = {"model": {"n_layer": 2}}
+            loggers += build_loggers(config, folder, group="g", tags=[], hyperparameters=values, sweep="sweep")
             for row in rows(*steps):
                 loggers[0].log_metrics(row, step=row["step"])
     assert loggers[0].hint == "trackio show --project mine" and capsys.readouterr().out == ""

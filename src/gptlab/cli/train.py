@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from gptlab import composition, plugins, quoting
 from gptlab.cli.guard import guard
 from gptlab.config import to_plain
-from gptlab.distributed.signals import STARTER
+from gptlab.distributed.signals import STARTER, SWEEP_NAME
 from gptlab.errors import UserError, did_you_mean
 from gptlab.overrides import as_typed, for_hydra, key_of, refuse_of_hydra, swept_keys, trial_name
 
@@ -164,7 +164,8 @@ class _Command:
             return
         # hydra/launcher=submitit_slurm or ray has brought it to another process.
         command = [*self.program, *self._own_options(), *overrides, f"run_dir={quoting.quote(config.run_dir)}"]
-        self.codes.append(_in_a_process([sys.executable, *command], self.folder))
+        name = Path(about.sweep.dir).name
+        self.codes.append(_in_a_process([sys.executable, *command], self.folder, {SWEEP_NAME: name}))
         if self.codes[-1]:
             raise TrialFailed(self.codes[-1], config.run_dir)  # all that a launcher carries back
 
@@ -263,7 +264,14 @@ def _train(composed: DictConfig, overrides: list[str]) -> None:
     # torch and lightning take seconds to import: only an accepted config pays for them.
     from gptlab.training.loop import train
 
-    train(config, command=continue_command(sys.argv))
+    train(config, command=continue_command(sys.argv), sweep=_sweep_of(Path(config.folder())))
+
+
+def _sweep_of(folder: Path) -> str | None:
+    """The name of the sweep that started the run in a folder, also where the run is continued by itself."""
+    from gptlab.lab.trials import is_trial
+
+    return folder.resolve().parent.name if is_trial(folder) else os.environ.get(SWEEP_NAME)
 
 
 def continue_command(argv: list[str]) -> str:
@@ -278,9 +286,9 @@ def continue_command(argv: list[str]) -> str:
     return f"{launcher}{shlex.join([name, *arguments])}"
 
 
-def _in_a_process(command: list[str], folder: str) -> int:
+def _in_a_process(command: list[str], folder: str, environment: dict[str, str]) -> int:
     """Run a trial in its own process, and pass signals on to it: it has a state to save."""
-    process = subprocess.Popen(command, cwd=folder)
+    process = subprocess.Popen(command, cwd=folder, env=os.environ | environment)
     late = []
 
     def pass_on(signum: int, frame: object) -> None:

@@ -31,10 +31,11 @@ def _train(arguments: list[str]) -> None:
     rest = load_plugins(arguments)
     if len(rest) != 1 or not Path(rest[0]).is_dir():
         raise UserError("name the folder of a sweep's trial, as in python -m gptlab.cli.trial runs/SWEEP/TRIAL")
-    config = read_frozen(Path(rest[0]))
+    folder = Path(rest[0])
+    config = read_frozen(folder)
     from gptlab.training.loop import train  # takes seconds to import
 
-    train(config, command="the command of the sweep")
+    train(config, command="the command of the sweep", sweep=folder.resolve().parent.name)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ REQUEUES = getattr(signal, "SIGUSR1", None)
 
 STARTER = "GPTLAB_STARTER"  # the process that started this one, in the environment
 SWEEP = "GPTLAB_SWEEP"  # likewise that of the sweep whose trial this is
+SWEEP_NAME = "GPTLAB_SWEEP_NAME"  # and the name of the sweep, where a launcher of Hydra starts its trials
 
 
 def end_with_starter() -> None:

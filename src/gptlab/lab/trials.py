@@ -151,6 +151,11 @@ def freeze(trial: Trial) -> None:
     write_text_atomic(trial.folder / CONFIG_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
+def is_trial(folder: Path) -> bool:
+    """Whether a sweep started the run in a folder."""
+    return (folder / CONFIG_FILE).is_file()
+
+
 def read_frozen(folder: Path) -> "RunConfig":
     """The config of a trial's trial.yaml, checked; it continues where the trial has saved something already."""
     file = folder / CONFIG_FILE

@@ -65,22 +65,23 @@ def build_loggers(
     group: str,
     tags: list[str],
     hyperparameters: dict[str, Any],
+    sweep: str | None = None,
     rows: Sequence[Row] = (),
 ) -> list[Logger]:
     """The loggers that the config asks for, opened on rank 0.
 
-    `group` and `tags` say what loggers show the run under, beside what the config says; trials of a sweep are a group
-    of its name. `rows` are those that loggers got of the steps before this start.
+    `group` and `tags` say what loggers show the run under, beside what the config says; trials of a `sweep` are a group
+    of its name instead. `rows` are those that loggers got of the steps before this start.
     """
     loggers: list[Logger] = []
     folder = folder.resolve()
-    group = folder.parent.name if folder.parent.name != "runs" else group
+    group = sweep or group
     if config.tensorboard is not None:
         loggers.append(_tensorboard(config.tensorboard, folder))
     if config.mlflow is not None:
         loggers.append(_mlflow(config.mlflow, folder, group, tags, hyperparameters, rows))
     if config.trackio is not None:
-        loggers.append(_trackio(config.trackio, folder, group, hyperparameters))
+        loggers.append(_trackio(config.trackio, folder, group, sweep, hyperparameters))
     if config.wandb is not None and (mode := _mode(config.wandb)) != "disabled":  # last: whatever is opened is ended
         loggers.append(_wandb(config.wandb, folder, mode, group, tags, hyperparameters, rows))
     return loggers
@@ -324,11 +325,12 @@ class _TrackioLogger(Logger):
             trackio.finish()
 
 
-def _trackio(settings: TrackioConfig, folder: Path, group: str, hyperparameters: dict[str, Any]) -> Logger:
+def _trackio(
+    settings: TrackioConfig, folder: Path, group: str, sweep: str | None, hyperparameters: dict[str, Any]
+) -> Logger:
     import trackio
 
-    swept = folder.parent.name != "runs"
-    name = f"{folder.parent.name}/{folder.name}" if swept else folder.name
+    name = folder.name if sweep is None else f"{sweep}/{folder.name}"
     # Another folder's run may have had that name: only what this folder began is gone on with.
     identity = folder / "trackio_name"
     continues = identity.is_file() and identity.read_text().strip() == name

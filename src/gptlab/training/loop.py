@@ -74,11 +74,17 @@ from gptlab.training.summary import draw, last_line, report, summarize
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
-def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str = "gptlab.train(config)") -> Run:
+def train(
+    config: RunConfig,
+    callbacks: Sequence[Callback] = (),
+    *,
+    command: str = "gptlab.train(config)",
+    sweep: str | None = None,
+) -> Run:
     """Carry out a run, or continue it, and return it; everything is left in the run folder.
 
     `callbacks` are Lightning callbacks beside those of gptlab and of `callbacks.extra`; `command` is what continues the
-    run, as messages show it. Raises UserError for what a user can change, Failure for what nobody can, Stopped after a
+    run, as messages show it; `sweep` is the name of the sweep whose trial it is, under which loggers group it. Raises UserError for what a user can change, Failure for what nobody can, Stopped after a
     signal.
     """
     end_with_starter()
@@ -170,6 +176,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = (), *, command: str
                 group=f"{config.model_tag}-{config.data_tag}",
                 tags=[config.model_tag, config.data_tag, config.optimizer.type],
                 hyperparameters=identity.config,
+                sweep=sweep,
                 rows=[row for row in earlier if is_logged(row, log_every=log_every, n_steps=plan.n_steps)],
             )
             run.loggers = loggers
