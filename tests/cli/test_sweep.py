@@ -34,6 +34,27 @@ def test_the_table_and_what_to_type_now(trials, capsys):
     assert sweep.main(arguments) == 0 and len(trials.seen) == 2, "once more, nothing is missing"
 
 
+def test_what_is_left_to_do_is_said_and_the_exit_code_is_of_this_call(trials, capsys):
+    def task(config):
+        if config.optimizer.lr > 2e-3:
+            raise RuntimeError("no")
+        return {"val/loss": 1.0}
+
+    trials.task = task
+
+    def call(*more):
+        code = sweep.main(["space=my space.yaml", "name=left", *more])
+        return code, [line for line in capsys.readouterr().out.splitlines() if line.startswith("the same command")]
+
+    retry = "the same command with retry_failed=true tries 1 failed trial once more"
+    grid = "sampler=grid"
+    assert call(grid, "n_trials=1") == (0, ["the same command without n_trials= goes on with 1 point of the grid"])
+    assert call(grid) == (1, [retry]), "a trial failed, and no larger n_trials= would go on"
+    assert call(grid) == (0, [retry]), "none failed in this call"
+    assert call(grid, "retry_failed=true") == (1, []) and len(trials.seen) == 3
+    assert call("sampler=random", "n_trials=3") == (0, ["the same command with a larger n_trials= goes on"])
+
+
 def test_the_command_that_goes_on_can_be_pasted(trials, capsys):
     class Interrupted(Exception):
         exit_code = 143

@@ -165,6 +165,7 @@ def test_a_trial_that_fails_is_a_line_and_may_be_tried_again(trials):
     trials.task = lambda config: {"val/loss": loss(config)}
     again, _ = run(space, sampler=SamplerKind.grid)
     assert len(trials.seen) == 3 and len(again.trials) == 3, "what failed is not missing"
+    assert again.exit_code == 0, "nothing failed in this call"
     again, _ = run(space, sampler=SamplerKind.grid, retry_failed=True)
     assert [t.state for t in again.trials] == [State.finished, State.failed, State.finished, State.finished]
     assert again.trials[3].folder == failed.folder and len(trials.seen) == 4

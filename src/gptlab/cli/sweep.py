@@ -11,6 +11,7 @@ from gptlab.cli.options import read
 from gptlab.errors import UserError, did_you_mean
 from gptlab.generation.config import OutputFormat
 from gptlab.lab.config import SweepConfig
+from gptlab.units import plural
 
 if typing.TYPE_CHECKING:
     from gptlab.lab.sweep import SweepResult
@@ -37,6 +38,8 @@ goes on with a sweep that was stopped or killed; started in several terminals it
                            (SQLite in the sweep's folder)
     retry_failed           true: try the points of failed trials once more (false)
     output                 text, or json with nothing else on standard output (text)
+
+Exit code: 0; 1 where a trial failed meanwhile; 2 for bad input; 128 + the signal that stopped it.
 
 All other options are those of gptlab train; name=NAME names the sweep's folder, runs/NAME.
 """
@@ -152,6 +155,13 @@ def _text(result: "SweepResult", command: str) -> str:
     lines.append(f"the study, while it goes on: optuna-dashboard {shlex.quote(result.storage)}")
     if result.exit_code > 128:
         lines.append(f"stopped; this continues the sweep:\n  {command}")
-    else:
+        return "\n".join(lines)
+    if result.n_failed_once:
+        failed = plural(result.n_failed_once, "failed trial")
+        lines.append(f"the same command with retry_failed=true tries {failed} once more")
+    if result.n_untried is None:
         lines.append("the same command with a larger n_trials= goes on")
+    elif result.n_untried:
+        points = plural(result.n_untried, "point")
+        lines.append(f"the same command without n_trials= goes on with {points} of the grid")
     return "\n".join(lines)

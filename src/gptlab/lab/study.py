@@ -200,24 +200,16 @@ class Study:
 
     def _ask(self) -> Trial | None:
         found = self._all()
-        if self.settings.retry_failed:
-            tried = {t.user_attrs[RETRY] for t in found if RETRY in t.user_attrs}
-            for failed in found:
-                about = failed.user_attrs
-                once = failed.number not in tried and RETRY not in about and SAME not in about
-                if failed.state.name == "FAIL" and once and about.get(KEY):
-                    self.study.enqueue_trial(failed.params, user_attrs={RETRY: failed.number})
-                    break
+        if self.settings.retry_failed and (failed := self.failed_once()):
+            self.study.enqueue_trial(failed[0].params, user_attrs={RETRY: failed[0].number})
         waiting = any(t.state.name == "WAITING" for t in self._all())
         n = sum(RETRY not in t.user_attrs for t in found)
         if not waiting and n >= self.wanted:
             return None
         if self.grid and not waiting:
-            tried = [t.system_attrs.get("fixed_params") or t.params for t in found]
-            missing = next((point for point in self.grid if point not in tried), None)
-            if missing is None:
+            if not (missing := self.untried()):
                 return None
-            self.study.enqueue_trial(missing)
+            self.study.enqueue_trial(missing[0])
         self.study.sampler = _sampler(self.settings, len(found))
         trial = self._describe(self.study.ask())
         if trial.state is State.waiting:
@@ -340,6 +332,22 @@ class Study:
     def n(self) -> int:
         """Trials that were begun, in all."""
         return len(self._all())
+
+    def failed_once(self) -> "list[FrozenTrial]":
+        """The failed trials that `retry_failed` has not tried again, and not those that it has begun."""
+        found = self._all()
+        tried = {t.user_attrs[RETRY] for t in found if RETRY in t.user_attrs}
+        return [
+            t
+            for t in found
+            if t.state.name == "FAIL" and t.number not in tried and t.user_attrs.get(KEY)
+            if not {RETRY, SAME} & set(t.user_attrs)
+        ]
+
+    def untried(self) -> list[dict[str, Any]]:
+        """The points of the grid of which there is no trial yet."""
+        tried = [t.system_attrs.get("fixed_params") or t.params for t in self._all()]
+        return [point for point in self.grid if point not in tried]
 
     def _all(self, *states: str) -> "list[FrozenTrial]":
         return [t for t in self.study.get_trials(deepcopy=False) if not states or t.state.name in states]

@@ -27,6 +27,8 @@ class SweepResult:
     storage: str
     exit_code: int
     front_numbers: set[int]  # of several metrics, the trials that no other one is better than in all
+    n_failed_once: int  # trials that `retry_failed` would try again
+    n_untried: int | None  # points of a grid of which there is no trial yet; None: points are proposed without end
 
     @property
     def best(self) -> Trial | None:
@@ -103,6 +105,8 @@ def sweep(
         storage=study.shown_url,
         exit_code=code,
         front_numbers=study.front(),
+        n_failed_once=len(study.failed_once()),
+        n_untried=len(study.untried()) if study.grid else None,
     )
 
 
