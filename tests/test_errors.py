@@ -58,7 +58,7 @@ def test_every_text_of_a_config_is_looked_at(tmp_path):
         with pytest.raises(UserError, match=f"^{next(iter(change))}.*MLFLOW_TRACKING_URI") as refused:
             small_run(tmp_path / "run", **change).check()
         assert "secret" not in str(refused.value)
-    with pytest.raises(UserError, match="storage=.*GPTLAB_STORAGE_PASSWORD"):
+    with pytest.raises(UserError, match=r"storage=.*GPTLAB_STORAGE_PASSWORD"):
         SweepConfig(storage="postgresql://me:secret@host").check()
 
 

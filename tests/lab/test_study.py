@@ -30,7 +30,9 @@ def opened(monkeypatch, tmp_path):
 
 def test_the_password_of_a_database_is_in_the_environment_and_in_no_message(opened, monkeypatch):
     given, message = opened("postgresql://me@host/db")
-    assert given == "postgresql://me@host/db" and message.endswith("RuntimeError: no server for postgresql://me@host/db")
+    assert given == "postgresql://me@host/db" and message.endswith(
+        "RuntimeError: no server for postgresql://me@host/db"
+    )
     monkeypatch.setenv("GPTLAB_STORAGE_PASSWORD", "se/cr@et")
     given, message = opened("postgresql://me@host/db")
     assert given == "postgresql://me:se%2Fcr%40et@host/db"

@@ -381,7 +381,7 @@ def kill_twice(place, name, n, *more):
     return optuna.load_study(study_name=None, storage=f"sqlite:///{folder}/study.db").trials
 
 
-@pytest.mark.parametrize("n", [6, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_study_that_is_killed_twice_ends_with_exactly_its_trials(place, n):
     found = kill_twice(place, f"killed {n}", n, "budget_steps=20")
     assert [t.number for t in found] == list(range(n)) and {t.state.name for t in found} == {"COMPLETE"}
@@ -393,7 +393,7 @@ def test_a_study_that_is_killed_twice_ends_with_exactly_its_trials(place, n):
         assert rows_of(folder)[-1]["val/loss"] == trial.value
         events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
         assert sum(event["event"] == "finished" for event in events) == 1
-    if n == 6:  # a trial that was killed is the one that was not
+    if n == 4:  # a trial that was killed is the one that was not
         config = read_frozen(folders[1])
         config.run_dir = str(place / "alone")
         from gptlab.training.loop import train
@@ -403,21 +403,18 @@ def test_a_study_that_is_killed_twice_ends_with_exactly_its_trials(place, n):
 
 
 def test_two_processes_share_a_study_and_ctrl_c_ends_one_in_order(place):
-    both = [start_sweep(arguments(place, "shared", "n_trials=6", "budget_steps=20"), place) for _ in range(2)]
+    both = [start_sweep(arguments(place, "shared", "n_trials=4", "budget_steps=10"), place) for _ in range(2)]
     said = [process.communicate(timeout=600)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     begun = [
         line.split()[1]
         for text in said
         for line in text.splitlines()
-        if line.startswith("trial ") and " of 6: " in line
+        if line.startswith("trial ") and " of 4: " in line
     ]
-    assert sorted(begun) == list("012345"), said
+    assert sorted(begun) == list("0123"), said
     found = optuna.load_study(study_name=None, storage=f"sqlite:///{place}/runs/shared/study.db").trials
-    assert [t.state.name for t in found] == ["COMPLETE"] * 6
-    more = arguments(place, "shared", "n_trials=7", "budget_steps=20")
-    process = start_sweep([*more, "trainer.max_steps=1"], place)  # refused, and nothing is begun
-    assert "trainer.max_steps is decided by gptlab" in process.communicate()[1] and process.returncode == 2
+    assert [t.state.name for t in found] == ["COMPLETE"] * 4
 
 
 def test_ctrl_c_saves_the_running_trial_and_the_command_goes_on(place):

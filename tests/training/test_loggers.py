@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from small_runs import overrides_of, start_sweep, write_text
+from small_runs import overrides_of, small_run, start_sweep, write_text
 
+from gptlab.cli import trial
+from gptlab.config import to_plain
 from gptlab.distributed.signals import Stopped
 from gptlab.errors import UserError
+from gptlab.lab.trials import Trial, freeze
 from gptlab.runs.folder import read_metrics
 from gptlab.training.config import LoggersConfig, MlflowConfig, TensorboardConfig, TrackioConfig, WandbConfig
 from gptlab.training.loggers import _wandb_hint, build_loggers, check_installed, ended_with_run
@@ -241,6 +244,39 @@ def test_a_logger_without_its_package_is_refused_at_once(name, monkeypatch):
         check_installed(config)
 
 
+def assert_wandb_has(run):
+    """The config, the history and the summary of a run's offline file are those of its folder; returns what it is."""
+    (part,) = run.glob("wandb/offline-run-*")
+    found = records(part)
+    (about,) = [record["run"] for record in found if record["type"] == "run"]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    values = about["config"]["update"]
+    assert {name: values[name] for name in config} == config
+    rows = read_metrics(run / "metrics.csv")
+    logged = [record["history"]["item"] for record in found if record["type"] == "history"]
+    assert [{k: v for k, v in item.items() if k in rows[-1]} for item in logged] == rows
+    summary = {}
+    for record in found:
+        if record["type"] == "summary":
+            summary |= record["summary"]["update"]
+    assert {name: summary[name] for name in rows[-1]} == rows[-1]
+    return about
+
+
+def test_a_trial_has_a_file_that_equals_its_metrics(tmp_path):
+    """In this process, what the process of a trial does."""
+    folder = tmp_path / "two trials" / "seed=2"
+    config = small_run(folder, logger=LoggersConfig(wandb=WandbConfig()), seed=2)
+    config.trainer.log_every_n_steps = 1
+    config.callbacks.sample = None
+    folder.mkdir(parents=True)
+    freeze(Trial(number=0, label="seed=2", values={}, folder=folder, config=to_plain(config)))
+    trial._train([str(folder)])
+    about = assert_wandb_has(folder)
+    assert (about["run_group"], about["display_name"]) == ("two trials", "seed=2")
+
+
+@pytest.mark.slow  # a trial by itself is tried above
 def test_each_trial_of_a_sweep_has_its_own_file_that_equals_its_metrics(tmp_path):
     write_text(tmp_path / "text.txt")
     given = {"optimizer.lr": "1e-3,1e-2", "trainer.log_every_n_steps": 1, "logger": "wandb", "name": "four trials"}
@@ -250,17 +286,4 @@ def test_each_trial_of_a_sweep_has_its_own_file_that_equals_its_metrics(tmp_path
     runs = sorted((tmp_path / "runs" / "four trials").glob("*/"))
     assert [run.name for run in runs] == [f"seed={s},optimizer.lr={lr}" for s in (1, 2) for lr in (0.001, 0.01)]
     for run in runs:
-        (part,) = run.glob("wandb/offline-run-*")
-        found = records(part)
-        (about,) = [record["run"] for record in found if record["type"] == "run"]
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        values = about["config"]["update"]
-        assert {name: values[name] for name in config} == config
-        rows = read_metrics(run / "metrics.csv")
-        logged = [record["history"]["item"] for record in found if record["type"] == "history"]
-        assert [{k: v for k, v in item.items() if k in rows[-1]} for item in logged] == rows
-        summary = {}
-        for record in found:
-            if record["type"] == "summary":
-                summary |= record["summary"]["update"]
-        assert {name: summary[name] for name in rows[-1]} == rows[-1]
+        assert assert_wandb_has(run)["run_group"] == "four trials"

@@ -84,8 +84,8 @@ def train(
     """Carry out a run, or continue it, and return it; everything is left in the run folder.
 
     `callbacks` are Lightning callbacks beside those of gptlab and of `callbacks.extra`; `command` is what continues the
-    run, as messages show it; `sweep` is the name of the sweep whose trial it is, under which loggers group it. Raises UserError for what a user can change, Failure for what nobody can, Stopped after a
-    signal.
+    run, as messages show it; `sweep` is the name of the sweep whose trial it is, under which loggers group it. Raises
+    UserError for what a user can change, Failure for what nobody can, Stopped after a signal.
     """
     end_with_starter()
     internals.check()
