@@ -266,10 +266,10 @@ def assert_wandb_has(run):
 def test_a_trial_has_a_file_that_equals_its_metrics(tmp_path):
     """In this process, what the process of a trial does."""
     folder = tmp_path / "two trials" / "seed=2"
+    folder.mkdir(parents=True)
     config = small_run(folder, logger=LoggersConfig(wandb=WandbConfig()), seed=2)
     config.trainer.log_every_n_steps = 1
     config.callbacks.sample = None
-    folder.mkdir(parents=True)
     freeze(Trial(number=0, label="seed=2", values={}, folder=folder, config=to_plain(config)))
     trial._train([str(folder)])
     about = assert_wandb_has(folder)
