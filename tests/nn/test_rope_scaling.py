@@ -62,38 +62,44 @@ def test_fast_pairs_are_kept_and_slow_ones_slowed(scaled):
     assert ((found <= own) & (found >= own / 4)).all()
 
 
-def model(**options):
+def config_of(**options):
     return DecoderConfig(
         n_layer=1, n_head=2, d_model=32, context_length=64, position=Position.rotary,
         feedforward=Feedforward.swiglu, **options,
     )  # fmt: skip
 
 
+def rotary(config):
+    found = Decoder(config, 11).rotary
+    assert found is not None
+    return found
+
+
 def test_linear_scaling_reads_positions_in_between():
     # Position 4 p of the scaled model is position p of the other.
-    plain = Decoder(model(), 11).rotary
-    scaled = Decoder(model(rope_type=RopeType.linear, rope_factor=4.0), 11).rotary
+    plain = rotary(config_of())
+    scaled = rotary(config_of(rope_type=RopeType.linear, rope_factor=4.0))
     torch.testing.assert_close(scaled.cos[::4], plain.cos[:16])
     torch.testing.assert_close(scaled.sin[::4], plain.sin[:16])
 
 
 def test_ntk_keeps_the_fastest_pair_and_slows_the_slowest_by_the_factor():
-    config = model(rope_type=RopeType.ntk, rope_factor=4.0)
+    config = config_of(rope_type=RopeType.ntk, rope_factor=4.0)
     own, found = frequencies(16, 10_000.0), frequencies(16, config.rotation.rope_theta)
     assert found[0] == own[0] and float(found[-1] / own[-1]) == pytest.approx(1 / 4)
 
 
 def test_yarn_sharpens_the_scores():
-    config = model(rope_type=RopeType.yarn, rope_factor=4.0, rope_original_context=16)
-    rotary = Decoder(config, 11).rotary
+    config = config_of(rope_type=RopeType.yarn, rope_factor=4.0, rope_original_context=16)
+    found = rotary(config)
     amplitude = theirs("yarn", original_max_position_embeddings=16)[1]
-    assert rotary.amplitude == pytest.approx(amplitude) == pytest.approx(0.1 * math.log(4) + 1)
-    torch.testing.assert_close(rotary.cos**2 + rotary.sin**2, torch.full_like(rotary.cos, amplitude**2))
+    assert found.amplitude == pytest.approx(amplitude) == pytest.approx(0.1 * math.log(4) + 1)
+    torch.testing.assert_close(found.cos**2 + found.sin**2, torch.full_like(found.cos, amplitude**2))
 
 
 def test_a_factor_of_one_changes_nothing():
-    plain = Decoder(model(), 11).rotary
+    plain = rotary(config_of())
     for scaling in RopeType:
         options = {} if scaling is RopeType.default else {"rope_factor": 1.0}
-        rotary = Decoder(model(rope_type=scaling, **options), 11).rotary
-        torch.testing.assert_close(rotary.cos, plain.cos)
+        found = rotary(config_of(rope_type=scaling, **options))
+        torch.testing.assert_close(found.cos, plain.cos)

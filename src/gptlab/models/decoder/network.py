@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,21 +133,13 @@ class Decoder(Transformer):
 
 def _rotary(c: DecoderConfig) -> Rotary:
     own = c.rotation
-    factor, original, fast, slow = own.rope_factor, own.rope_original_context, own.rope_beta_fast, own.rope_beta_slow
-    scaled = None
-    if own.rope_type is RopeType.linear:
-        scaled = partial(rope_scaling.linear, factor=factor)
-    elif own.rope_type is RopeType.llama3:
-        scaled = partial(rope_scaling.llama3, factor=factor, original_context=original, beta_fast=fast, beta_slow=slow)
-    elif own.rope_type is RopeType.yarn:
-        scaled = partial(
-            rope_scaling.yarn,
-            factor=factor,
-            original_context=original,
-            theta=own.rope_theta,
-            beta_fast=fast,
-            beta_slow=slow,
-        )
+    given: dict[str, Any] = {"factor": own.rope_factor, "original_context": own.rope_original_context}
+    given |= {"beta_fast": own.rope_beta_fast, "beta_slow": own.rope_beta_slow}
+    scaled = {
+        RopeType.linear: partial(rope_scaling.linear, factor=given["factor"]),
+        RopeType.yarn: partial(rope_scaling.yarn, theta=own.rope_theta, **given),
+        RopeType.llama3: partial(rope_scaling.llama3, **given),
+    }.get(own.rope_type)
     amplitude = own.rope_attention_factor or 1.0
     return Rotary(c.head_width, c.context_length, theta=own.rope_theta, scaled=scaled, amplitude=amplitude)
 
