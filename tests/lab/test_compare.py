@@ -344,8 +344,7 @@ def test_wrong_options(tmp_path):
 
 def test_real_runs(tmp_path):
     for lr in (1e-2, 2e-2):
-        for seed in (1, 2):
-            train(small_run(tmp_path / f"lr={lr},seed={seed}", optimizer=AdamWConfig(lr=lr), seed=seed))
+        train(small_run(tmp_path / f"lr={lr},seed=1", optimizer=AdamWConfig(lr=lr), seed=1))
     found = compare([tmp_path / "lr=*"], effect=0.05)
-    assert [len(records) for records in found.groups.values()] == [2, 2] and found.keys == ["optimizer.lr"]
-    assert "2 paired seeds" in found.text() and "MFLOP" in found.text()
+    assert [len(records) for records in found.groups.values()] == [1, 1] and found.keys == ["optimizer.lr"]
+    assert "1 paired seed" in found.text() and "MFLOP" in found.text()
