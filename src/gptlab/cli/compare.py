@@ -22,8 +22,8 @@ HELP = """gptlab compare RUNS... [metric=val/loss] [baseline=GROUP]
 
     RUNS        run folders, globs in quotes such as 'runs/*', and folders of sweeps; runs that differ in their seeds
                 alone are one group
-    metric      what is compared: a column of metrics.csv such as eval/NAME/accuracy (val/loss, or val/bits_per_byte where
-                tokenizers differ)
+    metric      what is compared: a column of metrics.csv such as eval/NAME/accuracy (val/loss, or val/bits_per_byte
+                where tokenizers differ)
     at          last or best: which value of the metric stands for a run (last)
     baseline    the group that the others are compared with, as the table calls it, or a run or folder of it (the first)
     effect      the smallest difference that matters, for the number of seeds that would show it (0.01)
