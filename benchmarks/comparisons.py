@@ -9,46 +9,25 @@ many seeds they need to show that, and so many are drawn.
 """
 
 import argparse
-import contextlib
-import io
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from small_runs import train_small
 
-SIZES = "model.n_layer=2 model.n_head=2 model.d_model=32 model.context_length=32 batch_tokens=1024 budget_steps=200"
-REST = "optimizer.lr=3e-3 trainer.accelerator=cpu trainer.val_check_interval=1.0 callbacks.sample=null"
-QUIET = "callbacks.plot=false trainer.enable_progress_bar=false"
+SIZES = "model.n_layer=2 model.n_head=2 model.d_model=32 budget_steps=200"
+REST = "optimizer.lr=3e-3 trainer.val_check_interval=1.0 data.val_fraction=0.05"
 N_COMPARISONS = 200
 EFFECT = 0.02
-
-
-def write_text(path: Path, n_characters: int = 400_000) -> Path:
-    """Source text of the standard library, where it is not there yet."""
-    if not path.exists():
-        files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-        path.write_text("".join(file.read_text(errors="replace") for file in files[:60])[:n_characters])
-    return path
-
-
-def train_quietly(overrides: list[str]) -> None:
-    """Carry out a run, or find that it is finished, without its output."""
-    import gptlab
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        gptlab.train(gptlab.compose(*overrides, *QUIET.split()))
 
 
 def losses(folder: Path, n_seeds: int) -> np.ndarray:
     """The last validation loss of each run."""
     from gptlab.lab.collect import collect
 
-    text = write_text(folder / "text.txt")
     for seed in range(n_seeds):
-        own = [f"run_dir={folder / f'seed={seed}'}", f"seed={seed}", "data=text", f"data.path={text}", "tokenizer=byte"]
-        train_quietly([*own, *SIZES.split(), *REST.split(), "data.val_fraction=0.05"])
+        train_small(folder / f"seed={seed}", seed, f"{SIZES} {REST}")
         print(f"\r{seed + 1} of {n_seeds} runs", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return np.array([record.last("val/loss") for record in collect([folder]) if record.seed < n_seeds])

@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from comparisons import train_quietly, write_text
+from small_runs import train_small
 
-COMMON = "model.context_length=32 model.n_head=2 batch_tokens=1024 trainer.accelerator=cpu callbacks.sample=null"
+COMMON = "model.n_head=2 data.val_fraction=0.1"
 RECIPES = {
     "cosine": "model.n_layer=2 model.d_model=32 budget_steps=400 optimizer.lr=5e-3 schedule=cosine",
     "wsd": "model.n_layer=2 model.d_model=48 budget_steps=400 optimizer.lr=3e-3 schedule=wsd",
@@ -27,12 +27,11 @@ N_SEEDS = 5
 
 def train_all(folder: Path, first_seed: int) -> list[Path]:
     """The run folders, in the order in which they were trained."""
-    text, runs = write_text(folder / "text.txt"), []
+    runs = []
     for seed in range(first_seed, first_seed + N_SEEDS):
         for name, recipe in RECIPES.items():
             runs.append(folder / f"{name}-{seed}")
-            own = [f"run_dir={runs[-1]}", f"seed={seed}", "data=text", f"data.path={text}", "tokenizer=byte"]
-            train_quietly([*own, "data.val_fraction=0.1", *COMMON.split(), *recipe.split()])
+            train_small(runs[-1], seed, f"{COMMON} {recipe}")
             print(f"\r{len(runs)} of {N_SEEDS * len(RECIPES)} runs", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return runs

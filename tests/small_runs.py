@@ -146,6 +146,7 @@ def write_trained(
     *,
     summary: Mapping[str, object] | None = None,
     content: str = "d" * 64,
+    inputs: Mapping[str, str] | None = None,
     events: Sequence[Mapping[str, object]] = (),
     rows: Sequence[Mapping[str, float]] | None = None,
     **given,
@@ -174,7 +175,7 @@ def write_trained(
     written.event("started", step=0, n_steps=max(by_step, default=0), devices="1 x CPU (threads: 1), 32-true")
     for event in events:
         written.event(**{"kind": event["event"], **{k: v for k, v in event.items() if k != "event"}})
-    written.write_json("inputs.json", {"data": content, "tokenizer": "t" * 64})
+    written.write_json("inputs.json", {"data": content, "tokenizer": "t" * 64, **(inputs or {})})
     if summary != {}:
         last = rows[-1] if rows else {"step": 0, "tokens": 0}
         usual = {"finished": True, "stopped_early": False, "steps": last["step"], "tokens": last["tokens"]}

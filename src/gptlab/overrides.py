@@ -12,7 +12,7 @@ from typing import Any
 from gptlab import plugins, quoting
 from gptlab.config import RunConfig
 from gptlab.errors import UserError, did_you_mean, refuse_password
-from gptlab.evaluation.config import probe_options
+from gptlab.evaluation.config import EVALUATIONS, probe_options
 from gptlab.registry import GROUPS, variants
 from gptlab.training.config import OWNED, PRECISION_NAMES
 from gptlab.values import coerce
@@ -31,7 +31,6 @@ OF_SWEEPS = ("sweep", "launcher")  # as in hydra.sweep.dir, hydra.sweeper.max_ba
 
 FUNCTION = re.compile(r"(choice|shuffle|sort|range|glob|interval|tag)\((.*)\)", re.DOTALL)  # of Hydra, in a sweep
 OPTION = re.compile(r"(list|sweep|reverse|shuffle)=")  # of such a function
-EVALUATIONS = "callbacks.evaluate."  # how the keys of evaluations during training begin, before a name of their own
 MAX_TRIAL_BYTES = 200  # of a trial's folder name, less than a file system takes
 
 # Other code bases' names for our keys, where spelling alone would not find them; what comes after "; " is said as well.

@@ -35,6 +35,8 @@ def test_a_path_with_an_equals_sign_is_no_option(sweep, monkeypatch):
     monkeypatch.chdir(sweep)
     runs, options = split(["optimizer.lr=0.001,seed=1", "a/b=c", "*=1", "at=best", "metrc=x", "seeds"])
     assert runs == ["optimizer.lr=0.001,seed=1", "a/b=c", "*=1", "seeds"] and options == ["at=best", "metrc=x"]
+    runs, options = split(["optimizer.lr=*", "my runs=x", "metrc=*", "metric=*"])
+    assert runs == ["optimizer.lr=*", "my runs=x"] and options == ["metrc=*", "metric=*"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -275,9 +276,13 @@ def test_figures_are_saved_as_svg_and_png(runs, visit, tmp_path):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_it_is_readable_on_a_telephone_and_in_the_dark(runs, visit, theme):
-    _, path = runs
-    one = visit(path, width=400, theme=theme)
+def test_it_is_readable_on_a_telephone_and_in_the_dark(runs, visit, theme, tmp_path):
+    records, _ = runs
+    long = "eval/grammar/determiner_noun_agreement_and_more_of_it/accuracy"
+    measured = [replace(one, rows=one.rows | {long: one.rows["val/loss"]}) for one in records]
+    one = visit(write_page(measured, tmp_path / "a page.html"), width=400, theme=theme)
+    chip = one.page.locator(".chips button", has_text=long)
+    assert chip.evaluate("chip => chip.scrollWidth <= chip.clientWidth")
     assert one.page.evaluate("() => document.documentElement.scrollWidth") == 400
     for part in ("curves", "table", "sweep", "config", "samples"):
         one.page.locator(f"#{part}").scroll_into_view_if_needed()

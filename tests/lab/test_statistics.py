@@ -153,6 +153,49 @@ def test_five_seeds_or_fewer_suggest_at_most():
     assert few.verdict is Verdict.suggested_better and few.p_value < LEVEL
 
 
+def test_a_single_seed_has_no_interval_and_is_told_how_many_would():
+    """The seeds of the other group say how much seeds differ, and so how many are needed of each."""
+    values = [1.97, 1.98, 1.99, 1.96, 2.0, 1.98, 1.97, 1.99]
+    baseline, group = {3: 2.1}, seeds(values)  # seed 3 is in both: one pair is no more than eight seeds and one
+    found = compare_groups(baseline, group, effect=0.01, unit="nats")
+    assert found.verdict is Verdict.too_few and found.t_interval is found.bca_interval is found.p_value is None
+    assert not found.paired and found.n == (8, 1) and found.difference == pytest.approx(np.mean(values) - 2.1)
+    needed = seeds_needed(float(np.std(values, ddof=1)), 7, abs(found.difference), paired=False)
+    assert needed == 6 and found.more_seeds == needed - 1
+    assert re.fullmatch(
+        r"nothing shown: better by 0\.1\d* nats on the mean of 8 seeds, without an interval, as the baseline has one "
+        r"seed; 5 more seeds of the baseline would decide",
+        found.sentence,
+    ), found.sentence
+    turned = compare_groups(group, baseline, effect=0.01, unit="nats")
+    assert turned.n == (1, 8) and "as the group has one seed; 5 more seeds of the group would decide" in turned.sentence
+    # Where the difference is less than what matters, seeds are counted for that, of both groups.
+    small = compare_groups({50: 1.98}, group, effect=0.01, unit="nats")
+    n = seeds_needed(float(np.std(values, ddof=1)), 7, 0.01, paired=False)
+    assert small.more_seeds == n - 1 > 7
+    assert small.sentence.endswith(f"{n - 1} more seeds of the baseline and {n - 8} of the group would show 0.01 nats")
+    wild = compare_groups({50: 5.0}, seeds([1.0, 9.0]), effect=0.01)
+    assert wild.more_seeds is None and wild.sentence.endswith("only more than 1,000 seeds would show 0.01")
+    alone = compare_groups({1: 2.0}, {2: 1.9}, effect=0.01)
+    assert "with one seed of each, and nothing says how much seeds differ; at least 5 more of each" in alone.sentence
+
+
+def test_groups_whose_seeds_failed_are_at_most_suggested():
+    baseline = seeds(np.linspace(2, 2.1, 8))
+    others = {name: {seed: value - 0.02 - seed / 1000 for seed, value in baseline.items()} for name in "ab"}
+    found = compare_all(baseline, others, effect=0.01, unit="nats", n_failed={"a": (1, 0), "b": (0, 0)})
+    assert found["b"].verdict is Verdict.better and found["b"].n_failed == (0, 0)
+    assert found["a"].verdict is Verdict.suggested_better and found["a"].n_failed == (1, 0)
+    assert found["a"].sentence == (
+        f"suggested: {found['b'].sentence}; not decided, as 1 of 9 seeds of the group failed"
+    )
+    turned = compare_all(others["a"], {"a": baseline}, effect=0.01, n_failed={"a": (2, 1)})["a"]
+    assert turned.verdict is Verdict.suggested_worse
+    assert turned.sentence.endswith("2 of 10 seeds of the group failed and 1 of 9 seeds of the baseline failed")
+    same = compare_all(baseline, {"a": baseline}, effect=0.01, n_failed={"a": (1, 0)})["a"]
+    assert same.verdict is Verdict.no_difference and same.sentence.endswith("; 1 of 9 seeds of the group failed")
+
+
 def test_seeds_that_are_not_shared():
     unpaired = compare_groups(
         seeds([2.0, 2.01, 2.02, 1.99, 2.0, 2.01]), seeds(np.full(7, 1.9), 50), effect=0.01, unit="nats"

@@ -3,6 +3,7 @@
 import functools
 import glob
 import json
+import re
 import sys
 import typing
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ HELP = """gptlab compare RUNS... [metric=val/loss] [baseline=GROUP]
 
     RUNS        run folders, globs in quotes such as 'runs/*', and folders of sweeps; runs that differ in their seeds
                 alone are one group
-    metric      what is compared (val/loss, or val/bits_per_byte where tokenizers differ)
+    metric      what is compared: a column of metrics.csv such as eval/NAME/accuracy (val/loss, or val/bits_per_byte
+                where tokenizers differ)
     at          last or best: which value of the metric stands for a run (last)
-    baseline    the group that the others are compared with, or a run of it (the first)
+    baseline    the group that the others are compared with, as the table calls it, or a run or folder of it (the first)
     effect      the smallest difference that matters, for the number of seeds that would show it (0.01)
     by_run      true: a line for each run instead of each group (false)
     best_first  true: the best group comes first (false)
@@ -112,6 +114,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
     runs, options = [], []
     for argument in arguments:
         key, equals, _ = argument.partition("=")
-        is_path = "/" in key or "\\" in key or glob.has_magic(key) or Path(argument).expanduser().exists()
+        # A glob may have its first star behind the equals sign, and so may a value: only one that matches is a path.
+        is_path = re.search(r"[^\w.-]", key) or Path(argument).expanduser().exists() or glob.glob(argument)
         (runs if not equals or (key not in OPTIONS and is_path) else options).append(argument)
     return runs, options

@@ -188,6 +188,8 @@ class EvaluateConfig:
             raise UserError("separator= goes between few-shot examples; add num_fewshot=[0,1,5]")
 
 
+EVALUATIONS = "callbacks.evaluate."  # how the keys of evaluations during training begin, before a name of their own
+PREFIX = "eval/"  # of the columns of metrics.csv that an entry of `callbacks.evaluate` fills
 EVERY = "every_steps"  # of an entry of `callbacks.evaluate`, beside the options of `gptlab evaluate`
 # Options that an evaluation during training does not have, and why.
 NOT_IN_TRAINING = {

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 
@@ -22,12 +23,14 @@ class EncodedText:
     n_bytes: int  # of the text
     description: str
     lost_text: str | None = None  # an example of what the tokenizer does not give back
+    sha256: str = ""  # of the documents' texts, whatever their names and the tokenizer
 
 
 def encode(corpus: Corpus, tokenizer: Tokenizer) -> EncodedText:
     """The tokens of all documents; UserError names the one that the tokenizer cannot encode."""
     parts: list[np.ndarray] = []
     lost: str | None = None
+    digest = sha256()
     n_bytes = n_documents = 0
     between = np.array([] if tokenizer.eot is None else [tokenizer.eot], dtype=np.int64)
     for name, text in corpus.documents():
@@ -39,11 +42,19 @@ def encode(corpus: Corpus, tokenizer: Tokenizer) -> EncodedText:
             raise UserError(f"{corpus.description}, {name}: {error}") from None
         if not tokenizer.is_lossless and lost is None:
             lost = lost_text(text, tokenizer.decode(parts[-1]))
-        n_bytes += len(text.encode("utf-8", "surrogatepass"))
+        stored = text.encode("utf-8", "surrogatepass")
+        digest.update(f"{len(stored)} ".encode() + stored)
+        n_bytes += len(stored)
         n_documents += 1
     counts = [f"{n:,} {what}{'' if n == 1 else 's'}" for n, what in ((n_documents, "document"), (n_bytes, "byte"))]
     description = f"{corpus.description}: {', '.join(counts)}"
-    return EncodedText(tokens=np.concatenate(parts), n_bytes=n_bytes, description=description, lost_text=lost)
+    return EncodedText(
+        tokens=np.concatenate(parts),
+        n_bytes=n_bytes,
+        description=description,
+        lost_text=lost,
+        sha256=digest.hexdigest(),
+    )
 
 
 def perplexity(

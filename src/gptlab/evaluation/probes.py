@@ -1,15 +1,17 @@
 """What `callbacks.evaluate` measures of a model while it trains: prepared before the run, measured in place."""
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.evaluation.choices import choose, encode_choices
-from gptlab.evaluation.config import EvaluateConfig, Kind, probe_config
+from gptlab.evaluation.config import EVALUATIONS, PREFIX, EvaluateConfig, Kind, probe_config
 from gptlab.evaluation.measure import open_corpus, read_prompts
 from gptlab.evaluation.minimal_pairs import CATEGORIES, encode_pairs, judge_pairs, minimal_pairs
 from gptlab.evaluation.perplexity import encode, perplexity
@@ -18,7 +20,6 @@ from gptlab.generation.config import MAX_NEW_TOKENS, SEED, DecodingConfig
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability
 
-PREFIX = "eval/"  # of the columns of metrics.csv
 GREEDY = "temperature=0"
 
 
@@ -34,9 +35,32 @@ class Probe:
     context_length: int
 
     @property
+    def key(self) -> str:
+        """Its config key."""
+        return f"{EVALUATIONS}{self.name}"
+
+    @property
     def columns(self) -> list[str]:
         """The columns of metrics.csv that it fills."""
         return [f"{PREFIX}{self.name}/{name}" for name in _names(self)]
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of the texts, and of the options that change a number."""
+        config, content = self.config, self.content
+        measured: dict[str, Any] = {"kind": config.kind.value}
+        if config.kind is Kind.perplexity:
+            measured |= {"text": content.sha256, "stride": config.stride}
+        elif config.kind is Kind.pairs:
+            measured["pairs"] = content
+        else:
+            counts = config.fewshot_counts
+            texts = [[content.text(i, n) for n in counts] for i in range(len(content.items))]
+            measured |= {"prompts": texts, "answers": [[item.answer, item.choices] for item in content.items]}
+            measured |= {"num_fewshot": counts, "delimiter": content.delimiter}
+            if config.kind is Kind.answers:
+                ends = [content.separator] if config.stop is None else config.stop
+                measured |= {"stop": ends, "max_new_tokens": config.max_new_tokens or MAX_NEW_TOKENS}
+        return sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()
 
     def check(self, model: LanguageModel) -> None:
         """UserError where a text does not fit `model`, whose parameters need not exist."""

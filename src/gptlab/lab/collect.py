@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from gptlab.config import NOT_IN_RUN_ID, to_plain
 from gptlab.errors import UserError
+from gptlab.evaluation.config import EVALUATIONS, EVERY
 from gptlab.fields import shown
 from gptlab.runs.folder import is_running, read_columns
 from gptlab.runs.run import Run
@@ -136,6 +138,33 @@ def differing_keys(records: Sequence[RunRecord]) -> list[str]:
         for key in found
         if not key.endswith(CONTENT) or not any(name.startswith(key.removesuffix(CONTENT)) for name in said)
     ]
+
+
+def told_apart(records: list[RunRecord], evaluation: str) -> list[RunRecord]:
+    """The runs in groups whose evaluation during training of this name is the same too: its texts and its options.
+
+    It decides nothing that is learned, so that it makes no groups where another metric is compared.
+    """
+    options = [evaluation_options(record, evaluation) for record in records]
+    of_options = [repr(sorted(found.items())) if found else None for found in options]
+    contents = [record.inputs.get(f"{EVALUATIONS}{evaluation}") for record in records]
+    # A run of an older version has no content: then all are told apart by their options.
+    values = contents if all(c or not o for c, o in zip(contents, options, strict=True)) else of_options
+    if len({value for value in values if value is not None}) < 2:
+        return records
+    marked = []
+    for record, value in zip(records, values, strict=True):
+        short = value and (value if values is contents else sha256(value.encode()).hexdigest())[:8]
+        key = f"evaluate.{evaluation}{CONTENT}"
+        marked.append(replace(record, config=record.config | {key: short}) if short else record)
+    return _labeled(marked)
+
+
+def evaluation_options(record: RunRecord, evaluation: str) -> dict[str, Any]:
+    """What the config says of an evaluation during training, but how often it takes place."""
+    prefix = f"{EVALUATIONS}{evaluation}."
+    found = {key.removeprefix(prefix): value for key, value in record.config.items() if key.startswith(prefix)}
+    return {option: value for option, value in found.items() if option != EVERY and f".{option}" != CONTENT}
 
 
 def groups(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:

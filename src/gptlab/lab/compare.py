@@ -2,9 +2,10 @@
 
 import hashlib
 import math
+import re
 import statistics as python_statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,18 @@ from typing import Any
 import numpy as np
 
 from gptlab.errors import UserError, did_you_mean
+from gptlab.evaluation.config import EVALUATIONS, PREFIX
 from gptlab.fields import shown
 from gptlab.files import sha256_of
-from gptlab.lab.collect import RunRecord, collect, differing_keys, groups, higher_is_better
+from gptlab.lab.collect import (
+    RunRecord,
+    collect,
+    differing_keys,
+    evaluation_options,
+    groups,
+    higher_is_better,
+    told_apart,
+)
 from gptlab.lab.statistics import Comparison, Verdict, compare_all, refused
 from gptlab.runs import forecasts
 from gptlab.runs.forecasts import ForecastErrors
@@ -26,7 +36,10 @@ MAX_WIDTH = 72  # characters of config keys in a table; more are told in one of 
 MAX_COLUMNS = 8  # groups in that one
 MAX_IN_NAME = 2  # config keys in what a group is called; with more it has a letter
 MAX_LETTERS = 26
+MAX_METRICS = 4  # columns of them in a table, and as many of evaluations during training
 PER_TOKEN = ("loss", "perplexity")  # ends of the names of metrics whose unit depends on the tokenizer
+# The main numbers of an evaluation during training: not those of its parts, and bits per byte instead of a loss.
+OF_EVALUATION = re.compile(rf"{PREFIX}[^/]+/(?:\d+_shot/)?(?:bits_per_byte|loss|accuracy|exact_match)")
 SPLIT_KEYS = ("split", "val_fraction", "test_fraction", "prompt", "response", "label_column", "class_names")
 
 
@@ -75,9 +88,13 @@ class RunComparison:
     def metrics(self) -> list[str]:
         """Metrics of an evaluation that a table shows: the one that is compared first."""
         names = dict.fromkeys(name for record in self.records for name in (*record.rows, *record.summary))
+        during = [
+            n for n in names if OF_EVALUATION.fullmatch(n) and f"{n.removesuffix('loss')}bits_per_byte" not in names
+        ]
         shown_too = [n for n in names if n.startswith(("val/", "test/")) and not n.endswith("perplexity")]
         losses = {name for name in shown_too if name.endswith("loss")}
-        return list(dict.fromkeys([self.metric, *(n for n in shown_too if n not in losses or n == "test/loss")]))[:4]
+        found = dict.fromkeys([self.metric, *(n for n in shown_too if n not in losses or n == "test/loss")])
+        return list(dict.fromkeys([*list(found)[:MAX_METRICS], *during[:MAX_METRICS]]))
 
     def over_seeds(self, label: str, metric: str, at: At = At.last) -> Summary | None:
         """A metric's mean and deviation over the finished runs of a group; None where it has none."""
@@ -134,10 +151,14 @@ class RunComparison:
             if by_run:
                 rows += [[r.name, *what[label], r.state, *self._cells([r])] for r in records]
             else:
-                finished = [record for record in records if record.is_finished]
-                rows.append([*what[label], str(len(finished)), *self._cells(finished)])
+                counted = [record for record in records if self._counts(record)]
+                rows.append([*what[label], str(len(counted)), *self._cells(counted)])
         there = [i for i in range(len(header)) if i <= n_left or any(row[i] != "-" for row in rows)]
         return grid([header[i] for i in there], [[row[i] for i in there] for row in rows], n_left=n_left)
+
+    def _counts(self, record: RunRecord) -> bool:
+        """Whether a run enters the figures: it is finished, with a finite value of the metric."""
+        return record.is_finished and value_of(record, self.metric, self.at) is not None
 
     def _ordered(self, best_first: bool) -> list[tuple[str, list[RunRecord]]]:
         found = list(self.groups.items())
@@ -203,9 +224,13 @@ class RunComparison:
         """All of it for a person."""
         lines = [self.differences(), ""] if self._is_wide else []
         lines.append(self.table(by_run=by_run, best_first=best_first))
-        unfinished = [record for record in self.records if not record.is_finished]
-        if unfinished and not by_run:
-            lines += ["", "not in these figures:", *(f"    {r.name}: {r.standing()}" for r in unfinished)]
+        outside = [record for record in self.records if not self._counts(record)]
+        if outside and not by_run:
+            lines += [
+                "",
+                "not in these figures:",
+                *(f"    {record.name}: {self._standing(record)}" for record in outside),
+            ]
         sentences = self.sentences()
         if sentences:
             better = "higher" if higher_is_better(self.metric) else "lower"
@@ -216,6 +241,10 @@ class RunComparison:
             lines += ["", "forecasts:", *(f"    {line}" for line in self.forecast_lines())]
         lines += [""] * bool(self.notes) + [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+    def _standing(self, record: RunRecord) -> str:
+        """Why a run is not in the figures."""
+        return f"{record.standing()}, {_lacks(record, self.metric)}" if record.is_finished else record.standing()
 
     def plain(self) -> dict[str, Any]:
         """All of it as JSON holds it."""
@@ -271,9 +300,9 @@ def compare(
     """Compare the runs in folders, globs and sweeps; a group of seeds is what differs in nothing else.
 
     `metric` is val/loss unless given, or val/bits_per_byte where tokenizers differ; `at` says whether a run's last or
-    best value counts; `baseline` is the label of a group or the name of one of its runs, the first group unless given;
-    `effect` is the smallest difference that matters. UserError for what holds no run, where no run is finished, and
-    for a metric that no run has.
+    best value counts; `baseline` is a group, by its label or by what a table calls it, or the name of one of its runs,
+    or the folder of one or several, the first group unless given; `effect` is the smallest difference that matters.
+    UserError for what holds no run, where no run is finished, and for a metric that no run has.
     """
     return compare_records(
         collect([runs] if isinstance(runs, str | Path) else runs),
@@ -308,15 +337,26 @@ def compare_records(
     chosen = metric or _choose(finished, known, notes)
     if chosen not in known:
         raise UserError(f"metric={chosen} is a metric of none of these runs{did_you_mean(chosen, known)}")
+    evaluation = _evaluation(chosen)
+    if evaluation is not None:
+        records = told_apart(records, evaluation)
+        finished = [record for record in records if record.is_finished]
     by_label = groups(finished)
+    result = RunComparison(records, chosen, at, "", {}, notes)
     if baseline is None:
         measured = (label for label, runs in by_label.items() if any(value_of(r, chosen, at) is not None for r in runs))
         first = next(measured, next(iter(by_label)))
     else:
-        first = _group_named(baseline, records, list(by_label))
-    result = RunComparison(records, chosen, at, first, {}, notes)
+        first = _group_named(baseline, result, list(by_label))
+    result = replace(result, baseline=first)
+    notes += [
+        f"{record.name} is left out: {_lacks(record, chosen)}"
+        for record in finished
+        if value_of(record, chosen, at) is None and len(by_label) > 1
+    ]
     if len(by_label) > 1:
-        result.comparisons.update(_compare_groups(by_label, first, chosen, at, effect, notes))
+        n_failed = {label: _n_failed(runs, chosen, at) for label, runs in groups(records).items()}
+        result.comparisons.update(_compare_groups(by_label, first, chosen, at, effect, notes, n_failed))
     return result
 
 
@@ -339,8 +379,27 @@ def _short(keys: Sequence[str]) -> list[str]:
     return [last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)]
 
 
+def _lacks(record: RunRecord, metric: str) -> str:
+    """Why a finished run does not count."""
+    value = record.last(metric)
+    return f"it has no {metric}" if value is None else f"its {metric} is not finite"
+
+
+def _n_failed(records: Sequence[RunRecord], metric: str, at: At) -> int:
+    """The seeds of a group that no run brought to a finite value, since it failed or ended with none."""
+    values = {record.seed for record in records if record.is_finished and value_of(record, metric, at) is not None}
+    failed = {r.seed for r in records if r.state == "failed" or (r.is_finished and r.last(metric) is not None)}
+    return len(failed - values)
+
+
 def _compare_groups(
-    by_label: dict[str, list[RunRecord]], baseline: str, metric: str, at: At, effect: float, notes: list[str]
+    by_label: dict[str, list[RunRecord]],
+    baseline: str,
+    metric: str,
+    at: At,
+    effect: float,
+    notes: list[str],
+    n_failed: Mapping[str, int],
 ) -> dict[str, Comparison]:
     learned = {record.folder: _learned(record) for records in by_label.values() for record in records}
     distinct = {label: _distinct(records, learned) for label, records in by_label.items()}
@@ -366,6 +425,7 @@ def _compare_groups(
         effect=effect,
         unit=unit_of(metric),
         higher_is_better=higher_is_better(metric),
+        n_failed={label: (n_failed[label], n_failed[baseline]) for label in values},
     )
     return {label: tested.get(label) or found[label] for label in by_label if label != baseline}
 
@@ -384,12 +444,24 @@ def _choose(records: list[RunRecord], known: list[str], notes: list[str]) -> str
 
 def _incomparable(a: Sequence[RunRecord], b: Sequence[RunRecord], metric: str) -> str | None:
     """Why a metric of two groups may not be compared; None where it may."""
-    for records in (a, b):
-        lacking = [record for record in records if record.last(metric) is None]
-        if lacking:
-            has = [name for name in _metrics_of(lacking[0]) if name.startswith(("val", "test"))]
-            return f"{lacking[0].name} has no {metric}; it has {', '.join(has) or 'no validation metrics'}"
-    one, other = a[0], b[0]
+    measured = [[record for record in records if record.last(metric) is not None] for records in (a, b)]
+    for there, records in zip(measured, (a, b), strict=True):
+        if not there:
+            has = [name for name in _metrics_of(records[0]) if name.startswith(("val", "test", PREFIX))]
+            return f"{records[0].name} has no {metric}; it has {', '.join(has) or 'no validation metrics'}"
+    one, other = (there[0] for there in measured)
+    evaluation = _evaluation(metric)
+    # What an evaluation during training measures has its own texts, whatever the run learns, and from what.
+    reason = _other_task(one, other, metric) if evaluation is None else _other_evaluation(one, other, evaluation)
+    if reason is not None:
+        return reason
+    if metric.endswith(PER_TOKEN) and None not in (of := [_tokenizer(one), _tokenizer(other)]) and of[0] != of[1]:
+        return f"tokenizers differ, and {metric} is per token{_per_byte(one, other, metric)}"
+    return None
+
+
+def _other_task(one: RunRecord, other: RunRecord, metric: str) -> str | None:
+    """Why a metric of the run's own objective means something else in another run; None where it does not."""
     kinds = [record.config.get("objective.type") for record in (one, other)]
     if kinds[0] != kinds[1]:
         return f"objectives differ ({kinds[0]} and {kinds[1]}), and {metric} means something else in each"
@@ -402,8 +474,6 @@ def _incomparable(a: Sequence[RunRecord], b: Sequence[RunRecord], metric: str) -
         reason = _other_text(one, other)
         if reason is not None:
             return reason
-    if metric.endswith(PER_TOKEN) and None not in (of := [_tokenizer(one), _tokenizer(other)]) and of[0] != of[1]:
-        return f"tokenizers differ, and {metric} is per token; use metric=val/bits_per_byte"
     limits = [record.config.get("trainer.limit_val_batches") for record in (one, other)]
     if metric.startswith("val_part/") and limits[0] != limits[1]:
         return f"trainer.limit_val_batches differs ({shown(limits[0])} and {shown(limits[1])})"
@@ -427,6 +497,40 @@ def _other_text(a: RunRecord, b: RunRecord) -> str | None:
     return None
 
 
+def _evaluation(metric: str) -> str | None:
+    """The name of the evaluation during training that a metric is of; None for other metrics."""
+    return metric.split("/")[1] if metric.startswith(PREFIX) else None
+
+
+def _other_evaluation(a: RunRecord, b: RunRecord, name: str) -> str | None:
+    """How an evaluation during training of this name differs between two runs; None where it is the same."""
+    key = f"{EVALUATIONS}{name}"
+    contents = [record.inputs.get(key) for record in (a, b)]
+    if None not in contents and contents[0] == contents[1]:
+        return None
+    options = [evaluation_options(record, name) for record in (a, b)]
+    changed = [option for option in dict.fromkeys((*options[0], *options[1])) if _differs(option, options)]
+    if changed:
+        said = "; ".join(
+            f"{key}.{option} is {' and '.join(shown(of.get(option)) for of in options)}" for option in changed[:3]
+        )
+        return f"the evaluations of this name differ ({said})"
+    if None in contents:
+        return None  # of an older version, and the same as far as can be told
+    return f"the texts of {key} differ (content {' and '.join(str(content)[:16] for content in contents)})"
+
+
+def _differs(option: str, options: Sequence[Mapping[str, Any]]) -> bool:
+    return options[0].get(option) != options[1].get(option)
+
+
+def _per_byte(one: RunRecord, other: RunRecord, metric: str) -> str:
+    """What to compare instead of a loss per token."""
+    names = dict.fromkeys((f"{metric.rpartition('/')[0]}/bits_per_byte", "val/bits_per_byte"))
+    there = [name for name in names if one.last(name) is not None and other.last(name) is not None]
+    return f"; use metric={there[0]}" if there else ", and not both runs have bits per byte"
+
+
 def _corpus(record: RunRecord) -> str:
     return record.summary.get("corpus") or f"content {record.inputs.get('data', '')[:16]}"
 
@@ -443,12 +547,21 @@ def _metrics_of(record: RunRecord) -> list[str]:
     ]
 
 
-def _group_named(name: str, records: list[RunRecord], labels: list[str]) -> str:
-    found = name if name in labels else next((record.group for record in records if record.name == name), None)
-    if found not in labels:
-        what = "has no finished run" if found is not None else "is no group of these runs, and no run"
-        raise UserError(f"baseline={name} {what}; groups: {'; '.join(labels)}")
-    return found
+def _group_named(name: str, found: RunComparison, finished: Sequence[str]) -> str:
+    """The label of the group that a baseline means; UserError where it is none of those with a `finished` run."""
+    folder = Path(name).expanduser().resolve()
+    inside = {record.group for record in found.records if folder in (record.folder, *record.folder.parents)}
+    labels = {label: label for label in found.groups} | {short: label for label, short in found.names.items()}
+    named = labels | {record.name: record.group for record in found.records if record.name not in labels}
+    label = named.get(name, next(iter(inside)) if len(inside) == 1 else None)
+    if label is None or label not in finished:
+        what = "is no group of these runs, and no run or folder of them"
+        if label is not None or inside:
+            what = "has no finished run" if label is not None else f"holds runs of {len(inside)} groups"
+        there = {label: short for label, short in found.names.items() if label in finished}
+        known = [f"{short} ({label})" if found._has_letters else short for label, short in there.items()]
+        raise UserError(f"baseline={name} {what}; groups: {'; '.join(known)}")
+    return label
 
 
 def _learned(record: RunRecord) -> str:
@@ -477,9 +590,7 @@ def _by_seed(records: Sequence[RunRecord], metric: str, at: At, notes: list[str]
     found: dict[int, list[float]] = {}
     for record in records:
         value = value_of(record, metric, at)
-        if value is None:
-            notes.append(f"{record.name} is left out: its {metric} is not finite")
-        else:
+        if value is not None:
             found.setdefault(record.seed, []).append(value)
     several = [seed for seed, values in found.items() if len(values) > 1]
     if several:

@@ -207,12 +207,10 @@ def _forecast(folder: Path) -> dict[str, Any] | None:
     found = forecasts.read(folder)
     if found is None:
         return None
-    n_steps = found["before"].get("steps") or 0
-    at_a_fifth = next((one for one in found["loss"] if 5 * one["step"] >= n_steps), None)
     return {
         "before": found["before"],
         "loss": found["loss"],
         "outcome": found.get("outcome"),
-        "fifth": at_a_fifth,
+        "fifth": forecasts.after_a_fifth(found),
         "errors": asdict(forecasts.errors_of(found)),
     }

@@ -41,6 +41,7 @@ def write_comparison(
     records: Sequence[RunRecord], path: Path, *, found: RunComparison | None = None, reload_seconds: float | None = None
 ) -> Path:
     """Write the page of these runs, with what `found` says of their differences; UserError where it cannot be."""
+    records = records if found is None else found.records  # in the groups of that comparison
     names = sorted({record.folder.parent.name for record in records})
     title = f"{len(records)} runs" if len(names) != 1 else f"{names[0]}: {len(records)} runs"
     said = verdicts(found) if found is not None else None

@@ -8,12 +8,14 @@ and is never used alone.
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from functools import cache
 from typing import Any
 
 import numpy as np
+
+from gptlab.units import plural
 
 LEVEL = 0.05  # of the tests; intervals are of 1 - LEVEL
 MIN_SEEDS = 6  # below which nothing is decided: 2 of 2^5 signs are 0.0625
@@ -54,6 +56,7 @@ class Comparison:
     p_value: float | None = None  # of the permutation test
     p_corrected: float | None = None  # by Holm, for all groups that are compared with the baseline
     n_compared: int = 1  # groups that are
+    n_failed: tuple[int, int] = (0, 0)  # seeds of the group and the baseline that are missing, as their runs failed
     more_seeds: int | None = None  # that would decide about this difference, or show `effect`
     effect: float | None = None  # the smallest difference that matters
 
@@ -63,8 +66,6 @@ class Comparison:
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
-        from dataclasses import asdict
-
         return asdict(self) | {"verdict": self.verdict.value}
 
 
@@ -98,15 +99,25 @@ def compare_all(
     effect: float,
     unit: str = "",
     higher_is_better: bool = False,
+    n_failed: Mapping[str, tuple[int, int]] | None = None,
 ) -> dict[str, Comparison]:
-    """Several groups against a baseline, as `compare_groups` does, corrected for their number by Holm."""
+    """Several groups against a baseline, as `compare_groups` does, corrected for their number by Holm.
+
+    `n_failed` are the seeds of a group, and of the baseline, that have no value as their runs failed. Who failed might
+    have been the worst, so nothing is decided without them.
+    """
     samples = {label: _sample(baseline, group) for label, group in others.items()}
     tested = {label: sample for label, sample in samples.items() if sample.can_be_tested}
     n_compared = max(1, len(tested))
     p_values = {label: sample.p_value() for label, sample in tested.items()}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    writer = _Writer(effect=effect, unit=unit, higher_is_better=higher_is_better, n_compared=n_compared)
-    return {label: writer.judge(sample, p_values.get(label), corrected.get(label)) for label, sample in samples.items()}
+    n_all = max(1, sum(min(len(sample.a), len(sample.b)) > 0 for sample in samples.values()))
+    writer = _Writer(effect, unit, higher_is_better, n_compared, n_all)
+    found = {label: writer.judge(one, p_values.get(label), corrected.get(label)) for label, one in samples.items()}
+    return {
+        label: _without_failed(one, (n_failed or {}).get(label, (0, 0)), (len(others[label]), len(baseline)))
+        for label, one in found.items()
+    }
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -263,9 +274,13 @@ class _Sample:
 
 
 def _sample(baseline: Mapping[int, float], group: Mapping[int, float]) -> _Sample:
-    """Pairs where at least half of the smaller group's seeds have a partner, else all values unpaired."""
+    """Pairs where at least half of the smaller group's seeds have a partner, else all values unpaired.
+
+    A single pair has no interval: unless there is nothing else, all values say more.
+    """
     shared = [seed for seed in baseline if seed in group]
     paired = bool(shared) and 2 * len(shared) >= min(len(baseline), len(group))
+    paired = paired and (len(shared) > 1 or len(baseline) == len(group) == 1)
     left_out = (len(group) - len(shared), len(baseline) - len(shared)) if paired else (0, 0)
     a = [baseline[seed] for seed in (shared if paired else baseline)]
     b = [group[seed] for seed in (shared if paired else group)]
@@ -280,6 +295,7 @@ class _Writer:
     unit: str
     higher_is_better: bool
     n_compared: int
+    n_all: int  # of groups, those with too few seeds to be compared too
 
     def judge(self, sample: _Sample, p_value: float | None, p_corrected: float | None) -> Comparison:
         n = (len(sample.b), len(sample.a))
@@ -304,13 +320,24 @@ class _Writer:
         return self._none(sample, t, bca, usual)
 
     def _single(self, sample: _Sample, usual: dict[str, Any]) -> Comparison:
-        more = max(1, MIN_SEEDS - min(usual["n"]))
-        spread = (0.0, 2 * abs(sample.difference))
-        sentence = (
-            f"nothing shown: {self._difference(sample.difference, spread)} with {sample.seeds_text()}, and nothing "
-            f"says how much seeds differ; at least {more} more are needed"
-        )
-        return Comparison(Verdict.too_few, sentence, more_seeds=more, **usual)
+        """Where the group, the baseline or both have one seed."""
+        n, of = usual["n"], ("the group", "the baseline")
+        text = f"nothing shown: {self._difference(sample.difference, (0.0, 2 * abs(sample.difference)))}"
+        if max(n) == 1:
+            more = MIN_SEEDS - 1
+            seeds = sample.seeds_text() if sample.paired else "one seed of each"
+            text += f" with {seeds}, and nothing says how much seeds differ; at least {more} more of each are needed"
+            return Comparison(Verdict.too_few, text, more_seeds=more, **usual)
+        one, other = (0, 1) if n[0] == 1 else (1, 0)
+        text += f" on the mean of {plural(n[other], 'seed')}, without an interval, as {of[one]} has one seed; "
+        # The seeds of the other say how much seeds differ, but not how much pairs do.
+        effect = max(self.effect, abs(sample.difference))
+        needed = seeds_needed(*sample.deviation(), effect, n_compared=self.n_all, paired=False)
+        more = None if needed is None else needed - 1
+        text += f"{self._more(more, sample, of[one])}"
+        text += f" and {needed - n[other]} of {of[other]}" if needed is not None and needed > n[other] else ""
+        text += " would decide" if effect > self.effect else f" would show {self.effect:g}{self._of_unit}"
+        return Comparison(Verdict.too_few, text, more_seeds=more, **usual)
 
     def _suggest(
         self,
@@ -355,10 +382,11 @@ class _Writer:
     def _needed(self, sample: _Sample, effect: float) -> int | None:
         return seeds_needed(*sample.deviation(), effect, n_compared=self.n_compared, paired=sample.paired)
 
-    def _more(self, more: int | None, sample: _Sample) -> str:
+    def _more(self, more: int | None, sample: _Sample, of: str = "") -> str:
         if more is None:
             return f"only more than {MAX_PLANNED:,} seeds"
-        return f"{more} more seed{'s' * (more != 1)}" + ("" if sample.paired else " in each group")
+        where = f" of {of}" if of else "" if sample.paired else " in each group"
+        return f"{more} more seed{'s' * (more != 1)}{where}"
 
     def _is_better(self, difference: float) -> bool:
         return (difference > 0) == self.higher_is_better
@@ -388,6 +416,22 @@ class _Writer:
         if bca is None:
             return f"{name}, 95%: {of_t}; {sample.seeds_text()}"
         return f"95%: {self._between(bca, sides=sides)}, {name} {of_t}; {sample.seeds_text()}"
+
+
+def _without_failed(found: Comparison, n_failed: tuple[int, int], n_left: tuple[int, int]) -> Comparison:
+    """The comparison where seeds are missing since they failed: said, and at most suggested."""
+    parts = [
+        f"{failed} of {failed + left} seeds of {name} failed"
+        for failed, left, name in zip(n_failed, n_left, ("the group", "the baseline"), strict=True)
+        if failed
+    ]
+    if not parts:
+        return found
+    said, verdict, sentence = " and ".join(parts), found.verdict, f"{found.sentence}; "
+    if found.is_called_different:
+        verdict = Verdict.suggested_better if verdict is Verdict.better else Verdict.suggested_worse
+        sentence = f"suggested: {found.sentence}; not decided, as "
+    return replace(found, verdict=verdict, sentence=sentence + said, n_failed=n_failed)
 
 
 def _digits(interval: tuple[float, float]) -> int:

@@ -131,7 +131,7 @@ def train(
             fields=config.identity_fields(),
             data=data.fingerprint,
             tokenizer=data.tokenizer.fingerprint,
-            inputs=data.inputs | _initial_weights(config),
+            inputs=data.inputs | _initial_weights(config) | {probe.key: probe.fingerprint() for probe in probes},
             arithmetic=devices.precision,
         )
         source = find_checkpoint(config.resume, identity, folder)

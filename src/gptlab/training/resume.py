@@ -134,10 +134,18 @@ def refuse_changes_of_run(identity_fields: dict[str, Any], folder: RunFolder) ->
 
 
 def refuse_other_inputs(inputs: dict[str, str], folder: RunFolder) -> None:
-    """Refuse data, a tokenizer, a template or initial weights that are others than those of the run in the folder."""
+    """Refuse data, a tokenizer, a template, initial weights or evaluations during training that are others than those
+    of the run in the folder."""
     saved = folder.path / INPUTS_FILE
     before = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
     changed = [key for key, value in inputs.items() if before.get(key, value) != value]
+    measured = next((key for key in changed if key not in INPUTS), None)
+    if measured is not None:
+        raise UserError(
+            f"{measured} measures something else than before in {folder.path} (content {before[measured][:16]}, now "
+            f"{inputs[measured][:16]}), and a column would hold both; restore its text and options, or give the "
+            "evaluation another name"
+        )
     if changed:
         what = "; ".join(f"{INPUTS[key]} (content {before[key][:16]}, now {inputs[key][:16]})" for key in changed)
         raise UserError(

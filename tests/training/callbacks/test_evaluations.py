@@ -1,16 +1,20 @@
 """`callbacks.evaluate`: what else is measured in training, without changing what is learned."""
 
 import json
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from small_runs import small_run, step_rows
 
 import gptlab
 from gptlab.cli.evaluate import main as evaluate
+from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.distributed.signals import Interrupted, Stopped
 from gptlab.errors import UserError
-from gptlab.evaluation.probes import Probe
+from gptlab.evaluation.probes import Probe, open_probes
+from gptlab.models.build import build_model
 from gptlab.runs.folder import read_metrics
 from gptlab.training.config import CallbacksConfig, CheckpointConfig
 from gptlab.training.loop import train
@@ -88,6 +92,56 @@ def test_the_numbers_are_those_of_gptlab_evaluate(trained, capsys):
     asked = [f"{key}={choice[key]}" for key in ("data", "prompt", "answer", "choices")]
     found = numbers(*asked, "num_fewshot=[0,2]")
     assert last["eval/choice/2_shot/accuracy"] == found["num_fewshot=2/accuracy"]
+
+
+def test_the_run_folder_says_what_was_measured(trained, tmp_path):
+    """By its text and the options that change a number, wherever they come from: so runs can be compared by it."""
+    config, run = trained
+    known = json.loads((run.path / "inputs.json").read_text())
+    options = config.callbacks.evaluate
+    byte, other = ByteTokenizer(), ByteTokenizer(["<x>"])
+    (tmp_path / "copy.txt").write_bytes(Path(options["other"]["corpus"]).read_bytes())
+    (tmp_path / "changed.txt").write_text(Path(options["other"]["corpus"]).read_text() + "!")
+    table_text = Path(options["choice"]["data"]).read_text()
+    (tmp_path / "table.jsonl").write_text(table_text)
+    (tmp_path / "changed.jsonl").write_text(table_text.replace("a3", "b3"))
+    model = build_model(config.model, other.vocab_size, seed=0)
+
+    def fingerprint(name, tokenizer=byte, **changed):
+        probes = open_probes({name: options[name] | changed}, tokenizer, model, context_length=64, speaks=False)
+        return probes[0].fingerprint()
+
+    assert {f"callbacks.evaluate.{name}": fingerprint(name) for name in options}.items() <= known.items()
+    assert fingerprint("other", other, corpus=str(tmp_path / "copy.txt"), every_steps=3) == fingerprint("other")
+    assert fingerprint("choice", data=str(tmp_path / "table.jsonl")) == fingerprint("choice")
+    assert fingerprint("free", stop=["\n\n"]) == fingerprint("free")  # which is the separator
+    for name, change in (
+        ("other", {"corpus": str(tmp_path / "changed.txt")}),
+        ("other", {"stride": 5}),
+        ("grammar", {"minimal_pairs": 3}),
+        ("grammar", {"seed": 7}),
+        ("choice", {"data": str(tmp_path / "changed.jsonl")}),
+        ("choice", {"num_fewshot": [0, 1]}),
+        ("choice", {"delimiter": "-"}),
+        ("choice", {"prompt": "{q}?"}),
+        ("free", {"max_new_tokens": 3}),
+        ("free", {"stop": ["x"]}),
+        ("free", {"limit": 1}),
+    ):
+        assert fingerprint(name, **change) != fingerprint(name), (name, change)
+
+
+def test_a_run_goes_on_with_the_same_evaluation_alone(trained, tmp_path):
+    config, run = trained
+    folder = tmp_path / "run"
+    shutil.copytree(run.path, folder)
+    (folder / "summary.json").unlink()
+    changed = config_of(folder, config.callbacks.evaluate | {"grammar": PAIRS | {"seed": 7}})
+    changed.model.dropout, changed.data.path = 0.1, config.data.path
+    with pytest.raises(UserError, match=r"callbacks\.evaluate\.grammar measures something else .* give the evaluation"):
+        train(changed)
+    changed.callbacks.evaluate["grammar"] = {"minimal_pairs": 2, "every_steps": 5}  # how often is another matter
+    train(changed)
 
 
 def test_nothing_that_is_learned_changes(trained, tmp_path):

@@ -50,24 +50,27 @@ function number(value, digits = 5) {
   return value.toPrecision(digits);
 }
 
-function short(value) {
+const SI_UNITS = [
+  [1e24, "Y"],
+  [1e21, "Z"],
+  [1e18, "E"],
+  [1e15, "P"],
+  [1e12, "T"],
+  [1e9, "G"],
+  [1e6, "M"],
+  [1e3, "k"],
+];
+// A billion of tokens is B; a billion of operations is G.
+const COUNT_UNITS = SI_UNITS.map(([unit, letter]) => [unit, letter === "G" ? "B" : letter]);
+
+function short(value, units = SI_UNITS) {
   const size = Math.abs(value);
   if (size === 0) return "0";
-  for (const [least, letter] of [
-    [1e24, "Y"],
-    [1e21, "Z"],
-    [1e18, "E"],
-    [1e15, "P"],
-    [1e12, "T"],
-    [1e9, "G"],
-    [1e6, "M"],
-    [1e3, "k"],
-  ])
+  for (const [least, letter] of units)
     if (size >= least * 0.99999) return `${+(value / least).toPrecision(4)}${letter}`;
   return size < 1e-3 ? value.toExponential(3).replace(/\.?0+e/, "e") : `${+value.toPrecision(4)}`;
 }
-// A billion of tokens is B; a billion of operations is G.
-const shortCount = (value) => short(value).replace("G", "B");
+const shortCount = (value) => short(value, COUNT_UNITS);
 
 function duration(seconds) {
   if (!isNumber(seconds)) return "";

@@ -2,28 +2,8 @@
 // has its own x values, and because the same code then draws them into an SVG file.
 
 const UNITS = {
-  count: [
-    [1e24, "Y"],
-    [1e21, "Z"],
-    [1e18, "E"],
-    [1e15, "P"],
-    [1e12, "T"],
-    [1e9, "B"],
-    [1e6, "M"],
-    [1e3, "k"],
-    [1, ""],
-  ],
-  flops: [
-    [1e24, "Y"],
-    [1e21, "Z"],
-    [1e18, "E"],
-    [1e15, "P"],
-    [1e12, "T"],
-    [1e9, "G"],
-    [1e6, "M"],
-    [1e3, "k"],
-    [1, ""],
-  ],
+  count: [...COUNT_UNITS, [1, ""]],
+  flops: [...SI_UNITS, [1, ""]],
   seconds: [
     [86400, " d"],
     [3600, " h"],

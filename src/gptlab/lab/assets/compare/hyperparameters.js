@@ -438,18 +438,22 @@ function parallel(host, axes, runs, metric, value, brushes) {
     );
     if (axis.log)
       drawing.append(svg("text", { x, y: 33, "text-anchor": "middle", "font-size": 10, fill: "var(--soft)" }, "log"));
+    // Left of the first axis are no lines, and room for short labels.
+    const outside = i === 0 && scales[i].ticks.every(([, label]) => label.length <= 6);
     for (const [y, label] of scales[i].ticks)
       drawing.append(
-        svg("path", { d: `M${x} ${y}h4`, stroke: "var(--line)" }),
+        svg("path", { d: `M${x} ${y}h${outside ? -4 : 4}`, stroke: "var(--line)" }),
         svg(
           "text",
           {
-            x: x + 7,
+            x: x + (outside ? -7 : 7),
             y: y + 4,
+            "text-anchor": outside ? "end" : "start",
             "font-size": 11,
             fill: "var(--ink)",
             stroke: "var(--card)",
-            "stroke-width": 3,
+            "stroke-width": 5,
+            "stroke-linejoin": "round",
             "paint-order": "stroke",
             "pointer-events": "none",
           },
