@@ -83,6 +83,10 @@ class Meter(TorchDispatchMode):
         self._weights = {_address(p) for p in model.parameters()}
         self._products = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled in here, and to skip it torch would import its compiler, for seconds
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.limit -= 1
         if self.limit < 0:
