@@ -75,7 +75,7 @@ def find_largest(overrides: list[str], limit: int) -> dict[str, int] | None:
 
 
 def train(overrides: list[str], n_sequences: int, context_length: int, limit: int | None, **files: str) -> Any:
-    """Planned and measured bytes of two steps of two micro-batches, or of one pass; what was raised where memory ran out."""
+    """Planned and measured bytes: two steps of two micro-batches under a limit, else one pass; or what was raised."""
     times = 1
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

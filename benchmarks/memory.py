@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--all] [--only TEXT]
 
-Twelve runs span size, batch, optimizer, precision and activation checkpointing; `--all` adds every combination. The peak
-is that of the whole process, Python and its imports too, as the plan counts it. Linux only.
+Twelve runs span size, batch, optimizer, precision and activation checkpointing; `--all` adds every combination. The
+peak is that of the whole process, Python and its imports too, as the plan counts it. Linux only.
 """
 
 import argparse

@@ -4,7 +4,6 @@ Knows modules, blocks and tensors, but no architecture.
 """
 
 import math
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +29,6 @@ RAW_BYTES = "bytes"  # masks and indices
 
 # Storage, kind and size, by the storage's address; the storage is let go once no other can get its address.
 Kept = dict[int, tuple[torch.UntypedStorage | None, str, int]]
-UNTRACED = "__dynamo_disable"  # where torch keeps a function that its compiler leaves alone
 _MODULE_STATE = vars(nn.Module()).keys() - {"training"}
 
 
@@ -85,10 +83,6 @@ class Meter(TorchDispatchMode):
         self._weights = {_address(p) for p in model.parameters()}
         self._products = 0
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled in here, and to skip it torch would import its compiler, for seconds
-
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.limit -= 1
         if self.limit < 0:
@@ -138,7 +132,7 @@ class Meter(TorchDispatchMode):
         for block in blocks:
             block.forward = _CountedForward(self, block)
         try:
-            with without_compiler(), saved_tensors_hooks(self._pack, lambda tensor: tensor), _FusedKernels(self), self:
+            with saved_tensors_hooks(self._pack, lambda tensor: tensor), _FusedKernels(self), self:
                 yield
         finally:
             for block, forward in zip(blocks, earlier, strict=True):
@@ -291,38 +285,6 @@ class _FusedKernels(TorchFunctionMode):
         for tensor in tensors:
             self.meter.keep(tensor, kind)
         result.grad_fn.kept = tensors  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-
-
-@contextmanager
-def without_compiler() -> Iterator[None]:
-    """Run operations on the meta device without importing torch's compiler, which takes as long as torch itself.
-
-    From torch 2.13 on they are functions in Python that ask it to leave them alone, where it is not there to trace them.
-    A function that is not found here imports it, and counts the same.
-    """
-    if "torch._dynamo" in sys.modules:
-        yield
-        return
-    found = []
-    for function in {id(f): f for f in _functions_of_torch()}.values():
-        while hasattr(function, "__wrapped__"):
-            inside, code = function.__wrapped__, getattr(function, "__code__", None)
-            if code is not None and code.co_filename == torch._compile.__file__ and not hasattr(inside, UNTRACED):
-                setattr(inside, UNTRACED, inside)
-                found.append(inside)
-            function = inside
-    try:
-        yield
-    finally:
-        for function in found:
-            delattr(function, UNTRACED)
-
-
-def _functions_of_torch() -> Iterator[Any]:
-    for module in (torch._refs, torch._refs.nn.functional, torch._refs.special, torch._decomp.decompositions):
-        yield from vars(module).values()
-    for table in torch._decomp.global_decomposition_table.values():
-        yield from table.values()
 
 
 def _has_cpu_kernel(query: Any, key: Any, value: Any, **options: Any) -> bool:

@@ -56,7 +56,8 @@ def find(name: str) -> Hardware:
     if name not in known():
         raise UserError(
             f"device={name} is not in the table{did_you_mean(name, known())}; it has {', '.join(known())}. "
-            f"describe another with its dense TFLOP/s, GB and watts: device={name} peak_tflops=100 memory_gb=24 watts=250"
+            f"describe another with its dense TFLOP/s, GB and watts: "
+            f"device={name} peak_tflops=100 memory_gb=24 watts=250"
         )
     return known()[name]
 

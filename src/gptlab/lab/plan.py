@@ -19,7 +19,6 @@ from torch import nn
 from gptlab import costs
 from gptlab.config import RunConfig
 from gptlab.costs import ForwardPass, TrainingPass
-from gptlab.counting import without_compiler
 from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.data.tokenizers.config import sentinel
 from gptlab.distributed.allocator import FRAGMENTATION
@@ -415,7 +414,7 @@ def cache_elements(model: LanguageModel, n_positions: int) -> int | None:
     try:
         for block in model.blocks:
             block.forward = partial(run, block, block.forward)
-        with torch.no_grad(), without_compiler():
+        with torch.no_grad():
             model.hidden_states(torch.zeros((1, 1), dtype=torch.int64, device="meta"), cache=cache)
     finally:
         for block in model.blocks:
