@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +110,7 @@ class Decoder(Transformer):
         config = self.config
         embedding = isinstance(module, nn.Embedding)
         residual = name.endswith(RESIDUAL_PROJECTIONS)
-        n_inputs = getattr(module, "in_features", None)  # of linear layers, one matrix or a stack of them
+        n_inputs: Any = getattr(module, "in_features", None)  # of linear layers, one matrix or a stack of them
         if not embedding and n_inputs is None:
             super().init_parameter(name, value, module, generator)
         elif config.init is Init.torch:
