@@ -1,8 +1,9 @@
 """Planned against measured memory of training on a CPU: a fresh process a case, its peak of resident memory.
 
-    python benchmarks/memory.py [--only TEXT]
+    python benchmarks/memory.py [--all] [--only TEXT]
 
-The peak is that of the whole process, Python and its imports too, as the plan counts it. Linux only.
+Twelve runs span size, batch, optimizer, precision and activation checkpointing; `--all` adds every combination. The
+peak is that of the whole process, Python and its imports too, as the plan counts it. Linux only.
 """
 
 import argparse
@@ -16,37 +17,69 @@ from pathlib import Path
 
 from gptlab.distributed.allocator import NO_THREAD_CACHE, TUNABLES
 
-DECODER = "model=small model.n_layer=4 model.d_model=256 model.n_head=8 tokenizer=byte"
-ENCODER = "model=bert_laptop model.n_layer=4 model.d_model=256 model.n_head=8 objective=masked_lm"
-BOTH = "model=t5_laptop model.n_layer=2 model.d_model=256 model.n_head=8"
-SIZES = ((512, 8), (1024, 2), (256, 16))
+MODELS = {
+    "decoder": "model=small model.n_layer=4 model.d_model=256 model.n_head=8 tokenizer=byte",
+    "wide decoder": "model=small model.n_layer=2 model.d_model=768 model.n_head=12 tokenizer=byte",
+    "GPT-2": "model=gpt124m model.n_layer=3 model.d_model=384 model.n_head=6 tokenizer=byte",  # vocabulary 50,257
+    "experts": "model=moe_small tokenizer=byte",
+    "encoder": "model=bert_laptop model.n_layer=4 model.d_model=256 model.n_head=8 objective=masked_lm",
+    "encoder_decoder": "model=t5_laptop model.n_layer=2 model.d_model=256 model.n_head=8",
+}
+SIZES = ((512, 8), (1024, 2), (256, 16))  # tokens of a sequence, sequences of a micro-batch
 OPTIONS = {
-    "": "",
     "dropout": "model.dropout=0.1",
-    "dropout, full": "model.dropout=0.1 strategy.activation_checkpointing=full",
-    "dropout, selective": "model.dropout=0.1 strategy.activation_checkpointing=selective",
     "full": "strategy.activation_checkpointing=full",
     "selective": "strategy.activation_checkpointing=selective",
+    "muon": "optimizer=muon",
+    "adamw": "optimizer=adamw",
+    "bf16-mixed": "trainer.precision=bf16-mixed",
+    "bf16-true": "trainer.precision=bf16-true",
+    "accumulating": "",  # the step is two micro-batches
 }
+# model, tokens of a sequence, sequences of a micro-batch, options
+SELECTED = (
+    ("decoder", 512, 8, "adamw"),
+    ("decoder", 512, 8, "adamw, dropout"),
+    ("decoder", 1024, 2, "muon, full"),
+    ("decoder", 256, 16, "adamw, bf16-mixed"),
+    ("decoder", 256, 16, "muon, dropout, selective, accumulating"),
+    ("wide decoder", 256, 4, "adamw, bf16-true"),
+    ("wide decoder", 128, 16, "muon"),
+    ("GPT-2", 256, 4, "adamw, accumulating"),
+    ("experts", 128, 32, "muon"),
+    ("encoder", 512, 8, "adamw, dropout"),
+    ("encoder_decoder", 512, 8, "adamw, dropout, full"),
+    ("encoder_decoder", 256, 16, "muon"),
+)
+COMBINED = ("", "dropout", "dropout, full", "dropout, selective", "full", "selective")
 MIB = 2**20
 
 
-def cases() -> dict[str, str]:
+def cases(*, every: bool) -> dict[str, str]:
     """Overrides by name."""
-    found = {}
-    for name, model in {"decoder": DECODER, "encoder": ENCODER, "encoder_decoder": BOTH}.items():
-        for context_length, n_sequences in SIZES:
-            for option, more in OPTIONS.items():
-                dropout = "" if "dropout" in more else "model.dropout=0"
-                found[f"{name} {n_sequences} x {context_length}{f', {option}' if option else ''}"] = (
-                    f"{model} {dropout} {more} model.context_length={context_length} "
-                    f"batch_tokens={context_length * n_sequences}"
-                )
-    return found
+    chosen = list(SELECTED)
+    if every:
+        models = ("decoder", "encoder", "encoder_decoder")
+        chosen += [(model, *size, options) for model in models for size in SIZES for options in COMBINED]
+    return {
+        f"{model} {n} x {length}{f', {options}' if options else ''}": overrides(model, length, n, options)
+        for model, length, n, options in chosen
+    }
 
 
-def measure(overrides: list[str], folder: str) -> dict[str, int | dict[str, int]]:
-    """Train for three steps and an evaluation; planned bytes by part, and the peak of resident memory."""
+def overrides(model: str, context_length: int, n_sequences: int, options: str) -> str:
+    """What to type for a case."""
+    names = options.split(", ") if options else []
+    times = 2 if "accumulating" in names else 1
+    typed = [MODELS[model], *filter(None, (OPTIONS[name] for name in names))]
+    if "dropout" not in names:
+        typed.append("model.dropout=0")
+    typed += [f"model.context_length={context_length}", f"micro_batch_size={n_sequences}"]
+    return " ".join([*typed, f"batch_tokens={context_length * n_sequences * times}"])
+
+
+def measure(overrides: list[str], folder: str, name: str = "run") -> dict[str, int | dict[str, int]]:
+    """Train for two steps and an evaluation; planned bytes by part, and the peak of resident memory."""
     import lightning
 
     import gptlab
@@ -61,10 +94,9 @@ def measure(overrides: list[str], folder: str) -> dict[str, int | dict[str, int]
             measured["peak"] = peak_bytes()
 
     config = gptlab.compose(
-        *overrides,
         "data=text",
         f"data.path={folder}/texts",
-        "budget_steps=3",
+        "budget_steps=2",
         "callbacks.sample=null",
         "trainer.enable_checkpointing=false",
         "trainer.accelerator=cpu",
@@ -73,7 +105,8 @@ def measure(overrides: list[str], folder: str) -> dict[str, int | dict[str, int]
         "trainer.limit_val_batches=1",
         "schedule.warmup_steps=0",
         "callbacks.plot=false",
-        f"run_dir={folder}/run",
+        f"run_dir={folder}/{name}",
+        *overrides,
     )
     gptlab.train(config, [Measure()])
     return {"measured": measured["peak"], "planned": plans[-1].memory}
@@ -95,6 +128,7 @@ def write_texts(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every combination too, which takes half an hour")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -104,12 +138,12 @@ def main() -> None:
         return print(json.dumps(found))
     print("| case | planned MiB | measured MiB | planned / measured |\n|---|---:|---:|---:|")
     ratios = []
-    for name, overrides in cases().items():
+    for name, typed in cases(every=given.all).items():
         if given.only not in name:
             continue
         with tempfile.TemporaryDirectory() as folder:
             write_texts(Path(folder))
-            command = [sys.executable, __file__, "--case", overrides, "--folder", folder]
+            command = [sys.executable, __file__, "--case", typed, "--folder", folder]
             environment = {**os.environ, TUNABLES: NO_THREAD_CACHE}  # as train.py starts itself
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:

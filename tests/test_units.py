@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptlab.units import PETAFLOPS_DAY, bytes_text, duration, flops_text, plural, significant, table
+from gptlab.units import PETAFLOPS_DAY, bytes_text, count_text, duration, flops_text, plural, significant, table
 
 
 def test_counts_and_sizes():
@@ -28,6 +28,18 @@ def test_counts_and_sizes():
 )
 def test_a_duration_has_its_two_largest_units(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_number_that_is_rounded_up_takes_the_next_unit():
+    assert [duration(s) for s in (59.4, 59.6, 3599.4, 3599.6, 86_369, 86_371)] == [
+        *("59 s", "1 min", "59 min 59 s", "1 h", "23 h 59 min", "1.0 days")
+    ]
+    assert [count_text(n) for n in (999.4, 999.6, 9_996, 999_400, 999_600, 999_600_000, 124_439_808, 1.5e12)] == [
+        *("999", "1.00k", "10.0k", "999k", "1.00M", "1.00B", "124M", "1.50T")
+    ]
+    assert [flops_text(n) for n in (999.94e6, 999.96e6, 999.96e12)] == ["999.9 MFLOP", "1.0 GFLOP", "1.0 PFLOP"]
+    assert [bytes_text(n * 2**30) for n in (1023.99, 1023.999)] == ["1,023.99 GiB", "1.00 TiB"]
+    assert [significant(n) for n in (0.94, 0.994, 0.996)] == ["0.94", "0.99", "1.0"]
 
 
 def test_small_ratios_keep_two_digits():

@@ -162,6 +162,14 @@ def _remedies(plan: Plan, config: RunConfig, *, state_alone: bool = False) -> st
     return f"use {', '.join(found[:-1])} or {found[-1]}" if len(found) > 1 else f"use {found[0]}"
 
 
+def count_steps(config: RunConfig, n_parameters: int) -> int:
+    """The optimizer steps of a run, from its budget of steps, of tokens or of tokens per parameter."""
+    if config.budget_steps is not None:
+        return config.budget_steps
+    tokens = config.budget_tokens or round((config.tokens_per_parameter or 0) * n_parameters)
+    return max(1, tokens // (config.sequences_per_step * config.context_length))
+
+
 def make_plan(
     config: RunConfig,
     data: "PreparedData",
@@ -173,11 +181,7 @@ def make_plan(
     """Work out the plan of a run; `model` is the one that will be trained, on the meta device."""
     parameters = costs.parameter_counts(model)
     step_tokens = config.sequences_per_step * config.context_length
-    if config.budget_steps is not None:
-        n_steps = config.budget_steps
-    else:
-        tokens = config.budget_tokens or round((config.tokens_per_parameter or 0) * parameters["total"])
-        n_steps = max(1, tokens // step_tokens)
+    n_steps = count_steps(config, parameters["total"])
     layout = config.strategy.layout(devices.world_size, config.trainer.num_nodes)
     share = config.sequences_per_step // layout.data
     micro_batch_size = min(config.micro_batch_size or share, share)

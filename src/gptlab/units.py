@@ -12,7 +12,7 @@ def plural(count: int, one: str) -> str:
 
 def significant(value: float) -> str:
     """A number with two significant digits where it is small, and one decimal where it is not."""
-    return f"{value:,.1f}" if value >= 1 or value == 0 else f"{value:.2g}"
+    return f"{value:,.1f}" if float(f"{value:.2g}") >= 1 or value == 0 else f"{value:.2g}"
 
 
 def table(rows: Sequence[tuple[str, str, str]]) -> str:
@@ -47,10 +47,9 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]], *, n_left: int = 
 
 def bytes_text(size: float) -> str:
     """A number of bytes in MiB, GiB or TiB."""
-    for least, unit, name in ((2**40, 2**40, "TiB"), (2**30 / 10, 2**30, "GiB")):
-        if size >= least:
-            return f"{size / unit:,.2f} {name}"
-    return f"{size / 2**20:.1f} MiB"
+    if round(size / 2**30, 2) >= 1024:  # as it would be printed
+        return f"{size / 2**40:,.2f} TiB"
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def flops_text(count: float) -> str:
@@ -58,28 +57,29 @@ def flops_text(count: float) -> str:
     if count >= PETAFLOPS_DAY / 10:
         return f"{count / PETAFLOPS_DAY:,.1f} petaflop/s-days"
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
-        if count >= size:
+        if round(1000 * count / size, 1) >= 1000:  # as it would be printed with the smaller prefix
             return f"{count / size:,.1f} {prefix}FLOP"
     return f"{count / 1e6:,.1f} MFLOP"
 
 
 def duration(seconds: float) -> str:
     """`45 s`, `3 min 20 s`, `2 h 10 min`, `3.2 days`, `1.5 years`."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
-    if seconds < 3600:
+    if round(seconds) < 3600:
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    if seconds < 86_400:
+    if round(seconds / 60) < 24 * 60:
         hours, rest = divmod(round(seconds / 60), 60)
         return f"{hours} h {rest} min" if rest else f"{hours} h"
     days = seconds / 86_400
-    return f"{days:,.1f} days" if days < 365 else f"{days / 365.25:,.1f} years"
+    return f"{days:,.1f} days" if round(days, 1) < 365 else f"{days / 365.25:,.1f} years"
 
 
 def count_text(count: float) -> str:
     """A large number with three significant digits: `124M`, `1.50T`."""
     for size, prefix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.{max(0, 2 - len(str(int(count / size))) + 1)}f}{prefix}"
+        value = float(f"{count / size:.3g}")  # rounded first: 999,600 is 1.00M, and not 1000k
+        if value >= 1:
+            return f"{value:,.{max(0, 3 - len(str(int(value))))}f}{prefix}"
     return f"{count:.0f}"

@@ -9,10 +9,13 @@ from ranks import carry_out, roll_back_to, wanted
 from small_runs import step_rows
 
 from gptlab.cli.convert import main as convert
+from gptlab.costs import memory_bytes
+from gptlab.distributed.config import Sharding, StrategyConfig
 from gptlab.models.build import shape_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.runs import checkpoint
 from gptlab.runs.folder import read_metrics
+from gptlab.training.config import AdamWConfig
 
 RANKS = {"auto": 1, "ddp": 2, "zero1": 2, "zero2": 2, "fsdp": 2, "tp": 2, "hsdp": 4, "fsdp_tp": 4}
 MICRO = {1: 2, 2: 2, 4: 1}  # by number of ranks: of eight sequences, so that one device or two accumulate
@@ -117,6 +120,21 @@ def test_matrices_are_divided_and_the_rest_is_whole(trained, strategy):
         held = json.loads((trained / f"{strategy}-plain" / f"bytes_{rank}.json").read_text())
         assert held["weights"] == held["gradients"] == pytest.approx(expected, rel=0.05)
         assert held["optimizer"] == 2 * held["weights"]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "zero1", "zero2", "fsdp", "tp"])
+def test_a_plan_counts_what_the_ranks_hold(trained, strategy):
+    """`costs.memory_bytes` beside the bytes of the tensors that live on the processes."""
+    config, n_ranks = StrategyConfig(type=Sharding(strategy)), RANKS[strategy]
+    model = shape_model(DecoderConfig(n_layer=2, n_head=2, d_model=32, context_length=16), 257)
+    planned = memory_bytes(
+        model, None, optimizer=AdamWConfig(), precision="32-true", strategy=config, layout=config.layout(n_ranks, 1)
+    )
+    held = [json.loads((trained / f"{strategy}-plain" / f"bytes_{rank}.json").read_text()) for rank in range(n_ranks)]
+    error = 0.02 if strategy == "tp" else 0.002  # a plan counts biases as whole, and some are split with their matrix
+    for name in ("weights", "gradients", "optimizer"):
+        assert sum(one[name] for one in held) == pytest.approx(n_ranks * planned[name], rel=error), name
+        assert [one[name] for one in held] == pytest.approx([planned[name]] * n_ranks, rel=0.05), name
 
 
 # From each strategy to one process, from there to each, and once around.

@@ -25,7 +25,7 @@ Parameters, FLOPs, memory, time, energy and cost of a run, on devices that need 
 It takes what gptlab train takes, as model=gpt124m trainer.devices=8 strategy=fsdp micro_batch_size=8, and:
 
     device            {devices}
-                      (cpu, whose speed no table knows: give tokens_per_second)
+                      (cpu, whose speed no table knows: give tokens_per_second); or another name with the next three
     peak_tflops       of a device that is not in the table, or of yours: dense TFLOP/s
     memory_gb         its memory, in GB of 10^9 bytes
     watts             its power
@@ -114,7 +114,7 @@ def _answer(arguments: list[str], overrides: list[str]) -> None:
     if own.layers:
         return _print_layers(own, planner)
     if PROPOSE in overrides:
-        return _print_proposals(own, planner, typed)
+        return _print_proposals(own, planner, [*options, *typed])
     if compared:
         return _print_comparisons(own, planner, compared)
     found = planner.summary()
@@ -317,12 +317,12 @@ def _print_proposals(own: _Options, planner: "Planner", overrides: list[str]) ->
     else:
         replaced = {one.partition("=")[0] for one in best.overrides}
         replaced |= {"strategy.tensor_parallel", "strategy.replicas", "strategy.cpu_offload"}
-        kept = [one for one in overrides if one.partition("=")[0] not in replaced]
+        kept = [one for one in overrides if one.partition("=")[0] not in replaced]  # options of the command too
         print(f"\nnext: python train.py {shlex.join([*kept, *best.overrides])}")
 
 
 def _print_comparisons(own: _Options, planner: "Planner", compared: list[Comparison]) -> None:
-    from gptlab.lab.plan import NEAR, compare_precisions, compare_strategies
+    from gptlab.lab.plan import compare_precisions, compare_strategies
 
     found: dict[str, dict[str, dict[str, int]]] = {}
     for what in compared:
@@ -331,14 +331,14 @@ def _print_comparisons(own: _Options, planner: "Planner", compared: list[Compari
     inference = planner.inference()
     if own.output is OutputFormat.json:
         return print(json.dumps(found | {"inference": inference}))
-    limit = planner.devices.kind.memory_bytes
+    limit = planner.usable_bytes
     for what, kinds in found.items():
         names = [
             name for name in next(iter(kinds.values())) if name != "total" and any(m[name] for m in kinds.values())
         ]
         rows = [["training" if what == "precision" else what, *names, "total", *(["fits"] if limit else [])]]
         for name, memory in kinds.items():
-            fits = [] if limit is None else ["yes" if memory["total"] <= NEAR * limit else "no"]
+            fits = [] if limit is None else ["yes" if memory["total"] <= limit else "no"]
             rows.append([name, *(bytes_text(memory[part]) for part in names), bytes_text(memory["total"]), *fits])
         print(grid(rows[0], rows[1:]) + "\n")
     if Comparison.precision in compared:

@@ -55,8 +55,8 @@ def find(name: str) -> Hardware:
     """A kind of device by its name; UserError for one that is not in the table."""
     if name not in known():
         raise UserError(
-            f"device={name} is not in the table{did_you_mean(name, known())}; it has {', '.join(known())}. "
-            "Another device is planned for with peak_tflops= memory_gb= watts="
+            f"device={name} is not in the table{did_you_mean(name, known())}; describe one of your own with its dense "
+            f"TFLOP/s, GB and watts: device={name} peak_tflops=100 memory_gb=24 watts=250"
         )
     return known()[name]
 

@@ -25,6 +25,7 @@ from gptlab.distributed.allocator import FRAGMENTATION
 from gptlab.distributed.config import Layout, Recompute, Sharding, StrategyConfig
 from gptlab.distributed.hardware import Hardware, find
 from gptlab.errors import UserError, first_line
+from gptlab.forecast import count_steps
 from gptlab.lab.chinchilla import TOKENS_PER_PARAMETER, optimal_tokens
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
@@ -32,14 +33,16 @@ from gptlab.models.config import Capability
 from gptlab.training.config import eval_batch_size
 from gptlab.training.finetune import prepare_finetuning
 
-PROCESS_BYTES = round(0.43 * 2**30)  # Python, torch and Lightning on a CPU (Linux, torch 2.13)
+PROCESS_BYTES = round(0.44 * 2**30)  # Python, torch and Lightning on a CPU (Linux, torch 2.13)
 SPECIAL_TOKENS = ("<mask>", "<pad>", "<cls>", "<sep>")
 N_SENTINELS = 400  # beyond any objective's
 # Bytes of a weight and of a cached key or value in inference.
 INFERENCE = {"fp32": (4, 4), "bf16": (2, 2), "fp16": (2, 2), "int8": (1, 2)}
 # What needs the least communication first.
 STRATEGIES = (Sharding.ddp, Sharding.zero1, Sharding.zero2, Sharding.fsdp)
-NEAR = 0.95  # of a device's memory that a layout may fill
+# Of a device's memory that a plan may fill. On a CPU what lies free between tensors grows while a run goes on
+# (benchmarks/largest_batch.py).
+NEAR, NEAR_ON_CPU = 0.95, 0.9
 
 
 class Accounting(Enum):
@@ -86,16 +89,12 @@ class Planner:
         self.parameters = costs.parameter_counts(self.model)
         self.step_tokens = config.sequences_per_step * config.context_length
         self._passes: dict[int, TrainingPass] = {}
-        self._evaluated: ForwardPass | None = None
+        self._evaluated: dict[int, ForwardPass] = {}  # by sequences
 
     @property
     def total_tokens(self) -> int:
         """Target tokens of the whole run."""
-        config = self.config
-        if config.budget_steps is not None:
-            return config.budget_steps * self.step_tokens
-        tokens = config.budget_tokens or round((config.tokens_per_parameter or 0) * self.parameters["total"])
-        return max(1, tokens // self.step_tokens) * self.step_tokens
+        return count_steps(self.config, self.parameters["total"]) * self.step_tokens
 
     def training_pass(self, micro_batch_size: int = 1) -> TrainingPass:
         """A forward and a backward pass of a device over its micro-batch."""
@@ -114,6 +113,17 @@ class Planner:
     def forward_pass(self) -> ForwardPass:
         """A forward pass over one sequence, as in inference."""
         return costs.forward_pass(self.model, self.config.context_length, batch_size=1, **self.about)
+
+    @property
+    def usable_fraction(self) -> float:
+        """Of a device's memory, what a run may fill by this plan."""
+        return NEAR_ON_CPU if self.devices.kind.is_cpu else NEAR
+
+    @property
+    def usable_bytes(self) -> int | None:
+        """That in bytes; None where the memory is not known."""
+        limit = self.devices.kind.memory_bytes
+        return None if limit is None else round(self.usable_fraction * limit)
 
     def share(self, layout: Layout) -> int:
         """Sequences of a step that a device sees."""
@@ -135,11 +145,14 @@ class Planner:
         layout = strategy.layout(self.devices.count, self.devices.num_nodes)
         if self.accounting is Accounting.zero_paper:
             return zero_paper_bytes(self.parameters["trained"], strategy.type, self.devices.count)
-        if self._evaluated is None and self.config.data.val_fraction:
-            batch_size = eval_batch_size(self.config.context_length, self.config.micro_batch_size)
-            self._evaluated = costs.forward_pass(
-                self.model, self.config.context_length, batch_size=batch_size, **self.about
-            )
+        evaluated = None
+        if self.config.data.val_fraction:
+            batch_size = eval_batch_size(self.config.context_length, micro_batch_size or self.config.micro_batch_size)
+            if batch_size not in self._evaluated:
+                self._evaluated[batch_size] = costs.forward_pass(
+                    self.model, self.config.context_length, batch_size=batch_size, **self.about
+                )
+            evaluated = self._evaluated[batch_size]
         is_cpu = self.devices.kind.is_cpu
         return costs.memory_bytes(
             self.model,
@@ -148,7 +161,7 @@ class Planner:
             precision=precision or self.precision,
             strategy=strategy,
             layout=layout,
-            evaluated=self._evaluated,
+            evaluated=evaluated,
             process=PROCESS_BYTES if is_cpu else 0,
             fragmentation=FRAGMENTATION if is_cpu else 0.0,
         )
@@ -211,7 +224,7 @@ class Planner:
         config, devices, accounting = self.config, self.devices, self.accounting
         counted = self.training_pass()
         arranged = config.strategy.layout(devices.count, devices.num_nodes)
-        limit = devices.kind.memory_bytes
+        usable = self.usable_bytes
         total = counted.flops_per_token * self.total_tokens
         return {
             "model": config.model_tag,
@@ -231,10 +244,15 @@ class Planner:
             "precision": self.precision,
             "micro_batch_size": self.micro_batch_size(arranged),
             "largest_micro_batch": None
-            if limit is None or accounting is Accounting.zero_paper
-            else self.largest_micro_batch(round(NEAR * limit)),
-            "fits": None if limit is None else self.memory()["total"] <= NEAR * limit,
-            "device": {"name": devices.kind.name, "count": devices.count, "memory": limit, "watts": devices.kind.watts},
+            if usable is None or accounting is Accounting.zero_paper
+            else self.largest_micro_batch(usable),
+            "fits": None if usable is None else self.memory()["total"] <= usable,
+            "device": {
+                "name": devices.kind.name,
+                "count": devices.count,
+                "memory": devices.kind.memory_bytes,
+                "watts": devices.kind.watts,
+            },
             "time": self.time(),
             "inference": self.inference(),
             "chinchilla": optimal_tokens(self.parameters["total"]),
@@ -297,8 +315,8 @@ def proposals(planner: Planner) -> list[Proposal]:
     The last one fits, unless none does. Tensor parallelism comes last: it communicates in every block.
     """
     _refuse_paper(planner, "strategy=?")
-    limit = planner.devices.kind.memory_bytes
-    if limit is None:
+    limit, usable = planner.devices.kind.memory_bytes, planner.usable_bytes
+    if limit is None or usable is None:
         raise UserError(f"strategy=? needs the memory of device={planner.devices.kind.name}; add memory_gb=N")
     found = []
     for strategy in _candidates(planner):
@@ -308,9 +326,9 @@ def proposals(planner: Planner) -> list[Proposal]:
         except UserError as error:
             found.append(Proposal(strategy, Layout(), None, None, str(error).partition(";")[0]))
             continue
-        size = planner.largest_micro_batch(round(NEAR * limit), strategy=strategy)
+        size = planner.largest_micro_batch(usable, strategy=strategy)
         memory = planner.memory(strategy=strategy, micro_batch_size=size or 1)
-        share = f"{memory['total'] / limit:.0%} of the device's memory, and {NEAR:.0%} may be filled"
+        share = f"{memory['total'] / limit:.0%} of the device's memory, and {planner.usable_fraction:.0%} may be filled"
         reason = "" if size else f"one sequence needs {share}"
         found.append(Proposal(strategy, layout, memory, size, reason))
         if size:

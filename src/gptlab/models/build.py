@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import ModelConfig
@@ -24,11 +25,21 @@ def shape_model(config: ModelConfig, vocab_size: int, n_class: int | None = None
 
     With `n_class` it has a `class_head` for that many classes.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _NoValues():
         model = config.build(vocab_size)
         if n_class is not None:
             model.add_class_head(n_class)
     return model
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out `torch.nn.init`: on the meta device there are no values, and torch imports its compiler for them."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from gptlab.nn.cache import KVCache
 from gptlab.nn.feedforward import FEEDFORWARDS
 from gptlab.nn.loss import Auxiliary, LMHead
 from gptlab.nn.mask import causal_band
-from gptlab.nn.moe import ExpertBlock, GroupedLinear, MoE, Routing, auxiliary
 from gptlab.nn.position import Rotary
+
+if TYPE_CHECKING:
+    from gptlab.nn.moe import Routing
 
 # The last matrix of each residual branch.
 RESIDUAL_PROJECTIONS = ("attn.out.weight", "ffn.down.weight", "ffn.experts.down.weight", "ffn.shared.down.weight")
@@ -87,6 +89,8 @@ class Decoder(Transformer):
     def auxiliary(self) -> Auxiliary | None:
         if self.config.n_expert is None or not self.training:
             return None
+        from gptlab.nn.moe import auxiliary
+
         return auxiliary(
             self._routings, balance_coef=self.config.router_aux_loss_coef, z_coef=self.config.router_z_loss_coef
         )
@@ -106,13 +110,14 @@ class Decoder(Transformer):
         config = self.config
         embedding = isinstance(module, nn.Embedding)
         residual = name.endswith(RESIDUAL_PROJECTIONS)
-        if not embedding and not isinstance(module, nn.Linear | GroupedLinear):
+        n_inputs: Any = getattr(module, "in_features", None)  # of linear layers, one matrix or a stack of them
+        if not embedding and n_inputs is None:
             super().init_parameter(name, value, module, generator)
         elif config.init is Init.torch:
             if embedding:
                 value.normal_(generator=generator)
             else:
-                bound = module.in_features**-0.5  # kaiming_uniform_ with a = sqrt(5), as nn.Linear has it
+                bound = n_inputs**-0.5  # kaiming_uniform_ with a = sqrt(5), as nn.Linear has it
                 value.uniform_(-bound, bound, generator=generator)
         elif name.endswith("bias"):
             value.zero_()
@@ -128,7 +133,7 @@ class Decoder(Transformer):
         elif embedding:
             value.normal_(std=config.init_std if config.tie_embeddings else 1.0, generator=generator)
         else:
-            value.normal_(std=(3 * module.in_features) ** -0.5, generator=generator)
+            value.normal_(std=(3 * n_inputs) ** -0.5, generator=generator)
 
 
 def _rotary(c: DecoderConfig) -> Rotary:
@@ -166,6 +171,8 @@ def _block(c: DecoderConfig) -> Block:
         kind = Block if c.norm_placement is NormPlacement.pre else PostNormBlock
         feedforward = feedforward(c.d_model, c.ff_width, bias=c.bias)
     else:
+        from gptlab.nn.moe import ExpertBlock, MoE  # which imports torch's compiler, for seconds
+
         kind = ExpertBlock
         feedforward = MoE(
             feedforward,
