@@ -17,6 +17,7 @@ import resource
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def main() -> None:
         write_texts(Path(folder))
         while n_runs < given.cases:
             overrides, limit = draw(choose)
-            found = in_fork(lambda: find_largest(overrides, limit))
+            found = in_fork(partial(find_largest, overrides, limit))
             if found is None:
                 continue
             if "error" in found:
@@ -138,7 +139,7 @@ def main() -> None:
             n_runs += 1
             length = found["context_length"]
             at = [
-                in_fork(lambda: train(overrides, n, length, most, folder=folder, name=f"{n_runs}-{n}"))
+                in_fork(partial(train, overrides, n, length, most, folder=folder, name=f"{n_runs}-{n}"))
                 for n, most in ((found["largest"], limit), (found["next"], None))
             ]
             cells = [
