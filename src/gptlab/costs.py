@@ -29,6 +29,7 @@ from gptlab.distributed.config import SHARDED, Layout, Recompute, Sharding, Stra
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability
 from gptlab.nn.loss import CHUNK_ELEMENTS_CPU, CHUNK_ELEMENTS_GPU
+from gptlab.nn.tensor_parallel import Split
 from gptlab.training.config import OptimizerConfig
 
 # Bytes of a weight, of its copy that autocast keeps, of an activation, and of the residual stream.
@@ -298,10 +299,11 @@ def memory_bytes(
     weight, copy, activation, _ = PRECISIONS[precision]
     tensor, blocks = layout.tensor, list(model.blocks)
     hidden = {p for block in blocks for name, p in block.named_parameters() if is_matrix(name, p)}
+    divided = _tensor_parallel(model) if tensor > 1 else set()
 
     def held(parameter: nn.Parameter) -> int:
         """Elements on a device, before `shards` divide them."""
-        return parameter.numel() // (tensor if parameter in hidden else 1)
+        return parameter.numel() // (tensor if parameter in divided else 1)
 
     n_parameters = n_trained = n_state = 0
     for name, p in model.named_parameters():
@@ -339,6 +341,16 @@ def memory_bytes(
         parts["fragmentation"] = round(fragmentation * passing)
     parts["process"] = process
     return parts | {"total": sum(parts.values())}
+
+
+def _tensor_parallel(model: LanguageModel) -> set[nn.Parameter]:
+    """The parameters that tensor parallelism divides: not the biases that follow a sum over the devices."""
+    found = set()
+    for block in model.blocks:
+        for name, split in model.tensor_parallel_plan(block).splits.items():
+            whole = ("bias",) if split in (Split.row, Split.row_partial) else ()
+            found |= {p for own, p in block.get_submodule(name).named_parameters() if own not in whole}
+    return found
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
