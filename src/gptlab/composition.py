@@ -5,6 +5,7 @@ import re
 import typing
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import plugins
 from gptlab.config import ALTERNATIVES, RunConfig
-from gptlab.errors import UserError
+from gptlab.data.config import RunDataConfig
+from gptlab.data.mixture.config import source_config
+from gptlab.errors import UserError, did_you_mean
 from gptlab.fields import shown
-from gptlab.overrides import epochs_in, explain, for_hydra, holds_text, key_of, refuse_of_hydra, refuse_unknown
+from gptlab.overrides import (
+    OF_MIXTURES,
+    as_typed,
+    epochs_in,
+    explain,
+    for_hydra,
+    holds_text,
+    key_of,
+    refuse_of_hydra,
+    refuse_unknown,
+)
 from gptlab.quoting import quote
 from gptlab.registry import GROUPS, variants
 
@@ -66,9 +79,7 @@ def _compose(
     refuse_wrong(overrides, config_dir)
     register_schemas(config_dir)
     typed = [for_hydra(override) for override in overrides]
-    added = []
-    if config_dir is not None:
-        added = [f"hydra.searchpath=[{quote(f'file://{Path(config_dir).expanduser().absolute()}')}]"]
+    added = _search_path(config_dir)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_module(CONF, version_base="1.3"):
@@ -122,6 +133,8 @@ def settle(config: DictConfig, choices: typing.Mapping[str, Any], config_dir: st
         for group, chosen in choices.items():
             for name in chosen if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]:
                 _check_preset(Path(config_dir).expanduser(), group, str(name))
+    if "sources" in config.data:
+        _open_sources(config.data.sources, config_dir)
     if config.model_tag == "custom":
         config.model_tag = choices.get("experiment") or choices.get("model")
     if config.data_tag == "custom":
@@ -136,6 +149,48 @@ def settle(config: DictConfig, choices: typing.Mapping[str, Any], config_dir: st
             )
     homes = [variants(group)[config[group].type].__module__ for group in GROUPS]
     config.plugins = plugins.to_record(homes)
+
+
+def _open_sources(sources: DictConfig, config_dir: str | Path | None) -> None:
+    """Give each source of a mixture, which names a preset and values beside it, its whole config."""
+    presets = preset_names(config_dir)["data"]
+    for name, given in OmegaConf.to_container(sources, resolve=True).items():  # pyright: ignore[reportAttributeAccessIssue]
+        key = f"data.sources.{name}"
+        if not isinstance(given, dict) or ("type" in given and "preset" not in given):
+            continue  # no source, as its check says, or a whole config, as --cfg job prints it
+        preset = given.pop("preset", None)
+        if preset is None:
+            raise UserError(f"{key} names no preset; choose one, as {key}=text does, and in a YAML preset: text")
+        if preset not in presets:
+            raise UserError(f"{key}={preset} is not a preset{did_you_mean(str(preset), presets)}")
+        # A preset of one's own may be edited in a session; those of gptlab stay.
+        found = _data_preset(preset) if config_dir is None else _data_of(preset, config_dir)
+        base = OmegaConf.to_object(found)
+        assert isinstance(base, RunDataConfig)
+        sources[str(name)] = OmegaConf.structured(source_config(str(name), base, given))
+
+
+@cache
+def _data_preset(preset: str) -> DictConfig:
+    return _data_of(preset, None)
+
+
+def _data_of(preset: str, config_dir: str | Path | None) -> DictConfig:
+    """The data config that a preset composes, also while Hydra itself runs the command."""
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_module(CONF, version_base="1.3"):
+            return hydra.compose("config", overrides=[f"data={preset}", *_search_path(config_dir)]).data
+    finally:
+        if running is not None:
+            GlobalHydra.instance().initialize(running)
+
+
+def _search_path(config_dir: str | Path | None) -> list[str]:
+    if config_dir is None:
+        return []
+    return [f"hydra.searchpath=[{quote(f'file://{Path(config_dir).expanduser().absolute()}')}]"]
 
 
 def _check_preset(folder: Path, group: str, name: str) -> None:
@@ -225,6 +280,10 @@ def resolve(config: DictConfig, overrides: Sequence[str] = ()) -> RunConfig:
     except AttributeError as error:  # a key that the dataclass has no slot for, added with `+` or below data.chat
         (name,) = re.findall(r"attribute '(\w+)'", str(error)) or [str(error)]
         added = next((key for key in sorted(given) if name in key.split(".")), name)
+        if f"data.{name}" in OF_MIXTURES:
+            raise UserError(
+                f"{as_typed(added).rstrip('=')} is a key of a mixture; add data=mixture, or leave it out"
+            ) from error
         raise UserError(f"{added} is not a key of the chosen presets; see --cfg job for those that are") from error
     except OmegaConfBaseException as error:
         raise UserError(explain(error, overrides)) from error

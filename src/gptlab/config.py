@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab import plugins
-from gptlab.data.config import DataConfig, TargetKind
+from gptlab.data.config import RunDataConfig, TargetKind
 from gptlab.data.sources.config import StdlibConfig, TableConfig
 from gptlab.data.tokenizers.config import BPEConfig, TokenizerConfig
 from gptlab.distributed.config import Layout, Sharding, StrategyConfig
@@ -62,6 +62,7 @@ NOT_IN_RUN_ID = (
     "data.n_workers",
     "data.n_processes",
     "data.cache_dir",
+    "data.max_epochs",  # of mixtures: a limit, which changes nothing
 )
 
 
@@ -70,7 +71,7 @@ class RunConfig:
     """Everything that a run depends on. `gptlab.compose()` gives the defaults of `gptlab train`, presets included."""
 
     model: ModelConfig = field(default_factory=DecoderConfig)
-    data: DataConfig = field(default_factory=StdlibConfig)
+    data: RunDataConfig = field(default_factory=StdlibConfig)
     tokenizer: TokenizerConfig = field(default_factory=BPEConfig)
     objective: ObjectiveConfig = field(default_factory=CausalLMConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -109,8 +110,9 @@ class RunConfig:
         """Classes that the model has a head for; None where it has none."""
         if TargetKind.label not in self.objective.target_kinds:
             return None
-        assert isinstance(self.data, TableConfig), "a config whose source has records extends TableConfig"
-        return len(self.data.class_names)
+        data = self.data.first
+        assert isinstance(data, TableConfig), "a config whose source has records extends TableConfig"
+        return len(data.class_names)
 
     def identity_fields(self) -> dict:
         """All that decides what is learned, as plain values."""
@@ -121,7 +123,7 @@ class RunConfig:
             node = plain
             for group in groups:
                 node = node[group]
-            del node[last]
+            node.pop(last, None)
         return plain
 
     def run_id(self) -> str:
@@ -175,7 +177,7 @@ class RunConfig:
             raise UserError(
                 f"resume={self.resume} does not exist; name a checkpoint such as runs/NAME/checkpoints/last.ckpt"
             )
-        if self.eval_train and self.data.val_fraction == 0:
+        if self.eval_train and not self.data.has_validation:
             raise UserError("eval_train=true evaluates at each validation; set data.val_fraction above 0")
         self._check_spikes()
         if self.trainer.precision == "16-mixed" and self.strategy.type not in (Sharding.auto, Sharding.ddp):

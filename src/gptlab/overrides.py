@@ -31,6 +31,9 @@ OF_SWEEPS = ("sweep", "launcher")  # as in hydra.sweep.dir, hydra.sweeper.max_ba
 
 FUNCTION = re.compile(r"(choice|shuffle|sort|range|glob|interval|tag)\((.*)\)", re.DOTALL)  # of Hydra, in a sweep
 OPTION = re.compile(r"(list|sweep|reverse|shuffle)=")  # of such a function
+OF_MIXTURES = ("data.sources", "data.weights", "data.schedule", "data.max_epochs")  # with an entry for each source
+SOURCES, *OF_SOURCES = (f"{key}." for key in OF_MIXTURES)  # how the keys of entries begin, before the source's name
+SOURCE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 MAX_TRIAL_BYTES = 200  # of a trial's folder name, less than a file system takes
 
 # Other code bases' names for our keys, where spelling alone would not find them; what comes after "; " is said as well.
@@ -68,7 +71,6 @@ FOREIGN = {
     "initial_checkpoint_dir": "model.init_from",
     "weights": "model.init_from",
     # data and objective
-    "data.weights": "data.paths; a run has one corpus, which may be of several files",
     "dataset": "data",
     "dataset_name": "data.dataset",
     "train_file": "data.path",
@@ -179,25 +181,31 @@ def for_hydra(override: str, *, multirun: bool = False) -> str:
     """
     key, equals, value = override.partition("=")
     name = key.lstrip("+")
+    if (name.startswith(tuple(OF_SOURCES)) or name in OF_MIXTURES) and not key.startswith("~"):
+        return f"++{name}={value}"
+    if name.startswith(SOURCES) and name.count(".") == 2 and not key.startswith("~"):
+        return f"++{name}.preset={value}"
     if key.startswith("callbacks.extra."):  # names of other people's callbacks are new keys
         return f"++{override}"
     if name == "plugins":  # one name needs no brackets
         return f"{key}=[{','.join(plugins.named_in([override]))}]"
     hint = _text_hint(name)
     if hint is None or not equals or key.startswith("~"):
-        return f"++{override}" if key.startswith(EVALUATIONS) else override
+        return f"++{override}" if key.startswith((EVALUATIONS, SOURCES)) else override
     values = _swept(value) if multirun else [value]
     found = [_function_for_hydra(name, one, hint) if multirun else _value_for_hydra(name, one, hint) for one in values]
-    new = _is_entry(name) or name.startswith(EVALUATIONS)
+    new = _is_entry(name) or name.startswith((EVALUATIONS, SOURCES))
     return f"{'++' if new else key[: -len(name)]}{name}={','.join(found)}"
 
 
 def as_typed(override: str) -> str:
     """The reverse of `for_hydra`, for an override that is shown."""
     key, _, value = override.lstrip("+").partition("=")
+    if key.startswith(SOURCES) and key.endswith(".preset") and key.count(".") == 3:
+        return f"{key.removesuffix('.preset')}={value}"
     hint = _text_hint(key)
     if hint is None or not value:
-        return override
+        return override.lstrip("+") if key.startswith(OF_MIXTURES) else override
     texts = quoting.items(value) if _is_list(hint) else None
     typed = quoting.unquote(value) if texts is None else quoting.listed(texts)
     return f"{key}={typed}" if _value_for_hydra(key, typed, hint) == _value_for_hydra(key, value, hint) else override
@@ -272,9 +280,55 @@ def _text_hint(key: str) -> Any:
             for option, hint in probe_options().items()
             if option == key.removeprefix(EVALUATIONS).partition(".")[2]
         ]
+    if key.startswith(SOURCES):
+        name, option = _source_option(key)
+        hints = [hint for known, hint in _source_options() if known == option] + [str] * option.startswith("chat.")
     found = {tuple(_kinds(hint)): hint for hint in hints}
     textual = all(kind in (str, list[str], tuple[str, ...], dict[str, str]) for kinds in found for kind in kinds)
     return next(iter(found.values())) if len(found) == 1 and textual else None
+
+
+def _source_option(key: str) -> tuple[str, str]:
+    """The name of a source, and the key of its config that is meant."""
+    name, _, option = key.removeprefix(SOURCES).partition(".")
+    return name, option
+
+
+def _source_options() -> list[tuple[str, Any]]:
+    """The keys of the config of some source, with their types."""
+    return [found for variant in variants("data").values() for found in _keys_of(variant, "")]
+
+
+def _refuse_of_mixture(key: str, value: str, presets: Sequence[str]) -> None:
+    """Answer an entry of a mixture that cannot be one."""
+    if key in OF_MIXTURES:
+        if quoting.entries(value) is None and value[:1] != "{":
+            raise UserError(f"{key}={value} has to say of which source; write {key}.NAME={value}")
+        return
+    owner = next(owner for owner in OF_MIXTURES if key.startswith(f"{owner}."))
+    name, dot, option = key.removeprefix(f"{owner}.").partition(".")
+    if not SOURCE_NAME.fullmatch(name):
+        raise UserError(
+            f"{key}: the name of a source is part of its metrics; use letters, digits, _ and -, and begin with no digit"
+        )
+    if owner != OF_MIXTURES[0]:
+        if dot:
+            raise UserError(f"unknown config key {key}; write {owner}.NAME, with a name without dots")
+        return
+    known = {option for variant in variants("data").values() if "build" in dir(variant) for option in _options(variant)}
+    if not option:
+        return _refuse_preset(key, value, presets)
+    if option == "type":
+        raise UserError(f"{key} follows from the preset; choose one with {SOURCES}{name}={value}")
+    if option not in (*known, "preset") and not option.startswith("chat."):
+        raise UserError(
+            f"unknown config key {key}: {option} is no key of a source{did_you_mean(option, sorted(known))}; a source is "
+            f"named in {SOURCES}NAME=PRESET, without dots"
+        )
+
+
+def _options(variant: type) -> set[str]:
+    return {name for name, _ in _keys_of(variant, "")} - {"type"}
 
 
 def _is_entry(key: str) -> bool:
@@ -317,6 +371,8 @@ def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]
         elif key.endswith(".type") and key.removesuffix(".type") in presets:
             group = key.removesuffix(".type")
             raise UserError(f"{key} follows from the preset; choose one with {group}={value}")
+        elif key in OF_MIXTURES or key.startswith((SOURCES, *OF_SOURCES)):
+            _refuse_of_mixture(key, value, presets["data"])
         elif not key.startswith(("callbacks.extra.", EVALUATIONS, "data.chat.")):
             refuse_unknown_key(key, presets, value)
             for part in _above(key):

@@ -154,7 +154,7 @@ class _Command:
             self.codes.append(guard(lambda: self._settle_and_train(config, overrides), overrides))
             return
         swept = swept_keys(self.overrides)
-        differs = [override for override in overrides if key_of(override) in swept]
+        differs = [override for override in overrides if key_of(as_typed(override)) in swept]
         config.run_dir = f"{about.sweep.dir}/{trial_name(differs) or f'trial-{about.job.num}'}"
         if (platform.node(), os.getpid()) == self.starter:
             with open_dict(config):

@@ -35,34 +35,62 @@ class Overlong(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig:
-    """A corpus as sliding windows; each source registers a subclass with `build`."""
+class RunDataConfig:
+    """What a run reads: one corpus or a mixture of several."""
 
     type: str = ""
-    path: str | None = None
     context_length: int | None = bounded(None, ge=1)  # null: the model's
-    stride: int | None = bounded(None, ge=1)  # null: context_length, so each token is a target once an epoch
     shuffle: bool = True
-    split: Split = Split.fraction
-    val_fraction: float = bounded(0.1, ge=0, lt=1, hint="use a fraction such as 0.1")
-    test_fraction: float = bounded(0.0, ge=0, lt=1, hint="use a fraction such as 0.1")
-    max_sequences: int | None = bounded(None, ge=1)  # null: all; a number keeps the first of the training split
     n_workers: int = bounded(0, ge=0)  # processes that gather batches; 0: the main process
     n_processes: int | None = bounded(None, ge=1)  # processes that tokenize; null: one per core
     cache_dir: str | None = None  # null: $GPTLAB_CACHE or ~/.cache/gptlab
+
+    @property
+    def first(self) -> "DataConfig":
+        """The corpus, or the first source of a mixture; all sources have the same kind of examples."""
+        raise NotImplementedError
 
     @property
     def target_kind(self) -> TargetKind | None:
         """What is predicted in each example; None for plain text."""
         return None
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether a part of the text is left for validation."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        check_bounds(self, "data.")
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig(RunDataConfig):
+    """A corpus as sliding windows; each source registers a subclass with `build`."""
+
+    path: str | None = None
+    stride: int | None = bounded(None, ge=1)  # null: context_length, so each token is a target once an epoch
+    split: Split = Split.fraction
+    val_fraction: float = bounded(0.1, ge=0, lt=1, hint="use a fraction such as 0.1")
+    test_fraction: float = bounded(0.0, ge=0, lt=1, hint="use a fraction such as 0.1")
+    max_sequences: int | None = bounded(None, ge=1)  # null: all; a number keeps the first of the training split
+
+    @property
+    def first(self) -> "DataConfig":
+        return self
+
+    @property
+    def has_validation(self) -> bool:
+        return self.val_fraction > 0
+
     def build(self, *, progress: bool = True) -> Union["Corpus", "RecordSource"]:
         """Open the documents, or the records of a table; `progress` shows a bar while downloading."""
         raise NotImplementedError(f"{type(self).__name__} has no build method")
 
     def check(self) -> None:
-        """Refuse values that cannot work."""
-        check_bounds(self, "data.")
+        # Not super(): a dataclass with slots is another class than the one that is written here.
+        RunDataConfig.check(self)
         if self.path == "":
             raise UserError("data.path= is empty; name a file or a folder, or leave it out")
         if self.val_fraction + self.test_fraction >= 1:

@@ -71,7 +71,7 @@ def validation_split(subject: Subject, *, show: bool = False) -> EncodedText:
             f"run={name} was trained with objective={config.objective.type}, whose validation split is not plain text "
             "to predict; name a text with corpus=FILE"
         )
-    if config.data.val_fraction == 0:
+    if not config.data.has_validation:
         raise UserError(f"run={name} has no validation split (data.val_fraction=0); name a text with corpus=FILE")
     data = prepare(config.data, config.tokenizer, progress=show)
     if data.fingerprint != subject.data:

@@ -74,7 +74,7 @@ def sweep(
             raise UserError(f"{override} is for one run; name the sweep's folder with name=NAME")
     _check_sampler(settings, dimensions)
     base = composition.compose(*overrides, config_dir=config_dir)
-    if base.data.val_fraction == 0 and any(m.removeprefix("best/").startswith("val") for m in settings.metric):
+    if not base.data.has_validation and any(m.removeprefix("best/").startswith("val") for m in settings.metric):
         raise UserError(
             f"metric={','.join(settings.metric)} needs a validation split, and data.val_fraction=0; set it above 0, or "
             "use metric=train/loss"
