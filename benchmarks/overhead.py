@@ -57,6 +57,7 @@ class Contenders:
         import torch
 
         from gptlab.data.examples.windows import SlidingWindows
+        from gptlab.data.order import ExampleOrder
         from gptlab.data.prepare import prepare
         from gptlab.distributed.allocator import keep_freed_memory
         from gptlab.training.datamodule import Steps, TrainBatches
@@ -71,7 +72,7 @@ class Contenders:
         )
         windows = SlidingWindows(data.train.tokens, 32, 32)
         batches = TrainBatches(
-            windows, self.objective, seed=0, shuffle=True, per_step=8, rank=0, world_size=1
+            windows, self.objective, ExampleOrder(0, len(windows)), per_step=8, rank=0, world_size=1
         )  # fmt: skip
         self.loader = lambda: torch.utils.data.DataLoader(batches, batch_size=None, sampler=Steps(0, steps))
 

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import plugins
 from gptlab.config import ALTERNATIVES, RunConfig
-from gptlab.data.config import RunDataConfig
+from gptlab.data.config import DataConfig, RunDataConfig
 from gptlab.data.mixture.config import source_config
 from gptlab.errors import UserError, did_you_mean
 from gptlab.fields import shown
@@ -114,7 +114,8 @@ def _known_tokens(overrides: Sequence[str], config_dir: str | Path | None) -> in
 
     with suppress(UserError, OSError):  # which the user meets next, once this key is right
         config = compose(*overrides, config_dir=config_dir)
-        return known_tokens(config.data, config.tokenizer)
+        if isinstance(config.data, DataConfig):
+            return known_tokens(config.data, config.tokenizer)
     return None
 
 
@@ -154,7 +155,7 @@ def settle(config: DictConfig, choices: typing.Mapping[str, Any], config_dir: st
 def _open_sources(sources: DictConfig, config_dir: str | Path | None) -> None:
     """Give each source of a mixture, which names a preset and values beside it, its whole config."""
     presets = preset_names(config_dir)["data"]
-    for name, given in OmegaConf.to_container(sources, resolve=True).items():  # pyright: ignore[reportAttributeAccessIssue]
+    for name, given in typing.cast(dict, OmegaConf.to_container(sources, resolve=True)).items():
         key = f"data.sources.{name}"
         if not isinstance(given, dict) or ("type" in given and "preset" not in given):
             continue  # no source, as its check says, or a whole config, as --cfg job prints it

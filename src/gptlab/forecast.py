@@ -1,6 +1,7 @@
 """What a run is about to do: its plan, worked out and printed before it starts."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from gptlab.training.config import eval_batch_size
 from gptlab.units import bytes_text, flops_text, plural, significant, table
 
 if TYPE_CHECKING:
+    from gptlab.data.mixture.prepare import PreparedMixture
     from gptlab.data.prepare import PreparedData
     from gptlab.distributed.devices import Devices
     from gptlab.objectives.base import Objective
@@ -22,6 +24,26 @@ MEMORY_ERROR = 1.25
 NEAR = 0.85  # of what is free, from where there is a warning
 STATE = ("weights", "gradients", "optimizer")  # known exactly
 NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory", "MPS backend out of memory")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSource:
+    """What a run reads of one source of a mixture."""
+
+    name: str
+    share: float  # of the sequences of the run
+    epochs: float
+    train_tokens: int
+    val_tokens: int
+    corpus: str
+
+    def row(self) -> tuple[str, str, str]:
+        return (
+            "",
+            f"{self.train_tokens:,} tokens",
+            f"{self.name}: {self.share:.4g} of the run, {self.epochs:,.2f} epochs; {self.val_tokens:,} for validation; "
+            f"{self.corpus}",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +67,15 @@ class Plan:
     val_tokens: int
     devices: str
     layout: Layout
+    sources: tuple["PlannedSource", ...] = ()  # of a mixture
 
     def text(self, config: RunConfig, folder: Path, start: int) -> str:
         """The plan for a person: a line for each of its parts, with its quantity, unit and details in columns."""
         run = f"{folder}" + (f", continued from step {start:,}" if start else "")
         rows = [
             ("model", f"{self.parameters['total']:,} parameters", f"{config.model_tag}: {self._parameters()}"),
-            ("data", f"{self.train_tokens:,} tokens", f"{self.val_tokens:,} for validation; {self.corpus}"),
+            ("data", f"{self.train_tokens:,} tokens", f"{self.val_tokens:,} for validation; {self._corpus()}"),
+            *(source.row() for source in self.sources),
             ("tokenizer", f"{self.tokenizer_vocab_size:,} entries", config.tokenizer.type),
             ("budget", f"{self.total_tokens:,} tokens", self._budget(config.sequences_per_step)),
             ("batch", f"{self.step_tokens:,} tokens", self._batch(config.sequences_per_step, config.context_length)),
@@ -75,18 +99,23 @@ class Plan:
             text += f"; {trained:,} trained ({trained / n:.1%})"
         return text
 
-    def epoch_tokens(self, sequences_per_step: int) -> float:
-        """The tokens of an epoch as a run counts them: of a table with the padding of its examples."""
+    def _corpus(self) -> str:
+        return f"a mixture of {plural(len(self.sources), 'source')}" if self.sources else self.corpus
+
+    def epoch_tokens(self, sequences_per_step: int) -> float | None:
+        """The tokens of an epoch as a run counts them: of a table with the padding of its examples; None of a mixture,
+        whose sources have an epoch each."""
+        if self.sources:
+            return None
         if self.n_examples is None:
             return max(1, self.train_tokens)
         return self.n_examples * self.step_tokens / sequences_per_step
 
     def _budget(self, sequences_per_step: int) -> str:
-        epochs = self.total_tokens / self.epoch_tokens(sequences_per_step)
+        epoch = self.epoch_tokens(sequences_per_step)
+        epochs = "" if epoch is None else f"{self.total_tokens / epoch:,.2f} epochs, "
         per_parameter = self.total_tokens / self.parameters["total"]
-        return (
-            f"{plural(self.n_steps, 'step')}, {epochs:,.2f} epochs, {significant(per_parameter)} tokens per parameter"
-        )
+        return f"{plural(self.n_steps, 'step')}, {epochs}{significant(per_parameter)} tokens per parameter"
 
     def _batch(self, sequences_per_step: int, context_length: int) -> str:
         data, tensor, table = self.layout.data, self.layout.tensor, self.n_examples is not None
@@ -172,13 +201,15 @@ def count_steps(config: RunConfig, n_parameters: int) -> int:
 
 def make_plan(
     config: RunConfig,
-    data: "PreparedData",
+    data: "PreparedData | PreparedMixture",
     devices: "Devices",
     vocab_size: int,
     objective: "Objective",
     model: LanguageModel,
 ) -> Plan:
     """Work out the plan of a run; `model` is the one that will be trained, on the meta device."""
+    corpora = data.corpora.values()
+    has_records = any(corpus.examples for corpus in corpora)
     parameters = costs.parameter_counts(model)
     step_tokens = config.sequences_per_step * config.context_length
     n_steps = count_steps(config, parameters["total"])
@@ -195,7 +226,7 @@ def make_plan(
     }
     try:
         counted = costs.training_pass(model, config.context_length, micro_batch_size=micro_batch_size, **passes)
-        if data.val is not None:
+        if data.n_tokens("val"):
             batch_size = eval_batch_size(config.context_length, config.micro_batch_size)
             evaluated = costs.forward_pass(model, config.context_length, batch_size=batch_size, **passes)
     except (RuntimeError, TypeError) as error:  # a model of a plugin may read values
@@ -203,13 +234,13 @@ def make_plan(
     return Plan(
         n_steps=n_steps,
         step_tokens=step_tokens,
-        val_every=val_every if data.val is not None else None,
+        val_every=val_every if data.n_tokens("val") else None,
         vocab_size=vocab_size,
         tokenizer_vocab_size=data.tokenizer.vocab_size,
         parameters=parameters,
         flops_per_token=counted.flops_per_token if counted else costs.estimated_flops_per_token(model),
         # A batch of a table's examples is as long as the longest, so no number of tokens says what it costs.
-        peak_flops=None if devices.peak_flops is None or data.examples else devices.peak_flops * devices.world_size,
+        peak_flops=None if devices.peak_flops is None or has_records else devices.peak_flops * devices.world_size,
         memory=costs.memory_bytes(
             model,
             counted,
@@ -224,9 +255,27 @@ def make_plan(
         uncounted=uncounted,
         accumulation=share // micro_batch_size,
         corpus=data.description,
-        n_examples=len(data.examples["train"]) if data.examples else None,
-        train_tokens=data.train.n_tokens,
-        val_tokens=data.val.n_tokens if data.val is not None else 0,
+        n_examples=sum(len(corpus.examples["train"]) for corpus in corpora) if has_records else None,
+        train_tokens=data.n_tokens("train"),
+        val_tokens=data.n_tokens("val"),
         devices=devices.describe(),
         layout=layout,
     )
+
+
+def with_sources(
+    plan: Plan, data: "PreparedData | PreparedMixture", shares: Mapping[str, float], epochs: Mapping[str, float]
+) -> Plan:
+    """The plan with what the run reads of each source of a mixture; `shares` is empty for one corpus."""
+    sources = (
+        PlannedSource(
+            name=name,
+            share=share,
+            epochs=epochs[name],
+            train_tokens=data.corpora[name].n_tokens("train"),
+            val_tokens=data.corpora[name].n_tokens("val"),
+            corpus=data.corpora[name].description,
+        )
+        for name, share in shares.items()
+    )
+    return replace(plan, sources=tuple(sources))

@@ -281,17 +281,11 @@ def _text_hint(key: str) -> Any:
             if option == key.removeprefix(EVALUATIONS).partition(".")[2]
         ]
     if key.startswith(SOURCES):
-        name, option = _source_option(key)
+        option = key.removeprefix(SOURCES).partition(".")[2]
         hints = [hint for known, hint in _source_options() if known == option] + [str] * option.startswith("chat.")
     found = {tuple(_kinds(hint)): hint for hint in hints}
     textual = all(kind in (str, list[str], tuple[str, ...], dict[str, str]) for kinds in found for kind in kinds)
     return next(iter(found.values())) if len(found) == 1 and textual else None
-
-
-def _source_option(key: str) -> tuple[str, str]:
-    """The name of a source, and the key of its config that is meant."""
-    name, _, option = key.removeprefix(SOURCES).partition(".")
-    return name, option
 
 
 def _source_options() -> list[tuple[str, Any]]:
@@ -322,8 +316,8 @@ def _refuse_of_mixture(key: str, value: str, presets: Sequence[str]) -> None:
         raise UserError(f"{key} follows from the preset; choose one with {SOURCES}{name}={value}")
     if option not in (*known, "preset") and not option.startswith("chat."):
         raise UserError(
-            f"unknown config key {key}: {option} is no key of a source{did_you_mean(option, sorted(known))}; a source is "
-            f"named in {SOURCES}NAME=PRESET, without dots"
+            f"unknown config key {key}: {option} is no key of a source{did_you_mean(option, sorted(known))}; a source "
+            f"is named in {SOURCES}NAME=PRESET, without dots"
         )
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gptlab.data.order import ExampleOrder
 from gptlab.distributed.config import Layout, Recompute, Sharding, StrategyConfig
 from gptlab.distributed.parallelize import parallelize
 from gptlab.errors import UserError
@@ -82,8 +83,7 @@ def test_a_step_reads_the_same_samples_on_any_number_of_devices(step):
             layout.data_rank(rank): TrainBatches(
                 Indices(1000),
                 AsIs(),
-                seed=5,
-                shuffle=True,
+                ExampleOrder(5, 1000),
                 per_step=8,
                 rank=layout.data_rank(rank),
                 world_size=layout.data,

@@ -2,6 +2,7 @@
 
 import json
 import typing
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,31 +64,36 @@ def inspect(arguments: list[str], overrides: list[str]) -> None:
         from gptlab.distributed.config import StrategyConfig
 
         config.strategy, config.trainer.num_nodes = StrategyConfig(), 1
-    from gptlab.data.prepare import prepare
+    from gptlab.data.mixture.prepare import prepare_run
     from gptlab.lab.batches import as_text, n_targets, read_examples
-    from gptlab.training.loop import batch
+    from gptlab.training.loop import batch, sources
 
     found = batch(config, own.step, own.rank, own.world_size)
-    data = prepare(config.data, config.tokenizer, progress=False)
+    of_mixture = sources(config, own.step, own.rank, own.world_size)
+    data = prepare_run(config.data, config.tokenizer, progress=False)
     if run is not None and (run.summary or {}).get("data", data.fingerprint) != data.fingerprint:
         raise UserError(
             f"run={own.run} was trained on other data than {data.description} now holds; restore it, or inspect the "
             "data without run="
         )
-    names = getattr(config.data, "class_names", ())
-    examples = read_examples(found, data.tokenizer, class_names=names, limit=own.n_shown)
+    names = getattr(config.data.first, "class_names", ())
+    examples = read_examples(found, data.tokenizer, class_names=names, sources=of_mixture, limit=own.n_shown)
     n_examples = len(next(iter(found.values())))
     if own.output is OutputFormat.json:
         shapes = {name: list(value.shape) for name, value in found.items()}
         print(
             json.dumps(
                 {"step": own.step, "n_examples": n_examples, "shapes": shapes, "n_targets": n_targets(found)}
+                | ({} if of_mixture is None else {"sources": of_mixture})
                 | {"data": data.description, "objective": config.objective.type, "examples": examples}
             )
         )
         return
     shapes = ", ".join(f"{name} {' x '.join(map(str, value.shape))}" for name, value in found.items())
     counts = ", ".join(f"{n:,} {name}" for name, n in n_targets(found).items())
+    if of_mixture is not None:
+        by_source = Counter(source["name"] for source in of_mixture)
+        counts += "; " + ", ".join(f"{n:,} of {name}" for name, n in sorted(by_source.items()))
     print_text(f"{data.description}\n")
     print(f"step {own.step:,} of objective={config.objective.type}: {n_examples:,} examples with {counts}")
     print(f"tensors: {shapes}\n")

@@ -46,9 +46,14 @@ class RunDataConfig:
     cache_dir: str | None = None  # null: $GPTLAB_CACHE or ~/.cache/gptlab
 
     @property
+    def corpora(self) -> "dict[str, DataConfig]":
+        """The config of each corpus by its name: of a mixture its sources; one corpus alone has no name."""
+        raise NotImplementedError
+
+    @property
     def first(self) -> "DataConfig":
         """The corpus, or the first source of a mixture; all sources have the same kind of examples."""
-        raise NotImplementedError
+        return next(iter(self.corpora.values()))
 
     @property
     def target_kind(self) -> TargetKind | None:
@@ -77,12 +82,12 @@ class DataConfig(RunDataConfig):
     max_sequences: int | None = bounded(None, ge=1)  # null: all; a number keeps the first of the training split
 
     @property
-    def first(self) -> "DataConfig":
-        return self
+    def corpora(self) -> "dict[str, DataConfig]":
+        return {"": self}
 
     @property
     def has_validation(self) -> bool:
-        return self.val_fraction > 0
+        return self.val_fraction != 0
 
     def build(self, *, progress: bool = True) -> Union["Corpus", "RecordSource"]:
         """Open the documents, or the records of a table; `progress` shows a bar while downloading."""

@@ -3,6 +3,7 @@
 So the state of the data is one integer.
 """
 
+from dataclasses import dataclass
 from math import isqrt
 
 import numpy as np
@@ -34,6 +35,19 @@ def example_index(seed: int, i: int | np.ndarray, n_examples: int, shuffle: bool
     if shuffle:
         positions = _permute(seed, epochs, positions, n_examples)
     return positions.reshape(numbers.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleOrder:
+    """The order of `n_examples` examples of one corpus."""
+
+    seed: int
+    n_examples: int
+    shuffle: bool = True
+
+    def indices(self, samples: np.ndarray) -> np.ndarray:
+        """The examples of samples, int64 in their shape."""
+        return example_index(self.seed, samples, self.n_examples, self.shuffle)
 
 
 def _permute(seed: int, epochs: np.ndarray, positions: np.ndarray, n: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,7 @@ from gptlab.data.sources.config import DownloadConfig, StdlibConfig, TableConfig
 from gptlab.data.sources.download import is_downloaded
 from gptlab.data.sources.source import Corpus, RecordSource, SpooledCorpus, TextChunk
 from gptlab.data.split import (
+    PartOf,
     by_document,
     cut_into_parts,
     measure,
@@ -73,6 +75,16 @@ class PreparedData:
     def part(self, name: str) -> TokenFile | None:
         """The split `train`, `val` or `test`."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    @property
+    def corpora(self) -> "dict[str, PreparedData]":
+        """Each corpus by its name: of a mixture its sources, and otherwise this one, which has none."""
+        return {"": self}
+
+    def n_tokens(self, name: str) -> int:
+        """The tokens of a split, 0 where it is None."""
+        part = self.part(name)
+        return 0 if part is None else part.n_tokens
 
     def existing_part(self, name: str) -> TokenFile:
         """The same, of a split that is known to have a part of the text."""
@@ -140,7 +152,8 @@ def learn_tokenizer(data: DataConfig, config: TokenizerConfig, *, progress: bool
         if corpus.slow:
             corpus = SpooledCorpus(corpus, Path(folder) / "spool", progress=progress)
         part_of = split_documents(data, measure(corpus))
-        return _learn(config, lambda: _texts(corpus, part_of, config), progress=progress)
+        texts = partial(training_texts, corpus, part_of, all_splits=config.all_splits)
+        return learn(config, texts, progress=progress)
 
 
 def _learned_tokenizers() -> str:
@@ -252,7 +265,8 @@ def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corp
         sizes = measure(corpus)
         part_of = split_documents(data, sizes)
 
-        tokenizer = tokenizer or _learn(config, lambda: _texts(corpus, part_of, config), progress=progress)
+        texts = partial(training_texts, corpus, part_of, all_splits=config.all_splits)
+        tokenizer = tokenizer or learn(config, texts, progress=progress)
         encoders = encoders or _start(stack, folder, tokenizer, data, corpus.n_bytes)
         writers = _writers(stack, folder, tokenizer, data)
         advance = stack.enter_context(byte_progress("tokenizing", sizes.n_bytes, show=progress))
@@ -284,7 +298,9 @@ def _build_examples(
     plain = () if tokenizer is None else [t for t, i in tokenizer.special_ids.items() if i not in tokenizer.specials]
     examples = SpooledExamples(data, source, folder / "spool", chat_tokens, special_tokens, plain, progress=progress)
     part_of = split_examples(data, examples.hashes)
-    tokenizer = tokenizer or _learn(config, lambda: _example_texts(examples, part_of, config), progress=progress)
+
+    texts = partial(texts_of_examples, examples, part_of, all_splits=config.all_splits)
+    tokenizer = tokenizer or learn(config, texts, progress=progress)
     if tokenizer.eot is None and data.target_kind is not TargetKind.label:
         raise UserError(
             f"tokenizer={config.type} has no end-of-text token, which ends each response of data={data.type}; use "
@@ -321,24 +337,24 @@ def _no_texts() -> Iterator[str]:
     return iter(())
 
 
-def _texts(corpus: Corpus, part_of: Any, config: TokenizerConfig) -> Iterator[str]:
-    """What a vocabulary is learned from: the text of the training split, or of all, cut between words."""
+def training_texts(corpus: Corpus, part_of: PartOf, *, all_splits: bool) -> Iterator[str]:
+    """What a vocabulary is learned from: the training split, or all of a corpus."""
     for (part, _), run in by_document(cut_into_parts(corpus.chunks(), part_of)):
-        if part == "train" or config.all_splits:
+        if part == "train" or all_splits:
             yield from between_words(chunk.text for _, chunk in run)
 
 
-def _example_texts(
-    examples: Iterable[Example], part_of: Callable[[int], str], config: TokenizerConfig
-) -> Iterator[str]:
+def texts_of_examples(examples: Iterable[Example], part_of: Callable[[int], str], *, all_splits: bool) -> Iterator[str]:
+    """The same of records."""
     for number, example in enumerate(examples):
-        if part_of(number) == "train" or config.all_splits:
+        if part_of(number) == "train" or all_splits:
             for segment in example.segments:
                 if isinstance(segment.text, str) and not segment.special:
                     yield segment.text
 
 
-def _learn(config: TokenizerConfig, texts: Callable[[], Iterator[str]], *, progress: bool) -> Tokenizer:
+def learn(config: TokenizerConfig, texts: Callable[[], Iterator[str]], *, progress: bool) -> Tokenizer:
+    """Train a tokenizer on texts that can be read as often as needed, with a bar that has no end."""
     # How often the texts are read is the tokenizer's matter, and most of the time may follow: the bar has no end.
     with byte_progress("learning the vocabulary", None, show=progress) as advance:
 

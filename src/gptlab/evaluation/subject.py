@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptlab.data.config import DataConfig
 from gptlab.data.prepare import prepare
 from gptlab.errors import UserError
 from gptlab.evaluation.perplexity import EncodedText
@@ -73,6 +74,11 @@ def validation_split(subject: Subject, *, show: bool = False) -> EncodedText:
         )
     if not config.data.has_validation:
         raise UserError(f"run={name} has no validation split (data.val_fraction=0); name a text with corpus=FILE")
+    if not isinstance(config.data, DataConfig):
+        raise UserError(
+            f"run={name} was trained on a mixture, whose sources have a validation split each; name a text with "
+            "corpus=FILE (summary.json and metrics.csv have the run's own losses, as val/SOURCE/loss)"
+        )
     data = prepare(config.data, config.tokenizer, progress=show)
     if data.fingerprint != subject.data:
         raise UserError(

@@ -18,16 +18,23 @@ OTHERS = ("segments", "masked_positions", "labels", "nsp_labels")
 
 
 def read_examples(
-    batch: Mapping[str, Tensor], tokenizer: Tokenizer, *, class_names: Sequence[str] = (), limit: int | None = None
+    batch: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    *,
+    class_names: Sequence[str] = (),
+    sources: Sequence[Mapping[str, Any]] | None = None,
+    limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """The examples of a batch, at most `limit`, as JSON holds them.
 
     Each text (`source`, `tokens`, `targets`) has `ids`, and `text` with special tokens spelled and what is no token in
     brackets, as [padding x 3]. `masked` has the position, what is read there and the label of each masked token;
-    `class` and `next_sentence` say what is to be predicted of the whole. Other tensors are lists.
+    `class` and `next_sentence` say what is to be predicted of the whole. Other tensors are lists. `sources` says of
+    which source of a mixture each example is, which `from` holds then.
     """
     n = len(next(iter(batch.values())))
-    return [_example(batch, i, tokenizer, class_names) for i in range(n if limit is None else min(limit, n))]
+    found = [_example(batch, i, tokenizer, class_names) for i in range(n if limit is None else min(limit, n))]
+    return found if sources is None else [{"from": dict(s), **one} for s, one in zip(sources, found, strict=False)]
 
 
 def n_targets(batch: Mapping[str, Tensor]) -> dict[str, int]:
@@ -103,6 +110,9 @@ def _alone(token: int, tokenizer: Tokenizer) -> str:
 
 def _fields(example: Mapping[str, Any]) -> list[str]:
     lines: list[tuple[str, str]] = []
+    if "from" in example:
+        of = example["from"]
+        lines.append(("from", f"{of['name']}, example {of['example']:,}, epoch {of['epoch']:,}"))
     for name in TEXTS:
         if name in example:
             shifted = _shifted(example) if name == "targets" else None
@@ -121,7 +131,7 @@ def _fields(example: Mapping[str, Any]) -> list[str]:
         lines.append(("class", " ".join(str(value) for value in example["class"].values())))
     if "next_sentence" in example:
         lines.append(("next sentence", example["next_sentence"]))
-    known = {*TEXTS, "segments", "masked", "class", "next_sentence"}
+    known = {*TEXTS, "from", "segments", "masked", "class", "next_sentence"}
     lines += [(name, str(value)) for name, value in example.items() if name not in known]
     width = max(len(name) for name, _ in lines)
     return [f"{name:<{width}}  {text}".replace("\n", "\n" + " " * (width + 2)).rstrip() for name, text in lines]

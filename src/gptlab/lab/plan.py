@@ -77,7 +77,7 @@ class Planner:
         objective = config.objective.build(
             tokenizer=ByteTokenizer(specials),  # its special tokens and lengths are all that is asked for
             model=config.model,
-            data=config.data,
+            data=config.data.first,
             context_length=config.context_length,
             seed=config.seed,
         )

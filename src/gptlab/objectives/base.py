@@ -65,7 +65,7 @@ class Objective(ABC):
         derived = ["perplexity"] * (self.perplexity_of is not None) + ["bits_per_byte"] * (self.per_byte and whole)
         return ["loss", *derived, *self.names[1:]]
 
-    def metrics(self, means: dict[str, float], counts: dict[str, float], *, n_bytes: int | None) -> dict[str, float]:
+    def metrics(self, means: dict[str, float], counts: dict[str, float], *, n_bytes: float | None) -> dict[str, float]:
         """The metrics of an evaluation: its terms' means and what follows from them; `n_bytes` are the split's."""
         derived = {}
         if self.perplexity_of is not None:

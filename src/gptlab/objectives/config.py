@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gptlab.data.config import DataConfig, TargetKind
+from gptlab.data.config import DataConfig, RunDataConfig, TargetKind
 from gptlab.data.sources.config import TableConfig
 from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds
@@ -57,7 +57,7 @@ class ObjectiveConfig:
             + (f"use objective={' or '.join(fitting)}" if fitting else "use another model")
         )
 
-    def check_data(self, data: DataConfig) -> None:
+    def check_data(self, data: RunDataConfig) -> None:
         """Refuse a corpus of another kind than this objective learns from."""
         kind = data.target_kind
         if kind is None:
@@ -114,11 +114,12 @@ class MaskedLMConfig(ObjectiveConfig):
                 "their sum must not exceed 1"
             )
 
-    def check_data(self, data: DataConfig) -> None:
+    def check_data(self, data: RunDataConfig) -> None:
         super().check_data(data)
-        if self.next_sentence and data.stride is not None:
+        strides = [source.stride for source in data.corpora.values() if source.stride is not None]
+        if self.next_sentence and strides:
             raise UserError(
-                f"data.stride={data.stride} is for sliding windows, and segment pairs are chunks of documents; "
+                f"data.stride={max(strides)} is for sliding windows, and segment pairs are chunks of documents; "
                 "leave it out, or set objective.next_sentence=false"
             )
 

@@ -1,22 +1,32 @@
 """Batches: which examples a device sees at a step, as a pure function of (seed, step)."""
 
 import signal
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import lightning
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gptlab.data.config import DataConfig
-from gptlab.data.order import example_index
+from gptlab.data.config import RunDataConfig
+from gptlab.data.mixture.config import MixtureConfig, with_name
+from gptlab.data.mixture.examples import MixedExamples, MixtureOrder
+from gptlab.data.mixture.interleave import Interleave
+from gptlab.data.mixture.prepare import PreparedMixture
+from gptlab.data.order import ExampleOrder
 from gptlab.data.prepare import PreparedData
 from gptlab.distributed.config import Layout
 from gptlab.objectives.base import Batch, Examples, Objective
 from gptlab.training.config import eval_batch_size
 
 ORDER_SAMPLES = 4096  # whose order is computed at once
+
+
+class Order(Protocol):
+    """Which example is sample i."""
+
+    def indices(self, samples: np.ndarray) -> np.ndarray: ...
 
 
 class TrainBatches(Dataset):
@@ -26,22 +36,18 @@ class TrainBatches(Dataset):
         self,
         examples: Examples,
         objective: Objective,
+        order: Order,
         *,
-        seed: int,
-        shuffle: bool,
         per_step: int,
         rank: int,
         world_size: int,
-        max_examples: int | None = None,
     ):
         self.examples = examples
         self.objective = objective
-        self.seed = seed
-        self.shuffle = shuffle
+        self.order = order
         self.per_step = per_step
         self.rank = rank
         self.world_size = world_size
-        self.n_examples = min(len(examples), max_examples or len(examples))
         self._block = -1
         self._samples = self._indices = np.empty((0, 0), dtype=np.int64)  # (steps, this rank's examples)
 
@@ -50,12 +56,21 @@ class TrainBatches(Dataset):
         n_steps = max(1, ORDER_SAMPLES // self.per_step)
         block, within = divmod(step, n_steps)
         if block != self._block:
-            per_rank = self.per_step // self.world_size
-            steps = np.arange(block * n_steps, (block + 1) * n_steps)[:, None]
-            self._samples = steps * self.per_step + self.rank * per_rank + np.arange(per_rank)
-            self._indices = example_index(self.seed, self._samples, self.n_examples, self.shuffle)
+            self._samples = self.samples(np.arange(block * n_steps, (block + 1) * n_steps)[:, None])
+            self._indices = self.order.indices(self._samples)
             self._block = block
         return self.objective.collate(self.examples.gather(self._indices[within]), self._samples[within])
+
+    def samples(self, steps: np.ndarray) -> np.ndarray:
+        """The numbers of this rank's samples (steps, examples) of some steps (steps, 1)."""
+        per_rank = self.per_step // self.world_size
+        return steps * self.per_step + self.rank * per_rank + np.arange(per_rank)
+
+    def sources(self, step: int) -> list[dict[str, Any]] | None:
+        """Of a mixture the source of each example of a step, as `MixtureOrder.locate` gives it; else None."""
+        if not isinstance(self.order, MixtureOrder):
+            return None
+        return self.order.locate(self.samples(np.array([[step]]))[0])
 
 
 class Steps(Sampler):
@@ -103,6 +118,16 @@ class EvalBatches(Dataset):
         return self.objective.collate(self.examples.gather(indices), -1 - indices)
 
 
+def is_of(split: str, name: str) -> bool:
+    """Whether it is the split `name`, or that of one source of a mixture."""
+    return split == name or split.startswith(f"{name}/")
+
+
+def with_source(name: str, call: Any, *arguments: Any, **options: Any) -> Any:
+    """What a call about a corpus returns; its UserError names the source, where the corpus is one of a mixture."""
+    return with_name(name, call, *arguments, **options) if name else call(*arguments, **options)
+
+
 def _leave_signals_to_the_run(worker: int) -> None:
     # A signal to the whole group must not end the workers before the run has saved itself.
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -110,13 +135,16 @@ def _leave_signals_to_the_run(worker: int) -> None:
 
 
 class ExamplesDataModule(lightning.LightningDataModule):
-    """The examples that an objective makes of the prepared splits."""
+    """The examples that objectives make of the prepared splits: one objective for each corpus, which knows its config.
+
+    They learn alike: batches are collated by the first.
+    """
 
     def __init__(
         self,
-        data: PreparedData,
-        objective: Objective,
-        config: DataConfig,
+        data: PreparedData | PreparedMixture,
+        objectives: Mapping[str, Objective],
+        config: RunDataConfig,
         *,
         seed: int,
         sequences_per_step: int,
@@ -132,22 +160,77 @@ class ExamplesDataModule(lightning.LightningDataModule):
         self.sequences_per_step = sequences_per_step
         self.eval_batch_size = eval_batch_size(context_length, micro_batch_size)
         self.layout = layout
-        self.objective = objective
+        self.objective = next(iter(objectives.values()))
         self.start_step = 0
         self.skipped_steps = 0  # so many steps' samples are left out before the first that remains
         self.n_steps = n_steps
-        self.train_examples = objective.examples(data, "train", evaluating=False)
+        self.train_examples, self.order = self._open_training(data, objectives, context_length)
         parts = {"val": "val", "test": "test"} | ({"train_eval": "train"} if eval_train else {})
-        self.eval_examples = {
-            split: objective.examples(data, part, evaluating=True)
-            for split, part in parts.items()
-            if data.part(part) is not None
-        }
+        self.eval_examples: dict[str, Examples] = {}  # by split, of a mixture by split/source
+        for split, part in parts.items():
+            for name, corpus in data.corpora.items():
+                if corpus.part(part) is not None:
+                    examples = with_source(name, objectives[name].examples, corpus, part, evaluating=True)
+                    self.eval_examples[f"{split}/{name}" if name else split] = examples
+
+    def _open_training(
+        self, data: PreparedData | PreparedMixture, objectives: Mapping[str, Objective], context_length: int
+    ) -> tuple[Examples, Order]:
+        config = self.config
+        if not isinstance(config, MixtureConfig):
+            examples = self.objective.examples(data.corpora[""], "train", evaluating=False)
+            n_examples = min(len(examples), config.first.max_sequences or len(examples))
+            return examples, ExampleOrder(self.seed, n_examples, config.shuffle)
+        interleave = Interleave(config.points(), context_length)
+        taken = [any(weights[k] for _, weights in interleave.points) for k in range(interleave.n_sources)]
+        parts = [
+            with_source(name, objectives[name].examples, corpus, "train", evaluating=False) if is_taken else None
+            for (name, corpus), is_taken in zip(data.corpora.items(), taken, strict=True)
+        ]
+        examples = MixedExamples(parts)
+        most = [corpus.max_sequences for corpus in config.corpora.values()]
+        sizes = [0 if part is None else min(len(part), n or len(part)) for part, n in zip(parts, most, strict=True)]
+        order = MixtureOrder(
+            names=tuple(data.corpora),
+            interleave=interleave,
+            sizes=tuple(sizes),
+            offsets=tuple(examples.offsets[:-1].tolist()),
+            seed=self.seed,
+            shuffle=config.shuffle,
+        )
+        order.check_epochs(
+            config.max_epochs, n_steps=self.n_steps, per_step=self.sequences_per_step, example_tokens=context_length
+        )
+        return examples, order
 
     @property
     def eval_splits(self) -> list[str]:
         """What each validation dataloader holds, in their order."""
-        return [split for split in self.eval_examples if split != "test"]
+        return [split for split in self.eval_examples if not is_of(split, "test")]
+
+    @property
+    def test_splits(self) -> list[str]:
+        """The same of the test dataloaders."""
+        return [split for split in self.eval_examples if is_of(split, "test")]
+
+    @property
+    def preview_examples(self) -> Examples:
+        """The examples that a preview shows: of the first source that has validation, else of the training split."""
+        return next((self.eval_examples[s] for s in self.eval_splits if is_of(s, "val")), self.train_examples)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each source of a mixture in the whole run; empty for one corpus."""
+        if not isinstance(self.order, MixtureOrder):
+            return {}
+        weights = self.order.interleave.weights(max(1, self.n_steps * self.sequences_per_step))
+        return dict(zip(self.order.names, weights, strict=True))
+
+    def epochs(self, n_steps: int) -> dict[str, float]:
+        """How often the samples of the first steps, skipped ones among them, read each source of a mixture."""
+        if not isinstance(self.order, MixtureOrder):
+            return {}
+        return self.order.epochs(n_steps * self.sequences_per_step)
 
     @property
     def _rank(self) -> int:
@@ -159,12 +242,10 @@ class ExamplesDataModule(lightning.LightningDataModule):
         return TrainBatches(
             self.train_examples,
             self.objective,
-            seed=self.seed,
-            shuffle=self.config.shuffle,
+            self.order,
             per_step=self.sequences_per_step,
             rank=self.layout.data_rank(rank),
             world_size=self.layout.data,
-            max_examples=self.config.max_sequences,
         )
 
     def train_dataloader(self) -> DataLoader:
@@ -174,8 +255,8 @@ class ExamplesDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> list[DataLoader]:
         return [self._eval_loader(split) for split in self.eval_splits]
 
-    def test_dataloader(self) -> DataLoader:
-        return self._eval_loader("test")
+    def test_dataloader(self) -> list[DataLoader]:
+        return [self._eval_loader(split) for split in self.test_splits]
 
     def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
         if device.type == "cpu":

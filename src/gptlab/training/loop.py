@@ -5,11 +5,12 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import lightning
 import yaml
@@ -19,7 +20,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
 from gptlab.config import RunConfig, check_vocabulary, to_plain
-from gptlab.data.prepare import PreparedData, inputs_of, prepare
+from gptlab.data.mixture.prepare import PreparedMixture, inputs_of_run, prepare_run
+from gptlab.data.prepare import PreparedData
 from gptlab.distributed import internals
 from gptlab.distributed.allocator import keep_freed_memory
 from gptlab.distributed.config import Layout
@@ -30,7 +32,7 @@ from gptlab.distributed.signals import Failure, Stopped, end_with_starter, stopp
 from gptlab.errors import UserError, without_password
 from gptlab.evaluation.probes import Probe, open_probes
 from gptlab.files import write_text_atomic
-from gptlab.forecast import Plan, check_memory, explain_allocation, make_plan
+from gptlab.forecast import Plan, check_memory, explain_allocation, make_plan, with_sources
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import Capability
@@ -55,10 +57,10 @@ from gptlab.training.callbacks.same_start import SameStart
 from gptlab.training.callbacks.signals import SignalListener
 from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.config import SpikeAction, is_whole
-from gptlab.training.datamodule import ExamplesDataModule
+from gptlab.training.datamodule import ExamplesDataModule, TrainBatches
 from gptlab.training.finetune import prepare_finetuning
 from gptlab.training.loggers import build_loggers, check_installed, ended_with_run
-from gptlab.training.module import LanguageModule, Network
+from gptlab.training.module import LanguageModule, Network, metric_name
 from gptlab.training.resume import (
     INPUTS_FILE,
     Identity,
@@ -104,21 +106,22 @@ def train(
         config = replace(config, resume="auto")  # what it begins from holds for the first start
     if _is_finished(config, folder):
         return Run(folder.path)
-    data, objective, vocab_size = _open_data(config, progress=folder.writes)
+    data, objectives, vocab_size = _open_data(config, progress=folder.writes)
+    objective = next(iter(objectives.values()))
     shape = shape_model(config.model, vocab_size, config.n_class)
     prepare_finetuning(shape, config.finetune)
     plan = make_plan(config, data, devices, vocab_size, objective, shape)
-    datamodule = _datamodule(config, data, objective, plan.layout, plan.n_steps)
+    datamodule = _datamodule(config, data, objectives, plan.layout, plan.n_steps)
+    plan = with_sources(plan, data, datamodule.shares, datamodule.epochs(plan.n_steps))
     probes = _open_probes(config, data, plan, shape, speaks=folder.writes)
     preview = None
     if config.callbacks.sample is not None:
-        examples = datamodule.eval_examples.get("val", datamodule.train_examples)
         preview = Preview(
             config.callbacks.sample,
             folder,
             objective,
             data.tokenizer,
-            examples,
+            datamodule.preview_examples,
             context_length=config.context_length,
             seed=config.seed,
         )
@@ -215,6 +218,8 @@ def train(
                 skipped_steps=run.module.skipped_steps,
                 seconds=time.perf_counter() - started,
                 metrics=metrics,
+                shares=datamodule.shares,
+                epochs=datamodule.epochs(run.module.finished_steps + run.module.skipped_steps),
                 train_loss=run.metrics.row.get("train/loss"),
                 amendments=run.amender.taken,
                 stopped_early=stopped_early(callbacks, _timers(run.trainer), asked=run.trainer.should_stop),
@@ -249,27 +254,47 @@ def batch(config: RunConfig, step: int, rank: int = 0, world_size: int = 1, *, s
     So `batch(config, 0)` is the run's first batch. A pure function: the run need not exist. With loss spikes that were
     rolled back, `skipped_steps` is the checkpoint's. Tensors are (B, ...) with the rank's examples of a whole step.
     """
+    return _train_batches(config, step, rank, world_size)[step + skipped_steps]
+
+
+def sources(
+    config: RunConfig, step: int, rank: int = 0, world_size: int = 1, *, skipped_steps: int = 0
+) -> list[dict[str, Any]] | None:
+    """Of a mixture the source of each example of `batch`: its `name`, which `example` of it, and in which `epoch`.
+
+    None where the run reads one corpus.
+    """
+    return _train_batches(config, step, rank, world_size).sources(step + skipped_steps)
+
+
+def _train_batches(config: RunConfig, step: int, rank: int, world_size: int) -> TrainBatches:
     config.check(world_size)
     if step < 0 or not 0 <= rank < world_size:
         raise UserError(f"step={step} and rank={rank} must be at least 0, and rank below world_size={world_size}")
-    data, objective, _ = _open_data(config, progress=False)
+    data, objectives, _ = _open_data(config, progress=False)
     layout = config.strategy.layout(world_size, config.trainer.num_nodes)
-    return _datamodule(config, data, objective, layout, n_steps=0).train_batches(rank)[step + skipped_steps]
+    return _datamodule(config, data, objectives, layout, n_steps=0).train_batches(rank)
 
 
-def _open_data(config: RunConfig, *, progress: bool) -> tuple[PreparedData, Objective, int]:
-    """The prepared data, the objective, and the model's vocabulary size."""
+def _open_data(
+    config: RunConfig, *, progress: bool
+) -> tuple[PreparedData | PreparedMixture, dict[str, Objective], int]:
+    """The prepared data, the objective of each corpus, and the model's vocabulary size."""
     with stopping_at_once("while the data was prepared; the cache holds whole files only"):
-        data = prepare(config.data, config.tokenizer, progress=progress)
+        data = prepare_run(config.data, config.tokenizer, progress=progress)
     vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
     check_vocabulary(vocab_size, data.tokenizer.vocab_size, config.tokenizer.type)
-    objective = config.objective.build(
-        tokenizer=data.tokenizer,
-        model=config.model,
-        data=config.data,
-        context_length=config.context_length,
-        seed=config.seed,
-    )
+    objectives = {
+        name: config.objective.build(
+            tokenizer=data.tokenizer,
+            model=config.model,
+            data=corpus,
+            context_length=config.context_length,
+            seed=config.seed,
+        )
+        for name, corpus in config.data.corpora.items()
+    }
+    objective = next(iter(objectives.values()))
     notes = list(data.notes)
     if data.lost_text is not None and objective.per_byte:
         objective.per_byte = False
@@ -277,11 +302,11 @@ def _open_data(config: RunConfig, *, progress: bool) -> tuple[PreparedData, Obje
     if progress:
         for note in notes:
             print(f"warning: {note}", file=sys.stderr, flush=True)
-    return data, objective, vocab_size
+    return data, objectives, vocab_size
 
 
 def _open_probes(
-    config: RunConfig, data: PreparedData, plan: Plan, shape: LanguageModel, *, speaks: bool
+    config: RunConfig, data: PreparedData | PreparedMixture, plan: Plan, shape: LanguageModel, *, speaks: bool
 ) -> list[Probe]:
     """What `callbacks.evaluate` asks for; UserError where it cannot be measured in this run."""
     evaluate = config.callbacks.evaluate
@@ -304,11 +329,15 @@ def _open_probes(
 
 
 def _datamodule(
-    config: RunConfig, data: PreparedData, objective: Objective, layout: Layout, n_steps: int
+    config: RunConfig,
+    data: PreparedData | PreparedMixture,
+    objectives: Mapping[str, Objective],
+    layout: Layout,
+    n_steps: int,
 ) -> ExamplesDataModule:
     return ExamplesDataModule(
         data,
-        objective,
+        objectives,
         config.data,
         seed=config.seed,
         sequences_per_step=config.sequences_per_step,
@@ -326,7 +355,7 @@ class _Training:
 
     config: RunConfig
     folder: RunFolder
-    data: PreparedData
+    data: PreparedData | PreparedMixture
     identity: Identity
     devices: Devices
     plan: Plan
@@ -374,7 +403,7 @@ class _Training:
 
     def _build_module(self, step: int, skipped: int) -> LanguageModule:
         config, plan, data = self.config, self.plan, self.data
-        files = {"train_eval": data.train, "val": data.val, "test": data.test}
+        parts = {"train_eval": "train", "val": "val", "test": "test"}
         module = LanguageModule(
             Network(model=config.model, finetune=config.finetune, vocab_size=plan.vocab_size, n_class=config.n_class),
             self.datamodule.objective,
@@ -384,7 +413,13 @@ class _Training:
             layout=plan.layout,
             seed=config.seed,
             micro_batch_size=config.micro_batch_size,
-            n_bytes={split: file.n_bytes for split, file in files.items() if file is not None},
+            n_bytes={
+                f"{split}/{name}" if name else split: file.n_bytes
+                for split, part in parts.items()
+                for name, corpus in data.corpora.items()
+                if (file := corpus.part(part)) is not None
+            },
+            shares=self.datamodule.shares,
             whole_val=is_whole(config.trainer.limit_val_batches),
             whole_test=is_whole(config.trainer.limit_test_batches),
         )
@@ -409,6 +444,7 @@ class _Training:
             Throughput(step_tokens=plan.step_tokens, flops_per_token=plan.flops_per_token, peak_flops=plan.peak_flops),
             Evaluations(self.probes, self.signals, n_steps=plan.n_steps),
             columns=self.columns,
+            epochs=self.datamodule.epochs,
             devices=plan.devices,
             n_steps=plan.n_steps,
             val_every=plan.val_every,
@@ -526,7 +562,7 @@ class _Training:
 
     def test(self) -> dict[str, float]:
         """The trained model's metrics on the test split, where there is one."""
-        if "test" not in self.datamodule.eval_examples:
+        if not self.datamodule.test_splits:
             return {}
         self.trainer.test(self.module, self.datamodule, verbose=False)
         return self.module.evaluation
@@ -543,7 +579,7 @@ def _is_finished(config: RunConfig, folder: RunFolder) -> bool:
         return False
     refuse_changes_of_run(config.identity_fields(), folder)
     try:
-        inputs = inputs_of(config.data, config.tokenizer) | _initial_weights(config)
+        inputs = inputs_of_run(config.data, config.tokenizer) | _initial_weights(config)
     except UserError as error:  # it may be gone, or far away: that changes nothing about a run that is finished
         if folder.writes:
             print(f"not checked against the run's data: {error}", file=sys.stderr)
@@ -563,7 +599,11 @@ def _initial_weights(config: RunConfig) -> dict[str, str]:
 
 
 def _open_folder(
-    identity: Identity, folder: RunFolder, data: PreparedData, source: Checkpoint | None, columns: list[str]
+    identity: Identity,
+    folder: RunFolder,
+    data: PreparedData | PreparedMixture,
+    source: Checkpoint | None,
+    columns: list[str],
 ) -> None:
     step, best = (source.state.step, source.state.best) if source is not None else (0, None)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -591,16 +631,16 @@ def _columns(
     objective = datamodule.objective
     terms = (*objective.names, *config.model.auxiliary_terms)
     columns = ["step", "tokens", *(f"train/{name}" for name in terms)]
-    columns += ["train/lr", "train/grad_norm"]
+    columns += ["train/lr", "train/grad_norm", *(f"train/{name}/epochs" for name in datamodule.shares)]
     if devices.precision == "16-mixed":
         columns.append("train/loss_scale")
     columns += ["perf/tokens_per_second", "perf/memory_gib"]
     if plan.peak_flops is not None:
         columns.append("perf/mfu")
     whole = is_whole(config.trainer.limit_val_batches)
-    for split in datamodule.eval_splits:
-        prefix = split if whole else f"{split}_part"
-        columns += [f"{prefix}/{name}" for name in objective.measures(whole=whole)]
+    splits = datamodule.eval_splits
+    for split in dict.fromkeys([*(split.partition("/")[0] for split in splits), *splits]):
+        columns += [metric_name(split, name, whole=whole) for name in objective.measures(whole=whole)]
     columns += [column for probe in probes for column in probe.columns]
     recorded = {name: None for row in read_metrics(earlier) for name in row}
     return list(dict.fromkeys([*columns, *recorded]))  # what an earlier part of the run measured is kept

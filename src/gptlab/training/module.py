@@ -2,11 +2,11 @@
 
 import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -37,6 +37,35 @@ class Network:
     n_class: int | None  # None: no class head
 
 
+class Evaluated(NamedTuple):
+    """What the evaluation of a split found: the mean of each term, the targets of each kind, and the text's bytes."""
+
+    means: dict[str, float]
+    counts: dict[str, float]
+    n_bytes: float
+
+
+def mixed(sources: Mapping[str, Evaluated], shares: Mapping[str, float]) -> Evaluated:
+    """The evaluation of a mixture: the means of its sources, each times the source's share in the run.
+
+    Bytes are those of a target of the mixture. Sources without a share do not count, unless none has one.
+    """
+    total = sum(shares.get(name, 0.0) for name in sources)
+    weights = {name: shares.get(name, 0.0) / total if total else 1 / len(sources) for name in sources}
+    counted = {name: weight for name, weight in weights.items() if weight}
+    first = next(iter(sources.values()))
+    means = {term: sum(w * sources[name].means[term] for name, w in counted.items()) for term in first.means}
+    n_targets = {name: max(1.0, next(iter(sources[name].counts.values()))) for name in counted}
+    n_bytes = sum(w * sources[name].n_bytes / n_targets[name] for name, w in counted.items())
+    return Evaluated(means, dict.fromkeys(first.counts, 1.0), n_bytes)
+
+
+def metric_name(split: str, name: str, *, whole: bool) -> str:
+    """The column of a measure of a split, or of a part of it: `val/loss`, `val/SOURCE/loss`, `val_part/SOURCE/loss`."""
+    part, slash, source = split.partition("/")
+    return f"{part if whole else f'{part}_part'}{slash}{source}/{name}"
+
+
 class LanguageModule(lightning.LightningModule):
     """One training batch is one optimizer step: it holds every micro-batch of this rank."""
 
@@ -52,6 +81,7 @@ class LanguageModule(lightning.LightningModule):
         seed: int,
         micro_batch_size: int | None,
         n_bytes: dict[str, int],
+        shares: Mapping[str, float] | None = None,
         whole_val: bool = True,
         whole_test: bool = True,
     ):
@@ -66,6 +96,7 @@ class LanguageModule(lightning.LightningModule):
         self.seed = seed
         self.micro_batch_size = micro_batch_size
         self.n_bytes = n_bytes  # of text, by split
+        self.shares = shares or {}  # of the sources of a mixture in the run
         self.whole_val, self.whole_test = whole_val, whole_test  # whether evaluations read the whole split
         self.model: Any = None
         self.finished_steps = 0
@@ -212,9 +243,10 @@ class LanguageModule(lightning.LightningModule):
         with self.passes():
             self._add(datamodule.eval_splits[dataloader_idx], batch)
 
-    def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]: set where no checker sees it
         with self.passes():
-            self._add("test", batch)
+            self._add(datamodule.test_splits[dataloader_idx], batch)
 
     def on_validation_epoch_end(self) -> None:
         self.evaluation = self._means(whole=self.whole_val)
@@ -235,8 +267,9 @@ class LanguageModule(lightning.LightningModule):
         self._summed = terms, list(counts)
 
     def _means(self, *, whole: bool) -> dict[str, float]:
-        """Means over the targets of all ranks."""
-        metrics = {}
+        """Means over the targets of all ranks, and of a mixture over its sources."""
+        metrics: dict[str, float] = {}
+        of_sources: dict[str, dict[str, Evaluated]] = {}
         for split in list(self._sums):
             sums = self._sums.pop(split)
             if self.trainer.world_size > 1:
@@ -245,13 +278,19 @@ class LanguageModule(lightning.LightningModule):
             counts = dict(zip(kinds, sums[len(terms) :].tolist(), strict=True))
             terms = {name: term._replace(sum=value) for (name, term), value in zip(terms.items(), sums, strict=False)}
             means = logged_means(terms, {kind: 1 / count if count else math.nan for kind, count in counts.items()})
-            found = self.objective.metrics(
-                {name: value.item() for name, value in means.items()},
-                counts,
-                n_bytes=self.n_bytes[split] if whole else None,
-            )
-            metrics |= {f"{split if whole else f'{split}_part'}/{name}": value for name, value in found.items()}
+            found = Evaluated({name: value.item() for name, value in means.items()}, counts, self.n_bytes[split])
+            metrics |= self._named(split, found, whole=whole)
+            part, _, source = split.partition("/")
+            if source:
+                of_sources.setdefault(part, {})[source] = found
+        for part, sources in of_sources.items():  # before those of its sources
+            metrics = self._named(part, mixed(sources, self.shares), whole=whole) | metrics
         return metrics
+
+    def _named(self, split: str, found: "Evaluated", *, whole: bool) -> dict[str, float]:
+        n_bytes = found.n_bytes if whole else None
+        measured = self.objective.metrics(found.means, found.counts, n_bytes=n_bytes)
+        return {metric_name(split, name, whole=whole): value for name, value in measured.items()}
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
         """Over all examples: ranks that see the same ones count once."""

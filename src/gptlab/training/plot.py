@@ -50,6 +50,11 @@ def plot_loss(
         x, y = _series(rows, f"{name}/loss")
         if x:
             above.plot(x, y, "o-", color=color, markersize=3.5, linewidth=1.5, label=f"{label} (last {y[-1]:.4f})")
+    of_sources = [n for n in _names(rows) if n.startswith("val/") and n.endswith("/loss") and n.count("/") == 2]
+    for i, name in enumerate(of_sources):
+        x, y = _series(rows, name)
+        label = f"validation, {name.split('/')[1]} (last {y[-1]:.4f})"
+        above.plot(x, y, "o--", color=f"C{(i + 3) % 10}", markersize=2.5, linewidth=1.0, label=label)
     if unigram_entropy is not None:
         above.axhline(unigram_entropy, color="gray", linestyle=":", label=f"unigram entropy ({unigram_entropy:.2f})")
     above.set_ylabel("loss (nats per token)" if perplexity else "loss (nats)")
@@ -97,6 +102,10 @@ def _draw_accuracies(panel, rows: list[dict[str, float]], names: list[str]) -> N
     panel.set_ylabel("accuracy")
     panel.grid(alpha=0.25)
     panel.legend(frameon=False)
+
+
+def _names(rows: list[dict[str, float]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _series(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:

@@ -24,6 +24,7 @@ INPUTS = {
     "data.chat_template": "the template of data.chat_template has changed since",
     "model.init_from": "model.init_from names other weights now",
 }
+SOURCES = "data.sources."  # how the keys of a mixture's sources begin
 # What weights and optimizer state of another run must agree on, to be continued by this one.
 NEEDED = (("model", "finetune", "optimizer.type", "objective"), ("batch_tokens", "data.context_length"))
 
@@ -139,15 +140,18 @@ def refuse_other_inputs(inputs: dict[str, str], folder: RunFolder) -> None:
     saved = folder.path / INPUTS_FILE
     before = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
     changed = [key for key, value in inputs.items() if before.get(key, value) != value]
-    measured = next((key for key in changed if key not in INPUTS), None)
+    measured = next((key for key in changed if key not in INPUTS and not key.startswith(SOURCES)), None)
     if measured is not None:
         raise UserError(
             f"{measured} measures something else than before in {folder.path} (content {before[measured][:16]}, now "
             f"{inputs[measured][:16]}), and a column would hold both; restore its text and options, or give the "
             "evaluation another name"
         )
+    if len(changed) > 1 and any(key.startswith(SOURCES) for key in changed):
+        changed.remove("data")  # which stands for all sources of a mixture
     if changed:
-        what = "; ".join(f"{INPUTS[key]} (content {before[key][:16]}, now {inputs[key][:16]})" for key in changed)
+        reasons = {key: INPUTS.get(key, f"{key} has changed since") for key in changed}
+        what = "; ".join(f"{why} (content {before[k][:16]}, now {inputs[k][:16]})" for k, why in reasons.items())
         raise UserError(
             f"{folder.path} was trained on something else: {what}; restore it, or start another run with name=..."
         )

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.loggers import Logger
 
+from gptlab.data.mixture.prepare import PreparedMixture
 from gptlab.data.prepare import PreparedData
 from gptlab.evaluation.probes import PREFIX
 from gptlab.forecast import Plan
@@ -22,7 +23,7 @@ SPLITS = (("val", "validation"), ("train_eval", "training, in eval mode"), ("tes
 
 
 def summarize(
-    data: PreparedData,
+    data: PreparedData | PreparedMixture,
     plan: Plan,
     *,
     run_id: str,
@@ -30,6 +31,8 @@ def summarize(
     skipped_steps: int,
     seconds: float,
     metrics: dict[str, float],
+    shares: Mapping[str, float],
+    epochs: Mapping[str, float],
     train_loss: float | None,
     amendments: list[Amendment],
     stopped_early: bool,
@@ -43,7 +46,11 @@ def summarize(
         "seconds": round(seconds, 1),
         "train/loss": train_loss,
         **metrics,
-        "unigram_entropy": data.train.unigram_entropy(),  # reads up to 50M tokens: here alone, once a run
+        # Reads up to 50M tokens of each corpus: here alone, once a run.
+        "unigram_entropy": sum(
+            shares.get(name, 1.0) * corpus.train.unigram_entropy() for name, corpus in data.corpora.items()
+        ),
+        **({"shares": dict(shares), "epochs": dict(epochs)} if shares else {}),
         "parameters": plan.parameters["total"],
         "flops_per_token": plan.flops_per_token,
         "run_id": run_id,
@@ -87,6 +94,7 @@ def report(
         for prefix, part in ((split, ""), (f"{split}_part", " of a part")):
             if f"{prefix}/loss" in summary:
                 lines.append(f"{label} loss{part} {summary[f'{prefix}/loss']:.4f}")
+            lines += [_of_source(name, label, part, summary) for name in summary if _is_of_source(name, prefix)]
     lines += [f"{name} {value:.4f}" for name, value in summary.items() if name.count("/") == 2 and _is_shown(name)]
     lines += forecasts
     if plotted:
@@ -97,6 +105,17 @@ def report(
     lines.append(f"next: {_next(summary, folder, generates=generates, elsewhere=elsewhere)}")
     lines.append(last_line(summary, folder))
     return "\n".join(lines)
+
+
+def _is_of_source(name: str, prefix: str) -> bool:
+    """Whether it is the loss of a source of a mixture, in a split."""
+    return name.startswith(f"{prefix}/") and name.endswith("/loss") and name.count("/") == 2
+
+
+def _of_source(name: str, label: str, part: str, summary: dict[str, Any]) -> str:
+    source = name.split("/")[1]
+    share, epochs = summary["shares"].get(source, 0.0), summary["epochs"].get(source, 0.0)
+    return f"  {source}: {label} loss{part} {summary[name]:.4f}, {share:.4g} of the run, {epochs:,.2f} epochs read"
 
 
 def _is_shown(name: str) -> bool:
@@ -113,7 +132,7 @@ def _next(summary: dict[str, Any], folder: Path, *, generates: bool, elsewhere: 
 
 def last_line(summary: dict[str, Any], path: Path) -> str:
     """The last line of a run's output: its validation metrics and its folder."""
-    names = [name for name in summary if name.startswith("val/")]
+    names = [name for name in summary if name.startswith("val/") and (name.count("/") == 1 or name.endswith("/loss"))]
     digits = {"val/perplexity": 2}
     numbers = [f"{name} {summary[name]:.{digits.get(name, 4)}f}" for name in names]
     if not numbers:
@@ -121,7 +140,9 @@ def last_line(summary: dict[str, Any], path: Path) -> str:
     return f"{' '.join(numbers)} run {path}"
 
 
-def draw(folder: RunFolder, objective: Objective, epoch_tokens: float, unigram_entropy: float | None = None) -> None:
+def draw(
+    folder: RunFolder, objective: Objective, epoch_tokens: float | None, unigram_entropy: float | None = None
+) -> None:
     """Draw loss.png from metrics.csv; `unigram_entropy` is drawn where the loss is one of text."""
     plot_loss(
         folder.path / "metrics.csv",

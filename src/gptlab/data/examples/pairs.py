@@ -1,6 +1,6 @@
 """Segment pairs for next-sentence prediction: the second follows the first in the text, or is from elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +45,8 @@ class SegmentPairs:
 
     def gather(self, indices: np.ndarray) -> "Chunks":
         """The chunks of `indices` (B), not yet split into pairs."""
-        return Chunks(self, np.asarray(indices))
+        indices = np.asarray(indices)
+        return Chunks([self] * len(indices), indices)
 
     def tail(self) -> None:
         """None: no chunk is left over."""
@@ -76,12 +77,19 @@ class SegmentPairs:
 
 
 class Chunks(NamedTuple):
-    """Some chunks of a SegmentPairs."""
+    """Some chunks, each of a SegmentPairs."""
 
-    source: SegmentPairs
+    sources: list[SegmentPairs]  # B
     indices: np.ndarray  # (B)
+
+    @classmethod
+    def joined(cls, several: "Sequence[Chunks]", order: np.ndarray) -> "Chunks":
+        """Chunks of several sources: those at `order` (B) of all, one after the other."""
+        sources = [source for chunks in several for source in chunks.sources]
+        indices = np.concatenate([chunks.indices for chunks in several])
+        return cls([sources[at] for at in order], indices[order])
 
     def pairs(self, draws: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
         """Their segments by `draws` (B, 3), as `SegmentPairs.pair` gives them."""
-        for index, draw in zip(self.indices, draws, strict=True):
-            yield self.source.pair(int(index), draw)
+        for source, index, draw in zip(self.sources, self.indices, draws, strict=True):
+            yield source.pair(int(index), draw)

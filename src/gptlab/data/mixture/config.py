@@ -6,6 +6,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, replace
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from gptlab.data.config import DataConfig, RunDataConfig, Split, TargetKind
@@ -55,10 +56,6 @@ class MixtureConfig(RunDataConfig):
         shared = {name: getattr(self, name) for name in OF_THE_MIXTURE}
         shared |= {name: value for name in FOR_ALL_SOURCES if (value := getattr(self, name)) is not None}
         return {name: replace(self.sources[name], **shared) for name in self.names}
-
-    @property
-    def first(self) -> DataConfig:
-        return next(iter(self.corpora.values()))
 
     @property
     def target_kind(self) -> TargetKind | None:
@@ -136,8 +133,8 @@ class MixtureConfig(RunDataConfig):
         others = [name for name in self.names if name not in curves]
         if len(others) > 1:
             raise UserError(
-                f"{' and '.join(others)} have no weight, and one source can be left without, for what the others leave; "
-                f"set data.weights.{others[0]}=N"
+                f"{' and '.join(others)} have no weight, and one source can be left without, for what the others "
+                f"leave; set data.weights.{others[0]}=N"
             )
         found = []
         for tokens in sorted({0, *(tokens for curve in curves.values() for tokens, _ in curve)}):
@@ -154,7 +151,7 @@ class MixtureConfig(RunDataConfig):
                 f"the weights{where} sum to {_decimal(total)} ({listed}) and leave nothing for {others[0]}; lower them"
             )
         if not others and abs(total - 1) > MOST_OFF:
-            last = next(iter(reversed(weights)))
+            last = list(weights)[-1]
             rest = 1 - total + weights[last]
             instead = f", such as data.weights.{last}={_decimal(rest)}," if rest >= 0 and not self.schedule else ""
             raise UserError(
@@ -182,7 +179,7 @@ def _curve(key: str, points: Any) -> list[tuple[int, Fraction]]:
         if not float(tokens).is_integer() or tokens < 0:
             raise UserError(f"{key}: a point at {shown(tokens)} tokens; use a whole number, 0 or more")
         curve.append((int(tokens), _weight(f"{key} at {int(tokens):,} tokens", weight)))
-    for (before, _), (after, _) in zip(curve, curve[1:], strict=False):
+    for (before, _), (after, _) in pairwise(curve):
         if after <= before:
             raise UserError(f"{key}: a point at {after:,} tokens follows one at {before:,}; their tokens must increase")
     return curve
@@ -200,7 +197,7 @@ def _at(curve: Sequence[tuple[int, Fraction]], tokens: int) -> Fraction:
     """A curve at a number of tokens: linear between its points, and as at the first and last one outside of them."""
     if tokens <= curve[0][0]:
         return curve[0][1]
-    for (start, a), (end, b) in zip(curve, curve[1:], strict=False):
+    for (start, a), (end, b) in pairwise(curve):
         if tokens <= end:
             return a + (b - a) * Fraction(tokens - start, end - start)
     return curve[-1][1]
@@ -210,7 +207,7 @@ def _decimal(value: Fraction) -> str:
     return f"{float(value):.6g}"
 
 
-def source_config(name: str, base: DataConfig, given: Mapping[str, Any]) -> DataConfig:
+def source_config(name: str, base: RunDataConfig, given: Mapping[str, Any]) -> RunDataConfig:
     """The config of a source: that of its preset with other values; UserError for an unknown key or another type."""
     hints = typing.get_type_hints(type(base))
     key = f"data.sources.{name}"
@@ -235,7 +232,8 @@ def with_name(name: str, call: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def of_source(name: str, text: str) -> str:
-    """A text about `data.KEY` as one about the keys of a source."""
+    """An error about `data.KEY` as one about the keys of a source, which it names."""
     keys = "|".join(OF_THE_MIXTURE)
     text = re.sub(rf"\bdata\.(?!(?:{keys})\b|sources\.)(?=\w)", f"data.sources.{name}.", text)
-    return re.sub(r"\bdata=(?=\w)", f"data.sources.{name}=", text)
+    text = re.sub(r"\bdata=(?=\w)", f"data.sources.{name}=", text)
+    return text if text.startswith(f"data.sources.{name}") else f"data.sources.{name}: {text}"

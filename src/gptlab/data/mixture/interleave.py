@@ -2,8 +2,8 @@
 
 The samples are split in two again and again: all of them between two groups of sources, those of a group between two
 smaller groups. Of the first m samples of a group a part takes its quota, rounded: the m-th sample is its own where the
-rounded quota grows with it. So the counts of any prefix, and with them the source and the position of any sample, follow
-without those before it.
+rounded quota grows with it. So the counts of any prefix, and with them the source and the position of any sample,
+follow without those before it.
 
 The root is split within 1/2 of its quota. What a group has too many or too few is passed on, times the share of a part
 in the group, and 1/2 is added: with two sources every prefix is within 1/2 of n times the weight, with three and four
@@ -195,7 +195,7 @@ class Interleave:
         return low, high
 
     def _best_tree(self, sources: list[int]) -> _Node:
-        """The tree with the lowest bound: of all there are for few sources, of two that keep the heavy on top for many."""
+        """The tree with the lowest bound: of all trees of few sources, of two that keep the heavy on top of many."""
         leaves = [_Node((k,)) for k in sources]
         trees = _trees(leaves) if len(leaves) <= _MOST_TRIED else [self._huffman(leaves), self._halved(leaves)]
         return min(trees, key=lambda tree: self._bound_of(tree, Fraction(0)))

@@ -39,6 +39,7 @@ class Metrics(Callback):
         evaluations: Evaluations,
         *,
         columns: list[str],
+        epochs: Callable[[int], Mapping[str, float]],
         devices: str,
         n_steps: int,
         val_every: int | None,
@@ -50,6 +51,7 @@ class Metrics(Callback):
         self.throughput = throughput
         self.evaluations = evaluations
         self.columns = columns
+        self.epochs = epochs  # of each source of a mixture, by the steps whose samples were read
         self.devices = devices
         self.n_steps = n_steps
         self.val_every = val_every  # steps; None: no evaluations
@@ -196,6 +198,8 @@ class Metrics(Callback):
             self.row = {"step": step, "tokens": step * self.throughput.step_tokens}
             self.row |= {f"train/{name}": value for name, value in zip(names, terms, strict=True)}
             self.row |= {"train/lr": measured["lr"], "train/grad_norm": grad_norm, **self.throughput.newest}
+            for name, value in self.epochs(step + module.skipped_steps).items():
+                self.row[f"train/{name}/epochs"] = value
             if "loss_scale" in measured:
                 self.row["train/loss_scale"] = measured["loss_scale"]
             problem = self.guard.problem(step, terms[0], grad_norm, measured)

@@ -1,0 +1,113 @@
+"""The examples of a mixture: those of its sources, one source after the other, and which of them is sample i."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gptlab.data.examples.pairs import Chunks
+from gptlab.data.mixture.interleave import Interleave
+from gptlab.data.order import example_index
+from gptlab.errors import UserError
+
+
+class MixedExamples:
+    """The examples of several sources as those of one: example `offsets[k] + j` is the j-th of source k."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = list(parts)  # None for a source of which no example is taken
+        self.offsets = np.cumsum([0, *(0 if part is None else len(part) for part in self.parts)])
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def sources_of(self, indices: np.ndarray) -> np.ndarray:
+        """The number of each example's source."""
+        return np.searchsorted(self.offsets, indices, side="right") - 1
+
+    def gather(self, indices: np.ndarray) -> Any:
+        """The examples of `indices` (B,), in their order, as their sources give them."""
+        indices = np.asarray(indices)
+        sources = self.sources_of(indices)
+        found = {int(k): self.parts[k].gather(indices[sources == k] - self.offsets[k]) for k in np.unique(sources)}
+        kinds = list(found.values())
+        if len(kinds) == 1:
+            return kinds[0]
+        where = np.concatenate([np.flatnonzero(sources == k) for k in found])
+        order = np.argsort(where)
+        if isinstance(kinds[0], np.ndarray):
+            return np.concatenate(kinds)[order]
+        if isinstance(kinds[0], Chunks):
+            return Chunks.joined(kinds, order)
+        every = [example for examples in kinds for example in examples]
+        return [every[at] for at in order]
+
+    def tail(self) -> None:
+        """None: sources are evaluated one by one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureOrder:
+    """Which example is sample i of a mixture: a pure function of the seed and i.
+
+    A source is read in the order that a run on it alone has: its n-th sample is that run's sample n.
+    """
+
+    names: tuple[str, ...]
+    interleave: Interleave
+    sizes: tuple[int, ...]  # the examples of each source that are read
+    offsets: tuple[int, ...]  # where each begins among those of all
+    seed: int
+    shuffle: bool
+
+    def indices(self, samples: np.ndarray) -> np.ndarray:
+        """The examples of samples, int64 in their shape."""
+        sources, positions = self.interleave.locate(samples)
+        found = np.empty_like(positions)
+        for k in np.unique(sources):
+            of_source = sources == k
+            own = example_index(self.seed, positions[of_source], self.sizes[k], self.shuffle)
+            found[of_source] = self.offsets[k] + own
+        return found
+
+    def locate(self, samples: np.ndarray) -> list[dict[str, Any]]:
+        """For each sample its source, the number of its example there, and the epoch of the source from 0."""
+        sources, positions = self.interleave.locate(samples)
+        indices = self.indices(samples)
+        return [
+            {"name": self.names[k], "example": int(index - self.offsets[k]), "epoch": int(position // self.sizes[k])}
+            for k, position, index in zip(sources.tolist(), positions, indices, strict=True)
+        ]
+
+    def epochs(self, n_samples: int) -> dict[str, float]:
+        """How often the first samples read each source, and 0 for one that is evaluated only."""
+        counts = self.interleave.counts(n_samples)
+        return {
+            name: count / size if size else 0.0
+            for name, count, size in zip(self.names, counts, self.sizes, strict=True)
+        }
+
+    def check_epochs(
+        self, max_epochs: Mapping[str, float | None], *, n_steps: int, per_step: int, example_tokens: int
+    ) -> None:
+        """Refuse a run that asks for more epochs of a source than it may."""
+        counts = dict(zip(self.names, self.interleave.counts(n_steps * per_step), strict=True))
+        sizes = dict(zip(self.names, self.sizes, strict=True))
+        limits = {name: int(limit * sizes[name]) for name, limit in max_epochs.items() if limit is not None}
+        over = {name: counts[name] - limit for name, limit in limits.items() if counts[name] > limit}
+        if not over:
+            return
+        steps, beyond = 0, n_steps  # the last number of steps within the limits, and one beyond
+        while beyond - steps > 1:
+            middle = (steps + beyond) // 2
+            found = dict(zip(self.names, self.interleave.counts(middle * per_step), strict=True))
+            fits = all(found[name] <= limit for name, limit in limits.items())
+            steps, beyond = (middle, beyond) if fits else (steps, middle)
+        what = "; ".join(
+            f"data.max_epochs.{name}={max_epochs[name]:g} and the weights ask for {counts[name] / sizes[name]:.4g} "
+            f"epochs of {name}: {missing * example_tokens:,} tokens are missing"
+            for name, missing in over.items()
+        )
+        instead = f", or a budget of budget_steps={steps}" if steps else ""
+        raise UserError(f"{what}; use more text, a lower weight{instead}, or allow more epochs")
