@@ -14,6 +14,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from gptlab.data.config import DataConfig, Split
 from gptlab.data.examples.windows import SlidingWindows
-from gptlab.data.order import example_index
+from gptlab.data.mixture.examples import MixtureOrder
+from gptlab.data.mixture.interleave import Interleave
+from gptlab.data.order import ExampleOrder, example_index
 from gptlab.data.prepare import prepare
 from gptlab.data.sources.config import StdlibConfig, TextConfig
 from gptlab.data.token_file import TokenFile, TokenWriter
@@ -73,6 +76,33 @@ def sequences(folder: Path, rounds: int) -> None:
         row(f"gather B {batch}, T {context}", f"{statistics.median(speeds):,.0f} M tokens/s")
     micro = [seconds(lambda: example_index(1, np.arange(12), 10**9), 200) * 1e6 for _ in range(rounds)]
     row("order of 12 samples among 1e9 examples", f"{statistics.median(micro):.0f} us")
+    seeking(rounds)
+
+
+def seeking(rounds: int) -> None:
+    """How long it takes to find samples far into a run, alone: nothing is kept from one to the next."""
+    n = 10**12
+    order = ExampleOrder(1, n)
+    weights = (Fraction(51, 100), Fraction(29, 100), Fraction(20, 100))
+    half = (Fraction(1, 3),) * 3
+    constant, scheduled = Interleave(((0, weights),), 1024), Interleave(((0, half), (10**15, weights)), 1024)
+    mixed = {
+        name: MixtureOrder(
+            names=("a", "b", "c"), interleave=one, sizes=(n, n, n), offsets=(0, n, 2 * n), seed=1, shuffle=True
+        )
+        for name, one in (("constant", constant), ("scheduled", scheduled))
+    }
+    draw = np.random.default_rng(0)
+    orders = {"": order, ", mixture": mixed["constant"], ", scheduled mixture": mixed["scheduled"]}
+    for name, one in orders.items():
+        for count in (1, 12, 4096):
+            starts = draw.integers(0, n, 5 if count == 4096 else 50)
+            taken = [
+                seconds(lambda one=one, at=at, count=count: one.indices(np.arange(at, at + count)))
+                for _ in range(rounds)
+                for at in starts
+            ]
+            row(f"seek to {count} of 1e12{name}", f"{statistics.median(taken) * 1e3:.3f} ms")
 
 
 def _is_view(view: SlidingWindows, tokens: np.ndarray) -> bool:

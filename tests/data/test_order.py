@@ -73,6 +73,43 @@ def test_huge_corpora_take_no_memory():
     assert len(set(order.tolist())) == 1000 and order.min() >= 0 and order.max() <= 2**61
 
 
+TRILLION = 10**12  # sequences
+
+
+def test_no_sequence_comes_twice_among_a_trillion():
+    """In ranges anywhere in an epoch, the border between two epochs among them, and in all of them together."""
+    starts = [0, 10**6, 123_456_789_012, TRILLION // 2, TRILLION - 20_000]
+    for epoch in (0, 3):
+        samples = np.concatenate([np.arange(start, start + 20_000) for start in starts])
+        order = example_index(7, epoch * TRILLION + samples, TRILLION)
+        assert len(np.unique(order)) == len(samples)
+        assert order.min() >= 0 and order.max() < TRILLION
+    border = example_index(7, np.arange(TRILLION - 500, TRILLION + 500), TRILLION)
+    assert np.array_equal(border[:500], example_index(7, np.arange(TRILLION - 500, TRILLION), TRILLION))
+    assert len(np.unique(border[500:])) == 500
+
+
+@pytest.mark.parametrize("start", [0, 987_654_321_000, 5 * TRILLION + 17])
+def test_a_range_of_a_trillion_is_spread_evenly(start):
+    """Chi-square of 100,000 samples over 1,000 equal parts of the corpus, and of their residues, with 999 degrees of
+    freedom: within 4.5 standard deviations of its mean. So are the distances of neighbors."""
+    n, bins = 100_000, 1_000
+    order = example_index(11, np.arange(start, start + n), TRILLION)
+    gaps = (order[1:] - order[:-1]) % TRILLION
+    for values in (order // (TRILLION // bins), order % bins, gaps // (TRILLION // bins)):
+        counts = np.bincount(values, minlength=bins)
+        expected = len(values) / bins
+        chi_square = ((counts - expected) ** 2 / expected).sum()
+        assert abs(chi_square - (bins - 1)) < 4.5 * np.sqrt(2 * (bins - 1)), chi_square
+
+
+def test_any_sample_of_a_trillion_is_found_alone():
+    samples = np.array([0, 10**11, TRILLION - 1, TRILLION, 17 * TRILLION + 5])
+    together = example_index(1, samples, TRILLION)
+    assert [int(example_index(1, sample, TRILLION)) for sample in samples] == together.tolist()
+    assert len({*together[:3].tolist()}) == 3
+
+
 def test_without_shuffling_windows_follow_each_other():
     assert example_index(9, np.arange(7), 3, shuffle=False).tolist() == [0, 1, 2, 0, 1, 2, 0]
 
