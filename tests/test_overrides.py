@@ -360,3 +360,21 @@ def test_keys_of_hydra_that_do_nothing_are_refused():
     refuse_of_hydra(["hydra.sweep.dir=x", "hydra/launcher=basic"], multirun=True)
     with pytest.raises(UserError, match="not an override; write each as text"):
         compose(["seed=1"])  # pyright: ignore[reportArgumentType]
+
+
+def test_entries_of_a_mixture_stay_as_they_were_typed():
+    for typed, sent in (
+        ("data.sources.a=text", "++data.sources.a.preset=text"),
+        ("data.sources.a.path=2024", "++data.sources.a.path='2024'"),
+        ("data.sources.a.val_fraction=0.2", "++data.sources.a.val_fraction=0.2"),
+        ("data.sources.a.paths=[1.10,b]", "++data.sources.a.paths=['1.10',b]"),
+        ("data.weights.a=0.5", "++data.weights.a=0.5"),
+        ("data.schedule.a=[[0,0.1],[1000,0.5]]", "++data.schedule.a=[[0,0.1],[1000,0.5]]"),
+    ):
+        assert for_hydra(typed) == sent and as_typed(sent) == typed
+        assert for_hydra(as_typed(sent)) == sent, "as a trial repeats it"
+    assert for_hydra("data.sources.a=text,stdlib", multirun=True) == "++data.sources.a.preset=text,stdlib"
+    assert for_hydra("data.sources.a.path=1,2", multirun=True) == "++data.sources.a.path='1','2'"
+    assert (
+        trial_name(["++data.weights.a=0.5", "++data.sources.a.preset=text"]) == "data.weights.a=0.5,data.sources.a=text"
+    )

@@ -223,7 +223,12 @@ def trial_name(overrides: Iterable[str]) -> str:
     Every file system takes it: other characters are replaced, and a long name is shortened. Then it ends in a hash.
     """
     # Hydra puts a backslash before a colon and such, and keeps quotes.
-    typed = [as_typed(o) if holds_text(key_of(o)) else re.sub(r"\\(?=\W)|'", "", o.lstrip("+")) for o in overrides]
+    typed = [
+        as_typed(o)
+        if holds_text(key_of(o)) or key_of(o).startswith(SOURCES)
+        else re.sub(r"\\(?=\W)|'", "", o.lstrip("+"))
+        for o in overrides
+    ]
     name = ",".join(typed)
     short = re.sub(r'[<>:"/\\|?*$\x00-\x1f\x7f]', "_", name).encode()[:MAX_TRIAL_BYTES].decode(errors="ignore")
     return name if short == name else f"{short[: MAX_TRIAL_BYTES // 2]}-{sha256(name.encode()).hexdigest()[:8]}"

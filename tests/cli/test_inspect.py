@@ -64,3 +64,25 @@ def test_a_run_takes_no_overrides_and_its_own_data_alone(run, say, tmp_path):
         assert "was trained on other data than" in say(f"run={run.run_dir}", expect=2)
     finally:
         text.write_bytes(before)
+
+
+def test_the_source_of_each_example_of_a_mixture(say, tmp_path):
+    small, capitals = write_text(tmp_path / "small.txt", 4_000), tmp_path / "my capitals.txt"
+    capitals.write_text("SOME OTHER TEXT " * 200)
+    overrides = [o for o in overrides_of(small) if not o.startswith(("run_dir=", "data=", "data.path="))]
+    overrides += ["data=mixture", "data.sources.small=text", f"data.sources.small.path={small}"]
+    overrides += [
+        "data.sources.big=text",
+        f"data.sources.big.path={capitals}",
+        "data.weights.big=0.25",
+        "tokenizer=byte",
+    ]
+    out = say("step=5", *overrides, "n_shown=4")
+    assert "8 examples with 128 targets; 2 of big, 6 of small" in out
+    assert out.count("\nfrom     small, example ") == 3 and out.count("\nfrom     big, example ") == 1
+    found = json.loads(say("step=5", *overrides, "output=json", "n_shown=8"))
+    for example, source in zip(found["examples"], found["sources"], strict=True):
+        text = example["tokens"]["text"]
+        assert example["from"] == source and source["name"] == ("big" if text.isupper() else "small")
+        whole = (capitals if source["name"] == "big" else small).read_text()
+        assert whole[16 * source["example"] :].startswith(text)

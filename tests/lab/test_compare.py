@@ -348,3 +348,16 @@ def test_real_runs(tmp_path):
     found = compare([tmp_path / "lr=*"], effect=0.05)
     assert [len(records) for records in found.groups.values()] == [1, 1] and found.keys == ["optimizer.lr"]
     assert "1 paired seed" in found.text() and "MFLOP" in found.text()
+
+
+def test_the_losses_of_a_mixtures_sources_are_in_the_table(tmp_path):
+    for weight, losses in ((0.1, (2.0, 3.0)), (0.5, (2.5, 2.4))):
+        row = {"step": 1, "tokens": 128, "val/loss": 2.7, "val/bits_per_byte": 3.9, "train/a/epochs": 0.1}
+        row |= {f"val/{name}/loss": loss for name, loss in zip("ab", losses, strict=True)}
+        row |= {f"val/{name}/bits_per_byte": loss * 1.4 for name, loss in zip("ab", losses, strict=True)}
+        write_trained(tmp_path / f"w={weight}", rows=[row], optimizer=AdamWConfig(lr=weight))
+    found = compare(tmp_path)
+    assert found.metrics == ["val/loss", "val/bits_per_byte", "val/a/loss", "val/b/loss"]
+    assert "val/b/loss" in found.text()
+    by_source = compare(tmp_path, metric="val/b/loss")
+    assert by_source.metrics[0] == "val/b/loss" and list(by_source.comparisons) == ["optimizer.lr=0.5"]

@@ -37,6 +37,7 @@ MAX_COLUMNS = 8  # groups in that one
 MAX_IN_NAME = 2  # config keys in what a group is called; with more it has a letter
 MAX_LETTERS = 26
 MAX_METRICS = 4  # columns of them in a table, and as many of evaluations during training
+MAX_SOURCES = 4  # of a mixture, whose losses a table shows
 PER_TOKEN = ("loss", "perplexity")  # ends of the names of metrics whose unit depends on the tokenizer
 # The main numbers of an evaluation during training: not those of its parts, and bits per byte instead of a loss.
 OF_EVALUATION = re.compile(rf"{PREFIX}[^/]+/(?:\d+_shot/)?(?:bits_per_byte|loss|accuracy|exact_match)")
@@ -92,9 +93,12 @@ class RunComparison:
             n for n in names if OF_EVALUATION.fullmatch(n) and f"{n.removesuffix('loss')}bits_per_byte" not in names
         ]
         shown_too = [n for n in names if n.startswith(("val/", "test/")) and not n.endswith("perplexity")]
-        losses = {name for name in shown_too if name.endswith("loss")}
-        found = dict.fromkeys([self.metric, *(n for n in shown_too if n not in losses or n == "test/loss")])
-        return list(dict.fromkeys([*list(found)[:MAX_METRICS], *during[:MAX_METRICS]]))
+        # Of a mixture, val/SOURCE/loss of each source; of the whole all but losses, which are the metric or parts of it.
+        of_sources = [n for n in shown_too if n.startswith("val/") and n.count("/") == 2 and n.endswith("/loss")]
+        whole = [n for n in shown_too if n.count("/") == 1 and (not n.endswith("loss") or n == "test/loss")]
+        found = list(dict.fromkeys([self.metric, *whole]))[:MAX_METRICS]
+        sources = [name for name in of_sources if name != self.metric][:MAX_SOURCES]
+        return list(dict.fromkeys([*found, *sources, *during[:MAX_METRICS]]))
 
     def over_seeds(self, label: str, metric: str, at: At = At.last) -> Summary | None:
         """A metric's mean and deviation over the finished runs of a group; None where it has none."""
