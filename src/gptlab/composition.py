@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gptlab import plugins
 from gptlab.config import ALTERNATIVES, RunConfig
 from gptlab.data.config import DataConfig, RunDataConfig
-from gptlab.data.mixture.config import source_config
+from gptlab.data.mixture.config import MixtureConfig, source_config
 from gptlab.errors import UserError, did_you_mean
 from gptlab.fields import shown
 from gptlab.overrides import (
@@ -134,7 +134,7 @@ def settle(config: DictConfig, choices: typing.Mapping[str, Any], config_dir: st
         for group, chosen in choices.items():
             for name in chosen if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]:
                 _check_preset(Path(config_dir).expanduser(), group, str(name))
-    if "sources" in config.data:
+    if variants("data").get(config.data.get("type")) is MixtureConfig:
         _open_sources(config.data.sources, config_dir)
     if config.model_tag == "custom":
         config.model_tag = choices.get("experiment") or choices.get("model")

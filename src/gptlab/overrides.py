@@ -481,7 +481,7 @@ def explain(error: BaseException, overrides: Iterable[str]) -> str:
             value = None if wrong is None else wrong[1].replace("None", "null")
             return f"{preset[1]}.yaml: {_explain_value(key, value, reason)}"
     if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
-        key, value = several.groups()
+        key, _, value = as_typed("=".join(several.groups())).partition("=")
         listed = f"; for a list write {key}=[{value}]" if _is_list(dict(key_types()).get(key)) or key in SEVERAL else ""
         return f"{key}={value} is several values; to run each in turn write -m {key}={value}{listed}"
     unread = [(key, value) for key, value in values.items() if value and value in text]

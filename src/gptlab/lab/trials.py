@@ -450,7 +450,8 @@ def _end_line(trial: Trial) -> str:
 
 
 def _results(summary: Mapping[str, Any]) -> str:
-    names = [name for name in summary if name.startswith("val")] or ["train/loss"]
+    # Of a mixture's sources the losses alone, as in the last line of a run.
+    names = [n for n in summary if n.startswith("val") and (n.count("/") == 1 or n.endswith("/loss"))] or ["train/loss"]
     return " ".join(f"{name} {summary[name]:.4f}" for name in names if isinstance(summary.get(name), float))
 
 
