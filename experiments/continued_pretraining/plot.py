@@ -1,4 +1,4 @@
-"""Draws loss.png beside this file: the validation loss on both domains against the bytes read since the first stage.
+"""Draws loss.png beside this file: the validation loss on both domains against the bytes read in each stage.
 
 python experiments/continued_pretraining/plot.py LABEL=RUN LABEL=RUN ...
 """
@@ -17,7 +17,7 @@ def main(settings: list[str]) -> None:
     FigureCanvasAgg(figure)
     for axes, domain in zip(figure.subplots(1, 2), ("prose", "code"), strict=True):
         for setting in settings:
-            label, run = setting.rsplit("=", 1)
+            label, run = setting.split("=", 1)
             name = f"val/{domain}/loss"
             rows = [row for row in read_metrics(Path(run) / "metrics.csv") if name in row]
             losses = [row[name] for row in rows]
@@ -29,7 +29,7 @@ def main(settings: list[str]) -> None:
                 label=f"{label} (last {losses[-1]:.3f})",
             )
         axes.set_title(f"{domain}: val/{domain}/loss")
-        axes.set_xlabel("thousand bytes since the first stage")
+        axes.set_xlabel("thousand bytes since the stage began")
         axes.set_ylabel("nats per byte")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
