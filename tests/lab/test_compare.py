@@ -9,7 +9,10 @@ import pytest
 from small_runs import small_run, write_trained
 
 import gptlab
+from gptlab.data.mixture.config import MixtureConfig
+from gptlab.data.sources.config import TextConfig
 from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.data.tokenizers.config import ByteConfig
 from gptlab.errors import UserError
 from gptlab.lab.compare import At, compare, unit_of
 from gptlab.lab.statistics import Verdict
@@ -360,4 +363,13 @@ def test_the_losses_of_a_mixtures_sources_are_in_the_table(tmp_path):
     assert found.metrics == ["val/loss", "val/bits_per_byte", "val/a/loss", "val/b/loss"]
     assert "val/b/loss" in found.text()
     by_source = compare(tmp_path, metric="val/b/loss")
+    sources = {"a": TextConfig(path="a.txt"), "b": TextConfig(path="b.txt")}
+    for weight in (0.1, 0.5):
+        data = MixtureConfig(sources=sources, weights={"a": weight})
+        rows = [{"step": 1, "tokens": 128, "val/loss": 2.7, "val/a/loss": 2.0, "val/b/loss": 3.0}]
+        write_trained(tmp_path / "mixtures" / f"w={weight}", rows=rows, data=data, tokenizer=ByteConfig())
+    (comparison,) = compare(tmp_path / "mixtures").comparisons.values()
+    assert "data.weights.a is 0.1 and 0.5); use metric=val/a/loss or metric=val/b/loss" in comparison.sentence
+    (comparison,) = compare(tmp_path / "mixtures", metric="val/a/loss").comparisons.values()
+    assert "not compared" not in comparison.sentence
     assert by_source.metrics[0] == "val/b/loss" and list(by_source.comparisons) == ["optimizer.lr=0.5"]

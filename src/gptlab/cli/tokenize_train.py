@@ -61,12 +61,12 @@ def learn(arguments: list[str], overrides: list[str]) -> None:
     if foreign:
         raise UserError(f"{foreign[0]} has no effect on a tokenizer, which takes data and tokenizer; leave it out")
     config = composition.compose(*typed, config_dir=option(options, "--config-dir", "-cd"))
-    from gptlab.data.prepare import learn_tokenizer
+    from gptlab.data.mixture.prepare import learn_run_tokenizer
     from gptlab.interop.tokenizer_folder import check_target, write_tokenizer
 
     folder = Path(own.to).expanduser()
     check_target(folder, "to", overwrite=own.overwrite)
-    tokenizer = learn_tokenizer(config.data, config.tokenizer, progress=sys.stderr.isatty())
+    tokenizer = learn_run_tokenizer(config.data, config.tokenizer, progress=sys.stderr.isatty())
     written = write_tokenizer(folder, tokenizer)
     print(f"{folder}: {', '.join(written)}; vocabulary {tokenizer.vocab_size:,}")
     named = shlex.quote(f"tokenizer={own.to}")

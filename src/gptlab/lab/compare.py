@@ -93,7 +93,7 @@ class RunComparison:
             n for n in names if OF_EVALUATION.fullmatch(n) and f"{n.removesuffix('loss')}bits_per_byte" not in names
         ]
         shown_too = [n for n in names if n.startswith(("val/", "test/")) and not n.endswith("perplexity")]
-        # Of a mixture, val/SOURCE/loss of each source; of the whole all but losses, which are the metric or parts of it.
+        # Of a mixture the loss of each source; of the whole all but losses, which are the metric or parts of it.
         of_sources = [n for n in shown_too if n.startswith("val/") and n.count("/") == 2 and n.endswith("/loss")]
         whole = [n for n in shown_too if n.count("/") == 1 and (not n.endswith("loss") or n == "test/loss")]
         found = list(dict.fromkeys([self.metric, *whole]))[:MAX_METRICS]
@@ -475,7 +475,7 @@ def _other_task(one: RunRecord, other: RunRecord, metric: str) -> str | None:
         if changed:
             return f"{', '.join(changed)} differ, and {metric} means something else in each"
     if not metric.startswith("train/"):
-        reason = _other_text(one, other)
+        reason = _other_text(one, other, _source_of(metric)) or _other_shares(one, other, metric)
         if reason is not None:
             return reason
     limits = [record.config.get("trainer.limit_val_batches") for record in (one, other)]
@@ -484,20 +484,46 @@ def _other_task(one: RunRecord, other: RunRecord, metric: str) -> str | None:
     return None
 
 
-def _other_text(a: RunRecord, b: RunRecord) -> str | None:
-    """How the validation texts of two runs differ; None where they are the same, as far as can be told."""
+def _source_of(metric: str) -> str | None:
+    """The source of a mixture that a metric is of, as in val/SOURCE/loss."""
+    parts = metric.split("/")
+    return parts[1] if len(parts) == 3 else None
+
+
+def _other_shares(a: RunRecord, b: RunRecord, metric: str) -> str | None:
+    """Why the mean over the sources of a mixture is another one in another run; None where it is not."""
+    keys = [f"data.{key}.{name}" for key in ("weights", "schedule") for name in _sources(a, b)]
+    changed = [key for key in keys if a.config.get(key) != b.config.get(key)]
+    if not changed or _source_of(metric) is not None:
+        return None
+    values = " and ".join(shown(record.config.get(changed[0])) for record in (a, b))
+    instead = " or ".join(f"metric=val/{name}/loss" for name in _sources(a, b)[:2])
+    return f"{metric} is a mean by the shares of sources, which differ ({changed[0]} is {values}); use {instead}"
+
+
+def _sources(a: RunRecord, b: RunRecord) -> list[str]:
+    """The sources of two runs on mixtures."""
+    keys = [key.split(".") for record in (a, b) for key in record.config if key.startswith("data.sources.")]
+    return list(dict.fromkeys(key[2] for key in keys))
+
+
+def _other_text(a: RunRecord, b: RunRecord, source: str | None) -> str | None:
+    """How the validation texts of two runs, or of one source, differ; None where they are the same, as far as can be
+    told."""
+    inputs = "data" if source is None else f"data.sources.{source}"
     for of_a, of_b in (
-        (a.inputs.get("data"), b.inputs.get("data")),
+        (a.inputs.get(inputs), b.inputs.get(inputs)),
         (a.summary.get("corpus"), b.summary.get("corpus")),
     ):
         if of_a is not None and of_b is not None:
             if of_a != of_b:
                 return f"validation texts differ ({_corpus(a)} and {_corpus(b)})"
             break
-    for key in SPLIT_KEYS:
-        values = [record.config.get(f"data.{key}") for record in (a, b)]
+    owners = ["data", *(f"data.sources.{name}" for name in _sources(a, b) if source in (None, name))]
+    for key in (f"{owner}.{key}" for owner in owners for key in SPLIT_KEYS):
+        values = [record.config.get(key) for record in (a, b)]
         if values[0] != values[1]:
-            return f"validation texts differ (data.{key} is {shown(values[0])} and {shown(values[1])})"
+            return f"validation texts differ ({key} is {shown(values[0])} and {shown(values[1])})"
     return None
 
 

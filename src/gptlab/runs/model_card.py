@@ -76,22 +76,29 @@ def _data(config: Mapping[str, Any], step: int, summary: Mapping[str, Any]) -> s
     if not step:
         return "The weights come from elsewhere; what they were trained on is on the card of the original."
     data = config["data"]
+    shared = {key: data[key] for key in ("val_fraction", "test_fraction") if data.get(key) is not None}
+    # Of a mixture its sources, in the order of their names; what it says for all counts.
+    corpora = [{**one, **shared} for _, one in sorted(data["sources"].items())] if "sources" in data else [data]
     lines = []
     if "corpus" in summary:
         corpus = summary["corpus"]
-        for place in (data.get("path"), *(data.get("paths") or ())):
+        for place in (place for one in corpora for place in (one.get("path"), *(one.get("paths") or ()))):
             corpus = corpus.replace(place, _name(place)) if place else corpus
         lines.append(f"Corpus: {corpus}.")
     else:
         lines.append(f"Corpus: data={data['type']}.")
-    where = {"data set": data.get("dataset"), "subset": data.get("subset"), "revision": data.get("revision")}
-    where["address"] = data.get("url")
-    lines += [f"{name.capitalize()}: {value}." for name, value in where.items() if value]
+    for one in corpora:
+        where = {"data set": one.get("dataset"), "subset": one.get("subset"), "revision": one.get("revision")}
+        where["address"] = one.get("url")
+        lines += [f"{name.capitalize()}: {value}." for name, value in where.items() if value]
     n_tokens = step * config["batch_tokens"]
-    lines.append(
-        f"Read in training: {n_tokens:,} tokens, counting a token each time it is read. Held out: "
-        f"{data.get('val_fraction', 0):.0%} for validation, {data.get('test_fraction', 0):.0%} for a test."
+    held_out = " and ".join(
+        f"{one.get('val_fraction') or 0:.0%} for validation, {one.get('test_fraction') or 0:.0%} for a test"
+        for one in corpora
     )
+    if "shares" in summary:
+        lines.append("Shares: " + ", ".join(f"{name} {share:.2%}" for name, share in summary["shares"].items()) + ".")
+    lines.append(f"Read in training: {n_tokens:,} tokens, counting a token each time it is read. Held out: {held_out}.")
     lines.append("The license of the data is that of its source, and was not checked here; nor was its content.")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ import pytest
 from small_runs import write_text
 
 from gptlab.data.mixture.config import MixtureConfig
-from gptlab.data.mixture.prepare import inputs_of_run, prepare_run
+from gptlab.data.mixture.prepare import inputs_of_run, learn_run_tokenizer, prepare_run
 from gptlab.data.prepare import inputs_of, prepare
 from gptlab.data.sources.config import TableConfig, TextConfig
 from gptlab.data.tokenizers.config import BPEConfig, ByteConfig, CharConfig
@@ -82,3 +82,11 @@ def test_errors_name_the_source(tmp_path):
     (tmp_path / "digits.txt").write_text("x")
     with pytest.raises(UserError, match=r"data.sources.digits.*is empty: the corpus has 1 character"):
         prepare_run(data, ByteConfig(), progress=False)
+
+
+def test_a_tokenizer_alone_is_learned_from_the_same_texts(tmp_path):
+    data, config = mixture(tmp_path), BPEConfig(vocab_size=300)
+    tokenizer = learn_run_tokenizer(data, config, progress=False)
+    assert tokenizer.fingerprint == prepare_run(data, config, progress=False).tokenizer.fingerprint
+    with pytest.raises(UserError, match="tokenizer=byte is not learned"):
+        learn_run_tokenizer(data, ByteConfig(), progress=False)

@@ -14,12 +14,20 @@ from gptlab.data.cache import cache_lock, cache_root
 from gptlab.data.config import DataConfig, RunDataConfig, Split
 from gptlab.data.examples.records import SpooledExamples
 from gptlab.data.mixture.config import MixtureConfig, with_name
-from gptlab.data.prepare import PreparedData, inputs_of, learn, prepare, texts_of_examples, training_texts
+from gptlab.data.prepare import (
+    PreparedData,
+    inputs_of,
+    learn,
+    learn_tokenizer,
+    prepare,
+    texts_of_examples,
+    training_texts,
+)
 from gptlab.data.sources.config import TableConfig
 from gptlab.data.sources.source import Corpus, RecordSource, SpooledCorpus
 from gptlab.data.split import measure, split_documents, split_examples
 from gptlab.data.tokenizers.config import TokenizerConfig, TokenizerFileConfig
-from gptlab.data.tokenizers.tokenizer import Tokenizer
+from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 _VERSION = 1
 
@@ -93,6 +101,18 @@ def inputs_of_run(data: RunDataConfig, tokenizer: TokenizerConfig) -> dict[str, 
         of_tokenizer["tokenizer"] = found.pop("tokenizer")
         of_sources |= {key.replace("data", f"data.sources.{name}", 1): value for key, value in found.items()}
     return {"data": _sha256(of_sources), **of_tokenizer, **of_sources}
+
+
+def learn_run_tokenizer(data: RunDataConfig, tokenizer: TokenizerConfig, *, progress: bool = True) -> Tokenizer:
+    """The tokenizer that `prepare_run` learns, of a mixture from all sources; UserError for one that is not learned."""
+    if not isinstance(data, MixtureConfig):
+        assert isinstance(data, DataConfig)
+        return learn_tokenizer(data, tokenizer, progress=progress)
+    data.check()
+    tokenizer.check()
+    if not tokenizer.trained:
+        return learn_tokenizer(data.first, tokenizer, progress=progress)  # which says what to use instead
+    return load_tokenizer(_learned(data, tokenizer, progress=progress))
 
 
 def _learned(data: MixtureConfig, config: TokenizerConfig, *, progress: bool) -> Path:
