@@ -4,6 +4,8 @@ import pytest
 import yaml
 from small_runs import small_run, write_run
 
+from gptlab.data.mixture.config import MixtureConfig
+from gptlab.data.sources.config import TextConfig
 from gptlab.runs.initial_weights import open_weights
 from gptlab.runs.model_card import AUTO_CLASSES, USES, model_card
 from gptlab.training.loop import train
@@ -61,3 +63,15 @@ def test_what_is_not_known_is_not_claimed(tmp_path):
     (tmp_path / "summary.json").write_text('{"corpus": "of another run"}')
     card = card_of(tmp_path / "model.ckpt")
     assert "# model\n" in card and "of another run" not in card and "## Results" not in card
+
+
+def test_the_sources_of_a_mixture(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"a text of {name} " * 200)
+    sources = {"a": TextConfig(path=str(tmp_path / "a.txt")), "b": TextConfig(path=str(tmp_path / "b.txt"))}
+    data = MixtureConfig(sources=sources, weights={"a": 0.25}, val_fraction=0.2)
+    config = small_run(tmp_path / "run", data=data, budget_steps=2)
+    train(config)
+    card = card_of(config.run_dir)
+    assert "a: a.txt: 1 document" in card and "b: b.txt: 1 document" in card and str(tmp_path) not in card
+    assert "Shares: a 25.00%, b 75.00%." in card and "20% for validation" in card
