@@ -29,6 +29,7 @@ from gptlab.data.progress import byte_progress
 from gptlab.data.sources.config import DownloadConfig, StdlibConfig, TableConfig, TextConfig
 from gptlab.data.sources.download import is_downloaded
 from gptlab.data.sources.source import Corpus, RecordSource, SpooledCorpus, TextChunk
+from gptlab.data.sources.storage import is_address
 from gptlab.data.split import (
     by_document,
     cut_into_parts,
@@ -153,7 +154,11 @@ def known_tokens(data: DataConfig, tokenizer: TokenizerConfig) -> int | None:
 
     Nothing is tokenized or downloaded, and of a text that was read before nothing is read again.
     """
-    offline = isinstance(data, StdlibConfig | TextConfig) or (isinstance(data, DownloadConfig) and is_downloaded(data))
+    offline = (
+        isinstance(data, StdlibConfig)
+        or (isinstance(data, TextConfig) and not any(map(is_address, [data.path or "", *data.paths])))
+        or (isinstance(data, DownloadConfig) and is_downloaded(data))
+    )
     root = cache_root(data.cache_dir)
     if not offline or not any(root.glob(f"{data.type}-*/")):
         return None

@@ -120,7 +120,7 @@ def test_missing_paths_say_what_to_give(tmp_path):
         read(TextConfig())
     with pytest.raises(ValueError, match=r"foo\*\.txt matches no file"):
         read(TextConfig(path=f"{tmp_path}/foo*.txt"))
-    with pytest.raises(ValueError, match=r"no file ending in \.gz \.md \.py \.txt; set data\.extensions"):
+    with pytest.raises(ValueError, match=r"no file ending in \.csv \.gz .* \.txt \.zst; set data\.extensions"):
         read(TextConfig(path=str(tmp_path)))
     with pytest.raises(NotImplementedError, match="DataConfig has no build method"):
         DataConfig().build()

@@ -22,10 +22,14 @@ class StdlibConfig(DataConfig):
 
 @register("data", "text")
 class TextConfig(DataConfig):
-    """Files, folders and globs of text, also gzipped; each file is a document."""
+    """Files, folders, globs and addresses of text, also compressed; each file is a document, or of a table each record.
+
+    An address is what fsspec reaches, as s3://bucket/folder.
+    """
 
     paths: list[str] = field(default_factory=list)  # more than one; `path` is the short form for one
-    extensions: list[str] = field(default_factory=lambda: [".txt", ".md", ".py", ".gz"])  # what to read in folders
+    extensions: list[str] = field(default_factory=list)  # what to read in folders; empty: text, or else tables
+    text_column: str | None = "text"  # of tables (JSON lines, JSON, CSV, TSV, Parquet); null: they are plain text
 
     def build(self, *, progress=True):
         from gptlab.data.sources.text import open_text

@@ -15,8 +15,9 @@ from gptlab.data.sources.source import (
     existing_path,
     files_below,
     fingerprint_of,
+    records_without_text,
 )
-from gptlab.data.sources.table_file import read_table, table_ending
+from gptlab.data.sources.table_file import read_table, table_ending, text_of
 from gptlab.errors import UserError, first_line
 
 REPOSITORY = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"  # the name of one on the hub
@@ -166,16 +167,7 @@ class HubCorpus(Corpus):
         column = self._config.text_column
         document = n_empty = 0
         for number, record in enumerate(self._dataset.records(column=column, limit=self._config.max_documents), 1):
-            if column not in record:
-                raise UserError(
-                    f"data.text_column={column} is not a column of the data set; it has {', '.join(sorted(record))}"
-                )
-            text = record[column]
-            if text is not None and not isinstance(text, str):
-                kind = "float" if isinstance(text, float) else type(text).__name__
-                raise UserError(
-                    f"record {number:,} of {self.description}: data.text_column={column} holds {kind}, not text"
-                )
+            text = text_of(record, column, f"record {number:,} of {self.description}")
             text = (text or "").removeprefix(BYTE_ORDER_MARK)
             if text:
                 yield TextChunk(document, str(document), text)
@@ -188,4 +180,4 @@ class HubCorpus(Corpus):
                 f"data.hub_split={self._config.hub_split}; name another column or split"
             )
         if n_empty:
-            self.left_out = [f"{n_empty:,} record{'s' * (n_empty != 1)} without text"]
+            self.left_out = [records_without_text(n_empty)]
