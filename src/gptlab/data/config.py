@@ -65,6 +65,10 @@ class DataConfig:
         check_bounds(self, "data.")
         if self.path == "":
             raise UserError("data.path= is empty; name a file or a folder, or leave it out")
+        self.check_fractions()
+
+    def check_fractions(self) -> None:
+        """Refuse splits that cannot be made."""
         if self.val_fraction + self.test_fraction >= 1:
             raise UserError(
                 f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} leave nothing "

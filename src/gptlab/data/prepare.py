@@ -26,7 +26,7 @@ from gptlab.data.examples.example_table import (
 )
 from gptlab.data.examples.records import Example, SpooledExamples, n_bytes, resolve
 from gptlab.data.progress import byte_progress
-from gptlab.data.sources.config import DownloadConfig, StdlibConfig, TableConfig, TextConfig
+from gptlab.data.sources.config import DownloadConfig, ShardsConfig, StdlibConfig, TableConfig, TextConfig
 from gptlab.data.sources.download import is_downloaded
 from gptlab.data.sources.source import Corpus, RecordSource, SpooledCorpus, TextChunk
 from gptlab.data.sources.storage import is_address
@@ -39,11 +39,13 @@ from gptlab.data.split import (
     split_examples,
 )
 from gptlab.data.token_file import TokenFile, TokenWriter
+from gptlab.data.token_shards import TokenShards, read_manifest
 from gptlab.data.tokenizers.config import TokenizerConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, lost_text
 from gptlab.data.tokenizers.training import between_words
 from gptlab.errors import UserError
 from gptlab.registry import variants
+from gptlab.units import plural
 
 _VERSION = 2
 _JOB_CHARACTERS = 1 << 18
@@ -59,9 +61,9 @@ class PreparedData:
     """
 
     tokenizer: Tokenizer
-    train: TokenFile
-    val: TokenFile | None
-    test: TokenFile | None
+    train: TokenFile | TokenShards
+    val: TokenFile | TokenShards | None
+    test: TokenFile | TokenShards | None
     fingerprint: str  # sha256 over the corpus's content, the tokenizer and the split
     inputs: dict[str, str]  # as `inputs_of` gives them
     folder: Path
@@ -71,11 +73,11 @@ class PreparedData:
     lost_text: str | None = None  # why there are no bits per byte: what encoding and decoding lose; None: nothing
     chat_template: str | None = None  # the text of `data.chat_template`
 
-    def part(self, name: str) -> TokenFile | None:
+    def part(self, name: str) -> TokenFile | TokenShards | None:
         """The split `train`, `val` or `test`."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
-    def existing_part(self, name: str) -> TokenFile:
+    def existing_part(self, name: str) -> TokenFile | TokenShards:
         """The same, of a split that is known to have a part of the text."""
         part = self.part(name)
         assert part is not None, f"the {name} split is empty"
@@ -94,12 +96,14 @@ def prepare(
     """
     data.check()
     tokenizer.check()
+    if isinstance(data, ShardsConfig):
+        return _open_shards(data, tokenizer, verify=bool(verify))
     corpus = data.build(progress=progress)
     if isinstance(corpus, RecordSource) and not isinstance(data, TableConfig):
         raise TypeError(f"data={data.type} gives records; its config {type(data).__name__} has to extend TableConfig")
     chat_template = _chat_template(data)
     fingerprint = _fingerprint(data, tokenizer, corpus, chat_template)
-    inputs = _inputs(tokenizer, corpus, chat_template)
+    inputs = _inputs(tokenizer, corpus.fingerprint, chat_template)
     root = cache_root(data.cache_dir)
     folder = root / f"{data.type}-{fingerprint[:16]}"
     made = None
@@ -159,6 +163,8 @@ def known_tokens(data: DataConfig, tokenizer: TokenizerConfig) -> int | None:
         or (isinstance(data, TextConfig) and not any(map(is_address, [data.path or "", *data.paths])))
         or (isinstance(data, DownloadConfig) and is_downloaded(data))
     )
+    if isinstance(data, ShardsConfig):
+        return sum(shard.n_tokens for shard in read_manifest(_folder_of(data)).shards["train"])
     root = cache_root(data.cache_dir)
     if not offline or not any(root.glob(f"{data.type}-*/")):
         return None
@@ -170,11 +176,13 @@ def inputs_of(data: DataConfig, tokenizer: TokenizerConfig) -> dict[str, str]:
     """A SHA-256 of each thing that `prepare` reads, by the key that a user knows it by; no token is made."""
     data.check()
     tokenizer.check()
-    return _inputs(tokenizer, data.build(progress=False), _chat_template(data))
+    if isinstance(data, ShardsConfig):
+        return _inputs(tokenizer, read_manifest(_folder_of(data)).fingerprint, None)
+    return _inputs(tokenizer, data.build(progress=False).fingerprint, _chat_template(data))
 
 
-def _inputs(tokenizer: TokenizerConfig, corpus: Corpus | RecordSource, chat_template: str | None) -> dict[str, str]:
-    inputs = {"data": corpus.fingerprint, "tokenizer": _sha256(tokenizer.identity())}
+def _inputs(tokenizer: TokenizerConfig, content: str, chat_template: str | None) -> dict[str, str]:
+    inputs = {"data": content, "tokenizer": _sha256(tokenizer.identity())}
     return inputs if chat_template is None else inputs | {"data.chat_template": _sha256(chat_template)}
 
 
@@ -244,6 +252,46 @@ def _load(
         test=files.get("test"),
         notes=notes,
         lost_text=lost_text,
+    )
+
+
+def _folder_of(data: ShardsConfig) -> Path:
+    return Path(data.path or "").expanduser()
+
+
+def _open_shards(data: ShardsConfig, config: TokenizerConfig, *, verify: bool) -> PreparedData:
+    folder = _folder_of(data)
+    manifest = read_manifest(folder)
+    made_by = f"{folder} was tokenized with {manifest.tokenizer['type']}"
+    if config.trained:
+        raise UserError(f"{made_by}, and tokenizer={config.type} would learn another vocabulary; leave tokenizer= out")
+    tokenizer = config.build(_no_texts)
+    if tokenizer.fingerprint != manifest.tokenizer["fingerprint"]:
+        given = f"tokenizer={config.type} has fingerprint {tokenizer.fingerprint[:16]}"
+        raise UserError(
+            f"{made_by} (fingerprint {manifest.tokenizer['fingerprint'][:16]}), and {given}; leave tokenizer= out"
+        )
+    files = {}
+    for part, fraction in (("train", 1), ("val", data.val_fraction), ("test", data.test_fraction)):
+        if part in manifest.shards and fraction != 0:
+            files[part] = TokenShards.open(folder, manifest, part, verify=verify)
+        elif part == "val" and fraction != 0:
+            raise UserError(f"{folder} has no validation split; set data.val_fraction=0 to train without")
+    found = manifest.documents
+    n_shards = sum(map(len, manifest.shards.values()))
+    size = f"{plural(found['n_documents'], 'document')}, {found['n_bytes']:,} bytes"
+    return PreparedData(
+        tokenizer=tokenizer,
+        fingerprint=manifest.fingerprint,
+        inputs=_inputs(config, manifest.fingerprint, None),
+        folder=folder,
+        description=f"{plural(n_shards, 'shard')} in {data.path} of {manifest.source['description']}: {size}, content "
+        f"{manifest.fingerprint[:16]}",
+        train=files["train"],
+        val=files.get("val"),
+        test=files.get("test"),
+        notes=list(found["notes"]),
+        lost_text=found["lost_text"],
     )
 
 

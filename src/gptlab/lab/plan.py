@@ -146,7 +146,7 @@ class Planner:
         if self.accounting is Accounting.zero_paper:
             return zero_paper_bytes(self.parameters["trained"], strategy.type, self.devices.count)
         evaluated = None
-        if self.config.data.val_fraction:
+        if self.config.data.val_fraction != 0:
             batch_size = eval_batch_size(self.config.context_length, micro_batch_size or self.config.micro_batch_size)
             if batch_size not in self._evaluated:
                 self._evaluated[batch_size] = costs.forward_pass(

@@ -88,9 +88,11 @@ def _data(config: Mapping[str, Any], step: int, summary: Mapping[str, Any]) -> s
     where["address"] = data.get("url")
     lines += [f"{name.capitalize()}: {value}." for name, value in where.items() if value]
     n_tokens = step * config["batch_tokens"]
+    held_out = [data.get("val_fraction", 0), data.get("test_fraction", 0)]
+    val, test = ("as it was prepared" if fraction is None else f"{fraction:.0%}" for fraction in held_out)
     lines.append(
         f"Read in training: {n_tokens:,} tokens, counting a token each time it is read. Held out: "
-        f"{data.get('val_fraction', 0):.0%} for validation, {data.get('test_fraction', 0):.0%} for a test."
+        f"{val} for validation, {test} for a test."
     )
     lines.append("The license of the data is that of its source, and was not checked here; nor was its content.")
     return "\n".join(lines)

@@ -74,6 +74,35 @@ class HuggingFaceConfig(DataConfig):
         return HubCorpus(self)
 
 
+@register("data", "shards")
+class ShardsConfig(DataConfig):
+    """The token shards that `gptlab prepare` wrote into the folder `path`, with their splits and their tokenizer."""
+
+    split: Split = Split.document
+    # null: as they were prepared; 0: the split is not used
+    val_fraction: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    test_fraction: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def build(self, *, progress=True):
+        raise UserError("data=shards is tokenized already; give text, as with data=text data.path=FOLDER")
+
+    def check(self) -> None:
+        super().check()
+        if self.path is None:
+            raise UserError("data=shards reads a folder that gptlab prepare wrote; name it with data.path=FOLDER")
+        if Split(self.split) is not Split.document or self.n_processes is not None:
+            key = "n_processes" if self.n_processes is not None else "split"
+            raise UserError(f"data.{key} is an option of gptlab prepare, and data=shards is prepared; leave it out")
+
+    def check_fractions(self) -> None:
+        for name in ("val_fraction", "test_fraction"):
+            if getattr(self, name):
+                raise UserError(
+                    f"data.{name}={getattr(self, name)}: the shards were split when they were prepared; leave it out, "
+                    f"or set data.{name}=0 to leave that split alone"
+                )
+
+
 CHAT = {"system": "System:\n{content}\n\n", "user": "User:\n{content}\n\n", "assistant": "Assistant:\n{content}"}
 KEYS = {
     TargetKind.label: "data.label_column=COLUMN",
