@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -38,7 +38,13 @@ class EncodeJob:
     n_bytes: int
 
 
-Job = TypeVar("Job", bound=EncodeJob)
+class HasTexts(Protocol):
+    """What `Encoders.map` encodes."""
+
+    texts: list[str | int]
+
+
+Job = TypeVar("Job", bound=HasTexts)
 
 
 class Encoded(NamedTuple):
@@ -52,6 +58,8 @@ def encode_texts(tokenizer: Tokenizer, texts: list[str | int]) -> Encoded:
     """Encode texts one by one; an integer is a token id."""
     dtype = token_dtype(tokenizer.vocab_size)
     parts = [np.array([text]) if isinstance(text, int) else tokenizer.encode(text) for text in texts]
+    if not parts:
+        return Encoded(np.empty(0, dtype), [])
     return Encoded(np.concatenate([ids.astype(dtype, copy=False) for ids in parts]), [len(ids) for ids in parts])
 
 
@@ -95,7 +103,7 @@ class Encoders:
         for worker in self._workers:
             idle.put(worker)
 
-        def encode(job: EncodeJob) -> Encoded:
+        def encode(job: HasTexts) -> Encoded:
             worker = idle.get()
             try:
                 return _ask(worker, job.texts, self._dtype)

@@ -48,7 +48,7 @@ from gptlab.registry import variants
 from gptlab.units import plural
 
 _VERSION = 2
-_JOB_CHARACTERS = 1 << 18
+JOB_CHARACTERS = 1 << 18
 _SMALL_CORPUS_BYTES = 4_000_000
 _COMPARED_CHARACTERS = 1_000_000  # of each split
 
@@ -305,7 +305,7 @@ def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corp
         sizes = measure(corpus)
         part_of = split_documents(data, sizes)
 
-        tokenizer = tokenizer or _learn(config, lambda: _texts(corpus, part_of, config), progress=progress)
+        tokenizer = tokenizer or learn_vocabulary(config, lambda: _texts(corpus, part_of, config), progress=progress)
         encoders = encoders or _start(stack, folder, tokenizer, data, corpus.n_bytes)
         writers = _writers(stack, folder, tokenizer, data)
         advance = stack.enter_context(byte_progress("tokenizing", sizes.n_bytes, show=progress))
@@ -337,7 +337,7 @@ def _build_examples(
     plain = () if tokenizer is None else [t for t, i in tokenizer.special_ids.items() if i not in tokenizer.specials]
     examples = SpooledExamples(data, source, folder / "spool", chat_tokens, special_tokens, plain, progress=progress)
     part_of = split_examples(data, examples.hashes)
-    tokenizer = tokenizer or _learn(config, lambda: _example_texts(examples, part_of, config), progress=progress)
+    tokenizer = tokenizer or learn_vocabulary(config, lambda: _example_texts(examples, part_of, config), progress=progress)
     if tokenizer.eot is None and data.target_kind is not TargetKind.label:
         raise UserError(
             f"tokenizer={config.type} has no end-of-text token, which ends each response of data={data.type}; use "
@@ -391,7 +391,8 @@ def _example_texts(
                     yield segment.text
 
 
-def _learn(config: TokenizerConfig, texts: Callable[[], Iterator[str]], *, progress: bool) -> Tokenizer:
+def learn_vocabulary(config: TokenizerConfig, texts: Callable[[], Iterator[str]], *, progress: bool) -> Tokenizer:
+    """A tokenizer that is trained on texts, which may be read several times."""
     # How often the texts are read is the tokenizer's matter, and most of the time may follow: the bar has no end.
     with byte_progress("learning the vocabulary", None, show=progress) as advance:
 
@@ -447,14 +448,15 @@ def _writers(stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataCon
 
 def _start(stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataConfig, n_bytes: int) -> Encoders:
     tokenizer.save(folder / "tokenizer.json")
-    n_processes = data.n_processes or _n_cores()
+    n_processes = data.n_processes or n_cores()
     # Starting a process costs as much as tokenizing a few megabytes.
     if n_bytes < _SMALL_CORPUS_BYTES or tokenizer.one_process:
         n_processes = 1
     return stack.enter_context(Encoders(tokenizer, n_processes))
 
 
-def _n_cores() -> int:
+def n_cores() -> int:
+    """The cores that this process may use."""
     with suppress(AttributeError):  # not on every platform
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -475,7 +477,7 @@ def _jobs(parts: Iterable[tuple[str, TextChunk]], tokenizer: Tokenizer) -> Itera
             job.texts.append(text)
             job.n_characters += len(text)
             job.n_bytes += len(text.encode("utf-8", "surrogatepass"))
-            if job.n_characters >= _JOB_CHARACTERS:
+            if job.n_characters >= JOB_CHARACTERS:
                 yield job
                 job = open_jobs[part] = _empty_job(part)
     yield from (job for job in open_jobs.values() if job.texts)
@@ -502,7 +504,7 @@ def _example_jobs(
         job.n_documents += 1
         job.n_characters += sum(len(segment.text) for segment in example.segments if isinstance(segment.text, str))
         job.n_bytes += sum(map(n_bytes, example.segments))
-        if job.n_characters >= _JOB_CHARACTERS:
+        if job.n_characters >= JOB_CHARACTERS:
             yield open_jobs.pop(part)
     yield from open_jobs.values()
 

@@ -26,7 +26,12 @@ def parts_of(data: DataConfig) -> list[str]:
 
 def unit_hash(content: bytes) -> float:
     """A hash in [0, 1), the same on every platform."""
-    return (int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 11) / (1 << 53)
+    return unit_of(hashlib.sha256(content).digest())
+
+
+def unit_of(digest: bytes) -> float:
+    """The number in [0, 1) that a SHA-256 begins with."""
+    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -118,7 +123,40 @@ def _split_by_characters(data: DataConfig, characters: np.ndarray) -> PartOf:
     return part_of
 
 
+def hash_bounds(data: DataConfig, hashes: Iterable[float]) -> tuple[float, float]:
+    """Below which hashes a document is for validation, and below which others for a test; the rest is for training.
+
+    `hashes` are those of the documents in their order, read until each split has one: then the bounds are the
+    fractions. In a corpus that ends before, an empty split takes the document with the next hash. UserError where there
+    are too few different documents.
+    """
+    bounds = data.val_fraction, data.val_fraction + data.test_fraction
+    missing = set(parts_of(data))
+    seen: set[float] = set()
+    n_documents = 0
+    for unit in hashes:
+        n_documents += 1
+        seen.add(unit)
+        missing.discard("val" if unit < bounds[0] else "test" if unit < bounds[1] else "train")
+        if not missing:
+            return bounds
+    advice = "set data.val_fraction=0 and data.test_fraction=0"
+    n_val, n_test = _n_held_out(data, np.array(list(seen)), n_documents, advice)
+    ordered = sorted(seen)
+    return ordered[n_val] if n_val else 0.0, ordered[n_val + n_test] if n_val + n_test else 0.0
+
+
 def _split_by_document(data: DataConfig, hashes: np.ndarray, n_documents: int | None = None) -> PartOf:
+    n_val, n_test = _n_held_out(data, hashes, n_documents, "use data.split=fraction, which cuts the text itself")
+    codes = np.zeros(len(hashes), dtype=np.uint8)
+    order = np.argsort(hashes, kind="stable")
+    codes[order[:n_val]] = 1
+    codes[order[n_val : n_val + n_test]] = 2
+    return lambda document: [(PARTS[codes[document]], 0)]
+
+
+def _n_held_out(data: DataConfig, hashes: np.ndarray, n_documents: int | None, advice: str) -> tuple[int, int]:
+    """How many of the documents, in the order of their hashes, are for validation, and then for a test."""
     n = len(hashes)
     wanted = [
         part for part, fraction in zip(PARTS[1:], (data.val_fraction, data.test_fraction), strict=True) if fraction
@@ -127,20 +165,14 @@ def _split_by_document(data: DataConfig, hashes: np.ndarray, n_documents: int | 
         alike = f" different among {n_documents}" if n_documents not in (None, n) else ""
         raise UserError(
             f"data.split=document needs a document for each of train, {', '.join(wanted)} and the corpus has "
-            f"{n}{alike}; "
-            "use data.split=fraction, which cuts the text itself"
+            f"{n}{alike}; {advice}"
         )
     n_val = int((hashes < data.val_fraction).sum())
     n_test = int((hashes < data.val_fraction + data.test_fraction).sum()) - n_val
     # In the order of the hashes the parts are neighbors: an empty one takes the next document.
     n_val, n_test = max(n_val, "val" in wanted), max(n_test, "test" in wanted)
     n_val = min(n_val, n - 1 - ("test" in wanted))
-    n_test = min(n_test, n - 1 - n_val)
-    codes = np.zeros(n, dtype=np.uint8)
-    order = np.argsort(hashes, kind="stable")
-    codes[order[:n_val]] = 1
-    codes[order[n_val : n_val + n_test]] = 2
-    return lambda document: [(PARTS[codes[document]], 0)]
+    return n_val, min(n_test, n - 1 - n_val)
 
 
 def cut_into_parts(chunks: Iterable[TextChunk], part_of: PartOf) -> Iterator[tuple[str, TextChunk]]:

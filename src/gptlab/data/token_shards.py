@@ -80,7 +80,7 @@ class Manifest:
         content = {part: [[shard.n_tokens, shard.sha256] for shard in shards] for part, shards in self.shards.items()}
         return _sha256([self.tokenizer["fingerprint"], content])
 
-    def save(self, folder: Path) -> str:
+    def text(self) -> str:
         """The text of the manifest's file."""
         content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
         return json.dumps(content | {"checksum": _sha256(content)}, indent=1) + "\n"
