@@ -20,7 +20,7 @@ PartOf = Callable[[int], list[tuple[str, int]]]
 
 def parts_of(data: DataConfig) -> list[str]:
     """The parts that a config asks for, `train` first."""
-    fractions = {"train": 1, "val": data.val_fraction, "test": data.test_fraction}
+    fractions = dict(zip(PARTS, (1, *data.held_out), strict=True))
     return [part for part in PARTS if fractions[part]]
 
 
@@ -100,13 +100,10 @@ def split_documents(data: DataConfig, sizes: DocumentSizes) -> PartOf:
 def _split_by_characters(data: DataConfig, characters: np.ndarray) -> PartOf:
     n = int(characters.sum())
     # Rounded, so that 1 - 0.1 is 0.9 and its product with n the one that everybody else computes.
-    ends = [
-        int(round(1 - data.val_fraction - data.test_fraction, 12) * n),
-        int(round(1 - data.test_fraction, 12) * n),
-        n,
-    ]
+    val, test = data.held_out
+    ends = [int(round(1 - val - test, 12) * n), int(round(1 - test, 12) * n), n]
     starts = [0, *ends[:2]]
-    for part, fraction, start, end in zip(PARTS, (1, data.val_fraction, data.test_fraction), starts, ends, strict=True):
+    for part, fraction, start, end in zip(PARTS, (1, val, test), starts, ends, strict=True):
         if fraction and start == end:
             setting = "the training split" if part == "train" else f"data.{part}_fraction={fraction}"
             raise UserError(f"{setting} is empty: the corpus has {n:,} characters; give more text or other fractions")
@@ -130,7 +127,7 @@ def hash_bounds(data: DataConfig, hashes: Iterable[float]) -> tuple[float, float
     fractions. In a corpus that ends before, an empty split takes the document with the next hash. UserError where there
     are too few different documents.
     """
-    bounds = data.val_fraction, data.val_fraction + data.test_fraction
+    bounds = data.held_out[0], sum(data.held_out)
     missing = set(parts_of(data))
     seen: set[float] = set()
     n_documents = 0
@@ -158,17 +155,15 @@ def _split_by_document(data: DataConfig, hashes: np.ndarray, n_documents: int | 
 def _n_held_out(data: DataConfig, hashes: np.ndarray, n_documents: int | None, advice: str) -> tuple[int, int]:
     """How many of the documents, in the order of their hashes, are for validation, and then for a test."""
     n = len(hashes)
-    wanted = [
-        part for part, fraction in zip(PARTS[1:], (data.val_fraction, data.test_fraction), strict=True) if fraction
-    ]
+    wanted = [part for part, fraction in zip(PARTS[1:], data.held_out, strict=True) if fraction]
     if n <= len(wanted):
         alike = f" different among {n_documents}" if n_documents not in (None, n) else ""
         raise UserError(
             f"data.split=document needs a document for each of train, {', '.join(wanted)} and the corpus has "
             f"{n}{alike}; {advice}"
         )
-    n_val = int((hashes < data.val_fraction).sum())
-    n_test = int((hashes < data.val_fraction + data.test_fraction).sum()) - n_val
+    n_val = int((hashes < data.held_out[0]).sum())
+    n_test = int((hashes < sum(data.held_out)).sum()) - n_val
     # In the order of the hashes the parts are neighbors: an empty one takes the next document.
     n_val, n_test = max(n_val, "val" in wanted), max(n_test, "test" in wanted)
     n_val = min(n_val, n - 1 - ("test" in wanted))

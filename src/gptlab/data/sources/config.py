@@ -80,8 +80,8 @@ class ShardsConfig(DataConfig):
 
     split: Split = Split.document
     # null: as they were prepared; 0: the split is not used
-    val_fraction: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    test_fraction: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    val_fraction: float | None = None
+    test_fraction: float | None = None
 
     def build(self, *, progress=True):
         raise UserError("data=shards is tokenized already; give text, as with data=text data.path=FOLDER")
