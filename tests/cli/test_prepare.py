@@ -1,10 +1,16 @@
 """`gptlab prepare`, in this process."""
 
+import re
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import gptlab
+from gptlab import composition
 from gptlab.cli.main import VERBS
+from gptlab.cli.prepare import OPTIONS
 from gptlab.data.token_shards import read_manifest
 
 
@@ -62,3 +68,23 @@ def test_verify_lists_what_is_damaged(say, corpus, tmp_path):
     (out / "train-00000.bin").write_bytes(content)
     error = say(f"verify={out}", expect=2)
     assert "2 of 3 shards" in error and "train-00000.bin: its contents" in error and "train-00001.bin does not" in error
+
+
+def test_commands_of_the_documentation(say, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    first, second = re.findall(
+        r"^```sh\n(.*?)^```", page.partition("\n## Token shards\n")[2], re.DOTALL | re.MULTILINE
+    )[:2]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    for number in range(100):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"text {number} " * 20)
+    *lines, train = first.splitlines()
+    assert len(lines) == 2 and train.startswith("gptlab train ")
+    for line in lines:
+        assert "shards" in say(*shlex.split(line)[2:])
+    assert gptlab.batch(gptlab.compose(*shlex.split(train)[2:]), 0)
+    for line in second.splitlines():
+        assert line.startswith("gptlab prepare ")
+        given = [argument for argument in shlex.split(line)[2:] if argument.partition("=")[0] not in OPTIONS]
+        composition.compose_plain(*given)

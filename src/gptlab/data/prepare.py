@@ -145,7 +145,7 @@ def learn_tokenizer(data: DataConfig, config: TokenizerConfig, *, progress: bool
         if corpus.slow:
             corpus = SpooledCorpus(corpus, Path(folder) / "spool", progress=progress)
         part_of = split_documents(data, measure(corpus))
-        return _learn(config, lambda: _texts(corpus, part_of, config), progress=progress)
+        return learn_vocabulary(config, lambda: _texts(corpus, part_of, config), progress=progress)
 
 
 def _learned_tokenizers() -> str:
