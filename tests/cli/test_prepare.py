@@ -67,7 +67,9 @@ def test_verify_lists_what_is_damaged(say, corpus, tmp_path):
     content[-2] ^= 1
     (out / "train-00000.bin").write_bytes(content)
     error = say(f"verify={out}", expect=2)
-    assert "2 of 3 shards" in error and "train-00000.bin: its contents" in error and "train-00001.bin does not" in error
+    assert (
+        "2 of 3 shards of" in error and "train-00000.bin: its contents" in error and "train-00001.bin does not" in error
+    )
 
 
 def test_commands_of_the_documentation(say, tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def _verify(folder: Path) -> None:
     if wrong:
         more = f"\nand {len(wrong) - _N_LISTED:,} more" if len(wrong) > _N_LISTED else ""
         listed = "\n".join(wrong[:_N_LISTED])
-        raise UserError(f"{len(wrong):,} of {plural(n_shards, 'shard')} of {folder} are damaged:\n{listed}{more}")
+        raise UserError(f"{len(wrong):,} of {plural(n_shards, 'shard')} of {folder} damaged:\n{listed}{more}")
     seconds = time.monotonic() - start
     print_text(f"{folder}: {plural(n_shards, 'shard')} as written, {bytes_text(n_bytes)} read in {duration(seconds)}\n")
 

@@ -6,6 +6,7 @@ caller's main module again. A worker has the caller's `sys.path` and imports the
 """
 
 import json
+import os
 import subprocess
 import sys
 from array import array
@@ -187,4 +188,7 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 def main() -> None:
     """Serve encoding requests on standard input and output, as a worker process."""
-    _serve(sys.stdin.buffer, own_replies())
+    try:
+        _serve(sys.stdin.buffer, own_replies())
+    except BrokenPipeError:  # the other process was killed
+        os._exit(1)

@@ -197,7 +197,7 @@ def read_header(path: Path, remedy: str | None = None) -> TokenHeader:
     if version != _VERSION:
         raise refused(f"version {version}, this gptlab reads version {_VERSION}")
     text = head[_PREFIX.size : _PREFIX.size + length_bytes]
-    if len(text) != length_bytes or zlib.crc32(text) != crc or any(head[_PREFIX.size + length_bytes :]):
+    if len(text) != length_bytes or zlib.crc32(text) != crc:
         raise refused("its header was altered")
     try:
         header = TokenHeader(**json.loads(text))
@@ -207,6 +207,8 @@ def read_header(path: Path, remedy: str | None = None) -> TokenHeader:
     if size_bytes != expected_bytes:
         what = "truncated" if size_bytes < expected_bytes else "too long"
         raise refused(f"{what}: {size_bytes:,} bytes, expected {expected_bytes:,}")
+    if any(head[_PREFIX.size + length_bytes :]):
+        raise refused("its header was altered")
     return header
 
 
