@@ -337,7 +337,9 @@ def _build_examples(
     plain = () if tokenizer is None else [t for t, i in tokenizer.special_ids.items() if i not in tokenizer.specials]
     examples = SpooledExamples(data, source, folder / "spool", chat_tokens, special_tokens, plain, progress=progress)
     part_of = split_examples(data, examples.hashes)
-    tokenizer = tokenizer or learn_vocabulary(config, lambda: _example_texts(examples, part_of, config), progress=progress)
+    tokenizer = tokenizer or learn_vocabulary(
+        config, lambda: _example_texts(examples, part_of, config), progress=progress
+    )
     if tokenizer.eot is None and data.target_kind is not TargetKind.label:
         raise UserError(
             f"tokenizer={config.type} has no end-of-text token, which ends each response of data={data.type}; use "
