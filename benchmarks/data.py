@@ -1,6 +1,7 @@
-"""Speed of the data pipeline: sequences, gathering, tokenizing to disk, starting.
+"""Speed of the data pipeline: sequences, gathering, tokenizing to disk, starting; and of token shards.
 
     python benchmarks/data.py --rounds 5 --megabytes 60 --token-file-gigabytes 1
+    python benchmarks/data.py --shards --rounds 3 --megabytes 60 --line-megabytes 500
 
 What is compared alternates within each round; the table gives medians over the rounds. Sequences and gathering use one
 core. The corpus is Python's standard library, repeated; one-thread tiktoken encodes the same documents in a loop and
@@ -8,8 +9,11 @@ keeps nothing.
 """
 
 import argparse
+import json
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -205,13 +209,146 @@ def starting(folder: Path, rounds: int, gigabytes: float) -> None:
     row("start with verify=True", f"{found['verified']:.2f} s")
 
 
+# What one call of `prepare_shards` takes, in a process of its own: seconds, CPU seconds of all processes, and the most
+# memory in MB of this process and of one that encodes. (ru_maxrss would count what the parent had when it forked.)
+ONE_CALL = """
+import json, os, sys, time
+from gptlab.data import encode
+from gptlab.data.config import Split
+from gptlab.data.sharding import prepare_shards
+from gptlab.data.sources.config import TextConfig
+from gptlab.data.tokenizers.config import GPT2Config
+path, out, n_processes = sys.argv[1:]
+def peak(process):
+    with open(f"/proc/{process}/status") as file:
+        return next(int(line.split()[1]) / 1e3 for line in file if line.startswith("VmHWM"))
+peaks, end_child = [0], encode.end_child
+def end(child):
+    peaks.append(peak(child.pid))
+    end_child(child)
+encode.end_child = end
+data = TextConfig(path=path, val_fraction=0.0, split=Split.document, n_processes=int(n_processes), cache_dir=out + "-c")
+start, cpu = time.perf_counter(), sum(os.times()[:4])
+prepare_shards(data, GPT2Config(), out, shard_tokens=10_000_000)
+print(json.dumps([time.perf_counter() - start, sum(os.times()[:4]) - cpu, peak("self"), max(peaks)]))
+"""
+
+# nanoGPT's data/openwebtext/prepare.py from a data set that is on disk already: map, then 1024 writes to a memory map.
+NANOGPT = """
+import json, os, sys, time
+import datasets, numpy as np, tiktoken
+path, out, n_processes = sys.argv[1:]
+datasets.disable_progress_bars()
+dataset = datasets.load_dataset("json", data_files=path, split="train", cache_dir=out + "-c")
+encoding = tiktoken.get_encoding("gpt2")
+def process(example):
+    ids = encoding.encode_ordinary(example["text"])
+    ids.append(encoding.eot_token)
+    return {"ids": ids, "len": len(ids)}
+start, cpu = time.perf_counter(), sum(os.times()[:4])
+tokenized = dataset.map(process, remove_columns=["text"], num_proc=int(n_processes))
+tokens = np.memmap(out, dtype=np.uint16, mode="w+", shape=(int(np.sum(tokenized["len"], dtype=np.uint64)),))
+total_batches, position = min(1024, len(tokenized)), 0
+for index in range(total_batches):
+    batch = tokenized.shard(num_shards=total_batches, index=index, contiguous=True).with_format("numpy")
+    ids = np.concatenate(batch["ids"])
+    tokens[position : position + len(ids)] = ids
+    position += len(ids)
+tokens.flush()
+print(json.dumps([time.perf_counter() - start, sum(os.times()[:4]) - cpu]))
+"""
+
+
+def in_a_process(program: str, *arguments: str) -> list[float]:
+    done = subprocess.run([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def shards(folder: Path, rounds: int, megabytes: float, line_megabytes: float, n_processes: int = 2) -> None:
+    """Token shards beside tiktoken and nanoGPT's way, from one JSONL file, each in a process of its own."""
+    texts = [text for _, text in StdlibConfig().build().documents()]
+    once = sum(len(text.encode()) for text in texts)
+    n_copies = max(1, round(megabytes * 1e6 / once))
+
+    def write(path: Path, n_copies: int) -> float:
+        with open(path, "w") as file:
+            for _ in range(n_copies):
+                file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+        return n_copies * once
+
+    n_bytes = write(folder / "corpus.jsonl", n_copies)
+    encoding = tiktoken.get_encoding("gpt2")
+    print(
+        f"\ntoken shards: gpt2, {n_copies * len(texts):,} documents, {n_bytes / 1e6:.1f} MB of text in one JSONL file"
+    )
+
+    def one_call(name: str, n: int = n_processes) -> list[float]:
+        found = in_a_process(ONE_CALL, str(folder / name), str(folder / "out"), str(n))
+        for path in folder.glob("out*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return found
+
+    def nanogpt() -> list[float]:
+        return in_a_process(NANOGPT, str(folder / "corpus.jsonl"), str(folder / "out"), str(n_processes))
+
+    def alone() -> list[float]:
+        cpu = time.process_time()
+        taken = seconds(lambda: [len(encoding.encode_ordinary(text)) for text in texts])
+        return [taken * n_copies, (time.process_time() - cpu) * n_copies]
+
+    runs = {
+        "tiktoken, one thread, nothing written": alone,
+        f"prepare, {n_processes} processes": lambda: one_call("corpus.jsonl"),
+    }
+    runs[f"nanoGPT's prepare, {n_processes} processes"] = nanogpt
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            found = run()
+            taken[name].append(found[0])
+            cpu[name].append(found[1])
+            for path in folder.glob("out*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    first, second, third = taken.values()
+    for name, found in taken.items():
+        ratio = statistics.median(base / own for base, own in zip(first, found, strict=True))
+        work = statistics.median(own / base for base, own in zip(cpu[next(iter(cpu))], cpu[name], strict=True))
+        speed = f"{n_bytes / 1e6 / statistics.median(found):.1f} MB/s"
+        row(name, speed, f"{ratio:.2f} x tiktoken, {work:.2f} x its CPU time")
+    row("  prepare beside nanoGPT's", f"{statistics.median(b / a for a, b in zip(second, third, strict=True)):.2f} x")
+
+    write(folder / "small.jsonl", max(1, n_copies // 5))
+    write(folder / "large.jsonl", max(1, n_copies // 5) * 10)
+    small, large = one_call("small.jsonl"), one_call("large.jsonl")
+    row("  memory, main process, 1x and 10x", f"{small[2]:.0f}, {large[2]:.0f} MB", f"{large[2] / small[2] - 1:+.1%}")
+    row(
+        "  memory, one that encodes, 1x and 10x",
+        f"{small[2]:.0f}, {large[2]:.0f} MB",
+        f"{large[2] / small[2] - 1:+.1%}",
+    )
+    (folder / "large.jsonl").unlink()
+    line = " ".join(" ".join(texts).split())
+    with open(folder / "line.txt", "w") as file:
+        for _ in range(max(1, round(line_megabytes * 1e6 / len(line.encode())))):
+            file.write(line + " ")
+    size = (folder / "line.txt").stat().st_size / 1e6
+    time_taken, _, *memory = one_call("line.txt")
+    row(f"one line of {size:.0f} MB", f"{size / time_taken:.1f} MB/s", f"memory {memory[0]:.0f} and {memory[1]:.0f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=int, default=60)
     parser.add_argument("--token-file-gigabytes", type=float, default=1.0)
+    parser.add_argument("--shards", action="store_true", help="token shards instead")
+    parser.add_argument("--line-megabytes", type=float, default=500)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.shards:
+            shards(Path(folder), arguments.rounds, arguments.megabytes, arguments.line_megabytes)
+            return
         sequences(Path(folder), arguments.rounds)
         tokenizing(Path(folder), arguments.rounds, arguments.megabytes)
         starting(Path(folder), arguments.rounds, arguments.token_file_gigabytes)

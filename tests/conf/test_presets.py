@@ -53,6 +53,8 @@ COUNTS = {
 
 NEEDED = {
     "data=text": ["data.path=my.txt"],
+    "data=shards": ["data.path=shards"],
+    "tokenizer=shards": ["data.path=shards"],
     "tokenizer=file": ["tokenizer.path=tokenizer.json"],
     "data=table": ["data.path=my.csv", "data.label_column=kind", "data.class_names=[a,b]", "objective=classification"],
     "data=functions": ["data.response={summary}", "objective=instruction"],

@@ -190,7 +190,7 @@ def test_processes_and_chunks_change_nothing(make, tmp_path, monkeypatch, tokeni
     contents = []
     for n_processes, small, job, block in ((1, 10**9, 10**9, 1 << 18), (2, 0, 1000, 777), (3, 0, 1, 64)):
         monkeypatch.setattr(prepare_module, "_SMALL_CORPUS_BYTES", small)
-        monkeypatch.setattr(prepare_module, "_JOB_CHARACTERS", job)
+        monkeypatch.setattr(prepare_module, "JOB_CHARACTERS", job)
         monkeypatch.setattr("gptlab.data.sources.source.BLOCK_BYTES", block)
         data = run(
             make(*texts, n_processes=n_processes, cache_dir=str(tmp_path / f"c{n_processes}"), **settings), tokenizer
@@ -315,7 +315,7 @@ def test_an_error_half_way_leaves_no_half_cache(make, tmp_path, monkeypatch, err
                 raise error("half way")
             yield result
 
-    monkeypatch.setattr(prepare_module, "_JOB_CHARACTERS", 100)
+    monkeypatch.setattr(prepare_module, "JOB_CHARACTERS", 100)
     with monkeypatch.context() as patch:
         patch.setattr(Encoders, "map", broken)
         with pytest.raises(error, match="half way"):

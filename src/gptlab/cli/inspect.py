@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptlab.cli.guard import guard
-from gptlab.cli.options import load_plugins, print_text, read
+from gptlab.cli.options import compose, load_plugins, print_text, read
 from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds
 from gptlab.generation.config import OutputFormat
@@ -110,11 +110,4 @@ def _config(own: _Options, overrides: list[str]) -> tuple[Any, "Run | None"]:
             raise UserError(f"{rest[0]} has no effect on run={own.run}, whose config is shown as it is; leave out one")
         run = open_run(own.run)
         return run.config, run
-    from gptlab import composition
-    from gptlab.cli.train import option, split
-
-    options, typed = split(overrides)
-    unknown = [one for one in options if one.startswith("-") and one.partition("=")[0] not in ("--config-dir", "-cd")]
-    if unknown:
-        raise UserError(f"{unknown[0]} is not an option of gptlab inspect; see gptlab inspect --help")
-    return composition.compose(*typed, config_dir=option(options, "--config-dir", "-cd")), None
+    return compose(overrides, "gptlab inspect"), None

@@ -17,6 +17,7 @@ VERBS = {
     "generate": "text from a run, a checkpoint or a transformers folder",
     "fill-mask": "tokens for the masks of a text, by an encoder",
     "embed": "vectors of texts, and how similar they are",
+    "prepare": "text to token shards, in parallel, which any run can train on",
     "tokenize": "the pieces and ids that tokenizers make of a text",
     "inspect": "what a training step reads, as text",
 }

@@ -10,6 +10,9 @@ from gptlab import plugins
 from gptlab.errors import UserError, did_you_mean
 from gptlab.values import coerce
 
+if typing.TYPE_CHECKING:
+    from gptlab.config import RunConfig
+
 
 def split(arguments: list[str]) -> list[tuple[str, str]]:
     """Each argument's key and value; UserError for one that has none."""
@@ -52,6 +55,21 @@ def read(arguments: list[str], hints: Mapping[str, Any], of: str, foreign: Mappi
         else:
             values[key] = coerce(key, value, hints[key])
     return values
+
+
+def compose(overrides: list[str], of: str) -> "RunConfig":
+    """The run that the overrides of `gptlab train` describe, with --config-dir among them; `of` names the command.
+
+    UserError for another option of train's.
+    """
+    from gptlab import composition
+    from gptlab.cli.train import option, split
+
+    options, typed = split(overrides)
+    for one in options:
+        if one.startswith("-") and one.partition("=")[0] not in ("--config-dir", "-cd"):
+            raise UserError(f"{one} is not an option of {of}; see {of} --help")
+    return composition.compose(*typed, config_dir=option(options, "--config-dir", "-cd"))
 
 
 def read_text(path: Path, option: str) -> str:

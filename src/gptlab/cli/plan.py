@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from gptlab.cli.guard import guard
-from gptlab.cli.options import read
+from gptlab.cli.options import compose, read
 from gptlab.distributed.hardware import Hardware, find, known
 from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds
@@ -90,17 +90,11 @@ def _answer(arguments: list[str], overrides: list[str]) -> None:
     _refuse_together(own, compared, propose=PROPOSE in overrides)
     if own.known or own.compute is not None:
         return _without_model(own, overrides)
-    from gptlab import composition
-    from gptlab.cli.train import option, split
-
-    options, typed = split([one for one in overrides if one != PROPOSE])
-    for one in options:
-        if one.startswith("-") and one.partition("=")[0] not in ("--config-dir", "-cd"):
-            raise UserError(f"{one} is not an option of gptlab plan; see gptlab plan --help")
     kind = _hardware(own)
-    if not any(one.partition("=")[0] == "trainer.accelerator" for one in typed) and kind.is_cpu:
-        typed.append("trainer.accelerator=cpu")
-    config = composition.compose(*typed, config_dir=option(options, "--config-dir", "-cd"))
+    given = [one for one in overrides if one != PROPOSE]
+    if not any(one.partition("=")[0] == "trainer.accelerator" for one in given) and kind.is_cpu:
+        given.append("trainer.accelerator=cpu")
+    config = compose(given, "gptlab plan")
 
     from gptlab.lab import plan as lab
 
@@ -114,7 +108,7 @@ def _answer(arguments: list[str], overrides: list[str]) -> None:
     if own.layers:
         return _print_layers(own, planner)
     if PROPOSE in overrides:
-        return _print_proposals(own, planner, [*options, *typed])
+        return _print_proposals(own, planner, given)
     if compared:
         return _print_comparisons(own, planner, compared)
     found = planner.summary()

@@ -77,8 +77,8 @@ class DataConfig(RunDataConfig):
     path: str | None = None
     stride: int | None = bounded(None, ge=1)  # null: context_length, so each token is a target once an epoch
     split: Split = Split.fraction
-    val_fraction: float = bounded(0.1, ge=0, lt=1, hint="use a fraction such as 0.1")
-    test_fraction: float = bounded(0.0, ge=0, lt=1, hint="use a fraction such as 0.1")
+    val_fraction: float | None = bounded(0.1, ge=0, lt=1, hint="use a fraction such as 0.1")
+    test_fraction: float | None = bounded(0.0, ge=0, lt=1, hint="use a fraction such as 0.1")
     max_sequences: int | None = bounded(None, ge=1)  # null: all; a number keeps the first of the training split
 
     @property
@@ -89,6 +89,11 @@ class DataConfig(RunDataConfig):
     def has_validation(self) -> bool:
         return self.val_fraction != 0
 
+    @property
+    def held_out(self) -> tuple[float, float]:
+        """The fractions for validation and for a test, where they are not those of shards."""
+        return self.val_fraction or 0.0, self.test_fraction or 0.0
+
     def build(self, *, progress: bool = True) -> Union["Corpus", "RecordSource"]:
         """Open the documents, or the records of a table; `progress` shows a bar while downloading."""
         raise NotImplementedError(f"{type(self).__name__} has no build method")
@@ -98,7 +103,14 @@ class DataConfig(RunDataConfig):
         RunDataConfig.check(self)
         if self.path == "":
             raise UserError("data.path= is empty; name a file or a folder, or leave it out")
-        if self.val_fraction + self.test_fraction >= 1:
+        self.check_fractions()
+
+    def check_fractions(self) -> None:
+        """Refuse splits that cannot be made."""
+        for name in ("val_fraction", "test_fraction"):
+            if getattr(self, name) is None:
+                raise UserError(f"data.{name}=null must be a number; use a fraction such as 0.1, or 0 for none")
+        if sum(self.held_out) >= 1:
             raise UserError(
                 f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} leave nothing "
                 "to train on; their sum must stay below 1"

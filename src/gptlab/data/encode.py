@@ -6,6 +6,7 @@ caller's main module again. A worker has the caller's `sys.path` and imports the
 """
 
 import json
+import os
 import subprocess
 import sys
 from array import array
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -38,7 +39,13 @@ class EncodeJob:
     n_bytes: int
 
 
-Job = TypeVar("Job", bound=EncodeJob)
+class HasTexts(Protocol):
+    """What `Encoders.map` encodes."""
+
+    texts: list[str | int]
+
+
+Job = TypeVar("Job", bound=HasTexts)
 
 
 class Encoded(NamedTuple):
@@ -52,6 +59,8 @@ def encode_texts(tokenizer: Tokenizer, texts: list[str | int]) -> Encoded:
     """Encode texts one by one; an integer is a token id."""
     dtype = token_dtype(tokenizer.vocab_size)
     parts = [np.array([text]) if isinstance(text, int) else tokenizer.encode(text) for text in texts]
+    if not parts:
+        return Encoded(np.empty(0, dtype), [])
     return Encoded(np.concatenate([ids.astype(dtype, copy=False) for ids in parts]), [len(ids) for ids in parts])
 
 
@@ -95,7 +104,7 @@ class Encoders:
         for worker in self._workers:
             idle.put(worker)
 
-        def encode(job: EncodeJob) -> Encoded:
+        def encode(job: HasTexts) -> Encoded:
             worker = idle.get()
             try:
                 return _ask(worker, job.texts, self._dtype)
@@ -179,4 +188,7 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 def main() -> None:
     """Serve encoding requests on standard input and output, as a worker process."""
-    _serve(sys.stdin.buffer, own_replies())
+    try:
+        _serve(sys.stdin.buffer, own_replies())
+    except BrokenPipeError:  # the other process was killed
+        os._exit(1)

@@ -27,9 +27,10 @@ from gptlab.data.examples.example_table import (
 )
 from gptlab.data.examples.records import Example, SpooledExamples, n_bytes, resolve
 from gptlab.data.progress import byte_progress
-from gptlab.data.sources.config import DownloadConfig, StdlibConfig, TableConfig, TextConfig
+from gptlab.data.sources.config import DownloadConfig, ShardsConfig, StdlibConfig, TableConfig, TextConfig
 from gptlab.data.sources.download import is_downloaded
 from gptlab.data.sources.source import Corpus, RecordSource, SpooledCorpus, TextChunk
+from gptlab.data.sources.storage import is_address
 from gptlab.data.split import (
     PartOf,
     by_document,
@@ -40,14 +41,16 @@ from gptlab.data.split import (
     split_examples,
 )
 from gptlab.data.token_file import TokenFile, TokenWriter
+from gptlab.data.token_shards import TokenShards, read_manifest
 from gptlab.data.tokenizers.config import TokenizerConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, lost_text
 from gptlab.data.tokenizers.training import between_words
 from gptlab.errors import UserError
 from gptlab.registry import variants
+from gptlab.units import plural
 
 _VERSION = 2
-_JOB_CHARACTERS = 1 << 18
+JOB_CHARACTERS = 1 << 18
 _SMALL_CORPUS_BYTES = 4_000_000
 _COMPARED_CHARACTERS = 1_000_000  # of each split
 
@@ -60,9 +63,9 @@ class PreparedData:
     """
 
     tokenizer: Tokenizer
-    train: TokenFile
-    val: TokenFile | None
-    test: TokenFile | None
+    train: TokenFile | TokenShards
+    val: TokenFile | TokenShards | None
+    test: TokenFile | TokenShards | None
     fingerprint: str  # sha256 over the corpus's content, the tokenizer and the split
     inputs: dict[str, str]  # as `inputs_of` gives them
     folder: Path
@@ -72,7 +75,7 @@ class PreparedData:
     lost_text: str | None = None  # why there are no bits per byte: what encoding and decoding lose; None: nothing
     chat_template: str | None = None  # the text of `data.chat_template`
 
-    def part(self, name: str) -> TokenFile | None:
+    def part(self, name: str) -> TokenFile | TokenShards | None:
         """The split `train`, `val` or `test`."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
@@ -86,7 +89,7 @@ class PreparedData:
         part = self.part(name)
         return 0 if part is None else part.n_tokens
 
-    def existing_part(self, name: str) -> TokenFile:
+    def existing_part(self, name: str) -> TokenFile | TokenShards:
         """The same, of a split that is known to have a part of the text."""
         part = self.part(name)
         assert part is not None, f"the {name} split is empty"
@@ -105,12 +108,14 @@ def prepare(
     """
     data.check()
     tokenizer.check()
+    if isinstance(data, ShardsConfig):
+        return _open_shards(data, tokenizer, verify=bool(verify))
     corpus = data.build(progress=progress)
     if isinstance(corpus, RecordSource) and not isinstance(data, TableConfig):
         raise TypeError(f"data={data.type} gives records; its config {type(data).__name__} has to extend TableConfig")
     chat_template = _chat_template(data)
     fingerprint = _fingerprint(data, tokenizer, corpus, chat_template)
-    inputs = _inputs(tokenizer, corpus, chat_template)
+    inputs = _inputs(tokenizer, corpus.fingerprint, chat_template)
     root = cache_root(data.cache_dir)
     folder = root / f"{data.type}-{fingerprint[:16]}"
     made = None
@@ -153,7 +158,7 @@ def learn_tokenizer(data: DataConfig, config: TokenizerConfig, *, progress: bool
             corpus = SpooledCorpus(corpus, Path(folder) / "spool", progress=progress)
         part_of = split_documents(data, measure(corpus))
         texts = partial(training_texts, corpus, part_of, all_splits=config.all_splits)
-        return learn(config, texts, progress=progress)
+        return learn_vocabulary(config, texts, progress=progress)
 
 
 def _learned_tokenizers() -> str:
@@ -166,7 +171,13 @@ def known_tokens(data: DataConfig, tokenizer: TokenizerConfig) -> int | None:
 
     Nothing is tokenized or downloaded, and of a text that was read before nothing is read again.
     """
-    offline = isinstance(data, StdlibConfig | TextConfig) or (isinstance(data, DownloadConfig) and is_downloaded(data))
+    offline = (
+        isinstance(data, StdlibConfig)
+        or (isinstance(data, TextConfig) and not any(map(is_address, [data.path or "", *data.paths])))
+        or (isinstance(data, DownloadConfig) and is_downloaded(data))
+    )
+    if isinstance(data, ShardsConfig):
+        return sum(shard.n_tokens for shard in read_manifest(_folder_of(data)).shards["train"])
     root = cache_root(data.cache_dir)
     if not offline or not any(root.glob(f"{data.type}-*/")):
         return None
@@ -178,11 +189,13 @@ def inputs_of(data: DataConfig, tokenizer: TokenizerConfig) -> dict[str, str]:
     """A SHA-256 of each thing that `prepare` reads, by the key that a user knows it by; no token is made."""
     data.check()
     tokenizer.check()
-    return _inputs(tokenizer, data.build(progress=False), _chat_template(data))
+    if isinstance(data, ShardsConfig):
+        return _inputs(tokenizer, read_manifest(_folder_of(data)).fingerprint, None)
+    return _inputs(tokenizer, data.build(progress=False).fingerprint, _chat_template(data))
 
 
-def _inputs(tokenizer: TokenizerConfig, corpus: Corpus | RecordSource, chat_template: str | None) -> dict[str, str]:
-    inputs = {"data": corpus.fingerprint, "tokenizer": _sha256(tokenizer.identity())}
+def _inputs(tokenizer: TokenizerConfig, content: str, chat_template: str | None) -> dict[str, str]:
+    inputs = {"data": content, "tokenizer": _sha256(tokenizer.identity())}
     return inputs if chat_template is None else inputs | {"data.chat_template": _sha256(chat_template)}
 
 
@@ -255,6 +268,46 @@ def _load(
     )
 
 
+def _folder_of(data: ShardsConfig) -> Path:
+    return Path(data.path or "").expanduser()
+
+
+def _open_shards(data: ShardsConfig, config: TokenizerConfig, *, verify: bool) -> PreparedData:
+    folder = _folder_of(data)
+    manifest = read_manifest(folder)
+    made_by = f"{folder} was tokenized with {manifest.tokenizer['type']}"
+    if config.trained:
+        raise UserError(f"{made_by}, and tokenizer={config.type} would learn another vocabulary; leave tokenizer= out")
+    tokenizer = config.build(_no_texts)
+    if tokenizer.fingerprint != manifest.tokenizer["fingerprint"]:
+        given = f"tokenizer={config.type} has fingerprint {tokenizer.fingerprint[:16]}"
+        raise UserError(
+            f"{made_by} (fingerprint {manifest.tokenizer['fingerprint'][:16]}), and {given}; leave tokenizer= out"
+        )
+    files = {}
+    for part, fraction in (("train", 1), ("val", data.val_fraction), ("test", data.test_fraction)):
+        if part in manifest.shards and fraction != 0:
+            files[part] = TokenShards.open(folder, manifest, part, verify=verify)
+        elif part == "val" and fraction != 0:
+            raise UserError(f"{folder} has no validation split; set data.val_fraction=0 to train without")
+    found = manifest.documents
+    n_shards = sum(map(len, manifest.shards.values()))
+    size = f"{plural(found['n_documents'], 'document')}, {found['n_bytes']:,} bytes"
+    return PreparedData(
+        tokenizer=tokenizer,
+        fingerprint=manifest.fingerprint,
+        inputs=_inputs(config, manifest.fingerprint, None),
+        folder=folder,
+        description=f"{plural(n_shards, 'shard')} in {data.path} of {manifest.source['description']}: {size}, content "
+        f"{manifest.fingerprint[:16]}",
+        train=files["train"],
+        val=files.get("val"),
+        test=files.get("test"),
+        notes=list(found["notes"]),
+        lost_text=found["lost_text"],
+    )
+
+
 def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corpus, *, progress: bool) -> Tokenizer:
     if corpus.slow:
         corpus = SpooledCorpus(corpus, folder / "spool", progress=progress)
@@ -266,7 +319,7 @@ def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corp
         part_of = split_documents(data, sizes)
 
         texts = partial(training_texts, corpus, part_of, all_splits=config.all_splits)
-        tokenizer = tokenizer or learn(config, texts, progress=progress)
+        tokenizer = tokenizer or learn_vocabulary(config, texts, progress=progress)
         encoders = encoders or _start(stack, folder, tokenizer, data, corpus.n_bytes)
         writers = _writers(stack, folder, tokenizer, data)
         advance = stack.enter_context(byte_progress("tokenizing", sizes.n_bytes, show=progress))
@@ -300,7 +353,7 @@ def _build_examples(
     part_of = split_examples(data, examples.hashes)
 
     texts = partial(texts_of_examples, examples, part_of, all_splits=config.all_splits)
-    tokenizer = tokenizer or learn(config, texts, progress=progress)
+    tokenizer = tokenizer or learn_vocabulary(config, texts, progress=progress)
     if tokenizer.eot is None and data.target_kind is not TargetKind.label:
         raise UserError(
             f"tokenizer={config.type} has no end-of-text token, which ends each response of data={data.type}; use "
@@ -353,8 +406,8 @@ def texts_of_examples(examples: Iterable[Example], part_of: Callable[[int], str]
                     yield segment.text
 
 
-def learn(config: TokenizerConfig, texts: Callable[[], Iterator[str]], *, progress: bool) -> Tokenizer:
-    """Train a tokenizer on texts that can be read as often as needed, with a bar that has no end."""
+def learn_vocabulary(config: TokenizerConfig, texts: Callable[[], Iterator[str]], *, progress: bool) -> Tokenizer:
+    """A tokenizer that is trained on texts, which can be read as often as needed, with a bar that has no end."""
     # How often the texts are read is the tokenizer's matter, and most of the time may follow: the bar has no end.
     with byte_progress("learning the vocabulary", None, show=progress) as advance:
 
@@ -410,14 +463,15 @@ def _writers(stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataCon
 
 def _start(stack: ExitStack, folder: Path, tokenizer: Tokenizer, data: DataConfig, n_bytes: int) -> Encoders:
     tokenizer.save(folder / "tokenizer.json")
-    n_processes = data.n_processes or _n_cores()
+    n_processes = data.n_processes or n_cores()
     # Starting a process costs as much as tokenizing a few megabytes.
     if n_bytes < _SMALL_CORPUS_BYTES or tokenizer.one_process:
         n_processes = 1
     return stack.enter_context(Encoders(tokenizer, n_processes))
 
 
-def _n_cores() -> int:
+def n_cores() -> int:
+    """The cores that this process may use."""
     with suppress(AttributeError):  # not on every platform
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -438,7 +492,7 @@ def _jobs(parts: Iterable[tuple[str, TextChunk]], tokenizer: Tokenizer) -> Itera
             job.texts.append(text)
             job.n_characters += len(text)
             job.n_bytes += len(text.encode("utf-8", "surrogatepass"))
-            if job.n_characters >= _JOB_CHARACTERS:
+            if job.n_characters >= JOB_CHARACTERS:
                 yield job
                 job = open_jobs[part] = _empty_job(part)
     yield from (job for job in open_jobs.values() if job.texts)
@@ -465,7 +519,7 @@ def _example_jobs(
         job.n_documents += 1
         job.n_characters += sum(len(segment.text) for segment in example.segments if isinstance(segment.text, str))
         job.n_bytes += sum(map(n_bytes, example.segments))
-        if job.n_characters >= _JOB_CHARACTERS:
+        if job.n_characters >= JOB_CHARACTERS:
             yield open_jobs.pop(part)
     yield from open_jobs.values()
 

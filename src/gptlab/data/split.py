@@ -20,13 +20,18 @@ PartOf = Callable[[int], list[tuple[str, int]]]
 
 def parts_of(data: DataConfig) -> list[str]:
     """The parts that a config asks for, `train` first."""
-    fractions = {"train": 1, "val": data.val_fraction, "test": data.test_fraction}
+    fractions = dict(zip(PARTS, (1, *data.held_out), strict=True))
     return [part for part in PARTS if fractions[part]]
 
 
 def unit_hash(content: bytes) -> float:
     """A hash in [0, 1), the same on every platform."""
-    return (int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 11) / (1 << 53)
+    return unit_of(hashlib.sha256(content).digest())
+
+
+def unit_of(digest: bytes) -> float:
+    """The number in [0, 1) that a SHA-256 begins with."""
+    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,13 +100,10 @@ def split_documents(data: DataConfig, sizes: DocumentSizes) -> PartOf:
 def _split_by_characters(data: DataConfig, characters: np.ndarray) -> PartOf:
     n = int(characters.sum())
     # Rounded, so that 1 - 0.1 is 0.9 and its product with n the one that everybody else computes.
-    ends = [
-        int(round(1 - data.val_fraction - data.test_fraction, 12) * n),
-        int(round(1 - data.test_fraction, 12) * n),
-        n,
-    ]
+    val, test = data.held_out
+    ends = [int(round(1 - val - test, 12) * n), int(round(1 - test, 12) * n), n]
     starts = [0, *ends[:2]]
-    for part, fraction, start, end in zip(PARTS, (1, data.val_fraction, data.test_fraction), starts, ends, strict=True):
+    for part, fraction, start, end in zip(PARTS, (1, val, test), starts, ends, strict=True):
         if fraction and start == end:
             setting = "the training split" if part == "train" else f"data.{part}_fraction={fraction}"
             raise UserError(f"{setting} is empty: the corpus has {n:,} characters; give more text or other fractions")
@@ -118,29 +120,54 @@ def _split_by_characters(data: DataConfig, characters: np.ndarray) -> PartOf:
     return part_of
 
 
+def hash_bounds(data: DataConfig, hashes: Iterable[float]) -> tuple[float, float]:
+    """Below which hashes a document is for validation, and below which others for a test; the rest is for training.
+
+    `hashes` are those of the documents in their order, read until each split has one: then the bounds are the
+    fractions. In a corpus that ends before, an empty split takes the document with the next hash. UserError where there
+    are too few different documents.
+    """
+    bounds = data.held_out[0], sum(data.held_out)
+    missing = set(parts_of(data))
+    seen: set[float] = set()
+    n_documents = 0
+    for unit in hashes:
+        n_documents += 1
+        seen.add(unit)
+        missing.discard("val" if unit < bounds[0] else "test" if unit < bounds[1] else "train")
+        if not missing:
+            return bounds
+    advice = "set data.val_fraction=0 and data.test_fraction=0"
+    n_val, n_test = _n_held_out(data, np.array(list(seen)), n_documents, advice)
+    ordered = sorted(seen)
+    return ordered[n_val] if n_val else 0.0, ordered[n_val + n_test] if n_val + n_test else 0.0
+
+
 def _split_by_document(data: DataConfig, hashes: np.ndarray, n_documents: int | None = None) -> PartOf:
-    n = len(hashes)
-    wanted = [
-        part for part, fraction in zip(PARTS[1:], (data.val_fraction, data.test_fraction), strict=True) if fraction
-    ]
-    if n <= len(wanted):
-        alike = f" different among {n_documents}" if n_documents not in (None, n) else ""
-        raise UserError(
-            f"data.split=document needs a document for each of train, {', '.join(wanted)} and the corpus has "
-            f"{n}{alike}; "
-            "use data.split=fraction, which cuts the text itself"
-        )
-    n_val = int((hashes < data.val_fraction).sum())
-    n_test = int((hashes < data.val_fraction + data.test_fraction).sum()) - n_val
-    # In the order of the hashes the parts are neighbors: an empty one takes the next document.
-    n_val, n_test = max(n_val, "val" in wanted), max(n_test, "test" in wanted)
-    n_val = min(n_val, n - 1 - ("test" in wanted))
-    n_test = min(n_test, n - 1 - n_val)
-    codes = np.zeros(n, dtype=np.uint8)
+    n_val, n_test = _n_held_out(data, hashes, n_documents, "use data.split=fraction, which cuts the text itself")
+    codes = np.zeros(len(hashes), dtype=np.uint8)
     order = np.argsort(hashes, kind="stable")
     codes[order[:n_val]] = 1
     codes[order[n_val : n_val + n_test]] = 2
     return lambda document: [(PARTS[codes[document]], 0)]
+
+
+def _n_held_out(data: DataConfig, hashes: np.ndarray, n_documents: int | None, advice: str) -> tuple[int, int]:
+    """How many of the documents, in the order of their hashes, are for validation, and then for a test."""
+    n = len(hashes)
+    wanted = [part for part, fraction in zip(PARTS[1:], data.held_out, strict=True) if fraction]
+    if n <= len(wanted):
+        alike = f" different among {n_documents}" if n_documents not in (None, n) else ""
+        raise UserError(
+            f"data.split=document needs a document for each of train, {', '.join(wanted)} and the corpus has "
+            f"{n}{alike}; {advice}"
+        )
+    n_val = int((hashes < data.held_out[0]).sum())
+    n_test = int((hashes < sum(data.held_out)).sum()) - n_val
+    # In the order of the hashes the parts are neighbors: an empty one takes the next document.
+    n_val, n_test = max(n_val, "val" in wanted), max(n_test, "test" in wanted)
+    n_val = min(n_val, n - 1 - ("test" in wanted))
+    return n_val, min(n_test, n - 1 - n_val)
 
 
 def cut_into_parts(chunks: Iterable[TextChunk], part_of: PartOf) -> Iterator[tuple[str, TextChunk]]:

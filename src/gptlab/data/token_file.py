@@ -9,7 +9,7 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ from gptlab.files import replacing, stat_key
 _MAGIC = b"GPTLABTK"
 _VERSION = 1
 _PREFIX = struct.Struct("<8sIII")
-_PAYLOAD_OFFSET_BYTES = 4096
+PAYLOAD_OFFSET_BYTES = 4096
 _BLOCK_TOKENS = 4 * 1024 * 1024
+ENTROPY_TOKENS = 50_000_000
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -33,7 +34,10 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Header:
+class TokenHeader:
+    """What a token file says of its ids: their number, the text they came from, the tokenizer's fingerprint, and the
+    SHA-256 of the ids."""
+
     n_tokens: int
     n_documents: int
     n_bytes: int
@@ -52,6 +56,13 @@ class _Header:
             raise ValueError("a fingerprint is not text")
 
 
+def header_bytes(header: "TokenHeader") -> bytes:
+    """What stands in a token file before its ids."""
+    text = json.dumps(asdict(header)).encode()
+    assert _PREFIX.size + len(text) <= PAYLOAD_OFFSET_BYTES
+    return (_PREFIX.pack(_MAGIC, _VERSION, len(text), zlib.crc32(text)) + text).ljust(PAYLOAD_OFFSET_BYTES, b"\0")
+
+
 class TokenFile:
     """The ids of one split, read-only; `tokens` is a memory map, so opening costs no memory.
 
@@ -59,8 +70,9 @@ class TokenFile:
     `tokenizer` is the fingerprint of the tokenizer that made them.
     """
 
-    def __init__(self, path: Path, header: _Header) -> None:
+    def __init__(self, path: Path, header: TokenHeader, remedy: str | None = None) -> None:
         self.path = path
+        self._remedy = remedy  # what to do about an altered file; None: make it again
         self._header = header
         self.n_tokens = header.n_tokens
         self.n_documents = header.n_documents
@@ -71,7 +83,7 @@ class TokenFile:
         self.checksum = header.checksum
         dtype = token_dtype(header.vocab_size)
         if header.n_tokens:
-            self.tokens = np.memmap(path, dtype=dtype, mode="r", offset=_PAYLOAD_OFFSET_BYTES, shape=(header.n_tokens,))
+            self.tokens = np.memmap(path, dtype=dtype, mode="r", offset=PAYLOAD_OFFSET_BYTES, shape=(header.n_tokens,))
         else:
             self.tokens = np.empty(0, dtype=dtype)  # an empty range cannot be mapped
 
@@ -85,7 +97,7 @@ class TokenFile:
         delete.
         """
         path = Path(path)
-        file = cls(path, _read_header(path))
+        file = cls(path, read_header(path))
         if verify or (verify is None and not is_verified(path, file.checksum)):
             file.verify()
         return file
@@ -103,10 +115,11 @@ class TokenFile:
                     self.path,
                     f"token id outside the vocabulary: id {int(block[at])} at position {start + at:,}, "
                     f"vocabulary {self.vocab_size:,}",
+                    self._remedy,
                 )
             start += len(block)
         if digest.hexdigest() != self.checksum:
-            raise _refused(self.path, "its contents were altered (the checksum does not match)")
+            raise _refused(self.path, "its contents were altered (the checksum does not match)", self._remedy)
         mark_verified(self.path, self.checksum, key)
 
     def positions(self, token_id: int) -> np.ndarray:
@@ -138,51 +151,64 @@ class TokenFile:
 
     def __reduce__(self):
         """Pickled by name: a worker maps the file again."""
-        return TokenFile, (self.path, self._header)
+        return TokenFile, (self.path, self._header, self._remedy)
 
     def unigram_entropy(self) -> float:
         """Entropy of the token frequencies in nats per token, of the first 50M tokens: the loss of the best model that
         ignores all context."""
-        counts = np.zeros(self.vocab_size, dtype=np.int64)
-        for block in self._blocks(50_000_000):
-            counts += np.bincount(block, minlength=self.vocab_size)
-        frequencies = counts[counts > 0] / max(1, counts.sum())
-        return float(-(frequencies * np.log(frequencies)).sum()) + 0.0  # + 0.0: no negative zero
+        return entropy_of(self._blocks(ENTROPY_TOKENS), self.vocab_size)
 
 
-def _refused(path: Path, what: str) -> UserError:
-    return UserError(f"token file {path}: {what}; delete it (or its folder {path.parent}) and run again")
+def entropy_of(blocks: Iterable[np.ndarray], vocab_size: int) -> float:
+    """Entropy of the token frequencies in nats per token."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for block in blocks:
+        counts += np.bincount(block, minlength=vocab_size)
+    frequencies = counts[counts > 0] / max(1, counts.sum())
+    return float(-(frequencies * np.log(frequencies)).sum()) + 0.0  # + 0.0: no negative zero
 
 
-def _read_header(path: Path) -> _Header:
+def _refused(path: Path, what: str, remedy: str | None = None) -> UserError:
+    return UserError(f"token file {path}: {what}; {remedy or f'delete it (or its folder {path.parent}) and run again'}")
+
+
+def read_header(path: Path, remedy: str | None = None) -> TokenHeader:
+    """The header of a token file that has the right size; UserError for another, which ends with `remedy`."""
+
+    def refused(what: str) -> UserError:
+        return _refused(path, what, remedy)
+
     try:
         size_bytes = path.stat().st_size
         with open(path, "rb") as file:
-            head = file.read(_PAYLOAD_OFFSET_BYTES)
+            head = file.read(PAYLOAD_OFFSET_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"token file {path} does not exist; delete the folder {path.parent} and run again") from None
+        again = remedy or f"delete the folder {path.parent} and run again"
+        raise UserError(f"token file {path} does not exist; {again}") from None
     except IsADirectoryError:
-        raise _refused(path, "is a folder") from None
+        raise refused("is a folder") from None
     if head[: len(_MAGIC)] != _MAGIC:
         if not head or _MAGIC.startswith(head):
-            raise _refused(path, f"truncated: {size_bytes:,} bytes, expected at least {_PAYLOAD_OFFSET_BYTES:,}")
-        raise _refused(path, "not a token file of gptlab (its first bytes differ)")
-    if len(head) < _PAYLOAD_OFFSET_BYTES:
-        raise _refused(path, f"truncated: {size_bytes:,} bytes, expected at least {_PAYLOAD_OFFSET_BYTES:,}")
+            raise refused(f"truncated: {size_bytes:,} bytes, expected at least {PAYLOAD_OFFSET_BYTES:,}")
+        raise refused("not a token file of gptlab (its first bytes differ)")
+    if len(head) < PAYLOAD_OFFSET_BYTES:
+        raise refused(f"truncated: {size_bytes:,} bytes, expected at least {PAYLOAD_OFFSET_BYTES:,}")
     _, version, length_bytes, crc = _PREFIX.unpack_from(head)
     if version != _VERSION:
-        raise _refused(path, f"version {version}, this gptlab reads version {_VERSION}")
+        raise refused(f"version {version}, this gptlab reads version {_VERSION}")
     text = head[_PREFIX.size : _PREFIX.size + length_bytes]
     if len(text) != length_bytes or zlib.crc32(text) != crc:
-        raise _refused(path, "its header was altered")
+        raise refused("its header was altered")
     try:
-        header = _Header(**json.loads(text))
+        header = TokenHeader(**json.loads(text))
     except (ValueError, TypeError) as error:
-        raise _refused(path, f"its header is invalid ({error})") from None
-    expected_bytes = _PAYLOAD_OFFSET_BYTES + header.n_tokens * token_dtype(header.vocab_size).itemsize
+        raise refused(f"its header is invalid ({error})") from None
+    expected_bytes = PAYLOAD_OFFSET_BYTES + header.n_tokens * token_dtype(header.vocab_size).itemsize
     if size_bytes != expected_bytes:
         what = "truncated" if size_bytes < expected_bytes else "too long"
-        raise _refused(path, f"{what}: {size_bytes:,} bytes, expected {expected_bytes:,}")
+        raise refused(f"{what}: {size_bytes:,} bytes, expected {expected_bytes:,}")
+    if any(head[_PREFIX.size + length_bytes :]):
+        raise refused("its header was altered")
     return header
 
 
@@ -204,7 +230,7 @@ class TokenWriter:
         with ExitStack() as stack:
             temporary = stack.enter_context(replacing(self.path))
             self._file = stack.enter_context(open(temporary, "wb", buffering=0))
-            self._put(bytes(_PAYLOAD_OFFSET_BYTES))
+            self._put(bytes(PAYLOAD_OFFSET_BYTES))
             self._stack = stack.pop_all()
         return self
 
@@ -237,7 +263,7 @@ class TokenWriter:
             if error is not None:
                 stack.__exit__(kind, error, trace)
                 return
-            header = _Header(
+            header = TokenHeader(
                 n_tokens=self._n_tokens,
                 n_documents=self._n_documents,
                 n_bytes=self._n_bytes,
@@ -246,10 +272,8 @@ class TokenWriter:
                 tokenizer=self._tokenizer,
                 checksum=self._digest.hexdigest(),
             )
-            text = json.dumps(asdict(header)).encode()
-            assert _PREFIX.size + len(text) <= _PAYLOAD_OFFSET_BYTES
             self._file.seek(0)
-            self._put(_PREFIX.pack(_MAGIC, _VERSION, len(text), zlib.crc32(text)) + text)
+            self._put(header_bytes(header))
 
     def _put(self, data: bytes | memoryview) -> None:
         view = memoryview(data)

@@ -86,7 +86,7 @@ def validation_split(subject: Subject, *, show: bool = False) -> EncodedText:
         )
     assert data.val is not None
     return EncodedText(
-        tokens=data.val.tokens,
+        tokens=data.val.tokens[:],  # of shards a copy
         n_bytes=data.val.n_bytes,
         description=f"validation split of {data.description}",
         lost_text=data.lost_text,

@@ -93,7 +93,7 @@ def _data(config: Mapping[str, Any], step: int, summary: Mapping[str, Any]) -> s
         lines += [f"{name.capitalize()}: {value}." for name, value in where.items() if value]
     n_tokens = step * config["batch_tokens"]
     held_out = " and ".join(
-        f"{one.get('val_fraction') or 0:.0%} for validation, {one.get('test_fraction') or 0:.0%} for a test"
+        f"{_share(one.get('val_fraction', 0))} for validation, {_share(one.get('test_fraction', 0))} for a test"
         for one in corpora
     )
     if "shares" in summary:
@@ -101,6 +101,10 @@ def _data(config: Mapping[str, Any], step: int, summary: Mapping[str, Any]) -> s
     lines.append(f"Read in training: {n_tokens:,} tokens, counting a token each time it is read. Held out: {held_out}.")
     lines.append("The license of the data is that of its source, and was not checked here; nor was its content.")
     return "\n".join(lines)
+
+
+def _share(fraction: float | None) -> str:
+    return "as it was prepared" if fraction is None else f"{fraction:.0%}"
 
 
 def _use(task: str, own_code: str | None) -> str:

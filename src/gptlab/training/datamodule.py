@@ -1,7 +1,11 @@
 """Batches: which examples a device sees at a step, as a pure function of (seed, step)."""
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import lightning
@@ -128,10 +132,18 @@ def with_source(name: str, call: Any, *arguments: Any, **options: Any) -> Any:
     return with_name(name, call, *arguments, **options) if name else call(*arguments, **options)
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
+def _begin_worker(worker: int, *, run: int) -> None:
     # A signal to the whole group must not end the workers before the run has saved itself.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(run,), daemon=True).start()
+
+
+def _end_with(run: int) -> None:
+    # torch watches the process that it finds above the worker: where the run was killed before it looked, another one.
+    while os.getppid() == run:
+        time.sleep(1)
+    os._exit(1)
 
 
 class ExamplesDataModule(lightning.LightningDataModule):
@@ -281,7 +293,7 @@ class ExamplesDataModule(lightning.LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=partial(_begin_worker, run=os.getpid()),
             # A fork of a process with running threads can hang; and workers need torch alone.
             multiprocessing_context="spawn" if workers else None,
             pin_memory=torch.cuda.is_available(),

@@ -134,7 +134,7 @@ def test_the_usual_conversation_is_readable(table):
 @pytest.mark.parametrize("tokenizer", [BPEConfig(vocab_size=300), CharConfig(), WordPieceConfig(vocab_size=60)])
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_every_tokenizer_on_any_number_of_processes(table, tokenizer, n_processes, monkeypatch):
-    monkeypatch.setattr(prepare_module, "_JOB_CHARACTERS", 100)
+    monkeypatch.setattr(prepare_module, "JOB_CHARACTERS", 100)
     monkeypatch.setattr(prepare_module, "_SMALL_CORPUS_BYTES", 0)
     rows = reviews(60)
     config = table(rows, label_column="mood", class_names=["good", "bad"], n_processes=n_processes)

@@ -8,6 +8,7 @@ import pytest
 
 from gptlab.data.examples.windows import SlidingWindows
 from gptlab.data.token_file import TokenFile, TokenWriter
+from gptlab.data.token_shards import ShardedTokens
 
 
 @pytest.fixture
@@ -93,3 +94,26 @@ def test_too_short_a_corpus_names_what_to_change():
     assert len(SlidingWindows(np.arange(9), 8, 8)) == 1
     with pytest.raises(ValueError, match=r"data\.stride=0"):
         SlidingWindows(np.arange(9), 8, 0)
+
+
+@pytest.mark.parametrize(("context_length", "stride"), [(7, 7), (7, 3), (30, 11)])
+def test_sequences_over_shards_are_those_of_one_file(tmp_path, context_length, stride):
+    tokens = np.random.default_rng(0).integers(0, 60_000, 500).astype("<u2")
+    paths, lengths = [], [90, 1, 9, 300, 100]
+    for number, part in enumerate(np.split(tokens, np.cumsum(lengths)[:-1])):
+        paths.append(tmp_path / f"{number}.bin")
+        paths[-1].write_bytes(bytes(4096) + part.tobytes())
+    sharded = ShardedTokens(paths, lengths, np.dtype("<u2"))
+    for make in (
+        lambda of: SlidingWindows(of, context_length, stride),
+        lambda of: SlidingWindows.each_token_once(of, 7),
+    ):
+        one = make(tokens)
+        for many in (make(sharded), pickle.loads(pickle.dumps(make(sharded)))):
+            indices = np.random.default_rng(1).permutation(len(one))
+            assert len(many) == len(one) and many.n_targets == one.n_targets
+            assert np.array_equal(many.gather(indices), one.gather(indices))
+            assert many.gather(indices[:0]).shape == (0, one.context_length + 1)
+            tails = many.tail(), one.tail()
+            assert np.array_equal(*tails) if tails[1] is not None else tails[0] is None
+    assert np.array_equal(sharded[85:405], tokens[85:405]) and not len(sharded[9:9])

@@ -7,8 +7,11 @@ import json
 import os
 import threading
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from gptlab import UserError
 from gptlab.data.config import DataConfig
 from gptlab.data.sources.config import DownloadConfig, HuggingFaceConfig, StdlibConfig, TextConfig
 from gptlab.data.sources.source import SpooledCorpus
@@ -120,7 +123,7 @@ def test_missing_paths_say_what_to_give(tmp_path):
         read(TextConfig())
     with pytest.raises(ValueError, match=r"foo\*\.txt matches no file"):
         read(TextConfig(path=f"{tmp_path}/foo*.txt"))
-    with pytest.raises(ValueError, match=r"no file ending in \.gz \.md \.py \.txt; set data\.extensions"):
+    with pytest.raises(ValueError, match=r"no file ending in \.csv \.gz .* \.txt \.zst; set data\.extensions"):
         read(TextConfig(path=str(tmp_path)))
     with pytest.raises(NotImplementedError, match="DataConfig has no build method"):
         DataConfig().build()
@@ -389,3 +392,78 @@ def test_a_field_that_changes_its_type_late_is_no_obstacle(tmp_path, records, na
     (tmp_path / "late" / "train.jsonl").write_text("".join(lines) + '{"text": 60, "meta": 1}\n')
     with pytest.raises(ValueError, match=r"record 61.*data\.text_column=text holds int"):
         read(HuggingFaceConfig(path=str(tmp_path / "late")))
+
+
+def test_tables_are_documents_by_their_column(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "n": 1}\n\n{"text": "\ufefftwo"}\n{"text": null}')
+    (tmp_path / "b.csv.zst").write_bytes(pyarrow.compress(b'n,text\n1,"th,ree"\n2,\n3,NA\n', "zstd", True))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["five", None], "n": [1, 2]}), tmp_path / "c.parquet")
+    config = TextConfig(path=str(tmp_path))
+    corpus = config.build(progress=False)
+    found = list(corpus.documents())
+    assert found == [("a.jsonl#0", "one"), ("a.jsonl#1", "two"), ("b.csv.zst#0", "th,ree"), ("b.csv.zst#2", "NA"),
+                     ("c.parquet#0", "five")]  # fmt: skip
+    assert corpus.left_out == ["3 records without text"]
+    assert corpus.n_bytes_read == corpus.n_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    later = [(one.section, one.number, "".join(one.texts())) for one in corpus.documents_from(2)]
+    assert later == [(2, 0, "five"), (2, 1, "")]
+    other = TextConfig(path=str(tmp_path), text_column="n", extensions=[".csv"])
+    assert [text for _, text in read(other)] == ["1", "2", "3"]
+    assert other.build().fingerprint != TextConfig(path=str(tmp_path), extensions=["csv"]).build().fingerprint
+    plain = TextConfig(path=str(tmp_path / "a.jsonl"), text_column=None)
+    assert read(plain) == [("a.jsonl", (tmp_path / "a.jsonl").read_text())]
+
+
+def test_a_folder_of_text_and_tables_is_refused_until_one_is_named(tmp_path):
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one"}'))
+    with pytest.raises(ValueError, match=r"tables, such as a\.jsonl\.gz, and text, such as README\.md.*=\[\.jsonl\]"):
+        read(TextConfig(path=str(tmp_path)))
+    assert read(TextConfig(path=str(tmp_path), extensions=[".jsonl"])) == [("a.jsonl.gz#0", "one")]
+    assert len(read(TextConfig(path=str(tmp_path), extensions=[".jsonl", ".md"]))) == 2
+    assert read(TextConfig(path=str(tmp_path), text_column=None))[0] == ("README.md", "about")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.jsonl", b'{"text": 3}', "record 1 of .*a.jsonl: data.text_column=text holds int, not text"),
+        ("a.jsonl", b'{"body": ""}', "record 1 of .*: data.text_column=text is not a column of .* it has body"),
+        ("a.csv.zst", b"no zstd", r"a\.csv\.zst is not a valid Zstandard file"),
+        (
+            "a.txt.zst",
+            pyarrow.compress(b"text" * 1000, "zstd", True)[:-4],
+            r"a\.txt\.zst is not a valid Zstandard file",
+        ),
+        ("a.parquet", b"no parquet", r"a\.parquet is not a valid Parquet file"),
+        ("a.parquet.gz", b"", "has its own compression; decompress it"),
+    ],
+)
+def test_tables_without_text_are_refused_by_name(tmp_path, name, content, why):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=why):
+        read(TextConfig(path=str(tmp_path / name)))
+
+
+def test_parquet_columns_that_hold_no_text(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
+    with pytest.raises(UserError, match="holds int64, not text"):
+        read(TextConfig(path=str(path)))
+    with pytest.raises(UserError, match="text_column=body is not a column"):
+        read(TextConfig(path=str(path), text_column="body"))
+    words = pyarrow.array(["a", "b", "a"]).dictionary_encode()
+    pyarrow.parquet.write_table(pyarrow.table({"text": words}), path)
+    assert [text for _, text in read(TextConfig(path=str(path)))] == ["a", "b", "a"]
+
+
+def test_zstandard_of_several_frames(tmp_path):
+    frames = [pyarrow.compress(text.encode(), "zstd", True) for text in ("one ", "two ", "three")]
+    (tmp_path / "a.txt.zst").write_bytes(b"".join(frames))
+    assert read(TextConfig(path=str(tmp_path / "a.txt.zst"))) == [("a.txt.zst", "one two three")]
+
+
+def test_an_address_never_shows_a_password():
+    with pytest.raises(UserError) as caught:
+        read(TextConfig(path="nope://me:SECRET@host/a.txt"))
+    assert "SECRET" not in str(caught.value) and "nope://me:***@host" in str(caught.value)

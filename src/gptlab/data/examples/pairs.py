@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gptlab.data.token_file import TokenFile
+from gptlab.data.token_shards import TokenShards
 from gptlab.errors import UserError
 
 N_DRAWS = 3  # for each pair: where it is split, whether its second segment follows, and where else that is from
@@ -18,7 +19,7 @@ class SegmentPairs:
     shorter; a single token at its end is in none.
     """
 
-    def __init__(self, file: TokenFile, separator: int | None, n_tokens: int, *, split: str) -> None:
+    def __init__(self, file: TokenFile | TokenShards, separator: int | None, n_tokens: int, *, split: str) -> None:
         if n_tokens < 2:
             raise UserError(f"a pair needs two tokens and the context has {n_tokens} for it; raise data.context_length")
         self._tokens = file.tokens

@@ -4,16 +4,19 @@ import mmap
 
 import numpy as np
 
+from gptlab.data.token_shards import ShardedTokens
 from gptlab.errors import UserError
 
 
 class SlidingWindows:
     """Sequences of `context_length` tokens and the token after them, one every `stride` tokens.
 
-    `tokens` is 1-D, in memory or mapped; nothing is read before `gather`. `split` is named in errors.
+    `tokens` is 1-D, in memory, mapped or in shards; nothing is read before `gather`. `split` is named in errors.
     """
 
-    def __init__(self, tokens: np.ndarray, context_length: int, stride: int, *, split: str = "") -> None:
+    def __init__(
+        self, tokens: np.ndarray | ShardedTokens, context_length: int, stride: int, *, split: str = ""
+    ) -> None:
         for name, value in (("context_length", context_length), ("stride", stride)):
             if value < 1:
                 raise UserError(f"data.{name}={value} must be at least 1")
@@ -30,18 +33,23 @@ class SlidingWindows:
         self.stride = stride
         self.split = split
         self._source = tokens
-        # A plain array: slicing a memmap builds a Python object each time.
-        self._tokens = tokens.view(np.ndarray)
-        self._windows = np.lib.stride_tricks.sliding_window_view(self._tokens, context_length + 1)[::stride]
+        self._n = (len(tokens) - context_length - 1) // stride + 1
+        self._tokens, self._windows = tokens, None
+        if isinstance(tokens, np.ndarray):
+            # A plain array: slicing a memmap builds a Python object each time.
+            self._tokens = tokens.view(np.ndarray)
+            self._windows = np.lib.stride_tricks.sliding_window_view(self._tokens, context_length + 1)[::stride]
 
     @classmethod
-    def each_token_once(cls, tokens: np.ndarray, context_length: int, *, split: str = "") -> "SlidingWindows":
+    def each_token_once(
+        cls, tokens: np.ndarray | ShardedTokens, context_length: int, *, split: str = ""
+    ) -> "SlidingWindows":
         """Sequences that predict every token but the first once; shorter ones where there are too few tokens."""
         length = min(context_length, max(1, len(tokens) - 1))
         return cls(tokens, length, length, split=split)
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return self._n
 
     @property
     def n_targets(self) -> int:
@@ -50,7 +58,11 @@ class SlidingWindows:
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
         """The sequences of `indices` (B,) as int64 (B, T+1): inputs are `[:, :-1]`, targets `[:, 1:]`."""
-        return self._windows[np.asarray(indices)].astype(np.int64)
+        wanted = np.asarray(indices)
+        if self._windows is not None:
+            return self._windows[wanted].astype(np.int64)
+        assert isinstance(self._source, ShardedTokens)
+        return self._source.windows(wanted * self.stride, self.context_length + 1)
 
     def tail(self) -> np.ndarray | None:
         """What the full sequences leave unpredicted at the end, int64 (1, r+1) with r targets; None where r is 0."""
@@ -73,5 +85,5 @@ def _reopen(where: tuple, context_length: int, stride: int, split: str) -> Slidi
     return SlidingWindows(tokens, context_length, stride, split=split)
 
 
-def _rebuild(tokens: np.ndarray, context_length: int, stride: int, split: str) -> SlidingWindows:
+def _rebuild(tokens: np.ndarray | ShardedTokens, context_length: int, stride: int, split: str) -> SlidingWindows:
     return SlidingWindows(tokens, context_length, stride, split=split)

@@ -17,8 +17,8 @@ from gptlab.data.mixture.config import MixtureConfig, with_name
 from gptlab.data.prepare import (
     PreparedData,
     inputs_of,
-    learn,
     learn_tokenizer,
+    learn_vocabulary,
     prepare,
     texts_of_examples,
     training_texts,
@@ -139,7 +139,7 @@ def _learned(data: MixtureConfig, config: TokenizerConfig, *, progress: bool) ->
                     name: with_name(name, _texts, corpus, built[name], config, partial_folder / name, progress)
                     for name, corpus in corpora.items()
                 }
-                tokenizer = learn(config, partial(_in_turn, texts), progress=progress)
+                tokenizer = learn_vocabulary(config, partial(_in_turn, texts), progress=progress)
                 for spool in partial_folder.iterdir():
                     spool.unlink()
                 tokenizer.save(partial_folder / "tokenizer.json")

@@ -22,10 +22,14 @@ class StdlibConfig(DataConfig):
 
 @register("data", "text")
 class TextConfig(DataConfig):
-    """Files, folders and globs of text, also gzipped; each file is a document."""
+    """Files, folders, globs and addresses of text, also compressed; each file is a document, or of a table each record.
+
+    An address is what fsspec reaches, as s3://bucket/folder.
+    """
 
     paths: list[str] = field(default_factory=list)  # more than one; `path` is the short form for one
-    extensions: list[str] = field(default_factory=lambda: [".txt", ".md", ".py", ".gz"])  # what to read in folders
+    extensions: list[str] = field(default_factory=list)  # what to read in folders; empty: text, or else tables
+    text_column: str | None = "text"  # of tables (JSON lines, JSON, CSV, TSV, Parquet); null: they are plain text
 
     def build(self, *, progress=True):
         from gptlab.data.sources.text import open_text
@@ -68,6 +72,35 @@ class HuggingFaceConfig(DataConfig):
         from gptlab.data.sources.huggingface import HubCorpus
 
         return HubCorpus(self)
+
+
+@register("data", "shards")
+class ShardsConfig(DataConfig):
+    """The token shards that `gptlab prepare` wrote into the folder `path`, with their splits and their tokenizer."""
+
+    split: Split = Split.document
+    # null: as they were prepared; 0: the split is not used
+    val_fraction: float | None = None
+    test_fraction: float | None = None
+
+    def build(self, *, progress=True):
+        raise UserError("data=shards is tokenized already; give text, as with data=text data.path=FOLDER")
+
+    def check(self) -> None:
+        super().check()
+        if self.path is None:
+            raise UserError("data=shards reads a folder that gptlab prepare wrote; name it with data.path=FOLDER")
+        if Split(self.split) is not Split.document or self.n_processes is not None:
+            key = "n_processes" if self.n_processes is not None else "split"
+            raise UserError(f"data.{key} is an option of gptlab prepare, and data=shards is prepared; leave it out")
+
+    def check_fractions(self) -> None:
+        for name in ("val_fraction", "test_fraction"):
+            if getattr(self, name):
+                raise UserError(
+                    f"data.{name}={getattr(self, name)}: the shards were split when they were prepared; leave it out, "
+                    f"or set data.{name}=0 to leave that split alone"
+                )
 
 
 CHAT = {"system": "System:\n{content}\n\n", "user": "User:\n{content}\n\n", "assistant": "Assistant:\n{content}"}

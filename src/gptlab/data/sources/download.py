@@ -7,7 +7,8 @@ from typing import Any
 from gptlab.data.cache import cache_lock, cache_root
 from gptlab.data.progress import byte_progress
 from gptlab.data.sources.config import DownloadConfig
-from gptlab.data.sources.source import BLOCK_BYTES, FileCorpus, checksums_of, existing_path
+from gptlab.data.sources.source import FileCorpus, checksums_of, existing_path
+from gptlab.data.sources.storage import BLOCK_BYTES
 from gptlab.errors import UserError, first_line
 from gptlab.files import replacing
 

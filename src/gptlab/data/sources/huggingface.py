@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from gptlab.data.sources.config import HuggingFaceConfig
 from gptlab.data.sources.source import (
     BYTE_ORDER_MARK,
     Corpus,
+    Document,
     TextChunk,
     existing_path,
     files_below,
     fingerprint_of,
+    records_without_text,
 )
-from gptlab.data.sources.table_file import read_table, table_ending
+from gptlab.data.sources.table_file import read_table, table_ending, text_of
 from gptlab.errors import UserError, first_line
 
+_SECTION_RECORDS = 10_000  # from the beginning of such a section reading goes on
 REPOSITORY = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"  # the name of one on the hub
 # Options that a data set's README may set for its files, and that `read_table` does not take.
 UNKNOWN_TO_TABLES = ("sep", "delimiter", "names", "column_names", "skiprows", "header", "field")
@@ -57,10 +61,12 @@ class HubDataset:
             self.label = f"data.path={path}"
             self.description = f"data set in {path} ({hub_split})"
 
-    def records(self, *, column: str | None = None, limit: int | None = None) -> Iterator[dict[str, Any]]:
-        """The records in order, at most `limit`; with `column`, other columns are not decoded."""
-        records = iter(self._open(column, limit))
-        number = 0
+    def records(
+        self, *, column: str | None = None, limit: int | None = None, start: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """The records in order from number `start` on, those below `limit`; with `column`, others are not decoded."""
+        records = iter(self._open(column, limit, start))
+        number = start
         while True:
             try:
                 record = next(records)
@@ -73,20 +79,22 @@ class HubDataset:
             yield record
             number += 1
 
-    def _open(self, column: str | None, limit: int | None) -> Iterable[dict[str, Any]]:
+    def _open(self, column: str | None, limit: int | None, start: int) -> Iterable[dict[str, Any]]:
         path = None if self.path is None else Path(self.path).expanduser()
         if path is not None and path.is_file() and table_ending(path) is not None:
-            return islice(read_table(path), limit)
+            return islice(read_table(path), start, limit)
         try:
             import datasets
         except ImportError:
             raise UserError(f"{self.label} needs the datasets library; type: pip install datasets") from None
         try:
             if path is not None and (tables := self._tables(datasets, path)):
-                return islice(chain.from_iterable(map(read_table, tables)), limit)
+                return islice(chain.from_iterable(map(read_table, tables)), start, limit)
             loaded = self._load(datasets, column)
             if limit is not None:
                 loaded = loaded.take(limit)
+            if start:
+                loaded = loaded.skip(start)
             if loaded.column_names and column in loaded.column_names:
                 loaded = loaded.select_columns([column])
         except Exception as error:
@@ -163,29 +171,27 @@ class HubCorpus(Corpus):
         self.fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
     def chunks(self) -> Iterator[TextChunk]:
-        column = self._config.text_column
-        document = n_empty = 0
-        for number, record in enumerate(self._dataset.records(column=column, limit=self._config.max_documents), 1):
-            if column not in record:
-                raise UserError(
-                    f"data.text_column={column} is not a column of the data set; it has {', '.join(sorted(record))}"
-                )
-            text = record[column]
-            if text is not None and not isinstance(text, str):
-                kind = "float" if isinstance(text, float) else type(text).__name__
-                raise UserError(
-                    f"record {number:,} of {self.description}: data.text_column={column} holds {kind}, not text"
-                )
-            text = (text or "").removeprefix(BYTE_ORDER_MARK)
-            if text:
-                yield TextChunk(document, str(document), text)
-                document += 1
+        number = n_empty = 0
+        for document in self.documents_from():
+            for text in document.texts():
+                yield TextChunk(number, str(number), text)
+                number += 1
+                break
             else:
                 n_empty += 1
-        if not document:
+        if not number:
             raise UserError(
-                f"{self._dataset.label} has no text in data.text_column={column} of "
+                f"{self._dataset.label} has no text in data.text_column={self._config.text_column} of "
                 f"data.hub_split={self._config.hub_split}; name another column or split"
             )
         if n_empty:
-            self.left_out = [f"{n_empty:,} record{'s' * (n_empty != 1)} without text"]
+            self.left_out = [records_without_text(n_empty)]
+
+    def documents_from(self, section: int = 0) -> Iterator[Document]:
+        column, start = self._config.text_column, section * _SECTION_RECORDS
+        records = self._dataset.records(column=column, limit=self._config.max_documents, start=start)
+        for number, record in enumerate(records, start):
+            text = text_of(record, column, f"record {number + 1:,} of {self.description}")
+            text = (text or "").removeprefix(BYTE_ORDER_MARK)
+            section, within = divmod(number, _SECTION_RECORDS)
+            yield Document(section, within, str(number), partial(iter, [text] if text else []))

@@ -1,24 +1,24 @@
 """What a source is built into: documents or records, in a fixed order, and what identifies their content."""
 
 import codecs
-import gzip
 import hashlib
 import json
 import os
-import zlib
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptlab.data.cache import checksums
 from gptlab.data.progress import byte_progress
+from gptlab.data.sources.storage import BLOCK_BYTES, Address, Seen, Stored, size_bytes, unpacked
+from gptlab.data.sources.table_file import is_text_table, read_texts
 from gptlab.errors import UserError
 
-BLOCK_BYTES = 1 << 18
 BYTE_ORDER_MARK = "\ufeff"  # at the beginning of a file or a document; not text
 
 
@@ -30,14 +30,25 @@ class TextChunk(NamedTuple):
     text: str
 
 
+class Document(NamedTuple):
+    """One document of a corpus; a section is a part of the corpus, such as a file, from which reading can begin."""
+
+    section: int
+    number: int  # in its section
+    name: str
+    texts: Callable[[], Iterator[str]]  # its text in parts, which may be asked for again
+
+
 class Corpus(ABC):
     """Documents in a fixed order; `fingerprint` is a SHA-256 that changes with their names or content."""
 
     description: str
     fingerprint: str
     n_bytes: int = 0  # as stored, so fewer than the text's where it is compressed; 0: unknown
+    n_bytes_read: int = 0  # of these, by the newest `documents_from`
     left_out: Sequence[str] = ()  # what the source has beside the documents, known after they were read; for a person
     slow: bool = False  # read once into the cache, since reading again would mean another download
+    sections: Sequence[tuple[str, str]] = ()  # name and checksum of each, where they are known
 
     @abstractmethod
     def chunks(self) -> Iterator[TextChunk]:
@@ -48,46 +59,101 @@ class Corpus(ABC):
         for (_, name), chunks in groupby(self.chunks(), key=lambda chunk: (chunk.document, chunk.name)):
             yield name, "".join(chunk.text for chunk in chunks)
 
+    def documents_from(self, section: int = 0) -> Iterator[Document]:
+        """The documents from the beginning of a section on, empty ones included; sections without any are passed over.
+
+        A document may be held in memory here; sources of large ones read them again.
+        """
+        assert section == 0
+        for number, (_, chunks) in enumerate(groupby(self.chunks(), key=lambda chunk: chunk.document)):
+            parts = list(chunks)
+            yield Document(0, number, parts[0].name, partial(iter, [chunk.text for chunk in parts]))
+
 
 class FileCorpus(Corpus):
-    """Files as documents, gzipped ones by their name; an empty or binary file is refused by name, or skipped."""
+    """Files as documents, or of tables their records; also compressed, by the ending of their name.
+
+    `text_column` is the column of a table with the text; None: a table is read as plain text. An empty or binary file
+    is refused by name, or skipped.
+    """
 
     def __init__(
         self,
-        files: list[tuple[str, Path]],
+        files: Sequence[tuple[str, Stored]],
         description: str,
         *,
+        text_column: str | None = None,
         skip_unreadable: bool = False,
         left_out: Sequence[str] = (),
         cache_dir: str | None = None,
     ) -> None:
         self.files = files
+        self._column = text_column
         self._not_found = list(left_out)
         self.left_out = self._not_found
         self.description = description
         self._skip_unreadable = skip_unreadable
-        self.fingerprint = fingerprint_of(files, cache_dir)
-        self.n_bytes = sum(path.stat().st_size for _, path in files)
+        keys = keys_of([file for _, file in files], cache_dir)
+        self.sections = [(name, key) for (name, _), key in zip(files, keys, strict=True)]
+        self.fingerprint = _fingerprint(self.sections)
+        if any(self._is_table(file) for _, file in files):
+            self.fingerprint = hashlib.sha256(json.dumps([self.fingerprint, text_column]).encode()).hexdigest()
+        self._before_bytes = [0, *accumulate(size_bytes(file) for _, file in files)]
+        self.n_bytes = self._before_bytes[-1]
+        self.slow = any(isinstance(file, Address) for _, file in files)
 
     def chunks(self) -> Iterator[TextChunk]:
-        document = 0
-        unreadable = []
-        for name, path in self.files:
-            if self._skip_unreadable:
-                try:
-                    texts = list(_read_text(path))
-                except UserError:
-                    if path.stat().st_size:  # else it has no text to lose
-                        unreadable.append(name)
-                    continue
+        number = n_empty = 0
+        for document in self.documents_from():
+            is_empty = True
+            for text in document.texts():
+                is_empty = False
+                yield TextChunk(number, document.name, text)
+            number, n_empty = number + (not is_empty), n_empty + is_empty
+        if n_empty:
+            self.left_out = [*self.left_out, records_without_text(n_empty)]
+
+    def documents_from(self, section: int = 0) -> Iterator[Document]:
+        unreadable = [name for name, file in self.files[:section] if self._skip_unreadable and _is_lost(file)]
+        for number, (name, file) in enumerate(self.files[section:], section):
+            seen = partial(self._see, self._before_bytes[number])
+            seen(0)
+            if self._is_table(file):
+                assert self._column is not None
+                for record, text in enumerate(read_texts(file, self._column, seen)):
+                    text = (text or "").removeprefix(BYTE_ORDER_MARK)
+                    yield Document(number, record, f"{name}#{record}", partial(iter, [text] if text else []))
+            elif not self._skip_unreadable:
+                yield Document(number, 0, name, partial(_read_text, file, seen))
             else:
-                texts = _read_text(path)
-            for text in texts:
-                yield TextChunk(document, name, text)
-            document += 1
-        if unreadable:
-            others = f" and {len(unreadable) - 1:,} more" if len(unreadable) > 1 else ""
-            self.left_out = [*self._not_found, f"{unreadable[0]}{others}, not UTF-8 text"]
+                try:
+                    texts = list(_read_text(file))
+                except UserError:
+                    if size_bytes(file):  # else it has no text to lose
+                        unreadable.append(name)
+                else:
+                    yield Document(number, 0, name, partial(iter, texts))
+        self._see(self.n_bytes, 0)
+        others = f" and {len(unreadable) - 1:,} more" if len(unreadable) > 1 else ""
+        self.left_out = [*self._not_found, *([f"{unreadable[0]}{others}, not UTF-8 text"] if unreadable else [])]
+
+    def _is_table(self, file: Stored) -> bool:
+        return self._column is not None and is_text_table(file)
+
+    def _see(self, before: int, position: int) -> None:
+        self.n_bytes_read = before + position
+
+
+def _is_lost(file: Stored) -> bool:
+    try:
+        return not any(_read_text(file))
+    except UserError:
+        return bool(size_bytes(file))
+
+
+def records_without_text(n: int) -> str:
+    """What of a table is no document, for a person."""
+    return f"{n:,} record{'s' * (n != 1)} without text"
 
 
 class SpooledCorpus(Corpus):
@@ -126,12 +192,23 @@ class RecordSource:
     records: Callable[[], Iterator[dict[str, Any]]]
 
 
-def fingerprint_of(files: list[tuple[str, Path]], cache_dir: str | None = None) -> str:
+def fingerprint_of(files: Sequence[tuple[str, Stored]], cache_dir: str | None = None) -> str:
     """A SHA-256 over names and contents; the files are read only if they changed since the last call."""
+    keys = keys_of([file for _, file in files], cache_dir)
+    return _fingerprint([(name, key) for (name, _), key in zip(files, keys, strict=True)])
+
+
+def _fingerprint(named: Sequence[tuple[str, str]]) -> str:
     digest = hashlib.sha256()
-    for (name, _), checksum in zip(files, checksums_of([path for _, path in files], cache_dir), strict=True):
-        digest.update(json.dumps([name, checksum]).encode())
+    for name, key in named:
+        digest.update(json.dumps([name, key]).encode())
     return digest.hexdigest()
+
+
+def keys_of(files: Sequence[Stored], cache_dir: str | None = None) -> list[str]:
+    """What changes with a file's content: the SHA-256 of a file here; of one elsewhere what its system tells."""
+    known = iter(checksums_of([file for file in files if isinstance(file, Path)], cache_dir))
+    return [file.key() if isinstance(file, Address) else next(known) for file in files]
 
 
 def checksums_of(paths: list[Path], cache_dir: str | None = None) -> list[str]:
@@ -170,7 +247,9 @@ class FoundFiles:
         return [f"{n:,} {what.replace('{}', 's' * (n != 1))}" for n, what in counts if n]
 
 
-def files_below(root: Path, extensions: set[str] | None = None, skip: Iterable[str] = ()) -> FoundFiles:
+def files_below(
+    root: Path, is_wanted: Callable[[str], bool] = lambda name: True, skip: Iterable[str] = ()
+) -> FoundFiles:
     """Files below a folder, links followed; each file and each folder is taken once, hidden ones never."""
     found = FoundFiles(files=[])
     folders_seen, n_links = set(), 0
@@ -186,7 +265,7 @@ def files_below(root: Path, extensions: set[str] | None = None, skip: Iterable[s
         for name in names:
             if name.startswith("."):
                 found.n_hidden += 1
-            elif extensions is None or os.path.splitext(name)[1].lower() in extensions:
+            elif is_wanted(name):
                 found.files.append((prefix + name, Path(folder, name)))
             else:
                 found.n_other += 1
@@ -207,22 +286,17 @@ def _leave_out_repeated(found: FoundFiles) -> None:
     found.files = sorted(seen.values())
 
 
-def _blocks(path: Path, *, unzip: bool = False) -> Iterator[bytes]:
-    try:
-        with gzip.open(path) if unzip else open(path, "rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                yield block
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is not a valid gzip file ({error}); repair it or leave it out") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+def _blocks(file: Stored, seen: Seen | None) -> Iterator[bytes]:
+    with unpacked(file, seen) as stream:
+        while block := stream.read(BLOCK_BYTES):
+            yield block
 
 
-def _read_text(path: Path) -> Iterator[str]:
+def _read_text(path: Stored, seen: Seen | None = None) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     n_bytes = n_waiting = n_characters = 0
     try:
-        for block in _blocks(path, unzip=path.suffix.lower() == ".gz"):
+        for block in _blocks(path, seen):
             if not n_bytes and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise UserError(f"{path} is UTF-16 text, not UTF-8; convert it or leave it out")
             if b"\0" in block:

@@ -16,9 +16,8 @@ def open_stdlib(config: DataConfig) -> FileCorpus:
         raise UserError(
             f"data.path={config.path} is a file; data=stdlib reads the .py files of a folder (or data=text)"
         )
-    found = files_below(
-        root, {".py"}, skip={"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    )
+    skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    found = files_below(root, lambda name: name.lower().endswith(".py"), skip=skipped)
     if not found.files:
         raise UserError(f"{root} holds no .py files; give a folder that does with data.path=, or use data=text")
     what = (

@@ -1,17 +1,19 @@
-"""Tables in a file: JSON lines, JSON, CSV or TSV."""
+"""Tables in a file: JSON lines, JSON, CSV, TSV, and the text of Parquet."""
 
 import csv
-import gzip
 import json
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptlab.errors import UserError
+from gptlab.data.sources.storage import Seen, Stored, ending, opened, size_bytes, unpacked
+from gptlab.errors import UserError, first_line
 
 TABLE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
+_PARQUET = ".parquet"
+_BATCH_RECORDS = 16  # of Parquet, decoded together
+_BUFFER_BYTES = 1 << 20  # of a column of Parquet as it is stored
 
 
 class SpelledFloat(float):
@@ -33,29 +35,91 @@ def spelled(value: Any) -> str:
     return ("false", "true")[value] if isinstance(value, bool) else str(value)
 
 
-def read_table(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The records of a .jsonl, .json (a list of objects), .csv or .tsv file, also gzipped (.gz), as dicts.
+def read_table(path: str | Stored, seen: Seen | None = None) -> Iterator[dict[str, Any]]:
+    """The records of a .jsonl, .json (a list of objects), .csv or .tsv file, also compressed (.gz, .zst), as dicts.
 
     Values have their JSON types, and a number with a fraction is a `SpelledFloat`. In CSV and TSV, whose first line
     names the columns, all are text, "NA" and the empty one too. Blank lines are skipped. A .json file may hold JSON
     lines instead. UserError names file and line of what cannot be read, and a file without records.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
+    path = Path(path).expanduser() if isinstance(path, str) else path
+    if isinstance(path, Path) and not path.exists():
         raise UserError(f"{path} does not exist; give a table: a file ending in {', '.join(TABLE_ENDINGS)}")
-    ending = table_ending(path)
-    if ending is None:
-        raise UserError(f"{path} is not a table; give a file ending in {', '.join(TABLE_ENDINGS)}, or these with .gz")
-    return _at_least_one(path, {".jsonl": _json_lines, ".json": _json_list, ".csv": _csv, ".tsv": _tsv}[ending](path))
+    read = {".jsonl": _json_lines, ".json": _json_list, ".csv": _csv, ".tsv": _tsv}.get(table_ending(path) or "")
+    if read is None:
+        raise UserError(
+            f"{path} is not a table; give a file ending in {', '.join(TABLE_ENDINGS)}, or these with .gz or .zst"
+        )
+    return _at_least_one(path, read(path, seen))
 
 
-def table_ending(path: Path) -> str | None:
-    """Which of TABLE_ENDINGS a file's name has, before a .gz; None where it has none."""
-    name = path.name.lower().removesuffix(".gz")
-    return next((ending for ending in TABLE_ENDINGS if name.endswith(ending)), None)
+def table_ending(path: Stored) -> str | None:
+    """Which of TABLE_ENDINGS a file's name has, before a .gz or .zst; None where it has none."""
+    found = ending(path.name)[0]
+    return found if found in TABLE_ENDINGS else None
 
 
-def _at_least_one(path: Path, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def is_text_table(file: Stored) -> bool:
+    """Whether `read_texts` reads the file, by its name."""
+    return table_ending(file) is not None or ending(file.name)[0] == _PARQUET
+
+
+def read_texts(file: Stored, column: str, seen: Seen | None = None) -> Iterator[str | None]:
+    """One column of a table, of Parquet too, in order; UserError for a record whose value is not text.
+
+    Memory is that of a few records, but for .json that of the file.
+    """
+    if ending(file.name)[0] == _PARQUET:
+        yield from _parquet_texts(file, column, seen)
+        return
+    for number, record in enumerate(read_table(file, seen), 1):
+        yield text_of(record, column, f"record {number:,} of {file}")
+
+
+def text_of(record: dict[str, Any], column: str, where: str) -> str | None:
+    """The text in `data.text_column` of a record; UserError where it is no text."""
+    if column not in record:
+        raise UserError(f"{where}: {_no_column(column, record)}")
+    text = record[column]
+    if text is not None and not isinstance(text, str):
+        kind = "float" if isinstance(text, float) else type(text).__name__
+        raise UserError(f"{where}: data.text_column={column} holds {kind}, not text")
+    return text
+
+
+def _no_column(column: str, columns: Any) -> str:
+    return f"data.text_column={column} is not a column of the data set; it has {', '.join(sorted(columns))}"
+
+
+def _parquet_texts(file: Stored, column: str, seen: Seen | None) -> Iterator[str | None]:
+    import pyarrow
+    import pyarrow.parquet
+
+    if ending(file.name)[1]:
+        raise UserError(f"{file} is a compressed Parquet file, which has its own compression; decompress it")
+    with opened(file) as raw:
+        try:
+            # Buffered and not before it is asked for: a group of records may be as large as the file.
+            table = pyarrow.parquet.ParquetFile(raw, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            schema = table.schema_arrow
+            if column not in schema.names:
+                raise UserError(f"{file}: {_no_column(column, schema.names)}")
+            kind = schema.field(column).type
+            of_text = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_null)
+            value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+            if not any(is_kind(value) for is_kind in (*of_text, pyarrow.types.is_string_view)):
+                raise UserError(f"{file}: data.text_column={column} holds {kind}, not text")
+            n_read, n_all = 0, table.metadata.num_rows
+            for batch in table.iter_batches(_BATCH_RECORDS, columns=[column], use_threads=False):
+                yield from batch.column(0).to_pylist()
+                n_read += len(batch)
+                if seen is not None:
+                    seen(size_bytes(file) * n_read // n_all)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is not a valid Parquet file ({first_line(error)}); write it again") from None
+
+
+def _at_least_one(path: Stored, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     first = next(records, None)
     if first is None:
         raise UserError(f"{path} has no records; give a table with at least one")
@@ -63,30 +127,26 @@ def _at_least_one(path: Path, records: Iterator[dict[str, Any]]) -> Iterator[dic
     yield from records
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Stored, seen: Seen | None = None) -> Iterator[str]:
     number = 0
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+        with unpacked(path, seen) as file:
             for number, line in enumerate(file, 1):
                 # Spreadsheets begin their files with a byte order mark.
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason}); convert the file") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is not a valid gzip file ({error}); compress it again") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
     if not number:
         raise UserError(f"{path} is empty; give a table with at least one record")
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(_lines(path), 1):
+def _json_lines(path: Stored, seen: Seen | None = None) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(_lines(path, seen), 1):
         if line := line.strip():
             yield _object(_parsed(line, path, number), f"{path}, line {number}")
 
 
-def _json_list(path: Path) -> Iterator[dict[str, Any]]:
+def _json_list(path: Stored, seen: Seen | None = None) -> Iterator[dict[str, Any]]:
     lines = (line for line in _lines(path) if line.strip())
     try:
         # Data sets also give this name to files of JSON lines.
@@ -94,9 +154,9 @@ def _json_list(path: Path) -> Iterator[dict[str, Any]]:
     except ValueError:
         is_lines = False
     if is_lines:
-        yield from _json_lines(path)
+        yield from _json_lines(path, seen)
         return
-    content = _parsed("".join(_lines(path)), path, 1)
+    content = _parsed("".join(_lines(path, seen)), path, 1)
     if not isinstance(content, list):
         raise UserError(
             f"{path}, line 1: holds {_kind(content)}, not a list of objects; put its records into [...], or write one "
@@ -106,14 +166,14 @@ def _json_list(path: Path) -> Iterator[dict[str, Any]]:
         yield _object(value, f"{path}, object {number} of its list")
 
 
-def _parsed(text: str, path: Path, first_line: int) -> Any:
+def _parsed(text: str, path: Stored, first_line: int) -> Any:
     line = first_line
     try:
         return json.loads(text, object_pairs_hook=_columns, parse_float=SpelledFloat)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         what = f"not JSON ({error.msg} at column {error.colno})"
-        if path.suffixes[-1:] != [".jsonl"] and error.msg == "Extra data":
+        if ending(path.name)[0] != ".jsonl" and error.msg == "Extra data":
             what += "; a file with one object per line ends in .jsonl"
     except RecursionError:
         what = "JSON nested too deeply"
@@ -151,13 +211,13 @@ def _kind(value: Any) -> str:
     return "an object"
 
 
-def _tsv(path: Path) -> Iterator[dict[str, Any]]:
-    return _csv(path, delimiter="\t")
+def _tsv(path: Stored, seen: Seen | None = None) -> Iterator[dict[str, Any]]:
+    return _csv(path, seen, delimiter="\t")
 
 
-def _csv(path: Path, *, delimiter: str = ",") -> Iterator[dict[str, Any]]:
+def _csv(path: Stored, seen: Seen | None = None, *, delimiter: str = ",") -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)  # a text may be as long as it is
-    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+    reader = csv.reader(_lines(path, seen), delimiter=delimiter, strict=True)
     columns: list[str] | None = None
     while True:
         begin = reader.line_num + 1

@@ -1,0 +1,186 @@
+"""Files to read: on this machine or at an address of fsspec, also compressed."""
+
+import glob
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from gptlab.errors import UserError, first_line, without_password
+
+BLOCK_BYTES = 1 << 18
+COMPRESSED = {".gz": "gzip", ".zst": "Zstandard"}  # ending: format
+
+Seen = Callable[[int], None]  # is called with the position in a file as it is stored
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A file that fsspec reaches, such as s3://bucket/text.jsonl.zst."""
+
+    url: str
+    system: Any  # fsspec's file system, and the path in it
+    path: str
+    size_bytes: int
+
+    @property
+    def name(self) -> str:
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    def key(self) -> str:
+        """What changes with the content, as the file system tells without reading it."""
+        try:
+            return f"{self.size_bytes} {self.system.ukey(self.path)}"
+        except Exception as error:  # each file system has its own
+            raise UserError(f"{self.url} cannot be read ({first_line(error)})") from error
+
+    def __str__(self) -> str:
+        return self.url
+
+
+Stored = Path | Address
+
+
+def is_address(text: str) -> bool:
+    """Whether a path is an address, as s3://bucket/folder."""
+    return "://" in text
+
+
+def find(url: str, is_wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Address]], int]:
+    """The files at an address, with their names: of a folder or a glob those that are wanted, and how many are not.
+
+    UserError where nothing is there, or the library of its protocol is missing.
+    """
+    import fsspec
+
+    shown = without_password(url)
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        if glob.has_magic(path) and not system.exists(path):
+            found = {name: info for name, info in system.glob(path, detail=True).items() if info["type"] == "file"}
+            fixed = path[: next(i for i, character in enumerate(path) if character in "*?[")]
+            root = fixed[: fixed.rfind("/") + 1]
+        else:
+            info = system.info(path)
+            if info["type"] != "directory":
+                return [(path.rstrip("/").rsplit("/", 1)[-1], _address(system, path, info))], 0
+            found, root = system.find(path, detail=True), path.rstrip("/") + "/"
+    except ImportError as error:
+        raise UserError(f"{shown}: {first_line(error)}; its protocol needs that library") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{shown} does not exist; give a file, a folder or a glob") from None
+    except Exception as error:  # of networks and credentials each file system has its own
+        raise UserError(f"{shown} cannot be opened ({first_line(error)})") from error
+    named = sorted((name.removeprefix(root), name) for name in found)
+    visible = [(short, name) for short, name in named if not any(part.startswith(".") for part in short.split("/"))]
+    files = [(short, _address(system, name, found[name])) for short, name in visible if is_wanted(short)]
+    return files, len(named) - len(files)
+
+
+def _address(system: Any, path: str, info: dict[str, Any]) -> Address:
+    return Address(system.unstrip_protocol(path), system, path, info.get("size") or 0)
+
+
+def ending(name: str) -> tuple[str, str]:
+    """The ending of a file's name in small letters, and that of its compression after it: (".jsonl", ".zst")."""
+    name = name.lower()
+    packed = next((end for end in COMPRESSED if name.endswith(end)), "")
+    return Path(name.removesuffix(packed)).suffix, packed
+
+
+def size_bytes(file: Stored) -> int:
+    """Its size as it is stored."""
+    return file.size_bytes if isinstance(file, Address) else file.stat().st_size
+
+
+@contextmanager
+def opened(file: Stored, seen: Seen | None = None) -> Iterator[BinaryIO]:
+    """A file as it is stored, for reading; UserError where it cannot be read, by the block too."""
+    try:
+        with ExitStack() as stack:
+            is_remote = isinstance(file, Address)
+            raw = file.system.open(file.path, "rb") if is_remote else open(file, "rb", buffering=0)  # noqa: SIM115
+            stack.enter_context(raw)
+            yield cast(BinaryIO, io.BufferedReader(_Watched(raw, seen), BLOCK_BYTES) if seen else raw)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error})") from None
+    except Exception as error:
+        if not isinstance(file, Address):
+            raise
+        raise UserError(f"{file} cannot be read ({first_line(error)})") from error
+
+
+@contextmanager
+def unpacked(file: Stored, seen: Seen | None = None) -> Iterator[BinaryIO]:
+    """A file's content for reading, of .gz and .zst decompressed; UserError where it is damaged."""
+    packed = ending(file.name)[1]
+    with opened(file, seen or (lambda position: None)) as raw:
+        try:
+            match packed:
+                case ".gz":
+                    with gzip.open(raw) as stream:
+                        yield cast(BinaryIO, stream)
+                case ".zst":
+                    yield cast(BinaryIO, io.BufferedReader(_Zstandard(raw), BLOCK_BYTES))
+                case _:
+                    yield raw
+        except (gzip.BadGzipFile, EOFError, zlib.error, _DamagedError) as error:
+            what = COMPRESSED[packed]
+            raise UserError(f"{file} is not a valid {what} file ({error}); compress it again or leave it out") from None
+
+
+class _DamagedError(Exception):
+    """Of a file in Zstandard."""
+
+
+class _Watched(io.RawIOBase):
+    """Tells the position after each read."""
+
+    def __init__(self, raw: Any, seen: Seen) -> None:
+        self._raw, self._seen = raw, seen
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        n = self._raw.readinto(buffer)
+        self._seen(self._raw.tell())
+        return n
+
+
+class _Zstandard(io.RawIOBase):
+    """The content of a file in Zstandard, of one or several frames, by pyarrow: Python 3.11 has no module for it."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        import pyarrow
+
+        self._raw = raw
+        self._stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise _DamagedError(first_line(error)) from None
+        buffer[: len(data)] = data
+        return len(data)

@@ -1,0 +1,263 @@
+"""Token shards: the splits of a corpus as many token files in one folder, listed in its manifest.json."""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptlab.data.token_file import (
+    ENTROPY_TOKENS,
+    PAYLOAD_OFFSET_BYTES,
+    TokenFile,
+    TokenHeader,
+    entropy_of,
+    read_header,
+    token_dtype,
+)
+from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from gptlab.errors import UserError
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+_FORMAT = "gptlab token shards"
+_VERSION = 1
+_OPEN_FILES = 1024  # mapped at a time
+_BLOCK_TOKENS = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One token file; its documents, bytes and characters are those of the documents that begin in it.
+
+    `sha256` is that of its ids.
+    """
+
+    name: str
+    n_tokens: int
+    n_documents: int
+    n_bytes: int
+    n_characters: int
+    sha256: str
+
+    def header(self, vocab_size: int, tokenizer: str) -> TokenHeader:
+        """The header of its file."""
+        return TokenHeader(
+            n_tokens=self.n_tokens,
+            n_documents=self.n_documents,
+            n_bytes=self.n_bytes,
+            n_characters=self.n_characters,
+            vocab_size=vocab_size,
+            tokenizer=tokenizer,
+            checksum=self.sha256,
+        )
+
+    def size_bytes(self, vocab_size: int) -> int:
+        """The size of its file."""
+        return PAYLOAD_OFFSET_BYTES + self.n_tokens * token_dtype(vocab_size).itemsize
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What `gptlab prepare` wrote: a folder without one is not finished."""
+
+    tokenizer: dict[str, Any]  # type, fingerprint, vocab_size, and identity: what it was made from
+    source: dict[str, Any]  # description, fingerprint, and files: name and checksum of each
+    settings: dict[str, Any]  # shard_tokens val_fraction test_fraction
+    documents: dict[str, Any]  # n_documents n_bytes n_characters n_tokens left_out notes lost_text
+    shards: dict[str, list[Shard]]  # by split
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 over the ids of all splits and the tokenizer: equal for equal data, whatever file it came from."""
+        content = {part: [[shard.n_tokens, shard.sha256] for shard in shards] for part, shards in self.shards.items()}
+        return _sha256([self.tokenizer["fingerprint"], content])
+
+    def text(self) -> str:
+        """The text of the manifest's file."""
+        content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        return json.dumps(content | {"checksum": _sha256(content)}, indent=1) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder of shards; UserError where there is none, or an altered one."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        if any(folder.glob("*.partial")) or (folder / "progress.json").exists():
+            raise UserError(f"{folder} is not finished; run its gptlab prepare command again, which goes on") from None
+        what = "holds no manifest.json" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} {what}; name a folder that gptlab prepare has written") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {_remedy(folder)}") from None
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise UserError(f"{path} is not the manifest of token shards; name a folder that gptlab prepare has written")
+    if content.get("version") != _VERSION:
+        raise UserError(f"{path} has version {content.get('version')}, this gptlab reads version {_VERSION}")
+    if content.pop("checksum", None) != _sha256(content):
+        raise UserError(f"{path} was altered; {_remedy(folder)}")
+    known = {name: content[name] for name in (field.name for field in fields(Manifest))}
+    known["shards"] = {part: [Shard(**shard) for shard in shards] for part, shards in known["shards"].items()}
+    return Manifest(**known)
+
+
+def _remedy(folder: Path) -> str:
+    return f"restore it from a copy, or delete {folder} and run gptlab prepare again"
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def open_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
+    """The tokenizer that made the shards."""
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    if tokenizer.fingerprint != manifest.tokenizer["fingerprint"]:
+        raise UserError(f"{folder / TOKENIZER} is not the tokenizer of the shards; {_remedy(folder)}")
+    return tokenizer
+
+
+def check_shard(folder: Path, manifest: Manifest, shard: Shard) -> TokenFile:
+    """Open a shard; UserError where its file has not the size, the tokenizer and the checksum of the manifest.
+
+    The ids are not read.
+    """
+    path, remedy = folder / shard.name, _remedy(folder)
+    header = read_header(path, remedy)
+    if header.tokenizer != manifest.tokenizer["fingerprint"]:
+        raise UserError(
+            f"{path} was made by another tokenizer (fingerprint {header.tokenizer[:16]}) than the other shards "
+            f"({manifest.tokenizer['fingerprint'][:16]}); {remedy}"
+        )
+    if header != shard.header(manifest.tokenizer["vocab_size"], manifest.tokenizer["fingerprint"]):
+        raise UserError(f"{path} is another shard than manifest.json says; {remedy}")
+    return TokenFile(path, header, remedy)
+
+
+def verify_shards(folder: Path, n_threads: int) -> Iterator[tuple[Shard, UserError | None]]:
+    """Each shard of a folder and what is wrong with it, after its ids were read against their checksum.
+
+    UserError where the manifest or the tokenizer is damaged.
+    """
+    manifest = read_manifest(folder)
+    open_tokenizer(folder, manifest)
+    shards = [shard for part in manifest.shards.values() for shard in part]
+
+    def verify(shard: Shard) -> UserError | None:
+        try:
+            check_shard(folder, manifest, shard).verify()
+        except UserError as error:
+            return error
+        except OSError as error:
+            return UserError(f"{folder / shard.name} cannot be read ({error.strerror or error})")
+        return None
+
+    with ThreadPoolExecutor(n_threads) as threads:
+        yield from zip(shards, threads.map(verify, shards), strict=True)
+
+
+class ShardedTokens:
+    """The ids of token files one after the other, as one array that is never in memory as a whole."""
+
+    ndim = 1
+
+    def __init__(self, paths: Sequence[Path], lengths: Sequence[int], dtype: np.dtype) -> None:
+        self.paths, self.lengths, self.dtype = list(paths), list(lengths), dtype
+        self._ends = list(accumulate(self.lengths))
+        self._mapped: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        """Consecutive ids; a view where they are in one shard."""
+        start, stop, step = wanted.indices(len(self))
+        if step != 1:
+            raise ValueError("shards are read in steps of 1")
+        if stop <= start:
+            return np.empty(0, self.dtype)
+        parts = []
+        number = bisect_right(self._ends, start)
+        while start < stop:
+            begin = self._ends[number] - self.lengths[number]
+            end = min(stop, self._ends[number])
+            parts.append(self._map(number)[start - begin : end - begin])
+            start, number = end, number + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """`length` ids from each of `starts` (B,) on, int64 (B, length)."""
+        found = np.empty((*starts.shape, length), dtype=np.int64)
+        for index, start in np.ndenumerate(starts):
+            found[index] = self[int(start) : int(start) + length]
+        return found
+
+    def _map(self, number: int) -> np.ndarray:
+        tokens = self._mapped.get(number)
+        if tokens is None:
+            if len(self._mapped) >= _OPEN_FILES:
+                self._mapped.popitem(last=False)
+            shape = (self.lengths[number],)
+            mapped = np.memmap(self.paths[number], dtype=self.dtype, mode="r", offset=PAYLOAD_OFFSET_BYTES, shape=shape)
+            tokens = self._mapped[number] = mapped.view(np.ndarray)
+        else:
+            self._mapped.move_to_end(number)
+        return tokens
+
+    def __reduce__(self):
+        """Pickled by names: a worker maps the files again."""
+        return ShardedTokens, (self.paths, self.lengths, self.dtype)
+
+
+class TokenShards:
+    """The shards of one split, with what a `TokenFile` has; `tokens` is a `ShardedTokens`."""
+
+    def __init__(self, folder: Path, manifest: Manifest, part: str) -> None:
+        shards = manifest.shards[part]
+        self.path = folder
+        self._manifest, self._part = manifest, part
+        self.vocab_size: int = manifest.tokenizer["vocab_size"]
+        self.tokenizer: str = manifest.tokenizer["fingerprint"]
+        self.n_tokens = sum(shard.n_tokens for shard in shards)
+        self.n_documents = sum(shard.n_documents for shard in shards)
+        self.n_bytes = sum(shard.n_bytes for shard in shards)
+        self.n_characters = sum(shard.n_characters for shard in shards)
+        paths, lengths = [folder / shard.name for shard in shards], [shard.n_tokens for shard in shards]
+        self.tokens = ShardedTokens(paths, lengths, token_dtype(self.vocab_size))
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest, part: str, *, verify: bool = False) -> "TokenShards":
+        """Open a split and compare each shard's size and header with the manifest; with `verify` its ids, too."""
+        for shard in manifest.shards[part]:
+            file = check_shard(folder, manifest, shard)
+            if verify:
+                file.verify()
+        return cls(folder, manifest, part)
+
+    def positions(self, token_id: int) -> np.ndarray:
+        """Where a token stands, int64 (n,), in order, as `TokenFile.positions`."""
+        found, begin = [np.empty(0, dtype=np.int64)], 0
+        for shard in self._manifest.shards[self._part]:
+            found.append(check_shard(self.path, self._manifest, shard).positions(token_id) + begin)
+            begin += shard.n_tokens
+        return np.concatenate(found)
+
+    def unigram_entropy(self) -> float:
+        """As `TokenFile.unigram_entropy`."""
+        starts = range(0, min(self.n_tokens, ENTROPY_TOKENS), _BLOCK_TOKENS)
+        end = min(self.n_tokens, ENTROPY_TOKENS)
+        return entropy_of((self.tokens[start : min(end, start + _BLOCK_TOKENS)] for start in starts), self.vocab_size)
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    def __reduce__(self):
+        return TokenShards, (self.path, self._manifest, self._part)
