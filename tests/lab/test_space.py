@@ -117,3 +117,15 @@ def test_a_value_is_refused_that_no_trial_can_have():
 def test_a_key_is_given_once():
     with pytest.raises(UserError, match=r"seed=3 and the space's seed: leave one of them out"):
         refuse_both([Dimension("seed", (1, 2))], ["optimizer.lr=1", "seed=3"])
+
+
+def test_weights_of_a_mixture_are_numbers_and_keys_of_its_sources_have_their_types():
+    presets = composition.preset_names()
+    (weight,) = read_space({"data.weights.code": {"low": 0.1, "high": 0.9}}, presets)
+    assert (weight.low, weight.high, weight.whole) == (0.1, 0.9, False)
+    (listed,) = read_space({"data.weights.code": [0.1, 0.5]}, presets)
+    assert listed.choices == (0.1, 0.5)
+    (fraction,) = read_space({"data.sources.code.val_fraction": {"low": 0.1, "high": 0.2}}, presets)
+    assert fraction.high == 0.2
+    (preset,) = read_space({"data.sources.code": ["text", "stdlib"]}, presets)
+    assert preset.choices == ("text", "stdlib")

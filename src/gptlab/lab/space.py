@@ -160,6 +160,10 @@ def _text(item: Any, start: str) -> str:
 
 
 def _hint(key: str) -> Any:
+    if key.startswith(("data.weights.", "data.max_epochs.")):  # of the sources of a mixture
+        return float
+    if key.startswith("data.sources."):  # a key of a source has the type that it has alone
+        key = f"data.{key.split('.', 3)[3]}" if key.count(".") > 2 else key
     hints = [hint for name, hint in key_types() if name == key]
     return hints[0] if hints else str  # below callbacks.extra there are other people's
 
