@@ -54,6 +54,7 @@ COUNTS = {
 NEEDED = {
     "data=text": ["data.path=my.txt"],
     "data=shards": ["data.path=shards"],
+    "data=mixture": ["data.sources.code=stdlib", "data.sources.prose=verdict", "data.weights.code=0.5"],
     "tokenizer=shards": ["data.path=shards"],
     "tokenizer=file": ["tokenizer.path=tokenizer.json"],
     "data=table": ["data.path=my.csv", "data.label_column=kind", "data.class_names=[a,b]", "objective=classification"],
