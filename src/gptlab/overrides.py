@@ -480,6 +480,8 @@ def explain(error: BaseException, overrides: Iterable[str]) -> str:
             wrong = re.search(r"[Vv]alue '(.*?)'", reason)
             value = None if wrong is None else wrong[1].replace("None", "null")
             return f"{preset[1]}.yaml: {_explain_value(key, value, reason)}"
+    if absent := re.match(r"Interpolation key '([^']+)' not found full_key: (\S+)", text):
+        return f"{absent[2]} is made of {absent[1]}, which is not there; give it a value, as {absent[2]}=VALUE"
     if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
         key, _, value = as_typed("=".join(several.groups())).partition("=")
         listed = f"; for a list write {key}=[{value}]" if _is_list(dict(key_types()).get(key)) or key in SEVERAL else ""

@@ -10,10 +10,13 @@ from small_runs import of_objective, small_run, step_rows, write_text
 
 import gptlab
 from gptlab.config import config_from_plain, to_plain
+from gptlab.data.config import Split
 from gptlab.data.mixture.config import MixtureConfig
 from gptlab.data.mixture.prepare import prepare_run
 from gptlab.data.order import example_index
-from gptlab.data.sources.config import TableConfig, TextConfig
+from gptlab.data.sharding import prepare_shards
+from gptlab.data.sources.config import ShardsConfig, TableConfig, TextConfig
+from gptlab.data.tokenizers.config import ByteConfig, TokenizerFileConfig
 from gptlab.errors import UserError
 from gptlab.objectives.config import InstructionConfig
 from gptlab.runs.folder import read_metrics
@@ -222,3 +225,27 @@ def test_training_in_eval_mode_by_source(tmp_path):
     summary = train(mixture(tmp_path, budget_steps=2, eval_train=True, trainer=trainer)).summary
     expected = 0.3 * summary["train_eval/capitals/loss"] + 0.7 * summary["train_eval/small/loss"]
     assert summary["train_eval/loss"] == pytest.approx(expected)
+
+
+def test_token_shards_are_a_source_like_the_text_they_were_made_of(tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for n in range(8):
+        (texts / f"{n}.txt").write_text(f"{n} " * 300)
+    split = {"split": Split.document, "val_fraction": 0.0}  # shards are split by the text, and files by their names
+    config = mixture(tmp_path)
+    prepare_shards(
+        TextConfig(type="text", path=str(texts), **split), ByteConfig(), tmp_path / "shards", shard_tokens=900
+    )
+    other = TextConfig(path=str(tmp_path / "capitals.txt"))
+    made = {}
+    for kind, source in {
+        "text": TextConfig(path=str(texts), **split),
+        "shards": ShardsConfig(
+            path=str(tmp_path / "shards"), split=Split.document, val_fraction=None, test_fraction=None
+        ),
+    }.items():
+        config.data = MixtureConfig(sources={"own": source, "other": other}, weights={"own": 0.75})
+        config.tokenizer = TokenizerFileConfig(path=str(tmp_path / "shards" / "tokenizer.json"))
+        made[kind] = [gptlab.batch(config, step)["tokens"].tolist() for step in (0, 1, 7)]
+    assert made["shards"] == made["text"]

@@ -143,6 +143,7 @@ def test_what_cannot_be_is_refused(given, message):
         (["data.max_epochs=2"], "write data.max_epochs.NAME=2"),
         (["data.weights.code.x=0.5"], "data.weights.NAME, with a name without dots"),
         (["data.weights.code=much"], "data.weights.code=much"),
+        (["tokenizer=shards"], "tokenizer.path is made of data.path, which is not there; give it a value"),
         (["data=stdlib"], "data.sources.code is a key of a mixture; add data=mixture"),
         (["data.path=x"], "data.path does not belong to the chosen data"),
     ],
