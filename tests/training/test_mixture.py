@@ -241,9 +241,7 @@ def test_token_shards_are_a_source_like_the_text_they_were_made_of(tmp_path):
     made = {}
     for kind, source in {
         "text": TextConfig(path=str(texts), **split),
-        "shards": ShardsConfig(
-            path=str(tmp_path / "shards"), split=Split.document, val_fraction=None, test_fraction=None
-        ),
+        "shards": ShardsConfig(path=str(tmp_path / "shards"), val_fraction=0.0, test_fraction=None),
     }.items():
         config.data = MixtureConfig(sources={"own": source, "other": other}, weights={"own": 0.75})
         config.tokenizer = TokenizerFileConfig(path=str(tmp_path / "shards" / "tokenizer.json"))
