@@ -154,7 +154,7 @@ def _show_compression(opened: list[tuple[str, Tokenizer]], paths: list[str], out
     from gptlab.data.sources.text import open_text
     from gptlab.data.tokenizers.compression import compression
 
-    corpus = open_text(TextConfig(paths=paths))
+    corpus = open_text(TextConfig(paths=paths, text_column=None))
     found = []
     for name, tokenizer in opened:
         with byte_progress(f"tokenizing, {name}", corpus.n_bytes, show=sys.stderr.isatty()) as advance:

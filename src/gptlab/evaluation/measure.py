@@ -151,7 +151,7 @@ def _evaluate(
 def open_corpus(paths: list[str]) -> Corpus:
     """The texts of `corpus=`."""
     try:
-        return open_text(TextConfig(paths=paths))
+        return open_text(TextConfig(paths=paths, text_column=None))  # a table too is text as it stands
     except UserError as error:
         raise UserError(str(error).replace("data.path=", "corpus=")) from None  # the option that was typed
 
