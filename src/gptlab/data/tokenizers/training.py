@@ -21,6 +21,7 @@ SMALL_CHARACTERS = 1 << 19  # which take less time to learn from than a process 
 # A word, whatever is in it, and the spaces before it, much as SentencePiece splits: the library finds the pieces of
 # unigram models among the parts that several words share, which few words behind GPT-2's split do.
 WORDS_WITH_SPACE = r" *[^ ]+| +"
+GPT2_SPLIT = split_pattern("gpt2").expression
 _RUN_CHARACTERS = 1000
 
 
@@ -29,7 +30,7 @@ def between_words(texts: Iterable[str]) -> Iterator[str]:
     return recut(texts, gpt2_cut)
 
 
-def learn_bpe(texts: Iterable[str], *, vocab_size: int, expression: str) -> list[str]:
+def learn_bpe(texts: Iterable[str], *, vocab_size: int, expression: str = GPT2_SPLIT) -> list[str]:
     """A byte-pair vocabulary of GPT-2's byte alphabet by rank, of the pieces that `expression` matches."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -99,7 +100,7 @@ def byte_level_split(expression: str) -> Any:
     alphabet."""
     from tokenizers import Regex, pre_tokenizers
 
-    if expression == split_pattern("gpt2").expression:  # which the library has built in, and which reads faster
+    if expression == GPT2_SPLIT:  # which the library has built in, and which reads faster
         return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     split = pre_tokenizers.Split(Regex(expression), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
