@@ -18,6 +18,14 @@ HIDDEN = {
         "postgresql://host/db?user=me&password=***&sslmode=require"
     ),
     "https://host/file?API_KEY=secret#top": "https://host/file?API_KEY=***#top",
+    "postgresql://me:123/secret@host/db": "postgresql://me:***@host/db",
+    "https://me.blob.core.windows.net/c/x.jsonl?sv=2&sig=secret&x=1": (
+        "https://me.blob.core.windows.net/c/x.jsonl?sv=2&sig=***&x=1"
+    ),
+    "https://host/x?X-Amz-Date=1&X-Amz-Signature=secret": "https://host/x?X-Amz-Date=1&X-Amz-Signature=***",
+    "https://host/x?X-Amz-Security-Token=secret": "https://host/x?X-Amz-Security-Token=***",
+    "https://host/x?api-key=secret&hf_token=secret": "https://host/x?api-key=***&hf_token=***",
+    "https://ghp_secret@github.com/x": "https://***@github.com/x",
 }
 PLAIN = [
     "sqlite:////place/study.db",
@@ -25,7 +33,8 @@ PLAIN = [
     "http://localhost:5000",
     "http://localhost:5000/me@home",
     "http://[::1]:5000/me@home",
-    "https://host/file.txt?raw=true&tokens=3",
+    "https://host/file.txt?raw=true&tokens=3&monkey=1",
+    "s3://bucket/folder@2/x.jsonl",
     "runs/search.journal",
 ]
 

@@ -18,7 +18,7 @@ from gptlab.distributed.config import Layout, Sharding, StrategyConfig
 from gptlab.errors import UserError, refuse_password
 from gptlab.fields import bounded, check_bounds
 from gptlab.models.config import ModelConfig
-from gptlab.models.decoder.config import DecoderConfig
+from gptlab.models.decoder.config import SCALING_KEYS, DecoderConfig
 from gptlab.objectives.config import CausalLMConfig, ObjectiveConfig
 from gptlab.training.config import (
     DECAYS,
@@ -45,6 +45,16 @@ ALTERNATIVES = (
     tuple(f"schedule.{name}" for name in WARMUPS),
     tuple(f"schedule.{name}" for name in DECAYS),
 )
+
+# Keys that came after there were runs, by group and type: the value at which a run learns what it did without them, and
+# what stood there then (None: nothing). So a run goes on under its name.
+LATER: dict[tuple[str, str, str], tuple[Any, Any]] = {
+    **{("model", "decoder", key): (None, None) for key in SCALING_KEYS},
+    ("model", "decoder", "rope_type"): ("default", None),
+    ("tokenizer", "bpe", "pattern"): ("gpt2", None),
+    ("data", "text", "text_column"): ("text", None),
+    ("data", "text", "extensions"): ([], [".txt", ".md", ".py", ".gz"]),
+}
 
 # Where and how a run is carried out and shown, but not what is learned.
 NOT_IN_RUN_ID = (
@@ -124,7 +134,7 @@ class RunConfig:
             for group in groups:
                 node = node[group]
             node.pop(last, None)
-        return plain
+        return as_before(plain)
 
     def run_id(self) -> str:
         """Eight hex digits of `identity_fields`."""
@@ -293,6 +303,18 @@ def check_vocabulary(vocab_size: int, tokenizer_size: int, tokenizer: str) -> No
             f"tokenizer={tokenizer} has a vocabulary of {tokenizer_size:,} and model.vocab_size={vocab_size:,}; "
             "choose a smaller tokenizer, or set model.vocab_size=null to use the tokenizer's"
         )
+
+
+def as_before(plain: dict[str, Any]) -> dict[str, Any]:
+    """The config as it was written before there were the keys of `LATER`, where none of them has an effect."""
+    for (group, kind, key), (unused, before) in LATER.items():
+        node = plain.get(group)
+        if isinstance(node, dict) and node.get("type") == kind and key in node and node[key] == unused:
+            if before is None:
+                del node[key]
+            else:
+                node[key] = before
+    return plain
 
 
 def to_plain(value: Any) -> Any:

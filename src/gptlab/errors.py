@@ -4,7 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
-SECRETS = "password|passwd|pwd|token|access_token|secret|api_?key"  # arguments of an address
+# Arguments of an address that hold a secret: those of signed addresses too.
+SECRETS = "[^=&?#]*(?:password|passwd|pwd|token|secret|credential|signature|api[-_]?key)|(?:[^=&?#]*[-_])?key|sig"
 
 
 class UserError(ValueError):
@@ -35,8 +36,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def without_password(text: str) -> str:
     """A text as it may be shown and written: `postgresql://me:SECRET@host/db` in it without the secret."""
-    # Databases take passwords with / and @ in them; what is digits alone is a port.
-    text = re.sub(r"(://[^/:@\s\[]*):(?!\d+(?:[/?#\s]|$))\S*@", r"\1:***@", text)
+    # Of the web what is digits alone is a port. Databases take passwords with / and @ in them.
+    text = re.sub(r"(https?://[^/:@\s\[]*):(?!\d+(?:[/?#\s]|$))\S*@", r"\1:***@", text, flags=re.IGNORECASE)
+    text = re.sub(r"(?<!http)(?<!https)(://[^/:@\s\[]*):(?!\d+(?:[/?#][^@\s]*)?(?:\s|$))\S*@", r"\1:***@", text)
+    text = re.sub(r"(https?://)[^/:@\s\[]+@", r"\1***@", text, flags=re.IGNORECASE)  # a token in place of a name
     return re.sub(rf"([?&](?:{SECRETS})=)[^&#\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 

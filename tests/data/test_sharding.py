@@ -290,6 +290,20 @@ def test_a_source_may_change_where_it_was_not_read(tmp_path, monkeypatch):
         shards(config(source), tmp_path / "out1")
 
 
+def test_a_source_that_changed_the_vocabulary_is_refused(tmp_path, monkeypatch):
+    tokenizer = BPEConfig(vocab_size=270)
+    source = written(tmp_path / "in", "a.txt")
+    monkeypatch.setattr(sharding, "JOB_CHARACTERS", 200)
+    assert interrupt(monkeypatch, 20, lambda: shards(config(source), tmp_path / "out", tokenizer))
+    assert (tmp_path / "out" / sharding.PROGRESS).exists()
+    last = max(source.glob("*.txt"))
+    last.write_text("quite another text, zzzz qqqq zzzz qqqq " * 40)
+    for number in range(30):
+        (source / f"99{number}.txt").write_text(f"more {number} " * 9)
+    with pytest.raises(UserError, match=r"have changed since .*, and with them the splits or the vocabulary"):
+        shards(config(source), tmp_path / "out", tokenizer)
+
+
 def test_a_table_that_changed_before_the_place_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "JOB_CHARACTERS", 200)
     source = written(tmp_path / "in", "a.jsonl")

@@ -148,7 +148,7 @@ class _Preparation:
                 for part in parts_of(self._data)
             }
             if going_on:
-                self._go_on(writers)
+                self._go_on(writers, tokenizer)
             else:
                 tokenizer.save(self._folder / TOKENIZER)
                 write_text_atomic(self._folder / _SOURCE, json.dumps(self._described()))
@@ -216,7 +216,7 @@ class _Preparation:
             if finished or left or path.name.endswith(TEMPORARY_SUFFIX):
                 path.unlink()
 
-    def _go_on(self, writers: dict[str, "ShardWriter"]) -> None:
+    def _go_on(self, writers: dict[str, "ShardWriter"], tokenizer: Tokenizer) -> None:
         try:
             before = json.loads((self._folder / _SOURCE).read_text(encoding="utf-8"))
             progress = json.loads((self._folder / PROGRESS).read_text(encoding="utf-8"))
@@ -230,6 +230,12 @@ class _Preparation:
             raise UserError(f"{self._folder} was begun by another version of gptlab; delete it")
         self._refuse_others(before["settings"], before["tokenizer"], before["source"], cursor.section)
         if before["source"]["fingerprint"] != self._corpus.fingerprint:  # what is still to be read has changed
+            bounds = self._bounds  # vocabulary and splits follow from all of the text
+            if self._tokenizer().fingerprint != tokenizer.fingerprint or self._bounds != bounds:
+                raise UserError(
+                    f"files of {self._corpus.description} have changed since {self._folder} was begun, and with them "
+                    "the splits or the vocabulary; name another folder with to=, or delete it"
+                )
             write_text_atomic(self._folder / _SOURCE, json.dumps(self._described()))
         self._cursor, self._begun = cursor, set(progress["begun"])
         self._tidy({shard for writer in writers.values() for shard in writer.restore(state[writer.part])})

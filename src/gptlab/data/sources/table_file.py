@@ -88,7 +88,10 @@ def text_of(record: dict[str, Any], column: str, where: str) -> str | None:
 
 
 def _no_column(column: str, columns: Any) -> str:
-    return f"data.text_column={column} is not a column of the data set; it has {', '.join(sorted(columns))}"
+    return (
+        f"data.text_column={column} is not a column; there are {', '.join(sorted(columns))}; name one of these, or "
+        "null to read the file as plain text"
+    )
 
 
 def _parquet_texts(file: Stored, column: str, seen: Seen | None) -> Iterator[str | None]:
