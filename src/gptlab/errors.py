@@ -40,7 +40,7 @@ def without_password(text: str) -> str:
     text = re.sub(r"(https?://[^/:@\s\[]*):(?!\d+(?:[/?#\s]|$))\S*@", r"\1:***@", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<!http)(?<!https)(://[^/:@\s\[]*):(?!\d+(?:[/?#][^@\s]*)?(?:\s|$))\S*@", r"\1:***@", text)
     text = re.sub(r"(https?://)[^/:@\s\[]+@", r"\1***@", text, flags=re.IGNORECASE)  # a token in place of a name
-    return re.sub(rf"([?&](?:{SECRETS})=)[^&#\s]+", r"\1***", text, flags=re.IGNORECASE)
+    return re.sub(rf"([?&](?:{SECRETS})=)[^&#;\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 def refuse_password(key: str, value: str) -> None:

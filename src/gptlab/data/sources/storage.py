@@ -2,7 +2,9 @@
 
 import glob
 import gzip
+import hashlib
 import io
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +18,13 @@ BLOCK_BYTES = 1 << 18
 COMPRESSED = {".gz": "gzip", ".zst": "Zstandard"}  # ending: format
 
 Seen = Callable[[int], None]  # is called with the position in a file as it is stored
+
+
+# What file systems call the things that change with a file's content, in small letters.
+CHANGING = (
+    *("etag", "md5hash", "md5", "content-md5", "digest", "checksum", "crc32c", "generation", "versionid", "version_id"),
+    *("last-modified", "lastmodified", "last_modified", "updated", "modified", "mtime", "created"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +41,18 @@ class Address:
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
     def key(self) -> str:
-        """What changes with the content, as the file system tells without reading it."""
+        """What changes with the content, as the file system tells; where it tells nothing, the content's SHA-256."""
         try:
-            return f"{self.size_bytes} {self.system.ukey(self.path)}"
+            # Not fsspec's `ukey`, which takes files of the web for unchanging.
+            told = {name.lower(): value for name, value in self.system.info(self.path).items()}
+            told = {name: str(told[name]) for name in CHANGING if told.get(name)}
+            if told:
+                return json.dumps([self.size_bytes, told])
+            content = hashlib.sha256()
+            with self.system.open(self.path, "rb") as file:
+                while block := file.read(BLOCK_BYTES):
+                    content.update(block)
+            return content.hexdigest()
         except Exception as error:  # each file system has its own
             raise UserError(f"{self.url} cannot be read ({first_line(error)})") from error
 
