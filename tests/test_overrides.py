@@ -69,7 +69,7 @@ REFUSED = {
     "gradient_accumulation_steps=4": ["did you mean micro_batch_size?", "batch_tokens / (context length"],
     "gpus=2": ["did you mean trainer.devices?"],
     "wandb=true": ["did you mean logger=wandb?"],
-    "data.weights=[1,2]": ["did you mean data.paths?", "one corpus"],
+    "data.weights=[1,2]": ["has to say of which source; write data.weights.NAME=[1,2]"],
     "do_sample=false": ["did you mean callbacks.sample.temperature?", "0 is greedy"],
     "resume=true": ["resume=true is read as a path", "resume=auto"],
     "trainer.accelerator=tpu": ["trainer.accelerator=tpu", "cpu"],

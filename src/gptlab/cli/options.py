@@ -10,9 +10,6 @@ from gptlab import plugins
 from gptlab.errors import UserError, did_you_mean
 from gptlab.values import coerce
 
-if typing.TYPE_CHECKING:
-    from gptlab.config import RunConfig
-
 
 def split(arguments: list[str]) -> list[tuple[str, str]]:
     """Each argument's key and value; UserError for one that has none."""
@@ -57,7 +54,7 @@ def read(arguments: list[str], hints: Mapping[str, Any], of: str, foreign: Mappi
     return values
 
 
-def compose(overrides: list[str], of: str) -> "RunConfig":
+def compose(overrides: list[str], of: str) -> Any:
     """The run that the overrides of `gptlab train` describe, with --config-dir among them; `of` names the command.
 
     UserError for another option of train's.

@@ -73,8 +73,8 @@ class ModelConfig:
         """Whether this is the other model made ready for a longer context, and may start from its weights."""
         return False
 
-    def longer_than(self, context_length: int) -> str:
-        """The overrides that make a model of that context ready for this one's; empty where nothing does."""
+    def longer_than(self, other: "ModelConfig") -> str:
+        """The overrides that make this the other model ready for this one's context; empty where nothing does."""
         return ""
 
     @property

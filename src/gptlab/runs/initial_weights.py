@@ -82,7 +82,7 @@ def open_initial(config: ModelConfig, vocab_size: int, tokenizer: Tokenizer | No
     if too_long and Capability.encoder_decoder not in theirs.capabilities:
         overrides.append(f"model.context_length={theirs.context_length}")
     if overrides:
-        scaled = config.longer_than(theirs.context_length) if too_long else ""
+        scaled = config.longer_than(theirs) if too_long else ""
         hint = f"; to keep the longer context, add {scaled}" if scaled else ""
         what = "was trained with another tokenizer" if overrides == [other] else "holds another model"
         raise UserError(f"model.init_from={name} {what}; add {' '.join(overrides)}{hint}")

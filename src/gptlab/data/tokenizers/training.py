@@ -18,9 +18,10 @@ from gptlab.data.tokenizers.split_pattern import split_pattern
 from gptlab.data.tokenizers.threads import forbid_threads, threads_of_child
 
 SMALL_CHARACTERS = 1 << 19  # which take less time to learn from than a process takes to start
-# A word, whatever is in it, and the spaces before it, much as SentencePiece splits: the library finds the pieces of
-# unigram models among the parts that several words share, which few words behind GPT-2's split do.
-WORDS_WITH_SPACE = r" *[^ ]+| +"
+# A word, whatever is in it, with the spaces before it and the line ends after it, much as SentencePiece splits: the
+# library finds the pieces of unigram models among the parts that several words share, which few words behind GPT-2's
+# split do. Longer words are cut, since the time that they take grows with the square of their length.
+WORDS_WITH_SPACE = r" *[^ \n]{1,32}\n*| +|\n+"
 GPT2_SPLIT = split_pattern("gpt2").expression
 _RUN_CHARACTERS = 1000
 

@@ -169,18 +169,24 @@ class DecoderConfig(TransformerConfig):
         return found._replace(rope_attention_factor=self.rope_attention_factor or 0.1 * math.log(factor) + 1)
 
     def extends(self, other: ModelConfig) -> bool:
+        if not isinstance(other, DecoderConfig) or self.position is not Position.rotary:
+            return False
+        own, theirs = self.rotation, other.rotation
+        # A scaled model is scaled further in the same way, from the same context.
+        betas = (own.rope_beta_fast, own.rope_beta_slow) == (theirs.rope_beta_fast, theirs.rope_beta_slow)
+        same = self.rope_type is other.rope_type and betas
         return (
-            isinstance(other, DecoderConfig)
-            and self.position is Position.rotary
-            and self.context_length > other.context_length
-            and self.original_context in (other.context_length, other.original_context)
+            self.context_length > other.context_length
+            and self.original_context == other.original_context
             and self.rope_theta == other.rope_theta
+            and (other.rope_type is RopeType.default or same)
         )
 
-    def longer_than(self, context_length: int) -> str:
-        if self.position is not Position.rotary:
+    def longer_than(self, other: ModelConfig) -> str:
+        if not isinstance(other, DecoderConfig) or self.position is not Position.rotary:
             return ""
-        return f"model.rope_type=yarn model.rope_factor={self.context_length / context_length:g}"
+        kind = RopeType.yarn if other.rope_type is RopeType.default else other.rope_type
+        return f"model.rope_type={kind.value} model.rope_factor={self.context_length / other.original_context:g}"
 
     @property
     def attention_biased(self) -> bool:
