@@ -26,7 +26,8 @@ def test_a_recorded_step_is_reproduced_from_its_checkpoint(tmp_path, objective_n
         config.model.dropout = 0.1
     run = train(config)
     saved = checkpoint.load(run.checkpoints[5])
-    _, objective, vocab_size = _open_data(config, progress=False)
+    _, objectives, vocab_size = _open_data(config, progress=False)
+    (objective,) = objectives.values()
     model = shape_model(config.model, vocab_size, config.n_class).to_empty(device="cpu")
     for name, parameter in model.named_parameters():
         if name.startswith(objective.unused_parameters):
@@ -77,7 +78,8 @@ def test_a_step_or_rank_that_is_not_there_is_refused(tmp_path):
 
 def test_gradients_do_not_depend_on_the_size_of_micro_batches(tmp_path):
     config = small_run(tmp_path / "run", optimizer=AdamWConfig())
-    _, objective, vocab_size = _open_data(config, progress=False)
+    _, objectives, vocab_size = _open_data(config, progress=False)
+    (objective,) = objectives.values()
     whole = batch(config, 0)
     found = {}
     for size in (None, 1, 3):
