@@ -67,7 +67,7 @@ def killed(lab: Path, arguments: str, run: str, step: int) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_it_trains_is_killed_and_resumes_bit_for_bit(lab, devices):
     spread = f"trainer.accelerator=cpu trainer.devices={devices} strategy={'ddp' if devices == 2 else 'auto'}"
     steps = "budget_steps=40 callbacks.checkpoint.every_steps=5 trainer.val_check_interval=20"

@@ -62,6 +62,7 @@ def test_a_grid_of_the_page_works(folder, command):
     assert len(runs) == 4 and {read_summary(run)["steps"] for run in runs} == {3}
 
 
+@pytest.mark.slow
 def test_the_python_example_works(folder):
     (example,) = fences("python")
     example = example.replace('"debug=smoke"', f"*{SMOKE}")

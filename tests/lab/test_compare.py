@@ -372,4 +372,17 @@ def test_the_losses_of_a_mixtures_sources_are_in_the_table(tmp_path):
     assert "data.weights.a is 0.1 and 0.5); use metric=val/a/loss or metric=val/b/loss" in comparison.sentence
     (comparison,) = compare(tmp_path / "mixtures", metric="val/a/loss").comparisons.values()
     assert "not compared" not in comparison.sentence
+    for n, shares in ((1, {"a": 0.75, "b": 0.25}), (2, {"a": 0.125, "b": 0.875})):  # of one schedule, by the budget
+        data = MixtureConfig(sources=sources, schedule={"a": [[0, 1.0], [1000, 0.0]]})
+        summary = {"shares": shares}
+        write_trained(
+            tmp_path / "schedule" / f"n={n}",
+            rows=rows,
+            summary=summary,
+            data=data,
+            tokenizer=ByteConfig(),
+            budget_steps=n,
+        )
+    (comparison,) = compare(tmp_path / "schedule").comparisons.values()
+    assert "shares of sources, which differ (a 0.75, b 0.25 and a 0.125, b 0.875)" in comparison.sentence
     assert by_source.metrics[0] == "val/b/loss" and list(by_source.comparisons) == ["optimizer.lr=0.5"]

@@ -69,6 +69,7 @@ def test_where_no_server_lives_a_trial_is_a_python_of_its_own(servers, tmp_path,
     assert len(servers) == 3
 
 
+@pytest.mark.slow
 def test_a_trial_whose_server_is_killed_is_stopped_before_it_is_given_up(servers, tmp_path, monkeypatch):
     monkeypatch.setenv("SECONDS", "60")
     with Starter(lambda: 0) as starter:

@@ -492,13 +492,22 @@ def _source_of(metric: str) -> str | None:
 
 def _other_shares(a: RunRecord, b: RunRecord, metric: str) -> str | None:
     """Why the mean over the sources of a mixture is another one in another run; None where it is not."""
+    if _source_of(metric) is not None:
+        return None
+    instead = " or ".join(f"metric=val/{name}/loss" for name in _sources(a, b)[:2])
+    start = f"{metric} is a mean by the shares of sources, which differ"
+    shares = [record.summary.get("shares") for record in (a, b)]
+    if all(shares):  # as they came out: with a schedule they depend on the budget
+        if shares[0] == shares[1]:
+            return None
+        values = " and ".join(", ".join(f"{name} {share:.3g}" for name, share in one.items()) for one in shares)
+        return f"{start} ({values}); use {instead}"
     keys = [f"data.{key}.{name}" for key in ("weights", "schedule") for name in _sources(a, b)]
     changed = [key for key in keys if a.config.get(key) != b.config.get(key)]
-    if not changed or _source_of(metric) is not None:
+    if not changed:
         return None
     values = " and ".join(shown(record.config.get(changed[0])) for record in (a, b))
-    instead = " or ".join(f"metric=val/{name}/loss" for name in _sources(a, b)[:2])
-    return f"{metric} is a mean by the shares of sources, which differ ({changed[0]} is {values}); use {instead}"
+    return f"{start} ({changed[0]} is {values}); use {instead}"
 
 
 def _sources(a: RunRecord, b: RunRecord) -> list[str]:

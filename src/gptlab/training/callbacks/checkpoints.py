@@ -148,7 +148,8 @@ class Checkpoints(Callback):
         self._within_evaluation(trainer, module, f"val {dataloader_idx}", batch_idx, count)
 
     def on_test_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0) -> None:
-        self._within_evaluation(trainer, module, "test", batch_idx, trainer.num_test_batches[dataloader_idx])
+        count = trainer.num_test_batches[dataloader_idx]
+        self._within_evaluation(trainer, module, f"test {dataloader_idx}", batch_idx, count)
 
     def _within_evaluation(self, trainer, module, split: str, index: int, count: int) -> None:
         signum = self.signals.before_evaluation_batch(split, module.finished_steps, index, count)
