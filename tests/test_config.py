@@ -38,6 +38,7 @@ def test_a_run_of_an_older_version_goes_on(data, tmp_path):
     config = gptlab.compose(f"data={data}", "tokenizer=bpe", *needed)
     saved = older(config)
     refuse_changes(config.identity_fields(), saved, tmp_path)
+    refuse_changes(config.identity_fields(), to_plain(config), tmp_path)
     if data == "huggingface":
         assert config.identity_fields()["data"]["text_column"] == "text", "a key that it always had"
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from gptlab.config import NOT_IN_RUN_ID, to_plain
+from gptlab.config import NOT_IN_RUN_ID, as_before, to_plain
 from gptlab.errors import UserError
 from gptlab.evaluation.config import EVALUATIONS, EVERY
 from gptlab.fields import shown
@@ -268,7 +268,7 @@ def _state(folder: Path, summary: dict[str, Any], events: list[dict[str, Any]]) 
 def _plain(run: Run) -> dict[str, Any]:
     """The config as plain values, with defaults where it lacks keys; as it is written where it needs a plugin."""
     try:
-        return to_plain(run.config)
+        return as_before(to_plain(run.config))
     except UserError:
         import yaml
 

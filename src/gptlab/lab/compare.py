@@ -496,7 +496,7 @@ def _other_shares(a: RunRecord, b: RunRecord, metric: str) -> str | None:
         return None
     instead = " or ".join(f"metric=val/{name}/loss" for name in _sources(a, b)[:2])
     start = f"{metric} is a mean by the shares of sources, which differ"
-    shares = [record.summary.get("shares") for record in (a, b)]
+    shares: list[dict[str, float]] = [record.summary.get("shares") or {} for record in (a, b)]
     if all(shares):  # as they came out: with a schedule they depend on the budget
         if shares[0] == shares[1]:
             return None
