@@ -25,7 +25,7 @@ def test_it_is_written_and_read_by_name(say, text, kind):
     out = say(*arguments(text, f"tokenizer={kind}", "tokenizer.vocab_size=300"))
     assert "my tokenizer: tokenizer.json, tokenizer_config.json" in out and "'tokenizer=my tokenizer'" in out
     tokenizer = tokenizer_named("my tokenizer")
-    assert tokenizer.vocab_size <= 300 and len(tokenizer.encode("green bottles")) < 13
+    assert tokenizer.vocab_size <= 300 and tokenizer.decode(tokenizer.encode("green bottles")) == "green bottles"
     assert not list((text.parent / "cache").glob(".tokenizer-*")), "nothing is kept"
 
 
