@@ -428,7 +428,7 @@ def test_a_folder_of_text_and_tables_is_refused_until_one_is_named(tmp_path):
     ("name", "content", "why"),
     [
         ("a.jsonl", b'{"text": 3}', "record 1 of .*a.jsonl: data.text_column=text holds int, not text"),
-        ("a.jsonl", b'{"body": ""}', "record 1 of .*: data.text_column=text is not a column of .* it has body"),
+        ("a.jsonl", b'{"body": ""}', "record 1 of .*: data.text_column=text is not a column; there are body; name one"),
         ("a.csv.zst", b"no zstd", r"a\.csv\.zst is not a valid Zstandard file"),
         (
             "a.txt.zst",
