@@ -253,8 +253,8 @@ def _mlflow(
     known = identity.read_text().strip() if identity.is_file() else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import mlflow
-        from mlflow.exceptions import MlflowException
+        import mlflow  # pyright: ignore[reportMissingImports]  # an extra
+        from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
 
         place = {
             "tracking_uri": uri or f"sqlite:///{parent}/mlflow.db",
