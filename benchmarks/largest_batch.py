@@ -1,27 +1,25 @@
-"""The largest micro-batch that `gptlab plan` finds for a memory limit, held against runs under that limit.
+"""The largest micro-batch that `gptlab plan` finds for a memory limit, held against the peak memory of runs.
 
     python benchmarks/largest_batch.py [--cases N] [--seed N]
 
 Random models, data lengths, optimizers, precisions and recomputation; each is planned for a CPU with a random limit of
-0.75 to 1.2 GiB. Two steps at the largest micro-batch that fits, of two micro-batches each, must not run out of memory:
-the process is limited by RLIMIT_DATA, and its peak of resident memory is compared with the limit too. At the next
-micro-batch that divides the step one pass, without a limit, must exceed 85% of it. A fork of a warm process a run, as a
-sweep starts its trials. Linux only.
+0.75 to 1.2 GiB. Two runs follow, each a process of its own with two steps of two micro-batches: at the largest
+micro-batch that fits, the peak of resident memory must stay within the limit; at the next one that divides the step it
+must exceed 85% of it. Linux only.
 """
 
 import argparse
 import json
 import os
 import random
-import resource
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memory import MIB, measure, write_texts
+import memory
+from memory import MIB, write_texts
 
 from gptlab.distributed.allocator import NO_THREAD_CACHE, TUNABLES
 
@@ -75,39 +73,17 @@ def find_largest(overrides: list[str], limit: int) -> dict[str, int] | None:
     return {"largest": largest, "next": following, "context_length": config.context_length}
 
 
-def train(overrides: list[str], n_sequences: int, context_length: int, limit: int | None, **files: str) -> Any:
-    """Planned and measured bytes: two steps of two micro-batches under a limit, else one pass; or what was raised."""
-    times = 1
-    if limit is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        times = 2
-    batch = [f"micro_batch_size={n_sequences}", f"batch_tokens={times * n_sequences * context_length}"]
+def train(overrides: list[str], n_sequences: int, context_length: int, folder: str) -> Any:
+    """Planned and measured bytes of two steps of two micro-batches, in a process of its own; or what was raised."""
     kept = [one for one in overrides if not one.startswith("batch_tokens=")]
-    try:
-        return measure([*kept, *batch, f"budget_steps={times}", "strategy.check_memory=false"], **files)
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-
-
-def in_fork(call: Callable[[], Any]) -> Any:
-    """What `call` returns in a process of its own, as JSON takes it."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            os.write(write, json.dumps(call()).encode())
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(write)
-    with os.fdopen(read, "rb") as file:
-        found = file.read()
-    os.waitpid(pid, 0)
-    return json.loads(found) if found else {"error": "the process died"}
+    batch = [f"micro_batch_size={n_sequences}", f"batch_tokens={2 * n_sequences * context_length}"]
+    typed = " ".join([*kept, *batch, "strategy.check_memory=false"])
+    command = [sys.executable, memory.__file__, "--case", typed, "--folder", folder]
+    environment = {**os.environ, TUNABLES: NO_THREAD_CACHE}  # as train.py starts itself
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -115,48 +91,30 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    if NO_THREAD_CACHE not in os.environ.get(TUNABLES, ""):  # as train.py starts itself
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, TUNABLES: NO_THREAD_CACHE})
-    import gc
-
-    import gptlab.composition
-    import gptlab.lab.plan
-    import gptlab.training.loop  # noqa: F401
-
-    gc.freeze()
     choose, n_runs, fits, tight = random.Random(given.seed), 0, 0, 0
     print("| limit MiB | largest | planned | peak | next | planned | peak | run |\n|---:" + "|---:" * 6 + "|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        write_texts(Path(folder))
-        while n_runs < given.cases:
-            overrides, limit = draw(choose)
-            found = in_fork(partial(find_largest, overrides, limit))
-            if found is None:
+    while n_runs < given.cases:
+        overrides, limit = draw(choose)
+        found = find_largest(overrides, limit)
+        if found is None:
+            continue
+        n_runs += 1
+        cells = []
+        for n in (found["largest"], found["next"]):
+            with tempfile.TemporaryDirectory() as folder:
+                write_texts(Path(folder))
+                run = train(overrides, n, found["context_length"], folder)
+            if "error" in run:
+                cells += [str(n), "", run["error"]]
                 continue
-            if "error" in found:
-                print(f"| | | | | | | | {found['error']}: {' '.join(overrides)} |", flush=True)
-                continue
-            n_runs += 1
-            length = found["context_length"]
-            at = [
-                in_fork(partial(train, overrides, n, length, most, folder=folder, name=f"{n_runs}-{n}"))
-                for n, most in ((found["largest"], limit), (found["next"], None))
-            ]
-            cells = [
-                (f"{one['planned']['total'] / MIB:,.0f}", f"{one['measured'] / MIB:,.0f}")
-                if "error" not in one
-                else ("", one["error"])
-                for one in at
-            ]
-            fits += "error" not in at[0] and at[0]["measured"] <= limit
-            tight += "error" in at[1] or at[1]["measured"] > MARGIN * limit
-            print(
-                f"| {limit / MIB:,.0f} | {found['largest']} | {' | '.join(cells[0])} | {found['next']} "
-                f"| {' | '.join(cells[1])} | {' '.join(overrides)} |",
-                flush=True,
-            )
+            cells += [str(n), f"{run['planned']['total'] / MIB:,.0f}", f"{run['measured'] / MIB:,.0f}"]
+            if n == found["largest"]:
+                fits += run["measured"] <= limit
+            else:
+                tight += run["measured"] > MARGIN * limit
+        print(f"| {limit / MIB:,.0f} | {' | '.join(cells)} | {' '.join(overrides)} |", flush=True)
     print(
-        f"\nNone ran out of memory in {fits} of {n_runs}; the next micro-batch exceeds {MARGIN:.0%} of the limit in "
+        f"\nWithin the limit: {fits} of {n_runs}; the next micro-batch exceeds {MARGIN:.0%} of the limit in "
         f"{tight} of {n_runs}."
     )
 

@@ -3,11 +3,14 @@
 Knows modules, blocks and tensors, but no architecture.
 """
 
+import importlib
 import math
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +29,8 @@ RESIDUAL = "residual"  # in the dtype of the residual stream, which norms read
 BOTH = "both"  # read by a norm and by others: under autocast two copies
 FLOAT32 = "float32"  # in any precision
 RAW_BYTES = "bytes"  # masks and indices
+
+COMPILER = "torch._dynamo"
 
 # Storage, kind and size, by the storage's address; the storage is let go once no other can get its address.
 Kept = dict[int, tuple[torch.UntypedStorage | None, str, int]]
@@ -324,6 +329,47 @@ def _stand_in(outputs: list[Any], inputs: list[Any], in_backward: Callable | Non
         tensors.append(torch.empty((), device="meta", requires_grad=True))
     made = iter(_StandIn.apply(templates, in_backward, *tensors))
     return [next(made) if isinstance(output, Tensor) else output for output in outputs]
+
+
+class _NoCompiler(ModuleType):
+    """Stands for torch's compiler, until something wants more of it than to be left alone."""
+
+    def __init__(self):
+        super().__init__(COMPILER)
+        self.marked = []
+
+    def disable(self, function: Callable, *args: Any, **kwargs: Any) -> Callable:
+        self.marked.append(function)
+        return function
+
+    def __getattr__(self, name: str) -> Any:
+        self.give_way()
+        return getattr(importlib.import_module(COMPILER), name)
+
+    def give_way(self) -> None:
+        """Leave the place to the compiler, and no mark on a function."""
+        if sys.modules.get(COMPILER) is self:
+            del sys.modules[COMPILER], torch._dynamo
+        for function in self.marked:
+            vars(function).pop("__dynamo_disable", None)
+        self.marked.clear()
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Count without an import of torch's compiler, which takes longer than most counts.
+
+    Kernels of the meta device that are written in Python import it to tell it to leave them alone (torch 2.13). What
+    imports it for another reason gets it. For a process with one thread.
+    """
+    if COMPILER in sys.modules:
+        yield
+        return
+    compiler = sys.modules[COMPILER] = torch._dynamo = _NoCompiler()
+    try:
+        yield
+    finally:
+        compiler.give_way()
 
 
 def backward(*outputs: Any) -> None:

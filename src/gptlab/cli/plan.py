@@ -17,6 +17,7 @@ from gptlab.generation.config import OutputFormat
 from gptlab.units import bytes_text, count_text, duration, flops_text, grid, plural, significant, table
 
 if typing.TYPE_CHECKING:
+    from gptlab.config import RunConfig
     from gptlab.lab.plan import Devices, Planner
 
 HELP = """gptlab plan [group.key=value ...] [device=NAME]
@@ -96,6 +97,15 @@ def _answer(arguments: list[str], overrides: list[str]) -> None:
         given.append("trainer.accelerator=cpu")
     config = compose(given, "gptlab plan")
 
+    from gptlab.counting import without_compiler
+
+    with without_compiler():
+        _print_plan(own, config, kind, given, compared, propose=PROPOSE in overrides)
+
+
+def _print_plan(
+    own: _Options, config: "RunConfig", kind: Hardware, given: list[str], compared: list[Comparison], *, propose: bool
+) -> None:
     from gptlab.lab import plan as lab
 
     count = (config.trainer.device_count() or 1) * config.trainer.num_nodes
@@ -107,7 +117,7 @@ def _answer(arguments: list[str], overrides: list[str]) -> None:
     planner = lab.Planner(config, devices, accounting)
     if own.layers:
         return _print_layers(own, planner)
-    if PROPOSE in overrides:
+    if propose:
         return _print_proposals(own, planner, given)
     if compared:
         return _print_comparisons(own, planner, compared)
