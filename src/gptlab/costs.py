@@ -296,7 +296,7 @@ def memory_bytes(
     validation split, `evaluated`, needs beyond all that. On a CPU `process` is what the program itself takes, and
     `fragmentation` what lies free between tensors that come and go, as a fraction of these.
     """
-    weight, copy, activation, _ = PRECISIONS[precision]
+    weight, copy, activation, residual = PRECISIONS[precision]
     tensor, blocks = layout.tensor, list(model.blocks)
     hidden = {p for block in blocks for name, p in block.named_parameters() if is_matrix(name, p)}
     divided = _tensor_parallel(model) if tensor > 1 else set()
@@ -329,7 +329,7 @@ def memory_bytes(
     if counted is not None:
         parts["activations"] = counted.activation_bytes(precision, strategy.activation_checkpointing)
         chunk = max(CHUNK_ELEMENTS_GPU if counted.fused else CHUNK_ELEMENTS_CPU, counted.vocab_size)
-        element = activation if counted.fused else 4
+        element = activation if counted.fused else residual  # a CPU's plain kernels also keep what autocast widens
         parts["logits"] = round(min(counted.n_logits, chunk)) * (4 + activation)
         # Logits are gone before the blocks' backward pass begins.
         parts["temporary"] = max(0, counted.working * element - parts["logits"])
