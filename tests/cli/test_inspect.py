@@ -12,7 +12,7 @@ from small_runs import overrides_of, small_run, write_text
 import gptlab
 from gptlab.data.sources.config import TextConfig
 from gptlab.runs.folder import read_metrics
-from gptlab.training.config import CallbacksConfig, CheckpointConfig, TrainerConfig
+from gptlab.training.config import CallbacksConfig, CheckpointConfig, SpikeAction, SpikeConfig, TrainerConfig
 from gptlab.training.loop import train
 
 
@@ -184,3 +184,31 @@ def test_what_is_in_the_data(say, tmp_path):
     assert found["n_tokens"] == n_bytes and found["n_documents"] == 30 and len(found["shown"]) == 3
     part = say("data=text", f"data.path={texts}", "tokenizer=byte", "sample_mb=0.001")
     assert "a sample, " in part and f"about {n_bytes:,} in all" in part
+
+
+def test_each_time_that_a_run_took_a_step_is_what_it_learned_from(say, tmp_path):
+    text = bytearray(write_text(tmp_path / "text.txt", 8_000).read_bytes())
+    text[23 * 128 : 24 * 128] = bytes(random.Random(0).choices(b"#$%^&*@~|{}[]<>+=0123456789", k=128))  # step 24
+    (tmp_path / "text.txt").write_bytes(text)
+    spike = SpikeConfig(action=SpikeAction.rollback, threshold=5.0, window_steps=10, warmup_steps=10, rollback_steps=3)
+    config = small_run(
+        tmp_path / "run",
+        data=TextConfig(path=str(tmp_path / "text.txt"), shuffle=False),
+        budget_steps=30,
+        callbacks=CallbacksConfig(
+            checkpoint=CheckpointConfig(every_steps=1, keep_last=99), spike=spike, sample=None, plot=False
+        ),
+        trainer=TrainerConfig(accelerator="cpu", devices=1, enable_progress_bar=False, val_check_interval=30),
+    )
+    run = train(config)
+    say("--help")  # and with it what training printed
+    (event,) = (event for event in run.events() if event["event"] == "rolled back")
+    assert event["from"] == 24 and event["to"] < 22
+    losses = {row["step"]: row["train/loss"] for row in read_metrics(run.path / "metrics.csv") if row["step"]}
+    for step, more in ((event["to"], []), (event["to"] + 1, []), (24, []), (29, [])):
+        # Under the weights that the update began from, the loss of what it read is that of training.
+        found = json.loads(say(f"run={run.path}", f"step={step}", f"checkpoint={step - 1}", "output=json", *more))
+        assert found["loss"] == pytest.approx(losses[step], rel=1e-4)
+    first = json.loads(say(f"run={run.path}", "step=24", "attempt=1", "losses=false", "output=json"))
+    assert "".join(one["text"] for one in first["documents"]).startswith(text[23 * 128 : 24 * 128][:8].decode())
+    assert f"step={event['from']}" in say(f"run={run.path}", expect=2)
