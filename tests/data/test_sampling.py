@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from gptlab.data.sampling import sample_corpus, sample_shards
 from gptlab.data.sharding import prepare_shards
@@ -27,7 +28,7 @@ def test_a_small_corpus_is_read_whole_and_a_large_one_from_many_files(tmp_path):
     assert not part.is_whole and 40_000 <= sum(len(one.text) for one in part.documents) <= 64_000
     assert names == [one.name for one in sample_corpus(corpus, 64_000, seed=1).documents]
     assert len({name[:2] for name in names}) == 3 and len(set(names)) == len(names)
-    assert part.total_bytes == 300_000
+    assert part.share == sum(len(one.text) for one in part.documents) / 300_000
 
 
 def test_what_is_read_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
@@ -53,6 +54,13 @@ def test_one_long_document_and_records_of_a_table(tmp_path):
     table.write_text("".join(json.dumps({"text": f"record {i}"}) + "\n" for i in range(5000)))
     sample = sample_corpus(TextConfig(path=str(table), text_column="text").build(), 1000)
     assert not sample.is_whole and [one.text for one in sample.documents[:3]] == ["record 0", "record 1", "record 2"]
+    assert sample.share is None or 0 < sample.share <= 1
+    rows = [
+        {"text": f"a longer record with the number {i} and more of the same, again and again"} for i in range(40_000)
+    ]
+    table.write_text("".join(json.dumps(row | {"another column": 12345}) + "\n" for row in rows))
+    sample = sample_corpus(TextConfig(path=str(table), text_column="text").build(), 1_000_000)
+    assert sample.share == pytest.approx(len(sample.documents) / len(rows), rel=0.1), "by what is stored"
 
 
 def test_shards_give_documents_back(tmp_path):

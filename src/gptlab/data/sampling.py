@@ -34,7 +34,7 @@ class Sample:
     documents: list[SampledDocument]
     is_whole: bool  # whether these are all
     how: str  # they were chosen, for a person
-    total_bytes: int | None = None  # of the source as it is stored
+    share: float | None = None  # of the source as it is stored, that was read; None: unknown
     total_tokens: int | None = None  # of a source that is tokenized
     total_documents: int | None = None
 
@@ -51,10 +51,23 @@ def sample_corpus(corpus: Corpus, most_bytes: int = SAMPLE_BYTES, *, seed: int =
         documents = list(_from_sections(corpus, n, most_bytes, seed))
         places = min(n, MOST_PLACES)
         how = f"{plural(len(documents), 'document')} from {places} of {n:,} files"
-        return Sample(documents=documents, is_whole=False, how=how, total_bytes=total)
+        return Sample(documents=documents, is_whole=False, how=how, share=_share(documents, corpus))
     documents, is_whole = _first(_texts_of(corpus), most_bytes)
     how = "all of it" if is_whole else f"the first {plural(len(documents), 'document')}"
-    return Sample(documents=documents, is_whole=is_whole, how=how, total_bytes=total)
+    share = _share(documents, corpus)
+    if share is None and total is not None and 0 < corpus.n_bytes_read < total:
+        share = corpus.n_bytes_read / total  # compressed, or with other columns
+    return Sample(documents=documents, is_whole=is_whole, how=how, share=share)
+
+
+def _share(documents: list[SampledDocument], corpus: Corpus) -> float | None:
+    if not corpus.stores_text or not corpus.n_bytes:
+        return None
+    return sum(_n_bytes(document.text) for document in documents) / corpus.n_bytes
+
+
+def _n_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _texts_of(corpus: Corpus) -> Iterator[tuple[str, Iterator[str]]]:
@@ -73,7 +86,7 @@ def _first(texts: Iterable[tuple[str, Iterator[str]]], most_bytes: int) -> tuple
         document = _read(name, parts, most_bytes - n_bytes)
         if document.text:
             found.append(document)
-            n_bytes += len(document.text.encode("utf-8", "surrogatepass"))
+            n_bytes += _n_bytes(document.text)
         if not document.is_whole and n_bytes >= most_bytes:
             return found, False
     return found, all(document.is_whole for document in found)
@@ -92,7 +105,7 @@ def _from_sections(corpus: Corpus, n: int, most_bytes: int, seed: int) -> Iterat
                 break
             one = _read(document.name, document.texts(), room)
             if one.text:
-                size = len(one.text.encode("utf-8", "surrogatepass"))
+                size = _n_bytes(one.text)
                 room, left = room - size, left - size
                 yield one
 
@@ -109,9 +122,7 @@ def _read(name: str, parts: Iterator[str], most_characters: int) -> SampledDocum
     return SampledDocument(name, "".join(texts))
 
 
-def sample_shards(
-    tokens: TokenShards, tokenizer: Tokenizer, most_bytes: int = SAMPLE_BYTES, *, total_bytes: int | None = None
-) -> Sample:
+def sample_shards(tokens: TokenShards, tokenizer: Tokenizer, most_bytes: int = SAMPLE_BYTES) -> Sample:
     """The documents that begin in stretches of tokens from shards that are evenly apart, about `most_bytes` of text."""
     most_tokens = max(1, most_bytes // _BYTES_PER_TOKEN)
     lengths = tokens.tokens.lengths
@@ -135,7 +146,6 @@ def sample_shards(
         documents=documents,
         is_whole=is_whole,
         how=how,
-        total_bytes=total_bytes,
         total_tokens=tokens.n_tokens,
         total_documents=tokens.n_documents,
     )

@@ -177,9 +177,9 @@ def look_at(
     if made is None:
         made, note = _tokenizer(data, tokenizer, samples)
         notes += [note] if note else []
-    return _Look(data, made, {name: samples[name] for name in sources}, descriptions, notes).result(
-        context_length=context_length, seed=seed, n_shown=n_shown
-    )
+    look = _Look(data, made, {name: samples[name] for name in sources}, descriptions, notes)
+    name = made.type if shards else tokenizer.type
+    return look.result(tokenizer=name, context_length=context_length, seed=seed, n_shown=n_shown)
 
 
 def _build(data: DataConfig) -> Corpus:
@@ -245,7 +245,7 @@ class _Look:
         parts = [self._tokenizer.encode(part) for part in self._tokenizer.chunks([text])]
         return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
 
-    def result(self, *, context_length: int, seed: int, n_shown: int) -> DataLook:
+    def result(self, *, tokenizer: str, context_length: int, seed: int, n_shown: int) -> DataLook:
         everything = np.concatenate(self._ids) if self._ids else np.empty(0, np.int64)
         n_tokens = max(1, len(everything))
         counts = np.bincount(everything, minlength=self._tokenizer.vocab_size)
@@ -260,7 +260,7 @@ class _Look:
         n_lossy, lossy_example = self._lossy()
         return DataLook(
             sources=[self._source(name) for name in self._samples],
-            tokenizer=self._tokenizer.type,
+            tokenizer=tokenizer,
             vocab_size=self._tokenizer.vocab_size,
             notes=self._notes,
             lengths=_lengths(self._lengths),
@@ -289,8 +289,8 @@ class _Look:
         n_bytes = sum(_n_bytes(self._documents[i][1].text) for i in own)
         total = sample.total_tokens if sample.total_tokens is not None else n_tokens if sample.is_whole else None
         is_estimate = total is None
-        if total is None and sample.total_bytes is not None:
-            total = round(sample.total_bytes * n_tokens / max(1, n_bytes))
+        if total is None and sample.share:
+            total = round(n_tokens / sample.share)
         weights = None
         if isinstance(self._data, MixtureConfig):
             k, points = self._data.names.index(name), self._data.points()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from gptlab.data.cache import checksums
 from gptlab.data.progress import byte_progress
-from gptlab.data.sources.storage import BLOCK_BYTES, Address, Seen, Stored, size_bytes, unpacked
+from gptlab.data.sources.storage import BLOCK_BYTES, Address, Seen, Stored, ending, size_bytes, unpacked
 from gptlab.data.sources.table_file import is_text_table, read_texts
 from gptlab.errors import UserError
 
@@ -49,6 +49,7 @@ class Corpus(ABC):
     left_out: Sequence[str] = ()  # what the source has beside the documents, known after they were read; for a person
     slow: bool = False  # read once into the cache, since reading again would mean another download
     sections: Sequence[tuple[str, str]] = ()  # name and checksum of each, where they are known
+    stores_text: bool = False  # whether the bytes that are stored are those of the text
 
     @property
     def n_sections(self) -> int:
@@ -102,6 +103,7 @@ class FileCorpus(Corpus):
         self._before_bytes = [0, *accumulate(size_bytes(file) for _, file in files)]
         self.n_bytes = self._before_bytes[-1]
         self.slow = any(isinstance(file, Address) for _, file in files)
+        self.stores_text = not any(self._is_table(file) or ending(file.name)[1] for _, file in files)
 
     @property
     def n_sections(self) -> int:
