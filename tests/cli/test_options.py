@@ -1,7 +1,7 @@
 """Options of commands, parsed by their types."""
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import pytest
@@ -9,8 +9,9 @@ from small_runs import write_run
 
 from gptlab import plugins
 from gptlab.cli import amend, convert, evaluate, generate
-from gptlab.cli.options import load_plugins, read, without_last_line_end
+from gptlab.cli.options import carry_out, load_plugins, read, without_last_line_end
 from gptlab.errors import UserError
+from gptlab.fields import bounded
 from gptlab.quoting import unescaped
 from gptlab.runs import checkpoint
 
@@ -142,3 +143,35 @@ def test_text_is_unescaped_once_for_every_command():
     assert unescaped([r"\n", 1]) == ["\n", 1] and unescaped((r"\\",)) == ("\\",) and unescaped(None) is None
     assert without_last_line_end("a\r\n") == without_last_line_end("a\n") == "a"
     assert without_last_line_end("a\n\n") == "a\n"
+
+
+@dataclass(kw_only=True, slots=True)
+class Own:
+    n: int = bounded(1, ge=1)
+    to: str = ""
+
+
+@pytest.mark.parametrize(
+    "arguments, code, printed",
+    [
+        (["n=3", "model.n_layer=2", "to=a b", "-m"], 0, "3 a b ['model.n_layer=2', '-m']"),
+        ([], 0, "the help"),
+        (["n=3", "--help"], 0, "the help"),
+        (["n=0"], 2, "n=0 must be at least 1"),
+        (["n=x"], 2, "n=x must be a whole number"),
+        (["to=a", "to=b"], 2, "to= is given twice"),
+        (["target=a"], 2, "unknown option target of gptlab some; did you mean to?"),
+        (["to=refused"], 2, "no such place"),
+    ],
+)
+def test_own_options_beside_overrides(arguments, code, printed, capsys):
+    def action(own: Own, overrides: list[str]) -> None:
+        if own.to == "refused":
+            raise UserError("no such place")
+        print(own.n, own.to, overrides)
+
+    found = carry_out(arguments, Own, action, of="gptlab some", help="the help\n", foreign={"target": "to"})
+    out, err = capsys.readouterr()
+    assert found == code and printed in (out if code == 0 else err)
+    assert carry_out([], Own, action, of="gptlab some", help=lambda: "made when asked\n") == 0
+    assert capsys.readouterr().out == "made when asked\n"

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from gptlab.nn.loss import LMHead, linear_cross_entropy
+from gptlab.nn import loss
+from gptlab.nn.loss import LMHead, linear_cross_entropy, target_nats
 
 VOCAB_SIZE, WIDTH = 37, 8
 
@@ -133,3 +134,17 @@ def test_softcap_bounds_logits():
     assert plain.abs().max() > 100 and capped.abs().max() <= 3
     small = LMHead(weight, softcap=1e4).logits(hidden)
     near(small, hidden @ weight.T, 1e-5)
+
+
+@pytest.mark.parametrize("chunk_elements", [VOCAB_SIZE * 2, 2**24])
+def test_the_loss_of_each_target(monkeypatch, chunk_elements):
+    monkeypatch.setattr(loss, "CHUNK_ELEMENTS_CPU", chunk_elements)
+    hidden, weight, shift, targets = example(bias=True)
+    targets[1, 4:7] = -100
+    head = LMHead(weight, shift, scale=0.5, softcap=3.0)
+    found = target_nats(hidden, head, targets)
+    assert found.shape == targets.shape and found.isnan().equal(targets == -100)
+    for i, j in ((0, 0), (1, 3), (2, 10)):
+        alone = reference(hidden[i, j][None], head, targets[i, j][None])
+        assert found[i, j].item() == pytest.approx(alone.item(), rel=1e-5)
+    assert found.nansum().item() == pytest.approx(reference(hidden, head, targets).item(), rel=1e-5)

@@ -29,7 +29,7 @@ from gptlab.training.config import (
     TrainerConfig,
 )
 from gptlab.training.loop import train
-from gptlab.training.spikes import SpikeDetector
+from gptlab.training.spikes import SpikeDetector, attempts, largest_jump
 
 STEP_BYTES = 128  # of the small run, whose tokens are bytes
 
@@ -347,3 +347,40 @@ def test_lightnings_own_launcher_survives_going_back(tmp_path):
         rows[devices] = numbers(tmp_path / f"devices-{devices}")
     for got, want in zip(rows[2], rows[1], strict=True):
         assert got == pytest.approx(want, rel=1e-5, abs=1e-5)
+
+
+def rolled_back(start: int, to: int, skipped: int, loss: float = 9.0) -> dict:
+    return {"event": "rolled back", "from": start, "to": to, "loss": loss, "skipped_steps": skipped, "in_a_row": 1}
+
+
+def test_which_samples_a_step_read_each_time_it_was_taken():
+    history = [{"event": "started"}, rolled_back(50, 40, 10), rolled_back(80, 70, 20), rolled_back(72, 35, 57)]
+    for step in (30, 38, 45, 50, 60, 75, 99):
+        # The run, played through: which samples each taking of the step read.
+        taken, skipped, at = [], 0, 0
+        for event in [*history[1:], {"from": 120, "to": None}]:
+            if at < step <= event["from"]:
+                taken.append(skipped)
+            if event["to"] is not None:
+                at, skipped = event["to"], event["skipped_steps"]
+        found = attempts(history, step)
+        assert [one.skipped_steps for one in found] == taken
+        assert [one.went_back_to is None for one in found] == [False] * (len(taken) - 1) + [True]
+        assert [one.loss for one in found if one.loss is not None] == [9.0] * (step == 50)
+    assert attempts([], 5, 7)[0].skipped_steps == 7
+    begun_elsewhere = [rolled_back(50, 40, 17)]
+    assert attempts(begun_elsewhere, 3)[0].skipped_steps == 7
+
+
+def test_the_largest_jump_of_a_run():
+    draw = random.Random(0)
+    rows = [{"step": 0, "val/loss": 5.0}]
+    rows += [{"step": step, "train/loss": 3 + draw.gauss(0, 0.05)} for step in range(1, 201)]
+    assert largest_jump(rows, [], SpikeConfig()) is None
+    rows[150]["train/loss"], rows[120]["train/loss"] = 6.0, 4.5
+    jump = largest_jump(rows, [], SpikeConfig())
+    assert (jump.step, jump.attempt, jump.rolled_back) == (150, 1, False) and jump.usual[0] < 3 < jump.usual[1] < 4.5
+    jump = largest_jump(rows, [rolled_back(90, 80, 10, loss=8.0)], SpikeConfig())
+    assert (jump.step, jump.attempt, jump.rolled_back, jump.loss) == (90, 1, True, 8.0)
+    assert largest_jump([], [], SpikeConfig()) is None
+    assert largest_jump(rows[:15], [], SpikeConfig()) is None, "too few to say what is usual"

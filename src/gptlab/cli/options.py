@@ -2,13 +2,47 @@
 
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gptlab import plugins
+from gptlab.cli.guard import guard
 from gptlab.errors import UserError, did_you_mean
+from gptlab.fields import check_bounds
 from gptlab.values import coerce
+
+Options = TypeVar("Options")
+
+
+def carry_out(
+    arguments: list[str],
+    kind: type[Options],
+    action: Callable[[Options, list[str]], None],
+    *,
+    of: str,
+    help: str | Callable[[], str],
+    foreign: Mapping[str, str] | None = None,
+) -> int:
+    """Carry out a command that has options of its own beside the overrides of `gptlab train`; returns the exit code.
+
+    `kind` is the dataclass of its own options, and `action` gets them, checked, and the overrides. `of` is the command,
+    as errors call it, and `help` what it prints without arguments. `foreign` is as in `read`.
+    """
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(help if isinstance(help, str) else help(), end="")
+        return 0
+    hints = typing.get_type_hints(kind)
+    known = {*hints, *(foreign or ())}
+    own = [argument for argument in arguments if argument.partition("=")[0] in known]
+    overrides = [argument for argument in arguments if argument.partition("=")[0] not in known]
+
+    def checked() -> None:
+        options = kind(**read(own, hints, of, foreign))
+        check_bounds(options)
+        action(options, overrides)
+
+    return guard(checked, overrides)
 
 
 def split(arguments: list[str]) -> list[tuple[str, str]]:

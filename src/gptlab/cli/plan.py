@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
-from gptlab.cli.guard import guard
-from gptlab.cli.options import compose, read
+from gptlab.cli.options import carry_out, compose
 from gptlab.distributed.hardware import Hardware, find, known
 from gptlab.errors import UserError
-from gptlab.fields import bounded, check_bounds
+from gptlab.fields import bounded
 from gptlab.generation.config import OutputFormat
 from gptlab.units import bytes_text, count_text, duration, flops_text, grid, plural, significant, table
 
@@ -77,16 +76,12 @@ PROPOSE = "strategy=?"
 
 def main(arguments: list[str]) -> int:
     """Print what the arguments ask for; returns the exit code."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP.format(devices=", ".join(known())), end="")
-        return 0
-    overrides = [argument for argument in arguments if argument.partition("=")[0] not in OPTIONS]
-    return guard(lambda: _answer(arguments, overrides), overrides)
+    return carry_out(
+        arguments, _Options, _answer, of="gptlab plan", help=lambda: HELP.format(devices=", ".join(known()))
+    )
 
 
-def _answer(arguments: list[str], overrides: list[str]) -> None:
-    own = _Options(**read([one for one in arguments if one not in overrides], OPTIONS, "gptlab plan"))
-    check_bounds(own)
+def _answer(own: _Options, overrides: list[str]) -> None:
     compared = _comparisons(own.compare)
     _refuse_together(own, compared, propose=PROPOSE in overrides)
     if own.known or own.compute is not None:

@@ -7,8 +7,7 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptlab.cli.guard import guard
-from gptlab.cli.options import compose, print_text, read
+from gptlab.cli.options import carry_out, compose, print_text
 from gptlab.data.config import DataConfig
 from gptlab.errors import UserError
 from gptlab.units import bytes_text, duration, plural
@@ -43,22 +42,20 @@ OPTIONS = typing.get_type_hints(_Options)
 
 def main(arguments: list[str]) -> int:
     """Prepare or verify what the arguments name; returns the exit code."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return 0
-    overrides = [argument for argument in arguments if argument.partition("=")[0] not in OPTIONS]
-    own = [argument for argument in arguments if argument not in overrides]
-    return guard(lambda: _carry_out(own, overrides), overrides)
 
-
-def _carry_out(own: list[str], overrides: list[str]) -> None:
-    options = _Options(**read(own, OPTIONS, "gptlab prepare"))
-    if options.verify is not None:
-        if overrides or len(own) > 1:
-            other = next(argument for argument in [*own, *overrides] if not argument.startswith("verify="))
+    def action(options: _Options, overrides: list[str]) -> None:
+        others = [argument for argument in arguments if not argument.startswith("verify=")]
+        if options.verify is not None and others:
             raise UserError(
-                f"{other} has no effect on verify={options.verify}, which reads what is there; leave it out"
+                f"{others[0]} has no effect on verify={options.verify}, which reads what is there; leave it out"
             )
+        _prepare_or_verify(options, overrides)
+
+    return carry_out(arguments, _Options, action, of="gptlab prepare", help=HELP)
+
+
+def _prepare_or_verify(options: _Options, overrides: list[str]) -> None:
+    if options.verify is not None:
         _verify(Path(options.verify).expanduser())
     elif options.to is None:
         raise UserError("gptlab prepare needs to=FOLDER for the shards, or verify=FOLDER to check some")

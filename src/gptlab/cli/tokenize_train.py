@@ -6,8 +6,7 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptlab.cli.guard import guard
-from gptlab.cli.options import read
+from gptlab.cli.options import carry_out
 from gptlab.errors import UserError
 
 HELP = """gptlab tokenize train tokenizer=bpe data=text data.path=FILE to=FOLDER
@@ -35,18 +34,10 @@ OPTIONS = typing.get_type_hints(_Options)
 
 def main(arguments: list[str]) -> int:
     """Learn as the arguments ask; returns the exit code."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return 0
-    overrides = [argument for argument in arguments if argument.partition("=")[0] not in OPTIONS]
-    return guard(lambda: learn(arguments, overrides), overrides)
+    return carry_out(arguments, _Options, _learn, of="gptlab tokenize train", help=HELP)
 
 
-def learn(arguments: list[str], overrides: list[str]) -> None:
-    """Compose the data and the tokenizer, learn it and write its files."""
-    own = _Options(
-        **read([argument for argument in arguments if argument not in overrides], OPTIONS, "gptlab tokenize train")
-    )
+def _learn(own: _Options, overrides: list[str]) -> None:
     if not own.to:
         raise UserError("gptlab tokenize train needs to=FOLDER, which it writes")
     from gptlab import composition

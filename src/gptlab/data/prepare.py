@@ -346,10 +346,7 @@ def _build_examples(
     folder: Path, data: TableConfig, config: TokenizerConfig, source: RecordSource, *, progress: bool
 ) -> Tokenizer:
     tokenizer = None if config.trained else config.build(_no_texts)  # its errors come before any work
-    chat_tokens = (tokenizer or config).chat_tokens
-    special_tokens = config.added_tokens if tokenizer is None else tokenizer.special_ids
-    plain = () if tokenizer is None else [t for t, i in tokenizer.special_ids.items() if i not in tokenizer.specials]
-    examples = SpooledExamples(data, source, folder / "spool", chat_tokens, special_tokens, plain, progress=progress)
+    examples = spool_examples(data, config, tokenizer, source, folder / "spool", progress=progress)
     part_of = split_examples(data, examples.hashes)
 
     texts = partial(texts_of_examples, examples, part_of, all_splits=config.all_splits)
@@ -384,6 +381,22 @@ def _build_examples(
         lost_text=lost.example,
     )
     return tokenizer
+
+
+def spool_examples(
+    data: TableConfig,
+    config: TokenizerConfig,
+    tokenizer: Tokenizer | None,
+    source: RecordSource,
+    file: Path,
+    *,
+    progress: bool,
+) -> SpooledExamples:
+    """The examples of a table, read into a file; `tokenizer` is None where it learns from them."""
+    chat_tokens = (tokenizer or config).chat_tokens
+    special_tokens = config.added_tokens if tokenizer is None else tokenizer.special_ids
+    plain = () if tokenizer is None else [t for t, i in tokenizer.special_ids.items() if i not in tokenizer.specials]
+    return SpooledExamples(data, source, file, chat_tokens, special_tokens, plain, progress=progress)
 
 
 def _no_texts() -> Iterator[str]:

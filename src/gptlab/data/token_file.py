@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -141,6 +142,11 @@ class TokenFile:
             np.save(file, content, allow_pickle=False)
         return content[4:]
 
+    def part_at(self, position: int) -> "TokenPart":
+        """The file with a token of the split, which is this one."""
+        assert 0 <= position < self.n_tokens
+        return TokenPart(0, 0, self)
+
     def _blocks(self, n_tokens: int) -> Iterator[np.ndarray]:
         tokens = self.tokens.view(np.ndarray)[:n_tokens]
         for start in range(0, len(tokens), _BLOCK_TOKENS):
@@ -157,6 +163,14 @@ class TokenFile:
         """Entropy of the token frequencies in nats per token, of the first 50M tokens: the loss of the best model that
         ignores all context."""
         return entropy_of(self._blocks(ENTROPY_TOKENS), self.vocab_size)
+
+
+class TokenPart(NamedTuple):
+    """A token file among those of a split: how many tokens and separators of documents are in the files before it."""
+
+    begin: int
+    n_separators: int
+    file: TokenFile
 
 
 def entropy_of(blocks: Iterable[np.ndarray], vocab_size: int) -> float:

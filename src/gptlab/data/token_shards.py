@@ -18,6 +18,7 @@ from gptlab.data.token_file import (
     PAYLOAD_OFFSET_BYTES,
     TokenFile,
     TokenHeader,
+    TokenPart,
     entropy_of,
     read_header,
     token_dtype,
@@ -232,6 +233,8 @@ class TokenShards:
         self.n_characters = sum(shard.n_characters for shard in shards)
         paths, lengths = [folder / shard.name for shard in shards], [shard.n_tokens for shard in shards]
         self.tokens = ShardedTokens(paths, lengths, token_dtype(self.vocab_size))
+        self._ends = list(accumulate(lengths))
+        self._parts: dict[int, TokenPart] = {}
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, part: str, *, verify: bool = False) -> "TokenShards":
@@ -241,6 +244,18 @@ class TokenShards:
             if verify:
                 file.verify()
         return cls(folder, manifest, part)
+
+    def part_at(self, position: int) -> TokenPart:
+        """The shard with a token of the split."""
+        number = bisect_right(self._ends, position)
+        part = self._parts.get(number)
+        if part is None:
+            shards = self._manifest.shards[self._part]
+            # A separator is written with the document after it, so that the first document alone has none.
+            n_separators = max(0, sum(shard.n_documents for shard in shards[:number]) - 1)
+            file = check_shard(self.path, self._manifest, shards[number])
+            part = self._parts[number] = TokenPart(self._ends[number] - file.n_tokens, n_separators, file)
+        return part
 
     def positions(self, token_id: int) -> np.ndarray:
         """Where a token stands, int64 (n,), in order, as `TokenFile.positions`."""

@@ -1,5 +1,6 @@
 """Losses: cross-entropy through the output head without all logits in memory, and what models add to objectives."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,6 +89,21 @@ class Auxiliary:
 
     loss: Tensor  # to be differentiated
     terms: dict[str, Tensor]  # losses and measurements to log, detached
+
+
+@torch.no_grad()
+def target_nats(hidden: Tensor, head: LMHead, targets: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """-log p of each target in nats, NaN at `ignore_index`: hidden (..., D), targets (...) -> float32 (...)."""
+    flat = hidden.reshape(-1, hidden.shape[-1])  # (N, D)
+    labels = targets.reshape(-1)  # (N)
+    device = hidden.device.type
+    chunk_size = max(1, (CHUNK_ELEMENTS_CPU if device == "cpu" else CHUNK_ELEMENTS_GPU) // len(head.weight))
+    found = []
+    with torch.autocast(device, enabled=False):
+        for part, label in zip(flat.split(chunk_size), labels.split(chunk_size), strict=True):
+            logits = head.to(part.dtype).logits(part).float()
+            found.append(F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="none"))
+    return torch.cat(found).masked_fill_(labels == ignore_index, math.nan).view(targets.shape)
 
 
 @torch.no_grad()

@@ -28,6 +28,16 @@ class LossTerm(NamedTuple):
     logged: bool = True
 
 
+class Predictions(NamedTuple):
+    """The states from which a batch's target tokens are predicted, and these: states (..., D), targets (...).
+
+    A target that is not learned is `IGNORE_INDEX`.
+    """
+
+    states: Tensor
+    targets: Tensor
+
+
 class Examples(Protocol):
     """The examples of a split by index."""
 
@@ -93,6 +103,20 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, model: LanguageModel, batch: Batch) -> dict[str, LossTerm]:
         """The terms of a batch by name, without the model's auxiliary losses."""
+
+    def predictions(self, model: LanguageModel, batch: Batch) -> Predictions | None:
+        """What is predicted of a batch token by token, through `model.head`; None where no token is."""
+        return None
+
+    def token_ranges(
+        self, examples: Examples, indices: np.ndarray, sample_ids: np.ndarray
+    ) -> list[list[tuple[int, int]]] | None:
+        """Which tokens of the split each example of `indices` (B) reads: [begin, end) of one stretch or several.
+
+        `sample_ids` (B) are as in `collate`. None where it is not known.
+        """
+        ranges = getattr(examples, "ranges", None)
+        return None if ranges is None else [[(begin, end)] for begin, end in ranges(indices).tolist()]
 
     @abstractmethod
     def preview(self, context: PreviewContext) -> str:

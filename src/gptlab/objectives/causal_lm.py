@@ -9,7 +9,7 @@ from gptlab.data.examples.windows import SlidingWindows
 from gptlab.data.prepare import PreparedData
 from gptlab.models.base import LanguageModel
 from gptlab.nn.loss import linear_cross_entropy
-from gptlab.objectives.base import Batch, LossTerm, Objective, PreviewContext
+from gptlab.objectives.base import Batch, LossTerm, Objective, Predictions, PreviewContext
 
 
 class CausalLM(Objective):
@@ -35,8 +35,12 @@ class CausalLM(Objective):
         return {"targets": batch["targets"].numel()}
 
     def loss(self, model: LanguageModel, batch: Batch) -> dict[str, LossTerm]:
-        hidden_states = model.hidden_states(batch["tokens"])  # (B, T, D)
-        return {"loss": LossTerm(linear_cross_entropy(hidden_states, model.head, batch["targets"]))}
+        hidden_states, targets = self.predictions(model, batch)
+        return {"loss": LossTerm(linear_cross_entropy(hidden_states, model.head, targets))}
+
+    def predictions(self, model: LanguageModel, batch: Batch) -> Predictions:
+        """The next token at each position."""
+        return Predictions(model.hidden_states(batch["tokens"]), batch["targets"])  # (B, T, D), (B, T)
 
     def preview(self, context: PreviewContext) -> str:
         """A text that continues the prompt, or the first token of an example."""

@@ -10,7 +10,7 @@ from gptlab.data.sources.config import TableConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.models.base import LanguageModel
 from gptlab.nn.loss import IGNORE_INDEX, linear_cross_entropy
-from gptlab.objectives.base import Batch, LossTerm, Objective, PreviewContext, pad
+from gptlab.objectives.base import Batch, LossTerm, Objective, Predictions, PreviewContext, pad
 
 PREVIEW_TOKENS = 32  # of a response that is decoded here
 
@@ -64,9 +64,13 @@ class Instruction(Objective):
         return {"targets": (batch["targets"] != IGNORE_INDEX).sum()}
 
     def loss(self, model: LanguageModel, batch: Batch) -> dict[str, LossTerm]:
+        hidden_states, targets = self.predictions(model, batch)
+        return {"loss": LossTerm(linear_cross_entropy(hidden_states, model.head, targets))}
+
+    def predictions(self, model: LanguageModel, batch: Batch) -> Predictions:
+        """The next token of each response."""
         inputs = {name: batch[name] for name in ("attention_mask", "source", "source_mask") if name in batch}
-        hidden_states = model.hidden_states(batch["tokens"], **inputs)  # (B, T, D)
-        return {"loss": LossTerm(linear_cross_entropy(hidden_states, model.head, batch["targets"]))}
+        return Predictions(model.hidden_states(batch["tokens"], **inputs), batch["targets"])  # (B, T, D), (B, T)
 
     def preview(self, context: PreviewContext) -> str:
         """A prompt, the model's response and the true one."""

@@ -14,7 +14,7 @@ from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.models.base import LanguageModel
 from gptlab.nn.loss import IGNORE_INDEX, count_correct, linear_cross_entropy
-from gptlab.objectives.base import Batch, LossTerm, Objective, PreviewContext, annotate
+from gptlab.objectives.base import Batch, Examples, LossTerm, Objective, Predictions, PreviewContext, annotate
 from gptlab.objectives.config import MaskedLMConfig
 
 N_SPECIAL = 3  # special tokens of a pair: one before it and one after each segment
@@ -130,8 +130,7 @@ class MaskedLM(Objective):
 
     def loss(self, model: LanguageModel, batch: Batch) -> dict[str, LossTerm]:
         hidden_states = self._hidden_states(model, batch)  # (B, T, D)
-        positions = batch["masked_positions"][..., None].expand(-1, -1, hidden_states.shape[-1])
-        masked, labels = model.mlm_transform(hidden_states.gather(1, positions)), batch["labels"]  # (B, M, D), (B, M)
+        masked, labels = self._masked(model, batch, hidden_states)
         terms = {
             "mlm_loss": LossTerm(linear_cross_entropy(masked, model.head, labels), "masked_tokens"),
             "mlm_accuracy": LossTerm(count_correct(masked, model.head, labels), "masked_tokens", weight=0.0),
@@ -144,6 +143,25 @@ class MaskedLM(Objective):
                 "nsp_accuracy": LossTerm(n_correct, "pairs", weight=0.0),
             }
         return terms
+
+    def predictions(self, model: LanguageModel, batch: Batch) -> Predictions:
+        """The tokens that were masked."""
+        return self._masked(model, batch, self._hidden_states(model, batch))
+
+    def _masked(self, model: LanguageModel, batch: Batch, hidden_states: Tensor) -> Predictions:
+        positions = batch["masked_positions"][..., None].expand(-1, -1, hidden_states.shape[-1])
+        return Predictions(
+            model.mlm_transform(hidden_states.gather(1, positions)), batch["labels"]
+        )  # (B, M, D), (B, M)
+
+    def token_ranges(
+        self, examples: Examples, indices: np.ndarray, sample_ids: np.ndarray
+    ) -> list[list[tuple[int, int]]] | None:
+        if not isinstance(examples, SegmentPairs):
+            return super().token_ranges(examples, indices, sample_ids)
+        draws = uniforms(self.seed, sample_ids, N_DRAWS)
+        pairs = (examples.pair_ranges(int(i), draw) for i, draw in zip(indices, draws, strict=True))
+        return [[first, second] for first, second, _ in pairs]
 
     def _hidden_states(self, model: LanguageModel, batch: Batch) -> Tensor:
         mask = batch.get("attention_mask")

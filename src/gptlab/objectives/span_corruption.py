@@ -12,7 +12,7 @@ from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 from gptlab.models.base import LanguageModel
 from gptlab.nn.loss import linear_cross_entropy
-from gptlab.objectives.base import Batch, LossTerm, Objective, PreviewContext, annotate
+from gptlab.objectives.base import Batch, LossTerm, Objective, Predictions, PreviewContext, annotate
 from gptlab.objectives.config import SpanCorruptionConfig
 
 
@@ -99,8 +99,12 @@ class SpanCorruption(Objective):
         return {"targets": batch["targets"].numel()}
 
     def loss(self, model: LanguageModel, batch: Batch) -> dict[str, LossTerm]:
-        hidden_states = self._hidden_states(model, batch)  # (B, T, D)
-        return {"loss": LossTerm(linear_cross_entropy(hidden_states, model.head, batch["targets"]))}
+        hidden_states, targets = self.predictions(model, batch)
+        return {"loss": LossTerm(linear_cross_entropy(hidden_states, model.head, targets))}
+
+    def predictions(self, model: LanguageModel, batch: Batch) -> Predictions:
+        """The next token at each position."""
+        return Predictions(self._hidden_states(model, batch), batch["targets"])  # (B, T, D), (B, T)
 
     def _hidden_states(self, model: LanguageModel, batch: Batch) -> Tensor:
         return model.hidden_states(batch["tokens"], source=batch["source"])

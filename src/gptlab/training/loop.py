@@ -70,7 +70,7 @@ from gptlab.training.resume import (
     refuse_other_inputs,
     rollback_of,
 )
-from gptlab.training.spikes import ROLLED_BACK, LossGuard, Rollback, Spike
+from gptlab.training.spikes import ROLLED_BACK, LossGuard, Rollback, Spike, largest_jump
 from gptlab.training.summary import draw, last_line, report, summarize
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -243,6 +243,7 @@ def train(
                 generates=bool(config.model.capabilities & {Capability.causal, Capability.encoder_decoder})
                 and config.n_class is None,
                 elsewhere="name=NAME" if config.run_dir is None else "run_dir=FOLDER",
+                spike=largest_jump(read_metrics(folder.path / "metrics.csv"), folder.events(), config.callbacks.spike),
             )
             print(text, flush=True)
         return Run(folder.path)
@@ -268,12 +269,21 @@ def sources(
 
 
 def _train_batches(config: RunConfig, step: int, rank: int, world_size: int) -> TrainBatches:
+    if step < 0:
+        raise UserError(f"step={step} must be at least 0")
+    return open_batches(config, rank, world_size)[1]
+
+
+def open_batches(
+    config: RunConfig, rank: int = 0, world_size: int = 1
+) -> tuple[PreparedData | PreparedMixture, TrainBatches]:
+    """The data of a run and what a rank reads of it: item s is the batch of the update after s others."""
     config.check(world_size)
-    if step < 0 or not 0 <= rank < world_size:
-        raise UserError(f"step={step} and rank={rank} must be at least 0, and rank below world_size={world_size}")
+    if not 0 <= rank < world_size:
+        raise UserError(f"rank={rank} must be at least 0, and below world_size={world_size}")
     data, objectives, _ = _open_data(config, progress=False)
     layout = config.strategy.layout(world_size, config.trainer.num_nodes)
-    return _datamodule(config, data, objectives, layout, n_steps=0).train_batches(rank)
+    return data, _datamodule(config, data, objectives, layout, n_steps=0).train_batches(rank)
 
 
 def _open_data(

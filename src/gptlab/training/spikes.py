@@ -4,8 +4,9 @@ Decided from the losses before alone, so that a resumed run decides alike.
 """
 
 import math
+import shlex
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,15 +91,18 @@ class LossGuard:
             return Failure(
                 f"{message}; what is saved is from before. The same command continues from there with "
                 "callbacks.spike.action=rollback or skip, with a higher callbacks.spike.threshold, or after "
-                f"gptlab amend run={self.folder.path} optimizer.lr=..."
+                f"gptlab amend run={self.folder.path} optimizer.lr=...; what the step read: {self._inspect(step)}"
             )
         if math.isfinite(loss) and (math.isfinite(grad_norm) or scaled):
             return None
         return Failure(
             f"step {step} has loss {loss} and gradient norm {grad_norm}, and training on would only spoil the model; "
             "what is saved is from before. Lower optimizer.lr, lengthen schedule.warmup_steps or set "
-            "optimizer.grad_clip"
+            f"optimizer.grad_clip; what the step read: {self._inspect(step)}"
         )
+
+    def _inspect(self, step: int) -> str:
+        return f"gptlab inspect {shlex.quote(f'run={self.folder.path}')} step={step}"
 
     def _skipped(self, step: int, loss: float, grad_norm: float, *, usual, in_a_row: int) -> Exception | None:
         self.folder.event("skipped", step=step, loss=loss, grad_norm=grad_norm, usual=list(usual))
@@ -128,6 +132,79 @@ class Rollback:
     step: int | None = None  # where it went on from
     skipped_steps: int = 0  # whose samples are left out since, in all
     in_a_row: int = 0  # times that it went to this step or an earlier one
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One of the times that a run took a step: all but the last were rolled back."""
+
+    skipped_steps: int  # whose samples were left out before it
+    loss: float | None = None  # of the spike, where this very step was one that the run went back from
+    went_back_to: int | None = None  # the checkpoint's step; None: the run went on
+
+
+def attempts(events: Iterable[dict[str, Any]], step: int, skipped_steps: int = 0) -> list[Attempt]:
+    """The times that a run took its update number `step` (from 1), oldest first; the last is in metrics.csv.
+
+    The samples of an attempt are those that a run without rollbacks reads at `step + skipped_steps`. `skipped_steps`
+    are those of a run without rollbacks of its own, which began from a checkpoint of another run.
+    """
+    found, skipped, is_first = [], skipped_steps, True
+    for event in events:
+        if event["event"] != ROLLED_BACK:
+            continue
+        if is_first:
+            skipped, is_first = event["skipped_steps"] - (event["from"] - event["to"]), False
+        if event["to"] < step <= event["from"]:
+            loss = event["loss"] if event["from"] == step else None
+            found.append(Attempt(skipped, loss, event["to"]))
+        if event["to"] < step:
+            skipped = event["skipped_steps"]
+    return [*found, Attempt(skipped)]
+
+
+@dataclass(frozen=True, slots=True)
+class LossJump:
+    """The step whose loss was most unusual, by the losses before it."""
+
+    step: int
+    attempt: int  # of `attempts`, from 1
+    loss: float
+    usual: tuple[float, float]
+    rolled_back: bool = False
+
+
+def largest_jump(
+    rows: Iterable[Mapping[str, float]], events: Iterable[dict[str, Any]], config: SpikeConfig
+) -> LossJump | None:
+    """The largest spike of a run, by the rows of metrics.csv and what was rolled back; None where it had none.
+
+    What a spike is follows from `config`, also where its action is null. The warmup is at most a fifth of the run.
+    """
+    losses = [(int(row["step"]), row["train/loss"]) for row in rows if row.get("train/loss") is not None]
+    if not losses:
+        return None
+    judge = SpikeDetector(replace(config, warmup_steps=min(config.warmup_steps, max(20, len(losses) // 5))))
+    rolled_back = [event for event in events if event["event"] == ROLLED_BACK]
+    found: list[LossJump] = []
+    for step, loss in losses:
+        if judge.finds(loss):
+            found.append(LossJump(step, len(attempts(rolled_back, step)), loss, judge.usual()))
+    for n, event in enumerate(rolled_back):
+        step = event["from"]
+        before = [loss for at, loss in losses if event["to"] - config.window_steps < at <= event["to"]]
+        if len(before) > 1:
+            known = SpikeDetector(config)
+            known.load_state_dict({"n_seen": len(before), "in_a_row": 0, "losses": before})
+            number = 1 + sum(one["to"] < step <= one["from"] for one in rolled_back[:n])
+            found.append(LossJump(step, number, event["loss"], known.usual(), rolled_back=True))
+    return max(found, key=_unusual, default=None)
+
+
+def _unusual(jump: LossJump) -> float:
+    """How far a loss is above the usual ones, by their range."""
+    low, high = jump.usual
+    return math.inf if not math.isfinite(jump.loss) else (jump.loss - high) / max(high - low, 1e-12)
 
 
 def last_rollback(events: Iterable[dict[str, Any]]) -> Rollback:

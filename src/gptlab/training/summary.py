@@ -18,6 +18,7 @@ from gptlab.objectives.base import Objective
 from gptlab.runs.amendments import Amendment
 from gptlab.runs.folder import RunFolder
 from gptlab.training.plot import plot_loss
+from gptlab.training.spikes import LossJump
 
 SPLITS = (("val", "validation"), ("train_eval", "training, in eval mode"), ("test", "test"))
 
@@ -79,6 +80,7 @@ def report(
     forecasts: Sequence[str] = (),
     generates: bool = True,
     elsewhere: str = "name=NAME",
+    spike: LossJump | None = None,
 ) -> str:
     """The summary for a person; `generates`: the model can continue a text; `elsewhere` names another run folder."""
     lines = [""]
@@ -99,6 +101,8 @@ def report(
     lines += forecasts
     if plotted:
         lines.append(f"curves in {folder / 'loss.png'}")
+    if spike is not None:
+        lines.append(_spike_line(spike, folder))
     if profiled:
         lines.append(f"profile in {folder / 'fit-profile.txt'}")
     lines += [hint for logger in loggers or () if (hint := getattr(logger, "hint", None))]
@@ -121,6 +125,15 @@ def _of_source(name: str, label: str, part: str, summary: dict[str, Any]) -> str
 def _is_shown(name: str) -> bool:
     """Whether it is the main number of one of `callbacks.evaluate`."""
     return name.startswith(PREFIX) and name.endswith(("/loss", "/accuracy", "/exact_match"))
+
+
+def _spike_line(spike: LossJump, folder: Path) -> str:
+    low, high = spike.usual
+    again = f" attempt={spike.attempt}" if spike.rolled_back else ""
+    return (
+        f"largest loss spike at step {spike.step:,}, {spike.loss:.4f} where {low:.4f} to {high:.4f} is usual; what it "
+        f"read: gptlab inspect {shlex.quote(f'run={folder}')} step={spike.step}{again}"
+    )
 
 
 def _next(summary: dict[str, Any], folder: Path, *, generates: bool, elsewhere: str) -> str:

@@ -155,6 +155,19 @@ class ExampleTable:
         numbers = np.asarray(indices)
         return [self._example(int(number)) for number in (numbers if self._kept is None else self._kept[numbers])]
 
+    def numbers(self, indices: np.ndarray) -> np.ndarray:
+        """Of the examples of `indices` (B,) the numbers among all of the split: int64 (B,)."""
+        numbers = np.asarray(indices, dtype=np.int64)
+        return numbers if self._kept is None else self._kept[numbers]
+
+    def ranges(self, indices: np.ndarray) -> np.ndarray:
+        """Which tokens of the split the examples of `indices` (B,) are, [begin, end): int64 (B, 2).
+
+        One that was truncated lacks some of them.
+        """
+        numbers = self.numbers(indices)
+        return np.stack([self._offsets[numbers], self._offsets[numbers + 1]], axis=1)
+
     def _example(self, number: int) -> TokenizedExample:
         begin, end = self._offsets[number : number + 2].tolist()
         tokens = self._tokens[begin:end].astype(np.int64)

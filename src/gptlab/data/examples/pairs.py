@@ -58,6 +58,11 @@ class SegmentPairs:
         `draws` (3) are uniform. A second segment that does not follow is as long, from a random position of another
         document, or shorter where that document ends.
         """
+        first, second, follows = self.pair_ranges(index, draws)
+        return self._tokens[slice(*first)], self._tokens[slice(*second)], follows
+
+    def pair_ranges(self, index: int, draws: np.ndarray) -> tuple[tuple[int, int], tuple[int, int], bool]:
+        """Which tokens of the file both segments are, [begin, end), and whether the second follows the first."""
         document = int(np.searchsorted(self._chunks, index, side="right")) - 1
         offset = (index - int(self._chunks[document])) * self._n_tokens
         start = int(self._starts[document]) + offset
@@ -65,7 +70,7 @@ class SegmentPairs:
         first = 1 + int(draws[0] * (n - 1))
         follows = bool(draws[1] < 0.5)
         begin, length = (start + first, n - first) if follows else self._elsewhere(document, n - first, draws[2])
-        return self._tokens[start : start + first], self._tokens[begin : begin + length], follows
+        return (start, start + first), (begin, begin + length), follows
 
     def _elsewhere(self, document: int, length: int, draw: float) -> tuple[int, int]:
         own = int(self._lengths[document])

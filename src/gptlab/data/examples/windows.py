@@ -64,6 +64,11 @@ class SlidingWindows:
         assert isinstance(self._source, ShardedTokens)
         return self._source.windows(wanted * self.stride, self.context_length + 1)
 
+    def ranges(self, indices: np.ndarray) -> np.ndarray:
+        """Which tokens each sequence of `indices` (B,) reads, [begin, end): int64 (B, 2)."""
+        starts = np.asarray(indices, dtype=np.int64) * self.stride
+        return np.stack([starts, starts + self.context_length + 1], axis=1)
+
     def tail(self) -> np.ndarray | None:
         """What the full sequences leave unpredicted at the end, int64 (1, r+1) with r targets; None where r is 0."""
         start = (len(self) - 1) * self.stride + max(self.stride, self.context_length)

@@ -8,14 +8,14 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptlab.data.cache import checksums
 from gptlab.data.progress import byte_progress
-from gptlab.data.sources.storage import BLOCK_BYTES, Address, Seen, Stored, size_bytes, unpacked
+from gptlab.data.sources.storage import BLOCK_BYTES, Address, Seen, Stored, ending, size_bytes, unpacked
 from gptlab.data.sources.table_file import is_text_table, read_texts
 from gptlab.errors import UserError
 
@@ -49,6 +49,12 @@ class Corpus(ABC):
     left_out: Sequence[str] = ()  # what the source has beside the documents, known after they were read; for a person
     slow: bool = False  # read once into the cache, since reading again would mean another download
     sections: Sequence[tuple[str, str]] = ()  # name and checksum of each, where they are known
+    stores_text: bool = False  # whether the bytes that are stored are those of the text
+
+    @property
+    def n_sections(self) -> int:
+        """How many sections there are; 0: unknown."""
+        return len(self.sections)
 
     @abstractmethod
     def chunks(self) -> Iterator[TextChunk]:
@@ -93,14 +99,28 @@ class FileCorpus(Corpus):
         self.left_out = self._not_found
         self.description = description
         self._skip_unreadable = skip_unreadable
-        keys = keys_of([file for _, file in files], cache_dir)
-        self.sections = [(name, key) for (name, _), key in zip(files, keys, strict=True)]
-        self.fingerprint = _fingerprint(self.sections)
-        if any(self._is_table(file) for _, file in files):
-            self.fingerprint = hashlib.sha256(json.dumps([self.fingerprint, text_column]).encode()).hexdigest()
+        self._cache_dir = cache_dir
         self._before_bytes = [0, *accumulate(size_bytes(file) for _, file in files)]
         self.n_bytes = self._before_bytes[-1]
         self.slow = any(isinstance(file, Address) for _, file in files)
+        self.stores_text = not any(self._is_table(file) or ending(file.name)[1] for _, file in files)
+
+    @property
+    def n_sections(self) -> int:
+        return len(self.files)
+
+    # A look at a few of the files needs no checksums of all.
+    @cached_property
+    def sections(self) -> Sequence[tuple[str, str]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        keys = keys_of([file for _, file in self.files], self._cache_dir)
+        return [(name, key) for (name, _), key in zip(self.files, keys, strict=True)]
+
+    @cached_property
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        found = _fingerprint(self.sections)
+        if any(self._is_table(file) for _, file in self.files):
+            found = hashlib.sha256(json.dumps([found, self._column]).encode()).hexdigest()
+        return found
 
     def chunks(self) -> Iterator[TextChunk]:
         number = n_empty = 0
