@@ -378,3 +378,42 @@ def test_entries_of_a_mixture_stay_as_they_were_typed():
     assert (
         trial_name(["++data.weights.a=0.5", "++data.sources.a.preset=text"]) == "data.weights.a=0.5,data.sources.a=text"
     )
+
+
+def test_filters_of_a_corpus_and_of_a_mixtures_sources():
+    given = ["data=text", "data.path=x", "filters=[gopher,length]", "data.filters.length.max_words=9_000"]
+    texts = ["data.filters.source.deny=[wiki,1.10,true]", "data.filters.addresses.column=on"]
+    texts += ["data.filters.addresses.deny_domains=[a.org]", "data.filters.gopher_quality=null"]
+    config = compose(*given, *texts).data
+    assert config.filters == {
+        "gopher_quality": None,
+        "gopher_repetition": {},
+        "length": {"min_characters": 512, "max_words": 9000},
+        "source": {"deny": ["wiki", "1.10", "true"]},
+        "addresses": {"column": "on", "deny_domains": ["a.org"]},
+    }
+    mixture = [
+        "data=mixture",
+        "data.sources.a=stdlib",
+        "data.sources.b=text",
+        "data.sources.b.path=x",
+        "data.weights.a=0.5",
+    ]
+    config = compose(*mixture, "data.sources.b.filters.length.min_words=3", "data.sources.b.filters.length.max_words=5")
+    assert config.data.corpora["b"].filters == {"length": {"min_words": 3, "max_words": 5}}
+    for options, what in (
+        (
+            ["data.sources.b.filters.length.min_wrds=3"],
+            r"data\.sources\.b\.filters\.length\.min_wrds.*did you mean min_words",
+        ),
+        (["data.sources.b.filters.lenth.min_words=3"], "there is no filter lenth"),
+        (["filters=length"], r"as data\.sources\.NAME\.filters"),
+    ):
+        with pytest.raises(UserError, match=what):
+            compose(*mixture, *options)
+
+
+def test_filters_are_part_of_a_runs_identity_where_there_are_any():
+    plain = compose("data=text", "data.path=x")
+    assert "filters" not in plain.identity_fields()["data"]
+    assert compose("data=text", "data.path=x", "filters=c4").run_id() != plain.run_id()

@@ -46,9 +46,11 @@ ALTERNATIVES = (
     tuple(f"schedule.{name}" for name in DECAYS),
 )
 
+ANY = "*"  # of every type
 # Keys that came after there were runs, by group and type: the value at which a run learns what it did without them, and
 # what stood there then (None: nothing). So a run goes on under its name.
 LATER: dict[tuple[str, str, str], tuple[Any, Any]] = {
+    ("data", ANY, "filters"): ({}, None),
     **{("model", "decoder", key): (None, None) for key in SCALING_KEYS},
     ("model", "decoder", "rope_type"): ("default", None),
     ("tokenizer", "bpe", "pattern"): ("gpt2", None),
@@ -309,11 +311,13 @@ def as_before(plain: dict[str, Any]) -> dict[str, Any]:
     """The config as it was written before there were the keys of `LATER`, where none of them has an effect."""
     for (group, kind, key), (unused, before) in LATER.items():
         node = plain.get(group)
-        if isinstance(node, dict) and node.get("type") == kind and key in node and node[key] == unused:
-            if before is None:
-                del node[key]
-            else:
-                node[key] = before
+        sources = node.get("sources") if isinstance(node, dict) else None  # of a mixture
+        for one in (node, *(sources.values() if isinstance(sources, dict) else ())):
+            if isinstance(one, dict) and kind in (ANY, one.get("type")) and key in one and one[key] == unused:
+                if before is None:
+                    del one[key]
+                else:
+                    one[key] = before
     return plain
 
 

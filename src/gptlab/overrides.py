@@ -11,14 +11,15 @@ from typing import Any
 
 from gptlab import plugins, quoting
 from gptlab.config import RunConfig
+from gptlab.data.curation.config import filter_class, filter_options
 from gptlab.errors import UserError, did_you_mean, refuse_password
 from gptlab.evaluation.config import EVALUATIONS, probe_options
 from gptlab.registry import GROUPS, variants
 from gptlab.training.config import OWNED, PRECISION_NAMES
 from gptlab.values import coerce
 
-OPTIONAL = ("experiment", "debug", "logger")  # groups of which nothing has to be chosen
-SEVERAL = ("logger",)  # groups of which several may be
+OPTIONAL = ("experiment", "debug", "logger", "filters")  # groups of which nothing has to be chosen
+SEVERAL = ("logger", "filters")  # groups of which several may be
 
 # Keys of Hydra that do nothing here, and what does.
 OF_HYDRA = {
@@ -33,6 +34,8 @@ FUNCTION = re.compile(r"(choice|shuffle|sort|range|glob|interval|tag)\((.*)\)", 
 OPTION = re.compile(r"(list|sweep|reverse|shuffle)=")  # of such a function
 OF_MIXTURES = ("data.sources", "data.weights", "data.schedule", "data.max_epochs")  # with an entry for each source
 SOURCES, *OF_SOURCES = (f"{key}." for key in OF_MIXTURES)  # how the keys of entries begin, before the source's name
+FILTERS = "data.filters."  # likewise those of filters
+OF_FILTER = re.compile(r"(?:data\.|data\.sources\.[^.]+\.)filters\.([^.]+)(?:\.(.*))?")  # its name, and an option
 SOURCE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 MAX_TRIAL_BYTES = 200  # of a trial's folder name, less than a file system takes
 
@@ -191,10 +194,10 @@ def for_hydra(override: str, *, multirun: bool = False) -> str:
         return f"{key}=[{','.join(plugins.named_in([override]))}]"
     hint = _text_hint(name)
     if hint is None or not equals or key.startswith("~"):
-        return f"++{override}" if key.startswith((EVALUATIONS, SOURCES)) else override
+        return f"++{override}" if key.startswith((EVALUATIONS, SOURCES, FILTERS)) else override
     values = _swept(value) if multirun else [value]
     found = [_function_for_hydra(name, one, hint) if multirun else _value_for_hydra(name, one, hint) for one in values]
-    new = _is_entry(name) or name.startswith((EVALUATIONS, SOURCES))
+    new = _is_entry(name) or name.startswith((EVALUATIONS, SOURCES, FILTERS))
     return f"{'++' if new else key[: -len(name)]}{name}={','.join(found)}"
 
 
@@ -285,7 +288,9 @@ def _text_hint(key: str) -> Any:
             for option, hint in probe_options().items()
             if option == key.removeprefix(EVALUATIONS).partition(".")[2]
         ]
-    if key.startswith(SOURCES):
+    if found := OF_FILTER.fullmatch(key):
+        hints = filter_options().get(found[2] or "", [])
+    elif key.startswith(SOURCES):
         option = key.removeprefix(SOURCES).partition(".")[2]
         hints = [hint for known, hint in _source_options() if known == option] + [str] * option.startswith("chat.")
     found = {tuple(_kinds(hint)): hint for hint in hints}
@@ -370,6 +375,8 @@ def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]
         elif key.endswith(".type") and key.removesuffix(".type") in presets:
             group = key.removesuffix(".type")
             raise UserError(f"{key} follows from the preset; choose one with {group}={value}")
+        elif found := OF_FILTER.fullmatch(key):
+            _refuse_filter(key, found[1], found[2], overrides)
         elif key in OF_MIXTURES or key.startswith((SOURCES, *OF_SOURCES)):
             _refuse_of_mixture(key, value, presets["data"])
         elif not key.startswith(("callbacks.extra.", EVALUATIONS, "data.chat.")):
@@ -377,6 +384,21 @@ def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]
             for part in _above(key):
                 if f"{part}=null" in overrides:
                     raise UserError(f"{key} has no effect with {part}=null; leave one of them out")
+
+
+def _refuse_filter(key: str, name: str, option: str | None, overrides: Sequence[str]) -> None:
+    """Answer an option of a filter that it does not have, and a filter that does not exist."""
+    if option in (None, "type"):
+        return  # checked with the config
+    where = key.removesuffix(f".{option}")
+    named = {override.partition("=")[2] for override in overrides if key_of(override) == f"{where}.type"}
+    if named or name in variants("filter"):
+        for one in named or {name}:
+            known = [f.name for f in fields(filter_class(one, where)) if f.name != "type"]
+            if option not in known:
+                raise UserError(f"unknown config key {key}{did_you_mean(option, known)}")
+    elif option not in filter_options():  # of a filter that a preset names
+        raise UserError(f"unknown config key {key}{did_you_mean(option, sorted(filter_options()))}")
 
 
 def epochs_in(overrides: Iterable[str]) -> tuple[str, float] | None:
@@ -508,6 +530,9 @@ def _explain_value(key: str, value: str | None, reason: str) -> str:
         return f"{key}/{value}.yaml has to begin with the line # @package _global_ and to hold config keys"
     if " not in " in reason and key not in types:
         return f"unknown config key {key}{_nearest(key, types)}"
+    if " not in " in reason and key == FILTERS.rstrip("."):
+        example = f"{SOURCES}NAME.filters.length.min_words=50"
+        return f"filters are for one corpus; give them to the sources of a mixture, as {example}"
     if " not in " in reason and group in GROUPS:
         owners = [name for name, variant in variants(group).items() if key in dict(_keys_of(variant, f"{group}."))]
         return f"{key} does not belong to the chosen {group}; it is a key of {group}.type={' or '.join(owners)}"

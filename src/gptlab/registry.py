@@ -16,9 +16,10 @@ from typing import Any, TypeVar, dataclass_transform
 import gptlab
 from gptlab.errors import UserError, did_you_mean
 
-GROUPS = ("model", "data", "tokenizer", "objective", "optimizer", "schedule")
+GROUPS = ("model", "data", "tokenizer", "objective", "optimizer", "schedule")  # a run has one of each
+KINDS = (*GROUPS, "filter")  # what can be registered; of filters a corpus has any number
 
-_classes: dict[str, dict[str, type]] = {group: {} for group in GROUPS}
+_classes: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
 
 T = TypeVar("T", bound=type)
 
@@ -37,7 +38,7 @@ def register(group: str, name: str) -> Callable[[T], T]:
         _repair_super(cls, config)
         known = _classes.get(group)
         if known is None:
-            raise UserError(f"@register({group!r}, {name!r}): there is no such group; use one of {', '.join(GROUPS)}")
+            raise UserError(f"@register({group!r}, {name!r}): there is no such group; use one of {', '.join(KINDS)}")
         other = known.get(name)
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise UserError(

@@ -1,9 +1,10 @@
 """Config schema: what every corpus has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
+from gptlab.data.curation.config import FilterConfig, filter_configs
 from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds
 
@@ -80,6 +81,7 @@ class DataConfig(RunDataConfig):
     val_fraction: float | None = bounded(0.1, ge=0, lt=1, hint="use a fraction such as 0.1")
     test_fraction: float | None = bounded(0.0, ge=0, lt=1, hint="use a fraction such as 0.1")
     max_sequences: int | None = bounded(None, ge=1)  # null: all; a number keeps the first of the training split
+    filters: dict[str, Any] = field(default_factory=dict)  # name -> its options, or null; documents pass all in order
 
     @property
     def corpora(self) -> "dict[str, DataConfig]":
@@ -94,6 +96,16 @@ class DataConfig(RunDataConfig):
         """The fractions for validation and for a test, where they are not those of shards."""
         return self.val_fraction or 0.0, self.test_fraction or 0.0
 
+    @property
+    def filter_configs(self) -> dict[str, FilterConfig]:
+        """The filters by name, in the order in which documents pass them; UserError where one cannot be."""
+        return filter_configs(self.filters)
+
+    @property
+    def filter_columns(self) -> tuple[str, ...]:
+        """The columns beside the text that filters read."""
+        return tuple(dict.fromkeys(name for one in self.filter_configs.values() for name in one.columns))
+
     def build(self, *, progress: bool = True) -> Union["Corpus", "RecordSource"]:
         """Open the documents, or the records of a table; `progress` shows a bar while downloading."""
         raise NotImplementedError(f"{type(self).__name__} has no build method")
@@ -104,6 +116,8 @@ class DataConfig(RunDataConfig):
         if self.path == "":
             raise UserError("data.path= is empty; name a file or a folder, or leave it out")
         self.check_fractions()
+        for name, config in self.filter_configs.items():
+            config.check(f"data.filters.{name}")
 
     def check_fractions(self) -> None:
         """Refuse splits that cannot be made."""

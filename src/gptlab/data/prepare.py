@@ -17,6 +17,7 @@ import numpy as np
 
 from gptlab.data.cache import cache_lock, cache_root
 from gptlab.data.config import DataConfig, Split, TargetKind
+from gptlab.data.curation.corpus import open_source
 from gptlab.data.encode import Encoded, EncodeJob, Encoders
 from gptlab.data.examples.example_table import (
     ExampleFormat,
@@ -110,7 +111,7 @@ def prepare(
     tokenizer.check()
     if isinstance(data, ShardsConfig):
         return _open_shards(data, tokenizer, verify=bool(verify))
-    corpus = data.build(progress=progress)
+    corpus = open_source(data, progress=progress)
     if isinstance(corpus, RecordSource) and not isinstance(data, TableConfig):
         raise TypeError(f"data={data.type} gives records; its config {type(data).__name__} has to extend TableConfig")
     chat_template = _chat_template(data)
@@ -150,7 +151,7 @@ def learn_tokenizer(data: DataConfig, config: TokenizerConfig, *, progress: bool
     config.check()
     if not config.trained:
         raise UserError(f"tokenizer={config.type} is not learned from text; {_learned_tokenizers()}")
-    corpus = data.build(progress=progress)
+    corpus = open_source(data, progress=progress)
     if isinstance(corpus, RecordSource):
         raise UserError(f"data={data.type} has examples, and a tokenizer is learned from documents; use data=text")
     with TemporaryDirectory(dir=cache_root(data.cache_dir), prefix=".tokenizer-") as folder:
@@ -181,7 +182,7 @@ def known_tokens(data: DataConfig, tokenizer: TokenizerConfig) -> int | None:
     root = cache_root(data.cache_dir)
     if not offline or not any(root.glob(f"{data.type}-*/")):
         return None
-    folder = root / f"{data.type}-{_fingerprint(data, tokenizer, data.build(progress=False))[:16]}"
+    folder = root / f"{data.type}-{_fingerprint(data, tokenizer, open_source(data, progress=False))[:16]}"
     return TokenFile.open(folder / "train.bin").n_tokens if folder.is_dir() else None
 
 
@@ -191,7 +192,7 @@ def inputs_of(data: DataConfig, tokenizer: TokenizerConfig) -> dict[str, str]:
     tokenizer.check()
     if isinstance(data, ShardsConfig):
         return _inputs(tokenizer, read_manifest(_folder_of(data)).fingerprint, None)
-    return _inputs(tokenizer, data.build(progress=False).fingerprint, _chat_template(data))
+    return _inputs(tokenizer, open_source(data, progress=False).fingerprint, _chat_template(data))
 
 
 def _inputs(tokenizer: TokenizerConfig, content: str, chat_template: str | None) -> dict[str, str]:

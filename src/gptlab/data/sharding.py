@@ -10,12 +10,13 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptlab.data.config import DataConfig, Split
+from gptlab.data.curation.corpus import CuratedCorpus, open_source, without_name
 from gptlab.data.encode import Encoded, Encoders
 from gptlab.data.prepare import JOB_CHARACTERS, learn_vocabulary, n_cores
 from gptlab.data.progress import ShardProgress
@@ -55,7 +56,7 @@ def prepare_shards(
         raise UserError(f"shard_tokens={shard_tokens} must be at least 1")
     if Split(data.split) is not Split.document:
         raise UserError("shards are split by document, by a hash of its text; leave data.split=fraction out")
-    corpus = data.build(progress=progress)
+    corpus = open_source(data, progress=progress)
     if not isinstance(corpus, Corpus):
         raise UserError(f"data={data.type} has records, and shards are made of text; use data=text or data=huggingface")
     path = Path(folder).expanduser()
@@ -159,7 +160,12 @@ class _Preparation:
     # what is in the folder
 
     def _described(self) -> dict[str, Any]:
-        source = {"description": self._corpus.description, "fingerprint": self._corpus.fingerprint}
+        source: dict[str, Any] = {"description": self._corpus.description, "fingerprint": self._corpus.fingerprint}
+        if isinstance(self._corpus, CuratedCorpus):
+            source["filters"] = [
+                {**one, "counts": asdict(counts)}
+                for one, counts in zip(self._corpus.filters, self._corpus.counts, strict=True)
+            ]
         return {
             "version": _VERSION,
             "settings": self._settings,
@@ -180,8 +186,11 @@ class _Preparation:
                 found.append(f"{key}={shown(settings.get(name))}, not {shown(value)}")
         if {name: tokenizer.get(name) for name in self._identity} != self._identity:
             found.append(f"another tokenizer ({tokenizer.get('type')}, or another vocabulary or options)")
+        if other_filters := self._other_filters(source):
+            found.append(other_filters)
         now, before = [list(section) for section in self._corpus.sections], source["files"]
-        if n_sections is None and source["fingerprint"] != self._corpus.fingerprint:
+        same_files = bool(other_filters) and now == before  # what differs is the filters alone
+        if n_sections is None and source["fingerprint"] != self._corpus.fingerprint and not same_files:
             names = {name for name, _ in now} ^ {name for name, _ in before}
             names |= {name for name, key in now if [name, key] not in before} if not names else set()
             which = f", such as {min(names)}" if names else ""
@@ -189,12 +198,29 @@ class _Preparation:
         elif n_sections is not None and now[:n_sections] != before[:n_sections]:
             changed = next((b[0] for b, n in zip(before, [*now, *[None] * n_sections], strict=False) if b != n), "")
             found.append(f"files that were read already and have changed, such as {changed}")
-        elif n_sections is not None and not now and source["fingerprint"] != self._corpus.fingerprint:
+        elif (
+            n_sections is not None and not now and source["fingerprint"] != self._corpus.fingerprint and not same_files
+        ):
             found.append(f"another source ({source['description']})")
         if found:
             raise UserError(
                 f"{self._folder} was prepared with {' and '.join(found)}; name another folder with to=, or delete it"
             )
+
+    def _other_filters(self, source: dict[str, Any]) -> str:
+        """How the filters of a source differ from those of this one, for a person; empty where they do not."""
+        now = self._corpus.filters if isinstance(self._corpus, CuratedCorpus) else []
+        before = [{key: value for key, value in one.items() if key != "counts"} for one in source.get("filters", ())]
+        if [without_name(one) for one in now] == [without_name(one) for one in before]:
+            return ""
+        names = [[one["name"] for one in filters] for filters in (before, now)]
+        if names[0] != names[1]:
+            return "data.filters {}, not {}".format(*(" ".join(listed) or "none" for listed in names))
+        for one, other in zip(before, now, strict=True):
+            for key in [*one, *other]:
+                if one.get(key) != other.get(key):
+                    return f"data.filters.{one['name']}.{key}={shown(one.get(key))}, not {shown(other.get(key))}"
+        return ""
 
     def _refuse_foreign_files(self) -> None:
         ours = {FOLDER_LOCK, TOKENIZER, _SOURCE}

@@ -218,9 +218,18 @@ def source_config(name: str, base: RunDataConfig, given: Mapping[str, Any]) -> R
     plain = {f.name: getattr(base, f.name) for f in fields(base)}
     for option, value in given.items():
         if isinstance(value, Mapping) and isinstance(plain[option], Mapping):
-            value = {**plain[option], **value}
+            value = _merged(plain[option], value)
         plain[option] = value
     return from_plain(type(base), plain, key)
+
+
+def _merged(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with another's values, of mappings within it too."""
+    found = {**before, **given}
+    for name in before.keys() & given.keys():
+        if isinstance(before[name], Mapping) and isinstance(given[name], Mapping):
+            found[name] = _merged(before[name], given[name])
+    return found
 
 
 def with_name(name: str, call: Any, *arguments: Any, **options: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from gptlab.data.cache import cache_lock, cache_root
 from gptlab.data.config import DataConfig, RunDataConfig, Split
+from gptlab.data.curation.corpus import open_source
 from gptlab.data.examples.records import SpooledExamples
 from gptlab.data.mixture.config import MixtureConfig, with_name
 from gptlab.data.prepare import (
@@ -118,7 +119,7 @@ def learn_run_tokenizer(data: RunDataConfig, tokenizer: TokenizerConfig, *, prog
 def _learned(data: MixtureConfig, config: TokenizerConfig, *, progress: bool) -> Path:
     """The file of the tokenizer that is learned from the sources; made on the first call."""
     corpora = data.corpora
-    built = {name: with_name(name, corpus.build, progress=progress) for name, corpus in corpora.items()}
+    built = {name: with_name(name, open_source, corpus, progress=progress) for name, corpus in corpora.items()}
     key = {
         "version": _VERSION,
         "tokenizer": config.identity(),

@@ -90,8 +90,12 @@ class ShardsConfig(DataConfig):
         super().check()
         if self.path is None:
             raise UserError("data=shards reads a folder that gptlab prepare wrote; name it with data.path=FOLDER")
-        if Split(self.split) is not Split.document or self.n_processes is not None:
-            key = "n_processes" if self.n_processes is not None else "split"
+        options = {
+            "split": Split(self.split) is not Split.document,
+            "n_processes": self.n_processes,
+            "filters": self.filters,
+        }
+        for key in (name for name, value in options.items() if value not in (None, False, {})):
             raise UserError(f"data.{key} is an option of gptlab prepare, and data=shards is prepared; leave it out")
 
     def check_fractions(self) -> None:
@@ -161,6 +165,10 @@ class TableConfig(DataConfig):
         self._check_source()
         if Split(self.split) is not Split.document:
             raise UserError(f"data.split=fraction would cut records; data={self.type} takes data.split=document only")
+        if self.filters:
+            raise UserError(
+                f"data.filters is for documents, and data={self.type} has records; leave it out, or use data=text"
+            )
         if self.stride is not None:
             raise UserError(
                 f"data.stride={self.stride} is for sliding windows, and data={self.type} has records; leave it out"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from gptlab.data.sources.source import (
     fingerprint_of,
     records_without_text,
 )
-from gptlab.data.sources.table_file import read_table, table_ending, text_of
+from gptlab.data.sources.table_file import fields_of, read_table, table_ending, text_of
 from gptlab.errors import UserError, first_line
 
 _SECTION_RECORDS = 10_000  # from the beginning of such a section reading goes on
@@ -62,10 +62,13 @@ class HubDataset:
             self.description = f"data set in {path} ({hub_split})"
 
     def records(
-        self, *, column: str | None = None, limit: int | None = None, start: int = 0
+        self, *, column: str | None = None, others: Sequence[str] = (), limit: int | None = None, start: int = 0
     ) -> Iterator[dict[str, Any]]:
-        """The records in order from number `start` on, those below `limit`; with `column`, others are not decoded."""
-        records = iter(self._open(column, limit, start))
+        """The records in order from number `start` on, those below `limit`.
+
+        With `column`, the one of the text, and `others` the rest is not decoded.
+        """
+        records = iter(self._open(column, others, limit, start))
         number = start
         while True:
             try:
@@ -79,7 +82,9 @@ class HubDataset:
             yield record
             number += 1
 
-    def _open(self, column: str | None, limit: int | None, start: int) -> Iterable[dict[str, Any]]:
+    def _open(
+        self, column: str | None, others: Sequence[str], limit: int | None, start: int
+    ) -> Iterable[dict[str, Any]]:
         path = None if self.path is None else Path(self.path).expanduser()
         if path is not None and path.is_file() and table_ending(path) is not None:
             return islice(read_table(path), start, limit)
@@ -96,7 +101,7 @@ class HubDataset:
             if start:
                 loaded = loaded.skip(start)
             if loaded.column_names and column in loaded.column_names:
-                loaded = loaded.select_columns([column])
+                loaded = loaded.select_columns([name for name in loaded.column_names if name in (column, *others)])
         except Exception as error:
             advice = "; without a network give a local copy with data.path=FOLDER" if path is None else ""
             raise UserError(
@@ -189,9 +194,11 @@ class HubCorpus(Corpus):
 
     def documents_from(self, section: int = 0) -> Iterator[Document]:
         column, start = self._config.text_column, section * _SECTION_RECORDS
-        records = self._dataset.records(column=column, limit=self._config.max_documents, start=start)
+        others, limit = self._config.filter_columns, self._config.max_documents
+        records = self._dataset.records(column=column, others=others, limit=limit, start=start)
         for number, record in enumerate(records, start):
-            text = text_of(record, column, f"record {number + 1:,} of {self.description}")
+            where = f"record {number + 1:,} of {self.description}"
+            text, fields = text_of(record, column, where), fields_of(record, others, where)
             text = (text or "").removeprefix(BYTE_ORDER_MARK)
             section, within = divmod(number, _SECTION_RECORDS)
-            yield Document(section, within, str(number), partial(iter, [text] if text else []))
+            yield Document(section, within, str(number), partial(iter, [text] if text else []), fields)

@@ -6,11 +6,12 @@ import json
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gptlab.data.cache import checksums
@@ -37,6 +38,7 @@ class Document(NamedTuple):
     number: int  # in its section
     name: str
     texts: Callable[[], Iterator[str]]  # its text in parts, which may be asked for again
+    fields: Mapping[str, Any] = MappingProxyType({})  # of its record, the columns that filters read
 
 
 class Corpus(ABC):
@@ -79,8 +81,8 @@ class Corpus(ABC):
 class FileCorpus(Corpus):
     """Files as documents, or of tables their records; also compressed, by the ending of their name.
 
-    `text_column` is the column of a table with the text; None: a table is read as plain text. An empty or binary file
-    is refused by name, or skipped.
+    `text_column` is the column of a table with the text; None: a table is read as plain text. `columns` are others
+    that a document's `fields` have. An empty or binary file is refused by name, or skipped.
     """
 
     def __init__(
@@ -89,12 +91,13 @@ class FileCorpus(Corpus):
         description: str,
         *,
         text_column: str | None = None,
+        columns: Sequence[str] = (),
         skip_unreadable: bool = False,
         left_out: Sequence[str] = (),
         cache_dir: str | None = None,
     ) -> None:
         self.files = files
-        self._column = text_column
+        self._column, self._columns = text_column, tuple(columns)
         self._not_found = list(left_out)
         self.left_out = self._not_found
         self.description = description
@@ -140,9 +143,9 @@ class FileCorpus(Corpus):
             seen(0)
             if self._is_table(file):
                 assert self._column is not None
-                for record, text in enumerate(read_texts(file, self._column, seen)):
+                for record, (text, fields) in enumerate(read_texts(file, self._column, self._columns, seen)):
                     text = (text or "").removeprefix(BYTE_ORDER_MARK)
-                    yield Document(number, record, f"{name}#{record}", partial(iter, [text] if text else []))
+                    yield Document(number, record, f"{name}#{record}", partial(iter, [text] if text else []), fields)
             elif not self._skip_unreadable:
                 yield Document(number, 0, name, partial(_read_text, file, seen))
             else:

@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +64,21 @@ def is_text_table(file: Stored) -> bool:
     return table_ending(file) is not None or ending(file.name)[0] == _PARQUET
 
 
-def read_texts(file: Stored, column: str, seen: Seen | None = None) -> Iterator[str | None]:
-    """One column of a table, of Parquet too, in order; UserError for a record whose value is not text.
+def read_texts(
+    file: Stored, column: str, others: Sequence[str] = (), seen: Seen | None = None
+) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """A column of a table, of Parquet too, in order, and with each value those of other columns of its record.
+
+    UserError for a record whose value is not text, and for one without one of the columns.
 
     Memory is that of a few records, but for .json that of the file.
     """
     if ending(file.name)[0] == _PARQUET:
-        yield from _parquet_texts(file, column, seen)
+        yield from _parquet_texts(file, column, others, seen)
         return
     for number, record in enumerate(read_table(file, seen), 1):
-        yield text_of(record, column, f"record {number:,} of {file}")
+        where = f"record {number:,} of {file}"
+        yield text_of(record, column, where), fields_of(record, others, where)
 
 
 def text_of(record: dict[str, Any], column: str, where: str) -> str | None:
@@ -87,6 +92,21 @@ def text_of(record: dict[str, Any], column: str, where: str) -> str | None:
     return text
 
 
+def fields_of(record: dict[str, Any], columns: Sequence[str], where: str) -> dict[str, Any]:
+    """The values of the columns that filters read; UserError for a record without one of them."""
+    for column in columns:
+        if column not in record:
+            raise UserError(f"{where}: {_no_filter_column(column, record)}")
+    return {column: record[column] for column in columns}
+
+
+def _no_filter_column(column: str, columns: Any) -> str:
+    return (
+        f"{column} is not a column, and a filter reads it; there are {', '.join(sorted(columns))}; name one of these "
+        "in the filter, as data.filters.addresses.column=, or leave the filter out"
+    )
+
+
 def _no_column(column: str, columns: Any) -> str:
     return (
         f"data.text_column={column} is not a column; there are {', '.join(sorted(columns))}; name one of these, or "
@@ -94,7 +114,9 @@ def _no_column(column: str, columns: Any) -> str:
     )
 
 
-def _parquet_texts(file: Stored, column: str, seen: Seen | None) -> Iterator[str | None]:
+def _parquet_texts(
+    file: Stored, column: str, others: Sequence[str], seen: Seen | None
+) -> Iterator[tuple[str | None, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -112,9 +134,15 @@ def _parquet_texts(file: Stored, column: str, seen: Seen | None) -> Iterator[str
             value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
             if not any(is_kind(value) for is_kind in (*of_text, pyarrow.types.is_string_view)):
                 raise UserError(f"{file}: data.text_column={column} holds {kind}, not text")
+            for other in others:
+                if other not in schema.names:
+                    raise UserError(f"{file}: {_no_filter_column(other, schema.names)}")
             n_read, n_all = 0, table.metadata.num_rows
-            for batch in table.iter_batches(_BATCH_RECORDS, columns=[column], use_threads=False):
-                yield from batch.column(0).to_pylist()
+            wanted = list(dict.fromkeys([column, *others]))
+            for batch in table.iter_batches(_BATCH_RECORDS, columns=wanted, use_threads=False):
+                values = {name: batch.column(name).to_pylist() for name in wanted}
+                for number, text in enumerate(values[column]):
+                    yield text, {name: values[name][number] for name in others}
                 n_read += len(batch)
                 if seen is not None:
                     seen(size_bytes(file) * n_read // n_all)

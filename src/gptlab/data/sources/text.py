@@ -46,7 +46,12 @@ def open_text(config: TextConfig) -> FileCorpus:
             files[real] = (unique, file)
     what = patterns[0] if len(patterns) == 1 else f"{patterns[0]} and {len(patterns) - 1} more"
     return FileCorpus(
-        list(files.values()), what, text_column=config.text_column, left_out=left_out, cache_dir=config.cache_dir
+        list(files.values()),
+        what,
+        text_column=config.text_column,
+        columns=config.filter_columns,
+        left_out=left_out,
+        cache_dir=config.cache_dir,
     )
 
 
