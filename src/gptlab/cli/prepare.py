@@ -10,16 +10,23 @@ from pathlib import Path
 from gptlab.cli.options import carry_out, compose, print_text
 from gptlab.data.config import DataConfig
 from gptlab.errors import UserError
+from gptlab.fields import bounded
 from gptlab.units import bytes_text, duration, plural
 
 SHARD_TOKENS = "100M"
 HELP = """gptlab prepare data=text data.path=FOLDER tokenizer=gpt2 to=FOLDER [group.key=value ...]
+gptlab prepare data=text data.path=FOLDER filters=[gopher,duplicates] html=FILE
 gptlab prepare verify=FOLDER
 
     data          text, huggingface or another source of text, with its options as for gptlab train, such as data.path,
                   data.text_column, data.val_fraction and data.n_processes
     tokenizer     as for gptlab train; one that is trained learns from the training split
     to            the folder for the shards; the same command goes on with one that is not finished
+    filters       what removes documents before they are tokenized; options in data.filters; see docs/curation.md
+    html          a file that ends in .html, or a folder, which gets curation.html: what each filter removed, with
+                  samples. Without to= the documents are filtered and nothing is tokenized (curation.html in to=)
+    n_shown       samples of each filter in that page (5)
+    seed          by which they are drawn (0)
     shard_tokens  tokens of a shard, such as 100M, 2B or 500k; the last of a split has fewer (100M)
     verify        read every shard of a folder against its checksum
     plugins       modules that register components of your own, as [MODULE]
@@ -35,6 +42,9 @@ class _Options:
     to: str | None = None
     shard_tokens: str = SHARD_TOKENS
     verify: str | None = None
+    html: str | None = None
+    n_shown: int = bounded(5, ge=0)
+    seed: int = bounded(0, ge=0)
 
 
 OPTIONS = typing.get_type_hints(_Options)
@@ -49,23 +59,27 @@ def main(arguments: list[str]) -> int:
             raise UserError(
                 f"{others[0]} has no effect on verify={options.verify}, which reads what is there; leave it out"
             )
-        _prepare_or_verify(options, overrides)
+        own = [argument.partition("=")[0] for argument in arguments]
+        _prepare_or_verify(options, own, overrides)
 
     return carry_out(arguments, _Options, action, of="gptlab prepare", help=HELP)
 
 
-def _prepare_or_verify(options: _Options, overrides: list[str]) -> None:
+def _prepare_or_verify(options: _Options, own: list[str], overrides: list[str]) -> None:
     if options.verify is not None:
         _verify(Path(options.verify).expanduser())
-    elif options.to is None:
-        raise UserError("gptlab prepare needs to=FOLDER for the shards, or verify=FOLDER to check some")
-    elif not options.to:
+    elif options.to is None and options.html is None:
+        raise UserError(
+            "gptlab prepare needs to=FOLDER for the shards, html=FILE to see what filters remove, or verify=FOLDER to "
+            "check some shards"
+        )
+    elif options.to == "":
         raise UserError("to= is empty; name a folder for the shards")
     else:
-        _prepare(options, overrides)
+        _prepare(options, own, overrides)
 
 
-def _prepare(options: _Options, overrides: list[str]) -> None:
+def _prepare(options: _Options, own: list[str], overrides: list[str]) -> None:
     shard_tokens = _number("shard_tokens", options.shard_tokens)
     if not any(override.startswith("data.split=") for override in overrides):
         overrides = [*overrides, "data.split=document"]  # some sources would cut the text itself
@@ -75,11 +89,20 @@ def _prepare(options: _Options, overrides: list[str]) -> None:
             f"data={config.data.type} is mixed while it is read; prepare each of its sources, and mix data=shards"
         )
 
+    filtered = bool(config.data.filter_configs)
+    for name in ("html", "n_shown", "seed"):
+        if not filtered and name in own:
+            raise UserError(f"{name}= is about filters, and there is none; add filters=[NAME], or leave it out")
+    page = None if options.html is None else _page_path(options.html)
+    if options.to is None:
+        assert page is not None
+        _show_filtered(config.data, page, options)
+        return
+
     from gptlab.data.sharding import PROGRESS, prepare_shards
     from gptlab.data.token_shards import MANIFEST
     from gptlab.distributed.signals import stopping_at_once
 
-    assert options.to is not None
     folder = Path(options.to).expanduser()
     if (folder / PROGRESS).exists():
         print(f"{folder} is not finished; going on", file=sys.stderr, flush=True)
@@ -98,7 +121,39 @@ def _prepare(options: _Options, overrides: list[str]) -> None:
     for part, shards in manifest.shards.items():
         tokens, documents = sum(shard.n_tokens for shard in shards), sum(shard.n_documents for shard in shards)
         print(f"{part:<6} {plural(len(shards), 'shard')}, {tokens:,} tokens, {plural(documents, 'document')}")
+    if filtered:
+        _show_filtered(config.data, page or _page_path(str(folder)), options)
     print_text(f"train on them with: gptlab train data=shards {shlex.quote(f'data.path={folder}')}\n")
+
+
+def _page_path(given: str) -> Path:
+    from gptlab.lab.curation import PAGE
+    from gptlab.lab.report import page_path
+
+    return page_path(given, PAGE)
+
+
+def _show_filtered(data: DataConfig, page: Path, options: _Options) -> None:
+    """Print what each filter removed, and write the page; the documents are filtered first, where they were not yet."""
+    from gptlab.data.curation.corpus import CuratedCorpus, open_source
+    from gptlab.distributed.signals import stopping_at_once
+    from gptlab.lab.curation import share, write_page
+    from gptlab.units import grid
+
+    with stopping_at_once("while documents were filtered; the same command goes on"):
+        corpus = open_source(data)
+        assert isinstance(corpus, CuratedCorpus)
+        counts = corpus.counts
+        write_page(corpus, page, n_shown=options.n_shown, seed=options.seed)
+    rows = []
+    for one in counts:
+        n = one.n_documents_in - one.n_documents_out
+        most = max(one.rules, key=lambda rule: one.rules[rule]) if len(one.rules) > 1 else ""
+        why = f"most by {most}" if most else ""
+        sizes = (f"{one.n_documents_in:,}", f"{n:,}", share(n, one.n_documents_in), f"{one.n_bytes_out:,}")
+        rows.append((one.name, *sizes, why))
+    print_text(grid(("filter", "documents", "removed", "share", "bytes left", ""), rows) + "\n")
+    print_text(f"samples of what was removed: {page}\n")
 
 
 def _verify(folder: Path) -> None:

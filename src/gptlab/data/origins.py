@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gptlab.data.config import DataConfig
+from gptlab.data.curation.corpus import open_source
 from gptlab.data.prepare import PreparedData, spool_examples
 from gptlab.data.sources.config import ShardsConfig, TableConfig
 from gptlab.data.sources.source import Corpus, RecordSource
@@ -24,7 +25,7 @@ def origins(
     """
     if isinstance(data, ShardsConfig):
         return {}, "shards keep no names of documents"
-    source = data.build(progress=False)
+    source = open_source(data, progress=False)
     path = None if data.path is None else Path(data.path).expanduser()
     size_bytes = source.n_bytes if isinstance(source, Corpus) else path.stat().st_size if path and path.is_file() else 0
     if (isinstance(source, Corpus) and source.slow) or not 0 < size_bytes <= MOST_BYTES:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gptlab.data.config import DataConfig, RunDataConfig
+from gptlab.data.curation.corpus import open_source
 from gptlab.data.mixture.config import MixtureConfig, with_name
 from gptlab.data.mixture.prepare import learn_run_tokenizer
 from gptlab.data.prepare import learn_vocabulary
@@ -183,7 +184,7 @@ def look_at(
 
 
 def _build(data: DataConfig) -> Corpus:
-    corpus = data.build(progress=False)
+    corpus = open_source(data, progress=False)
     if not isinstance(corpus, Corpus):
         raise UserError(
             f"data={data.type} has records and not documents; gptlab inspect step=1 shows examples made of them"

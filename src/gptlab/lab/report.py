@@ -16,10 +16,10 @@ PICTURE = "loss.png"
 BETWEEN_RUNS_SECONDS = 90  # a sweep may take to start its next trial
 
 
-def page_path(path: str | Path) -> Path:
-    """Where a page is written: a file that ends in .html, or compare.html in a folder; UserError for anything else."""
+def page_path(path: str | Path, name: str = PAGE) -> Path:
+    """Where a page is written: a file that ends in .html, or one called `name` in a folder; UserError otherwise."""
     path = Path(path).expanduser()
-    found = path / PAGE if path.is_dir() else path
+    found = path / name if path.is_dir() else path
     if found.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"html={path} is no folder and does not end in .html; write html={path.with_suffix('.html')}")
     if not found.parent.is_dir():
