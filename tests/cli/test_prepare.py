@@ -1,7 +1,10 @@
 """`gptlab prepare`, in this process."""
 
+import json
+import random
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from gptlab import composition
 from gptlab.cli.main import VERBS
 from gptlab.cli.prepare import OPTIONS
 from gptlab.data.token_shards import read_manifest
+from gptlab.registry import variants
 
 
 @pytest.fixture
@@ -90,3 +94,100 @@ def test_commands_of_the_documentation(say, tmp_path, monkeypatch):
         assert line.startswith("gptlab prepare ")
         given = [argument for argument in shlex.split(line)[2:] if argument.partition("=")[0] not in OPTIONS]
         composition.compose_plain(*given)
+
+
+def test_filters(say, tmp_path):
+    path = tmp_path / "my pages.jsonl"
+    records = [
+        {"text": f"text {number} " * 20, "url": f"http://a{number % 2}.org", "score": number} for number in range(30)
+    ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    given = [
+        f"data.path={path}",
+        "data=text",
+        "tokenizer=byte",
+        "data.val_fraction=0",
+        f"data.cache_dir={tmp_path}/cache",
+    ]
+    chosen = [
+        "filters=[webtext,duplicates]",
+        "data.filters.length=null",
+        "data.filters.addresses.deny_domains=[a1.org]",
+    ]
+    page = tmp_path / "page.html"
+    seen = say(*given, *chosen, f"html={page}")
+    assert re.search(r"^score +30 +3 +10\.0%", seen, re.MULTILINE)
+    assert re.search(r"^addresses +27 +14 +51\.9%", seen, re.MULTILINE) and "near_duplicates" in seen
+    assert seen.splitlines()[-1] == f"samples of what was removed: {page}" and page.is_file()
+    out = tmp_path / "out"
+    said = say(*given, *chosen, f"to={out}", "shard_tokens=1k")
+    assert "without 3 documents removed by score" in said and (out / "curation.html").is_file()
+    assert say(*given, *chosen, f"to={out}", "shard_tokens=1k", "n_shown=1") == said
+    assert [one["name"] for one in read_manifest(out).source["filters"]][:2] == ["score", "addresses"]
+    for arguments, what in (
+        (
+            [*given, "filters=[webtext]", f"to={out}", "shard_tokens=1k"],
+            r"was prepared with data.filters score addresses",
+        ),
+        ([*given, f"to={out}", "shard_tokens=1k"], "exact_duplicates near_duplicates, not none"),
+        ([*given, f"html={page}"], "html= is about filters, and there is none"),
+        ([*given, f"to={out}", "seed=1"], "seed= is about filters"),
+        ([*given, *chosen, "html=page.txt"], "does not end in .html"),
+        ([*given, *chosen, f"html={page}", "n_shown=-1"], "n_shown=-1 must be at least 0"),
+        ([*given, "filters=[webtxt]", f"html={page}"], "did you mean webtext?"),
+        ([*given, "filters=webtext", "data.filters.length.min_word=3", f"html={page}"], "did you mean min_words?"),
+        ([*given, "data.filters.lenth.min_words=3", f"html={page}"], "there is no filter lenth; did you mean length?"),
+        ([*given, "data.filters.length.min_words=many", f"html={page}"], "must be a whole number"),
+        ([*given, "data.filters.c4.min_sentences=0", f"html={page}"], "must be at least 1"),
+        (["data=mixture", "data.sources.a=stdlib", "filters=[c4]", f"html={page}"], "data.sources.NAME.filters"),
+        (
+            ["data=shards", f"data.path={out}", "filters=[c4]", f"html={page}"],
+            "data.filters is an option of gptlab prepare",
+        ),
+    ):
+        assert what in say(*arguments, expect=2), arguments
+
+
+def test_commands_of_the_page_on_curation(say, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "curation.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("GPTLAB_CACHE", str(tmp_path / "cache"))
+    draw = random.Random(0)
+    words = [f"{a}{b}" for a in "ba ce di fo gu ha je ki lo mu".split() for b in "rk nd st lm mp ck".split()]
+    words += 6 * "the be to of and that have with".split()
+
+    def sentence():
+        return f"{' '.join(draw.choices(words, k=12)).capitalize()}."
+
+    texts = ["\n".join(sentence() for _ in range(20)) for _ in range(40)]
+    records = [{"text": text, "url": f"http://a{n}.org", "score": n} for n, text in enumerate(texts)]
+    records.append({"text": texts[0].upper(), "url": "http://b.org", "score": 5})
+    Path("pages.jsonl").write_text("\n".join(map(json.dumps, records)))
+    Path("tests.jsonl").write_text(
+        json.dumps({"question": f"Is it so that {' '.join(texts[7].splitlines()[3:5])}", "id": 1})
+    )
+    (plugin,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    Path("shouting.py").write_text(plugin)
+    lines = "\n".join(re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)).split("\n")
+    said = []
+    for line in filter(None, lines):
+        command, verb, *arguments = shlex.split(line)
+        assert (command, verb) in (("gptlab", "prepare"), ("gptlab", "train"))
+        if verb == "train":
+            composition.compose(*arguments)
+        else:
+            said.append(say(*arguments))
+    assert len(said) == 4 and Path("curation.html").is_file() and Path("pages-shards/curation.html").is_file()
+    assert re.search(r"^contamination +41 +1 ", said[2], re.MULTILINE)
+    assert re.search(r"^shouting +41 +1 ", said[3], re.MULTILINE)
+
+
+def test_every_filter_option_and_preset_is_on_the_page_on_curation():
+    page = (Path(__file__).parents[2] / "docs" / "curation.md").read_text()
+    for name, config in variants("filter").items():
+        if config.__module__.startswith("gptlab."):
+            (options,) = re.findall(rf"^\| `{name}` \| .*\| ([^|]*)\|$", page, re.MULTILINE)[-1:]
+            assert options.strip(" `").split() == [f.name for f in fields(config) if f.name != "type"], name
+    for name in composition.preset_names()["filters"]:
+        assert re.search(rf"^\| `{name}` \|", page, re.MULTILINE)
