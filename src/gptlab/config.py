@@ -12,11 +12,12 @@ from typing import Any
 
 from gptlab import plugins
 from gptlab.data.config import RunDataConfig, TargetKind
-from gptlab.data.sources.config import StdlibConfig, TableConfig
+from gptlab.data.sources.config import SHUFFLE_SHARDS, StdlibConfig, TableConfig
 from gptlab.data.tokenizers.config import BPEConfig, TokenizerConfig
 from gptlab.distributed.config import Layout, Sharding, StrategyConfig
 from gptlab.errors import UserError, refuse_password
 from gptlab.fields import bounded, check_bounds
+from gptlab.files import is_address
 from gptlab.models.config import ModelConfig
 from gptlab.models.decoder.config import SCALING_KEYS, DecoderConfig
 from gptlab.objectives.config import CausalLMConfig, ObjectiveConfig
@@ -52,6 +53,8 @@ LATER: dict[tuple[str, str, str], tuple[Any, Any]] = {
     **{("model", "decoder", key): (None, None) for key in SCALING_KEYS},
     ("model", "decoder", "rope_type"): ("default", None),
     ("tokenizer", "bpe", "pattern"): ("gpt2", None),
+    ("data", "shards", "shuffle_shards"): (None, None),
+    ("data", "shards", "cache_gib"): (16.0, None),
     ("data", "text", "text_column"): ("text", None),
     ("data", "text", "extensions"): ([], [".txt", ".md", ".py", ".gz"]),
 }
@@ -134,6 +137,9 @@ class RunConfig:
             for group in groups:
                 node = node[group]
             node.pop(last, None)
+        for source in [plain["data"], *plain["data"].get("sources", {}).values()]:
+            if source["type"] == "shards":
+                _without_place(source, plain["tokenizer"])
         return as_before(plain)
 
     def run_id(self) -> str:
@@ -305,16 +311,38 @@ def check_vocabulary(vocab_size: int, tokenizer_size: int, tokenizer: str) -> No
         )
 
 
+def _without_place(shards: dict[str, Any], tokenizer: dict[str, Any]) -> None:
+    """Leave out where shards are fetched from and kept, which their content and so the run does not depend on."""
+    del shards["cache_gib"]
+    address = shards["path"]
+    if address is None or not is_address(address):
+        return
+    if tokenizer.get("path") == f"{address}/tokenizer.json":
+        tokenizer["path"] = None
+    shards["path"] = None
+    if shards["shuffle_shards"] is None and shards["shuffle"]:
+        shards["shuffle_shards"] = SHUFFLE_SHARDS
+
+
 def as_before(plain: dict[str, Any]) -> dict[str, Any]:
     """The config as it was written before there were the keys of `LATER`, where none of them has an effect."""
     for (group, kind, key), (unused, before) in LATER.items():
-        node = plain.get(group)
-        if isinstance(node, dict) and node.get("type") == kind and key in node and node[key] == unused:
-            if before is None:
-                del node[key]
-            else:
-                node[key] = before
+        for node in _nodes(plain, group):
+            if node.get("type") == kind and key in node and node[key] == unused:
+                if before is None:
+                    del node[key]
+                else:
+                    node[key] = before
     return plain
+
+
+def _nodes(plain: dict[str, Any], group: str) -> Iterator[dict[str, Any]]:
+    """The configs of a group: one, and of a mixture those of its sources too."""
+    node = plain.get(group)
+    if isinstance(node, dict):
+        yield node
+        sources = node.get("sources")
+        yield from (source for source in (sources or {}).values() if isinstance(source, dict))
 
 
 def to_plain(value: Any) -> Any:

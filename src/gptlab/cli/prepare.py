@@ -10,7 +10,8 @@ from pathlib import Path
 from gptlab.cli.guard import guard
 from gptlab.cli.options import compose, print_text, read
 from gptlab.data.config import DataConfig
-from gptlab.errors import UserError
+from gptlab.errors import UserError, refuse_password
+from gptlab.files import is_address
 from gptlab.units import bytes_text, duration, plural
 
 SHARD_TOKENS = "100M"
@@ -20,9 +21,10 @@ gptlab prepare verify=FOLDER
     data          text, huggingface or another source of text, with its options as for gptlab train, such as data.path,
                   data.text_column, data.val_fraction and data.n_processes
     tokenizer     as for gptlab train; one that is trained learns from the training split
-    to            the folder for the shards; the same command goes on with one that is not finished
+    to            the folder for the shards, or an address such as s3://bucket/shards; the same command goes on with
+                  one that is not finished
     shard_tokens  tokens of a shard, such as 100M, 2B or 500k; the last of a split has fewer (100M)
-    verify        read every shard of a folder against its checksum
+    verify        read every shard of a folder or an address against its checksum
     plugins       modules that register components of your own, as [MODULE]
 
 gptlab train data=shards data.path=FOLDER trains on the shards. --config-dir DIR adds presets of your own.
@@ -59,7 +61,7 @@ def _carry_out(own: list[str], overrides: list[str]) -> None:
             raise UserError(
                 f"{other} has no effect on verify={options.verify}, which reads what is there; leave it out"
             )
-        _verify(Path(options.verify).expanduser())
+        _verify(options.verify)
     elif options.to is None:
         raise UserError("gptlab prepare needs to=FOLDER for the shards, or verify=FOLDER to check some")
     elif not options.to:
@@ -78,15 +80,16 @@ def _prepare(options: _Options, overrides: list[str]) -> None:
             f"data={config.data.type} is mixed while it is read; prepare each of its sources, and mix data=shards"
         )
 
-    from gptlab.data.sharding import PROGRESS, prepare_shards
+    from gptlab.data.sharding import is_begun, prepare_shards
     from gptlab.data.token_shards import MANIFEST
     from gptlab.distributed.signals import stopping_at_once
 
     assert options.to is not None
-    folder = Path(options.to).expanduser()
-    if (folder / PROGRESS).exists():
+    refuse_password("to", options.to)
+    folder = options.to.rstrip("/") if is_address(options.to) else str(Path(options.to).expanduser())
+    if is_begun(folder, config.data.cache_dir):
         print(f"{folder} is not finished; going on", file=sys.stderr, flush=True)
-    elif (folder / MANIFEST).exists():
+    elif not is_address(folder) and Path(folder, MANIFEST).exists():
         print(f"{folder} is finished already", file=sys.stderr, flush=True)
     with stopping_at_once("while shards were written; the same command goes on"):
         manifest = prepare_shards(config.data, config.tokenizer, folder, shard_tokens=shard_tokens, progress=True)
@@ -104,12 +107,13 @@ def _prepare(options: _Options, overrides: list[str]) -> None:
     print_text(f"train on them with: gptlab train data=shards {shlex.quote(f'data.path={folder}')}\n")
 
 
-def _verify(folder: Path) -> None:
+def _verify(path: str) -> None:
     import time
 
     from gptlab.data.prepare import n_cores
-    from gptlab.data.token_shards import read_manifest, verify_shards
+    from gptlab.data.token_shards import open_folder, read_manifest, verify_shards
 
+    folder = open_folder(path)
     start, n_bytes, wrong = time.monotonic(), 0, []
     vocab_size = read_manifest(folder).tokenizer["vocab_size"]
     n_shards = 0
