@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -112,7 +113,7 @@ class FetchedTokens(ShardedTokens):
         self._arguments = (reader, shards, cache_dir, limit_bytes)
         self._reader, self._shards = reader, shards
         self._cache = ShardCache(cache_root(cache_dir), limit_bytes)
-        self._changed = threading.Condition()  # guards what follows
+        self._lock = threading.Lock()  # guards what follows
         self._open: dict[int, tuple[BinaryIO, np.ndarray]] = {}
         self._heads: OrderedDict[int, np.ndarray] = OrderedDict()
         self._now: list[int] = []  # of the window
@@ -121,6 +122,8 @@ class FetchedTokens(ShardedTokens):
         self._sequel: int | None = None  # read one after the other
         self._failed: set[int] = set()
         self._thread: threading.Thread | None = None
+        self._changed = threading.Event()
+        weakref.finalize(self, _close, self._open, self._changed)
 
     @property
     def largest_bytes(self) -> int:
@@ -132,7 +135,7 @@ class FetchedTokens(ShardedTokens):
 
         Those ahead are fetched as far as the cache has room beside what is open.
         """
-        with self._changed:
+        with self._lock:
             self._now, self._next = list(now), list(ahead)
             self._failed.clear()
             self._close_others()
@@ -146,20 +149,25 @@ class FetchedTokens(ShardedTokens):
     def _start(self) -> None:
         if self._thread is None:
             # A daemon: the end of a process does not wait for a download, of which nothing is left under its name.
-            self._thread = threading.Thread(target=self._fetch_ahead, name="shards", daemon=True)
+            arguments = (weakref.ref(self), self._changed)
+            self._thread = threading.Thread(target=_fetch_ahead, args=arguments, name="shards", daemon=True)
             self._thread.start()
-        self._changed.notify_all()
+        self._changed.set()
 
     def _part(self, number: int, begin: int, end: int, *, continued: bool) -> np.ndarray:
         if continued and self._has_head(number, end) and number not in self._open:
             return self._head(number)[begin:end]
-        return self._tokens(number)[begin:end]
+        return self._tokens(number, continued)[begin:end]
 
     def _has_head(self, number: int, end: int) -> bool:
         return end <= HEAD_TOKENS and bool(self._shards[number].head_sha256)
 
-    def _tokens(self, number: int) -> np.ndarray:
-        with self._changed:
+    def _tokens(self, number: int, continued: bool) -> np.ndarray:
+        with self._lock:
+            if number in self._next and number not in self._open and not continued:
+                # In the middle of a batch the next window has begun, and the cache may not have room for two.
+                self._now, self._next = self._next, []
+                self._close_others()
             if number != self._other and number not in self._now and number not in self._next:
                 in_order = self._other is not None and number == self._other + 1 and number + 1 < len(self._shards)
                 self._other, self._sequel = number, number + 1 if in_order else None
@@ -171,7 +179,7 @@ class FetchedTokens(ShardedTokens):
             return found[1]
         file = self._cache.open(self._shard(number))
         assert file is not None
-        with self._changed:
+        with self._lock:
             return self._keep(number, file)
 
     def _keep(self, number: int, file: BinaryIO) -> np.ndarray:
@@ -189,7 +197,7 @@ class FetchedTokens(ShardedTokens):
         return Cached(name=f"{shard.sha256}.bin", size_bytes=self._reader.size_bytes(shard), fetch=fetch)
 
     def _head(self, number: int) -> np.ndarray:
-        with self._changed:
+        with self._lock:
             found = self._heads.get(number)
         if found is not None:
             return found
@@ -200,7 +208,7 @@ class FetchedTokens(ShardedTokens):
         assert file is not None
         with file:
             head = np.frombuffer(file.read(), self.dtype)
-        with self._changed:
+        with self._lock:
             self._heads[number] = head
             if len(self._heads) > _HEADS:
                 self._heads.popitem(last=False)
@@ -208,28 +216,36 @@ class FetchedTokens(ShardedTokens):
 
     # in the background
 
-    def _fetch_ahead(self) -> None:
-        while True:
-            with self._changed:
-                while (number := self._missing()) is None:
-                    self._changed.wait()
-                needed = number in self._now
-            try:
-                file = self._cache.open(self._shard(number), needed=needed)
-                after = number + 1
-                if file is not None and after < len(self._shards) and self._has_head(after, 1):
-                    self._head(after)
-            except Exception:  # whoever needs it gets the error
-                file = None
-                with self._changed:
-                    self._failed.add(number)
-            with self._changed:
-                if file is None:
-                    self._changed.wait(_LOOK_SECONDS)
-                elif number in self._wanted():
-                    self._keep(number, file)
-                else:
-                    file.close()
+    def fetch_one(self) -> bool:
+        """Fetch the next shard that is wanted and not open; returns whether there may be another now."""
+        with self._lock:
+            number = self._missing()
+            needed = number in self._now
+        if number is None:
+            return False
+        file = None
+        try:
+            file = self._cache.open(self._shard(number), needed=needed)
+            after = number + 1
+            if file is not None and after < len(self._shards) and self._has_head(after, 1):
+                self._head(after)
+        except Exception:  # whoever needs it gets the error
+            with self._lock:
+                self._failed.add(number)
+        with self._lock:
+            if file is None:
+                return number in self._failed
+            if number in self._wanted():
+                self._keep(number, file)
+            else:
+                file.close()
+        return True
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a shard is wanted that the cache had no room for."""
+        with self._lock:
+            return self._missing() is not None
 
     def _missing(self) -> int | None:
         missing = (number for number in self._wanted() if number not in self._open)
@@ -240,6 +256,22 @@ class FetchedTokens(ShardedTokens):
 
     def __reduce__(self):
         return FetchedTokens, self._arguments
+
+
+def _fetch_ahead(tokens: "weakref.ref[FetchedTokens]", changed: threading.Event) -> None:
+    while (found := tokens()) is not None:
+        changed.clear()
+        is_more = found.fetch_one()
+        is_waiting = found.is_waiting
+        del found  # not kept alive by waiting
+        if not is_more:
+            changed.wait(_LOOK_SECONDS if is_waiting else None)
+
+
+def _close(opened: dict[int, tuple[BinaryIO, np.ndarray]], changed: threading.Event) -> None:
+    changed.set()
+    for file, _ in opened.values():
+        file.close()
 
 
 class ReadAhead:

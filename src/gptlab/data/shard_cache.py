@@ -52,10 +52,10 @@ class ShardCache:
 
         Of several processes that want it, one fetches it and the others wait. UserError on a full disk.
         """
-        found = self._existing(file)
-        if found is not None:
-            return found
         try:
+            found = self._existing(file)
+            if found is not None:
+                return found
             self.folder.mkdir(exist_ok=True)
             with cache_lock(self.root, _lock_of(file.name)):
                 found = self._existing(file)
@@ -104,7 +104,7 @@ class ShardCache:
                 if not needed:
                     return None
                 with cache_lock(self.root, FOLDER):  # others need the disk too
-                    self._remove_unused(self._entries(), self.limit_bytes)
+                    self._remove_unused(self._entries(), self.limit_bytes, partial)
                 self._write(file, partial)
             os.replace(partial, path)
         finally:
@@ -122,7 +122,7 @@ class ShardCache:
             entries = self._entries()
             excess = sum(size for _, size, _ in entries) + file.size_bytes - self.limit_bytes
             if excess > 0:
-                excess = self._remove_unused(entries, excess)
+                excess = self._remove_unused(entries, excess, partial)
             if excess > 0 and not needed:
                 return False
             with open(partial, "wb") as opened:
@@ -138,13 +138,14 @@ class ShardCache:
                 found.append((about.st_mtime_ns, about.st_size, path))
         return sorted(found)
 
-    def _remove_unused(self, entries: list[tuple[int, int, Path]], excess: int) -> int:
-        """Remove files until so many bytes are free; returns how many are missing."""
+    def _remove_unused(self, entries: list[tuple[int, int, Path]], excess: int, own: Path) -> int:
+        """Remove files until so many bytes are free; returns how many are missing. `own` is being fetched here."""
         for _, size, path in entries:
             if excess <= 0:
                 break
             if path.suffix == _PARTIAL:
-                if is_locked(self.root / "locks" / f"{_lock_of(path.stem)}.lock"):
+                lock = _lock_of(path.stem)
+                if path == own or (lock != _lock_of(own.stem) and is_locked(self.root / "locks" / f"{lock}.lock")):
                     continue  # on its way
             elif _is_in_use(path):
                 continue

@@ -7,14 +7,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gptlab.errors import UserError, did_you_mean, first_line, without_password
+from gptlab.errors import UserError, first_line, without_password
 
 BLOCK_BYTES = 1 << 20
 # Seconds to wait before each further attempt without a byte of progress.
 WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 FIRST_WAITS_SECONDS = WAITS_SECONDS[:3]  # before there is any sign that the address is right
 _TIMEOUT_SECONDS = 60  # without a byte
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ImportError)
+_FINAL = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ImportError),
+    *(AttributeError, TypeError, KeyError),
+)
 _AGAIN = (408, 425, 429)  # of the answers 400 to 499 of a server, those that ask to try again
 # Stores in which an object appears under its name when all of it is there. Elsewhere a file is written beside its name.
 _STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "ocilake", "hf", "tos", "tosfs"}
@@ -52,7 +55,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         protocol = url.split("://")[0].split("::")[-1]
         if "not known" in str(error).lower():
             raise UserError(
-                f"{shown}: fsspec knows no protocol {protocol}{did_you_mean(protocol, fsspec.available_protocols())}"
+                f"{shown}: fsspec knows no protocol {protocol}; use one such as s3, gs, az, hf, https, file or zip"
             ) from None
         raise UserError(f"{shown} cannot be opened ({without_password(first_line(error))})") from None
 
@@ -205,7 +208,7 @@ def _protocols(system: Any) -> set[str]:
     within = getattr(system, "fs", None)
     if within is not None and hasattr(within, "protocol"):
         return _protocols(within)
-    protocol = system.protocol
+    protocol = getattr(system, "protocol", ())
     return {protocol} if isinstance(protocol, str) else set(protocol)
 
 
@@ -255,7 +258,7 @@ class Place:
             return {name: info.get("size") for name, info in names.items() if info["name"].rstrip("/") != own}
         except UnreadableError as error:
             if error.is_missing:
-                return []
+                return {}
             raise UserError(f"{self.shown} cannot be listed ({error.text})") from error
 
     def upload(self, file: Path, name: str) -> None:
