@@ -1,4 +1,4 @@
-"""A server of the web on this machine for the files of a folder: with ranges or without, failing now and then, or slow."""
+"""A server of the web for the files of a folder: with ranges or without, failing now and then, or slow."""
 
 import re
 import threading

@@ -1,4 +1,4 @@
-"""Token shards at an address: the same sequences as of a folder, through a cache that never holds more than a window."""
+"""Token shards at an address: the same sequences as of a folder, through a cache that holds a window and the next."""
 
 import json
 import pickle
@@ -131,7 +131,7 @@ def test_the_next_window_is_fetched_in_the_background(tmp_path, folder):
         # One after the other, each once, and of those after a window's shards the first ids.
         whole = [path for path, asked in server.gets if path.startswith("/train")]
         names = [f"/train-{number:05d}.bin" for number in [*order.shards(0), *order.shards(1)]]
-        assert [name for name in whole if name in names][0] == names[0]
+        assert next(name for name in whole if name in names) == names[0]
 
 
 def test_several_devices_and_a_resume_read_the_same(tmp_path, folder):

@@ -1,4 +1,4 @@
-"""Token shards at an address: fetched whole, one after the other, into the cache, and those of the next window ahead."""
+"""Token shards at an address, fetched whole into the cache, one after the other and some ahead."""
 
 import hashlib
 import threading
@@ -104,8 +104,8 @@ _ALTERED = "was altered (its checksum is not that in manifest.json)"
 class FetchedTokens(ShardedTokens):
     """The ids of shards at an address, each fetched into the cache when it is read, or ahead.
 
-    Open at a time are the shards that `hold` names and one more. Where a sequence goes on in a shard that is not open, the
-    first ids of that shard are fetched instead of all.
+    Open at a time are the shards that `hold` names and one more. Where a sequence goes on in a shard that is not open,
+    the first ids of that shard are fetched instead of all.
     """
 
     def __init__(self, reader: ShardReader, shards: Sequence[Shard], cache_dir: str | None, limit_bytes: int) -> None:

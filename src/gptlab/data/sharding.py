@@ -88,9 +88,13 @@ def _prepare_at(
     (root / "locks").mkdir(exist_ok=True)
     try:
         with locked(root / "locks" / f"prepare-{work.name}.lock", wait=False):
-            manifest = _Preparation(data, tokenizer, work, corpus, shard_tokens, progress, place).run()
-            shutil.rmtree(work)
-            return manifest
+            try:
+                manifest = _Preparation(data, tokenizer, work, corpus, shard_tokens, progress, place).run()
+                shutil.rmtree(work)
+                return manifest
+            finally:
+                with suppress(OSError):  # it is not empty, or gone
+                    work.rmdir()
     except BlockingIOError:
         raise UserError(f"another process prepares {place}; wait for it, or name another address with to=") from None
 

@@ -30,6 +30,8 @@ class UnreadableError(Exception):
 
     def __init__(self, error: BaseException, n_attempts: int) -> None:
         self.is_missing = _is_missing(error)
+        if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+            error = error.__cause__
         told = "it does not exist" if self.is_missing else without_password(first_line(error))
         self.text = told if n_attempts == 1 else f"{n_attempts} attempts, at last {told}"
         super().__init__(self.text)

@@ -81,9 +81,14 @@ def find(url: str, is_wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Ad
 
 def _found(system: Any, path: str, is_wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Address]], int]:
     if glob.has_magic(path) and not system.exists(path):
-        found = {name: info for name, info in system.glob(path, detail=True).items() if info["type"] == "file"}
         fixed = path[: next(i for i, character in enumerate(path) if character in "*?[")]
         root = fixed[: fixed.rfind("/") + 1]
+        matches = system.glob(path, detail=True)
+        if not matches:  # or it failed, which fsspec does not say
+            system.invalidate_cache()
+            system.ls(root)
+            matches = system.glob(path, detail=True)
+        found = {name: info for name, info in matches.items() if info["type"] == "file"}
     else:
         info = system.info(path)
         if info["type"] != "directory":
