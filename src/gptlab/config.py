@@ -137,9 +137,6 @@ class RunConfig:
             for group in groups:
                 node = node[group]
             node.pop(last, None)
-        for source in [plain["data"], *plain["data"].get("sources", {}).values()]:
-            if source["type"] == "shards":
-                _without_place(source, plain["tokenizer"])
         return as_before(plain)
 
     def run_id(self) -> str:
@@ -312,20 +309,25 @@ def check_vocabulary(vocab_size: int, tokenizer_size: int, tokenizer: str) -> No
 
 
 def _without_place(shards: dict[str, Any], tokenizer: dict[str, Any]) -> None:
-    """Leave out where shards are fetched from and kept, which their content and so the run does not depend on."""
-    del shards["cache_gib"]
-    address = shards["path"]
-    if address is None or not is_address(address):
+    shards.pop("cache_gib", None)
+    address = shards.get("path")
+    if not isinstance(address, str) or not is_address(address):
         return
     if tokenizer.get("path") == f"{address}/tokenizer.json":
         tokenizer["path"] = None
     shards["path"] = None
-    if shards["shuffle_shards"] is None and shards["shuffle"]:
+    if shards.get("shuffle_shards") is None and shards.get("shuffle", True):
         shards["shuffle_shards"] = SHUFFLE_SHARDS
 
 
 def as_before(plain: dict[str, Any]) -> dict[str, Any]:
-    """The config as it was written before there were the keys of `LATER`, where none of them has an effect."""
+    """The config as it was written before there were the keys of `LATER`, where none of them has an effect.
+
+    It does not say from where token shards are fetched: their content is compared by itself.
+    """
+    for node in _nodes(plain, "data"):
+        if node.get("type") == "shards":
+            _without_place(node, plain.get("tokenizer") or {})
     for (group, kind, key), (unused, before) in LATER.items():
         for node in _nodes(plain, group):
             if node.get("type") == kind and key in node and node[key] == unused:

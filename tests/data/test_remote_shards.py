@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from file_server import serving
 
 from gptlab import UserError
 from gptlab.data import remote_shards, token_shards
@@ -20,7 +21,6 @@ from gptlab.data.sources import remote
 from gptlab.data.sources.config import ShardsConfig, TextConfig
 from gptlab.data.token_shards import Manifest, open_folder, read_manifest, verify_shards
 from gptlab.data.tokenizers.config import ByteConfig, TokenizerFileConfig
-from tests.file_server import serving
 
 LENGTH, SHARD_TOKENS = 24, 250
 

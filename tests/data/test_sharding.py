@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from file_server import serving
 
 from gptlab import UserError
 from gptlab.data import shard_writer, sharding
@@ -31,7 +32,6 @@ from gptlab.data.token_file import TokenFile
 from gptlab.data.token_shards import TokenShards, open_folder, read_manifest, verify_shards
 from gptlab.data.tokenizers.bpe import BPETokenizer
 from gptlab.data.tokenizers.config import BPEConfig, ByteConfig, CharConfig, TokenizerFileConfig, WordPieceConfig
-from tests.file_server import serving
 
 SHARD_TOKENS = 700
 

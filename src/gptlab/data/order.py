@@ -78,7 +78,7 @@ class ShardOrder:
     @property
     def _n_rest(self) -> int:
         """The sequences of the shard after these."""
-        return self.n_examples - int(self._first(np.int64(self._n_full)))
+        return self.n_examples - int(self._first(np.array(self._n_full)))
 
     @property
     def n_shards(self) -> int:

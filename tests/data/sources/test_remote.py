@@ -3,11 +3,11 @@
 import sys
 
 import pytest
+from file_server import serving
 
 from gptlab import UserError
 from gptlab.data.sources import remote
 from gptlab.data.sources.remote import Place, RemoteFile, UnreadableError, filesystem
-from tests.file_server import serving
 
 CONTENT = bytes(range(256)) * 300  # 76,800
 

@@ -40,6 +40,7 @@ class UnreadableError(Exception):
 def filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system of an address, and the path in it; UserError names a library that it lacks."""
     import fsspec
+    import fsspec.config
 
     shown = without_password(url)
     options = {}
@@ -150,11 +151,10 @@ class RemoteFile(io.RawIOBase):
             return self.readall()
         while True:
             try:
-                if self._file is None:
-                    self._open()
-                elif self._seekable and self._file.tell() != self._position:
-                    self._file.seek(self._position)
-                data = bytes(self._file.read(size))
+                file = self._opened()
+                if self._seekable and file.tell() != self._position:
+                    file.seek(self._position)
+                data = bytes(file.read(size))
                 if size and not data and self._position < self._size_bytes:
                     raise ConnectionError(f"it ended after {self._position:,} of {self._size_bytes:,} bytes")
             except Exception as error:  # each file system has its own
@@ -167,6 +167,11 @@ class RemoteFile(io.RawIOBase):
             self._n_failed = 0
             self._position += len(data)
             return data
+
+    def _opened(self) -> Any:
+        if self._file is None:
+            self._open()
+        return self._file
 
     def _open(self) -> None:
         if _is_web(self._system) and not self._seekable:
