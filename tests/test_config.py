@@ -32,10 +32,11 @@ def test_the_first_run_has_the_name_that_the_readme_shows():
     assert gptlab.compose().run_id() == name
 
 
-@pytest.mark.parametrize("data", ["stdlib", "text", "huggingface"])
+@pytest.mark.parametrize("data", ["stdlib", "text", "huggingface", "shards"])
 def test_a_run_of_an_older_version_goes_on(data, tmp_path):
-    needed = {"text": ["data.path=x"], "huggingface": ["data.dataset=a/b"]}.get(data, [])
-    config = gptlab.compose(f"data={data}", "tokenizer=bpe", *needed)
+    needed = {"text": ["data.path=x"], "huggingface": ["data.dataset=a/b"], "shards": ["data.path=x"]}.get(data, [])
+    tokenizer = [] if data == "shards" else ["tokenizer=bpe"]
+    config = gptlab.compose(f"data={data}", *tokenizer, *needed)
     saved = older(config)
     refuse_changes(config.identity_fields(), saved, tmp_path)
     refuse_changes(config.identity_fields(), to_plain(config), tmp_path)
@@ -51,3 +52,53 @@ def test_a_later_key_that_has_an_effect_is_another_run(tmp_path):
     assert config.run_id() != name
     with pytest.raises(UserError, match=r"model\.rope_type was None and is linear"):
         refuse_changes(config.identity_fields(), saved, tmp_path)
+
+
+def of_shards(path, *overrides):
+    return gptlab.compose("data=shards", f"data.path={path}", *overrides)
+
+
+def test_the_order_of_shards_is_of_the_run_and_their_place_is_not(tmp_path):
+    config = of_shards("s3://bucket/shards", "data.cache_gib=3", f"data.cache_dir={tmp_path}")
+    moved = of_shards("https://host/a")
+    assert config.run_id() == moved.run_id() == of_shards("s3://bucket/b", "data.shuffle_shards=8").run_id()
+    refuse_changes(moved.identity_fields(), to_plain(config), tmp_path)
+    other = of_shards("s3://bucket/shards", "data.shuffle_shards=9")
+    ordered = of_shards("s3://bucket/shards", "data.shuffle=false")
+    assert len({config.run_id(), other.run_id(), ordered.run_id()}) == 3
+    with pytest.raises(UserError, match=r"data\.shuffle_shards was 8 and is 9"):
+        refuse_changes(other.identity_fields(), to_plain(config), tmp_path)
+    # A folder is what it was: part of the run, and in the order of all sequences.
+    assert of_shards("x").run_id() != of_shards("y").run_id()
+    assert of_shards("x").run_id() != of_shards("x", "data.shuffle_shards=8").run_id()
+    assert "shuffle_shards" not in of_shards("x").identity_fields()["data"]
+
+
+def test_the_same_holds_for_a_source_of_a_mixture():
+    def mixed(path, *overrides):
+        sources = [
+            "data.sources.a=shards",
+            f"data.sources.a.path={path}",
+            "data.sources.b=stdlib",
+            "data.weights.a=0.5",
+        ]
+        return gptlab.compose("data=mixture", *sources, "tokenizer=byte", *overrides).run_id()
+
+    assert mixed("s3://bucket/a") == mixed("gs://b") == mixed("gs://b", "data.sources.a.cache_gib=3")
+    assert mixed("s3://bucket/a") != mixed("s3://bucket/a", "data.sources.a.shuffle_shards=4")
+
+
+@pytest.mark.parametrize(
+    ("path", "override", "says"),
+    [
+        ("x", "data.cache_gib=3", r"data\.cache_gib=3 is for shards at an address"),
+        ("x", "data.shuffle_shards=0", r"data\.shuffle_shards=0 must be"),
+        ("s3://a/b", "data.cache_gib=0", r"data\.cache_gib=0"),
+        ("s3://a:hunter2@b", "data.cache_gib=1", r"s3://a:\*\*\*@b has a password"),
+    ],
+)
+def test_options_of_shards_are_obeyed_or_refused(path, override, says):
+    with pytest.raises(UserError, match=says):
+        of_shards(path, override)
+    with pytest.raises(UserError, match=r"data\.shuffle_shards=2 has no effect with data\.shuffle=false"):
+        of_shards("x", "data.shuffle_shards=2", "data.shuffle=false")

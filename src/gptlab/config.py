@@ -12,11 +12,12 @@ from typing import Any
 
 from gptlab import plugins
 from gptlab.data.config import RunDataConfig, TargetKind
-from gptlab.data.sources.config import StdlibConfig, TableConfig
+from gptlab.data.sources.config import SHUFFLE_SHARDS, StdlibConfig, TableConfig
 from gptlab.data.tokenizers.config import BPEConfig, TokenizerConfig
 from gptlab.distributed.config import Layout, Sharding, StrategyConfig
 from gptlab.errors import UserError, refuse_password
 from gptlab.fields import bounded, check_bounds
+from gptlab.files import is_address
 from gptlab.models.config import ModelConfig
 from gptlab.models.decoder.config import SCALING_KEYS, DecoderConfig
 from gptlab.objectives.config import CausalLMConfig, ObjectiveConfig
@@ -54,6 +55,8 @@ LATER: dict[tuple[str, str, str], tuple[Any, Any]] = {
     **{("model", "decoder", key): (None, None) for key in SCALING_KEYS},
     ("model", "decoder", "rope_type"): ("default", None),
     ("tokenizer", "bpe", "pattern"): ("gpt2", None),
+    ("data", "shards", "shuffle_shards"): (None, None),
+    ("data", "shards", "cache_gib"): (16.0, None),
     ("data", "text", "text_column"): ("text", None),
     ("data", "text", "extensions"): ([], [".txt", ".md", ".py", ".gz"]),
 }
@@ -307,18 +310,43 @@ def check_vocabulary(vocab_size: int, tokenizer_size: int, tokenizer: str) -> No
         )
 
 
+def _without_place(shards: dict[str, Any], tokenizer: dict[str, Any]) -> None:
+    shards.pop("cache_gib", None)
+    address = shards.get("path")
+    if not isinstance(address, str) or not is_address(address):
+        return
+    if tokenizer.get("path") == f"{address}/tokenizer.json":
+        tokenizer["path"] = None
+    shards["path"] = None
+    if shards.get("shuffle_shards") is None and shards.get("shuffle", True):
+        shards["shuffle_shards"] = SHUFFLE_SHARDS
+
+
 def as_before(plain: dict[str, Any]) -> dict[str, Any]:
-    """The config as it was written before there were the keys of `LATER`, where none of them has an effect."""
+    """The config as it was written before there were the keys of `LATER`, where none of them has an effect.
+
+    It does not say from where token shards are fetched: their content is compared by itself.
+    """
+    for node in _nodes(plain, "data"):
+        if node.get("type") == "shards":
+            _without_place(node, plain.get("tokenizer") or {})
     for (group, kind, key), (unused, before) in LATER.items():
-        node = plain.get(group)
-        sources = node.get("sources") if isinstance(node, dict) else None  # of a mixture
-        for one in (node, *(sources.values() if isinstance(sources, dict) else ())):
-            if isinstance(one, dict) and kind in (ANY, one.get("type")) and key in one and one[key] == unused:
+        for node in _nodes(plain, group):
+            if kind in (ANY, node.get("type")) and key in node and node[key] == unused:
                 if before is None:
-                    del one[key]
+                    del node[key]
                 else:
-                    one[key] = before
+                    node[key] = before
     return plain
+
+
+def _nodes(plain: dict[str, Any], group: str) -> Iterator[dict[str, Any]]:
+    """The configs of a group: one, and of a mixture those of its sources too."""
+    node = plain.get(group)
+    if isinstance(node, dict):
+        yield node
+        sources = node.get("sources")
+        yield from (source for source in (sources or {}).values() if isinstance(source, dict))
 
 
 def to_plain(value: Any) -> Any:

@@ -46,8 +46,14 @@ def without_password(text: str) -> str:
 def refuse_password(key: str, value: str) -> None:
     """Refuse an address with a password in it: configs are written into files, shown, and sent to loggers."""
     if re.search(r"(?:^|[\[,'\"{])[a-z][a-z0-9+.-]*://", value, re.IGNORECASE) and without_password(value) != value:
+        instead = (
+            "Addresses of files take credentials from where fsspec looks for them, such as FSSPEC_S3_KEY and "
+            "FSSPEC_S3_SECRET or ~/.config/fsspec"
+            if key == "to" or key.startswith(("data.", "tokenizer."))
+            else "MLflow takes a whole address from MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD; the password of storage= is read from GPTLAB_STORAGE_PASSWORD"
+        )
         raise UserError(
             f"{key}={without_password(value)} has a password in it, which files, loggers and logs would show; leave it "
-            "out. MLflow takes a whole address from MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD; the password of storage= is read from GPTLAB_STORAGE_PASSWORD"
+            f"out. {instead}"
         )

@@ -13,6 +13,11 @@ FOLDER_LOCK = ".lock"
 LOOK_SECONDS = 0.2
 
 
+def is_address(path: str) -> bool:
+    """Whether a path is an address of fsspec, as s3://bucket/folder."""
+    return "://" in path
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which replaces it when the block ends without an error.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from file_server import serving
 
 import gptlab
 from gptlab import composition
@@ -41,6 +42,39 @@ def test_prepare_and_train(say, corpus, tmp_path):
     batches = [gptlab.batch(gptlab.compose(*arguments, "micro_batch_size=8"), 3) for arguments in (shards, text)]
     for name, values in batches[0].items():  # a run reads the same samples as from one token file
         assert np.array_equal(values, batches[1][name])
+
+
+def test_prepare_to_an_address_and_train_from_it(say, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTLAB_CACHE", str(tmp_path / "cache"))
+    given = [f"data.path=file://{corpus}", "data=text", "tokenizer=byte", "data.val_fraction=0.1", "shard_tokens=500"]
+    out = tmp_path / "my shards"
+    there = out.as_uri().replace("%20", " ")
+    said = say(*given, f"to={there}/")
+    assert said.splitlines()[-1] == f"train on them with: gptlab train data=shards 'data.path={there}'"
+    assert say(f"verify={there}").startswith(f"{there}: ")
+    options = ["data=shards", "data.shuffle_shards=3", "data.context_length=50", "batch_tokens=800"]
+    with serving(out) as server:
+        places = (out, there, server.url)
+        runs = [gptlab.compose(*options, f"data.path={place}", "micro_batch_size=8") for place in places]
+        batches = [gptlab.batch(run, 3) for run in runs]
+    for name, values in batches[0].items():
+        assert all(np.array_equal(values, other[name]) for other in batches[1:])
+    whole = gptlab.batch(gptlab.compose(options[0], *options[2:], f"data.path={out}", "micro_batch_size=8"), 3)
+    assert not all(np.array_equal(values, whole[name]) for name, values in batches[0].items())
+    mixed = ["data=mixture", "data.sources.a=shards", "data.weights.a=0.5", "data.sources.b=shards", *options[2:]]
+    mixed += ["tokenizer=file", f"tokenizer.path={out}/tokenizer.json", "micro_batch_size=8"]
+    batches = [
+        gptlab.batch(
+            gptlab.compose(
+                *mixed,
+                *(f"data.sources.{name}.path={place}" for name, place in (("a", path), ("b", out))),
+                "data.sources.a.shuffle_shards=3",
+            ),
+            2,
+        )
+        for path in (out, there)
+    ]
+    assert all(np.array_equal(values, batches[1][name]) for name, values in batches[0].items())
 
 
 def test_what_is_wrong_is_refused(say, corpus, tmp_path):

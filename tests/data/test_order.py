@@ -6,12 +6,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gptlab.data.order import example_index
+from gptlab.data.order import ShardOrder, example_index
 
 SIZES = [*range(1, 70), 97, 128, 255, 256, 257, 1000, 1024, 4097, 65_537, 99_999]
 GOLDEN_TEN = [3, 8, 1, 0, 5, 4, 6, 7, 9, 2]
 GOLDEN_ACROSS_EPOCHS = [150, 101, 259, 473, 653, 569, 235, 719, 869, 322]
 GOLDEN_HUGE = [975205061714429, 841300863593701, 342150856310454]
+GOLDEN_SHARDS = [53, 45, 16, 35, 25, 29, 55, 31]
+GOLDEN_TRILLION_SHARDS = [508735229894, 836900318744, 691080131593, 49069029359]
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
@@ -121,3 +123,117 @@ def test_bad_numbers_are_refused():
         example_index(0, -1, 5)
     with pytest.raises(ValueError, match="integers"):
         example_index(0, 1.5, 5)
+
+
+def shard_order(n_tokens=4_000, length=16, shard_tokens=300, stride=None, n_window=3, seed=5, most=None):
+    n_examples = (n_tokens - length - 1) // (stride or length) + 1
+    return ShardOrder(
+        seed=seed,
+        n_examples=min(n_examples, most or n_examples),
+        shard_tokens=shard_tokens,
+        stride=stride or length,
+        n_window=n_window,
+    )
+
+
+SHAPES = [
+    {},
+    {"shard_tokens": 320},  # a multiple of the stride
+    {"stride": 7},
+    {"stride": 40},
+    {"shard_tokens": 10},  # less than a sequence, so some shards have none
+    {"n_window": 1},
+    {"n_window": 100},
+    {"most": 101},
+    {"n_tokens": 400},
+    {"n_tokens": 17},
+    {"n_tokens": 3_905, "shard_tokens": 300},  # the last shard has no sequence of its own
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shards_each_sequence_once_an_epoch_and_a_window_at_a_time(shape):
+    order = shard_order(**shape)
+    n = order.n_examples
+    for epoch in (0, 1, 9):
+        found = order.indices(np.arange(epoch * n, (epoch + 1) * n))
+        assert np.array_equal(np.sort(found), np.arange(n))
+        shards = found * order.stride // order.shard_tokens
+        windows = np.array([order.window(epoch * n + i) for i in range(n)])
+        assert np.all(np.diff(windows) >= 0) and windows[0] // order.n_windows == epoch
+        for window in np.unique(windows):
+            of_window = order.shards(int(window))
+            assert set(shards[windows == window]) == set(of_window) and len(of_window) <= order.n_window
+        visited = [shard for w in range(order.n_windows) for shard in order.shards(epoch * order.n_windows + w)]
+        assert sorted(visited) == np.unique(shards).tolist()
+
+
+def test_any_sample_of_shards_is_found_alone():
+    order = shard_order()
+    samples = np.array([[0, 700], [3, 99]])
+    assert order.indices(samples).tolist() == [[int(order.indices(np.array(i))) for i in row] for row in samples]
+    assert order.indices(np.empty(0, dtype=np.int64)).shape == (0,)
+
+
+def test_golden_values_of_shards():
+    """Resuming a run relies on these: they may never change."""
+    assert shard_order().indices(np.arange(8)).tolist() == GOLDEN_SHARDS
+    assert trillion().indices(np.array([0, 1, 10**11, 3 * TRILLION])).tolist() == GOLDEN_TRILLION_SHARDS
+
+
+def trillion():
+    return ShardOrder(seed=7, n_examples=TRILLION, shard_tokens=10**8, stride=1024, n_window=8)
+
+
+def test_a_trillion_sequences_in_shards():
+    order = trillion()
+    for start in (0, 4 * TRILLION + 123_456_789_000, TRILLION - 10_000):
+        found = order.indices(np.arange(start, start + 20_000))
+        window = order.window(start)
+        shards = set(order.shards(window)) | set(order.shards(order.window(start + 19_999)))
+        assert set((found * 1024 // 10**8).tolist()) <= shards and len(shards) <= 16
+        if start % TRILLION <= TRILLION - 20_000:
+            assert len(np.unique(found)) == len(found)
+    tracemalloc.start()
+    order.indices(np.arange(1000))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 1_000_000
+
+
+def test_within_a_window_any_order_is_as_likely():
+    """Chi-square of where the sequences of a window come, over many windows, and of the shards over the epochs."""
+    order = shard_order(n_tokens=16 * 8 * 30 + 1, shard_tokens=16 * 8, n_window=3)  # 30 shards of 8, in windows of 24
+    n_epochs = 400
+    found = order.indices(np.arange(n_epochs * order.n_examples)).reshape(n_epochs, 10, 24)
+    shards = found // 8
+    for cells, n in (
+        (shards[:, :, 0] * 8 + found[:, :, 0] % 8, 240),  # which sequence begins a window
+        (found % 8 * 24 + np.arange(24), 192),  # where in its window a shard's j-th sequence comes
+        (shards[:, 4, 7], 30),  # which shard is read in the middle of an epoch
+        ((shards[:, :, 1:] == shards[:, :, :-1]).sum(-1).ravel(), None),
+    ):
+        if n is None:  # neighbors of one shard: 23 of 24 pairs, each with probability 7 / 23
+            assert abs(cells.mean() - 7) < 4.5 * np.sqrt(23 * 7 / 23 * 16 / 23 / cells.size)
+            continue
+        counts = np.bincount(cells.ravel(), minlength=n)
+        expected = cells.size / n
+        chi_square = ((counts - expected) ** 2 / expected).sum()
+        assert abs(chi_square - (n - 1)) < 4.5 * np.sqrt(2 * (n - 1)), (n, chi_square)
+
+
+def test_the_last_shard_comes_at_any_place_of_an_epoch():
+    order, n_epochs = shard_order(n_window=1), 700  # 13 full shards of 300 tokens, and a part of one
+    found = order.indices(np.arange(n_epochs * order.n_examples)).reshape(n_epochs, -1)
+    places = (found * 16 // 300 == 13).argmax(axis=1) * 16 // 300
+    counts = np.bincount(places, minlength=14)
+    assert len(counts) == 14 and ((counts - 50) ** 2 / 50).sum() < 13 + 4.5 * np.sqrt(26)
+
+
+def test_epochs_and_seeds_of_shards_differ():
+    visits = {
+        tuple(shard for w in range(5) for shard in shard_order(seed=seed).shards(5 * epoch + w))
+        for seed in (0, 1, 2**64, -1)
+        for epoch in range(3)
+    }
+    assert len(visits) == 12

@@ -7,24 +7,29 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from file_server import serving
 
 from gptlab import UserError
 from gptlab.data import shard_writer, sharding
 from gptlab.data.config import Split
 from gptlab.data.prepare import known_tokens, prepare
 from gptlab.data.sharding import prepare_shards
+from gptlab.data.sources import remote
 from gptlab.data.sources.config import HuggingFaceConfig, ShardsConfig, StdlibConfig, TableConfig, TextConfig
+from gptlab.data.sources.remote import Place
 from gptlab.data.token_file import TokenFile
-from gptlab.data.token_shards import TokenShards, read_manifest, verify_shards
+from gptlab.data.token_shards import TokenShards, open_folder, read_manifest, verify_shards
 from gptlab.data.tokenizers.bpe import BPETokenizer
 from gptlab.data.tokenizers.config import BPEConfig, ByteConfig, CharConfig, TokenizerFileConfig, WordPieceConfig
 
@@ -126,8 +131,6 @@ def test_a_data_set_of_hugging_face_gives_the_same_shards(tmp_path, expected, st
 
 
 def test_addresses_give_the_same_shards(tmp_path, expected):
-    import fsspec
-
     memory = fsspec.filesystem("memory")
     for path in written(tmp_path / "in", "a.txt").iterdir():
         memory.pipe(f"/corpus/{path.name}", path.read_bytes())
@@ -144,6 +147,127 @@ def test_addresses_give_the_same_shards(tmp_path, expected):
         memory.rm("/corpus", recursive=True)
     with pytest.raises(UserError, match=r"memory://corpus does not exist"):
         shards(TextConfig(path="memory://corpus", split=Split.document), tmp_path / "new")
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(remote, "WAITS_SECONDS", (0.0,) * 3)
+    monkeypatch.setattr(remote, "FIRST_WAITS_SECONDS", (0.0,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranges"),
+    [
+        ("a.txt", False),
+        ("a.jsonl", False),
+        ("a.jsonl.gz", True),
+        ("a.csv.zst", True),
+        ("a.json", False),
+        ("a.parquet", True),
+    ],
+)
+def test_a_server_that_fails_now_and_then_gives_the_same_shards(tmp_path, expected, name, ranges):
+    source = written(tmp_path / "in", name)
+    root = source if source.is_dir() else source.parent
+    with serving(root, ranges=ranges, broken=2, busy=1, piece_bytes=500) as server:
+        url = f"{server.url}/*{Path(name).suffix}" if source.is_dir() else f"{server.url}/{name}"
+        data = TextConfig(path=url, split=Split.document, val_fraction=0.2, cache_dir=str(tmp_path / "cache"))
+        assert shards(data, tmp_path / "out") == expected
+        assert (server.broken, server.busy) == (0, 0)
+        server.busy = 100
+        with pytest.raises(UserError, match=r"4 attempts.*503"):
+            shards(TextConfig(path=f"{server.url}/b.txt", split=Split.document), tmp_path / "new")
+
+
+def at(url):
+    """What is in a folder at an address, as `content`."""
+    system, path = fsspec.core.url_to_fs(url)
+    files = {info["name"].rsplit("/", 1)[-1]: system.cat_file(info["name"]) for info in system.ls(path, detail=True)}
+    return {name: files[name] for name in sorted(files) if name != "manifest.json"}
+
+
+@pytest.fixture
+def addresses(tmp_path):
+    yield ["memory://out", f"{tmp_path.as_uri()}/far away", f"dir://inner::{tmp_path.as_uri()}/outer"]
+    memory = fsspec.filesystem("memory")
+    if memory.exists("/out"):
+        memory.rm("/out", recursive=True)
+
+
+def test_shards_are_written_to_addresses(tmp_path, expected, addresses):
+    data = config(written(tmp_path / "in", "a.txt"))
+    work = tmp_path / "cache" / "prepare"
+    for url in addresses:
+        manifest = prepare_shards(data, ByteConfig(), url, shard_tokens=SHARD_TOKENS)
+        assert at(url) == expected and not list(work.iterdir())
+        assert read_manifest(open_folder(url)) == manifest
+        assert not any(error for _, error in verify_shards(open_folder(url), 2))
+        assert prepare_shards(data, ByteConfig(), f"{url}/", shard_tokens=SHARD_TOKENS) == manifest  # left as it is
+        with pytest.raises(UserError, match=r"was prepared with shard_tokens=700, not 5"):
+            prepare_shards(data, ByteConfig(), url, shard_tokens=5)
+    system, path = fsspec.core.url_to_fs(addresses[1])
+    system.rm_file(f"{path}/train-00001.bin")
+    with pytest.raises(UserError, match=r"far away/train-00001\.bin is missing"):
+        prepare_shards(data, ByteConfig(), addresses[1], shard_tokens=SHARD_TOKENS)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz"])
+def test_writing_to_an_address_goes_on(tmp_path, expected, monkeypatch, name):
+    """After a death at any fsync or rename; with the folder of work, and on another machine, which has none."""
+    source = written(tmp_path / "in", name)
+    monkeypatch.setattr(sharding, "JOB_CHARACTERS", 200)
+    for n_calls in (3, 9, 20, 31, 44, 60, 90):
+        url = f"{tmp_path.as_uri()}/out{n_calls}"
+        interrupt(monkeypatch, n_calls, lambda url=url: shards_at(config(source), url))
+        before = at(url) if (tmp_path / f"out{n_calls}").exists() else {}
+        assert all(expected[name] == before[name] for name in before if name.endswith(".bin"))  # whole ones alone
+        if n_calls % 2:
+            shutil.rmtree(tmp_path / "cache" / "prepare", ignore_errors=True)
+        uploads: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Place, "upload", recording(Place.upload, uploads))
+            shards_at(config(source), url)
+        assert {name: data for name, data in at(url).items() if name in expected} == expected
+        assert not {name for name in before if name.endswith(".bin")} & set(uploads)
+
+
+def recording(upload, names):
+    def recorded(self, file, name):
+        names.append(name)
+        upload(self, file, name)
+
+    return recorded
+
+
+def shards_at(data, url):
+    prepare_shards(data, ByteConfig(), url, shard_tokens=SHARD_TOKENS)
+
+
+def test_an_address_that_cannot_be_written_to(tmp_path, expected, monkeypatch):
+    data = config(written(tmp_path / "in", "a.txt"))
+    with serving(tmp_path) as server, pytest.raises(UserError, match=r"tokenizer\.json cannot be written to http"):
+        shards_at(data, f"{server.url}/new")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.md").write_text("mine")
+    with pytest.raises(UserError, match=r"holds other files, such as notes\.md"):
+        shards_at(data, (tmp_path / "other").as_uri())
+    with pytest.raises(UserError, match=r"to=s3://me:\*\*\*@bucket has a password"):
+        shards_at(data, "s3://me:hunter2@bucket")
+    url, real = (tmp_path / "full").as_uri(), Place.upload
+
+    def failing(self, file, name):
+        if name == "train-00002.bin":
+            raise UserError("the network is down")
+        real(self, file, name)
+
+    monkeypatch.setattr(Place, "upload", failing)
+    with pytest.raises(UserError, match="network is down"):
+        shards_at(data, url)
+    monkeypatch.setattr(Place, "upload", real)
+    assert sharding.is_begun(url, data.cache_dir)
+    (tmp_path / "full" / "train-00000.bin").unlink()
+    with pytest.raises(UserError, match=r"full/train-00000\.bin is not there as it was written"):
+        shards_at(data, url)
 
 
 def test_two_processes_give_the_same_shards(tmp_path, expected, monkeypatch):

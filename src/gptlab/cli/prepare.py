@@ -9,8 +9,9 @@ from pathlib import Path
 
 from gptlab.cli.options import carry_out, compose, print_text
 from gptlab.data.config import DataConfig
-from gptlab.errors import UserError
+from gptlab.errors import UserError, refuse_password
 from gptlab.fields import bounded
+from gptlab.files import is_address
 from gptlab.units import bytes_text, duration, plural
 
 SHARD_TOKENS = "100M"
@@ -21,14 +22,15 @@ gptlab prepare verify=FOLDER
     data          text, huggingface or another source of text, with its options as for gptlab train, such as data.path,
                   data.text_column, data.val_fraction and data.n_processes
     tokenizer     as for gptlab train; one that is trained learns from the training split
-    to            the folder for the shards; the same command goes on with one that is not finished
+    to            the folder for the shards, or an address such as s3://bucket/shards; the same command goes on with
+                  one that is not finished
     filters       what removes documents before they are tokenized; options in data.filters; see docs/curation.md
     html          a file that ends in .html, or a folder, which gets curation.html: what each filter removed, with
                   samples. Without to= the documents are filtered and nothing is tokenized (curation.html in to=)
     n_shown       samples of each filter in that page (5)
     seed          by which they are drawn (0)
     shard_tokens  tokens of a shard, such as 100M, 2B or 500k; the last of a split has fewer (100M)
-    verify        read every shard of a folder against its checksum
+    verify        read every shard of a folder or an address against its checksum
     plugins       modules that register components of your own, as [MODULE]
 
 gptlab train data=shards data.path=FOLDER trains on the shards. --config-dir DIR adds presets of your own.
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> int:
 
 def _prepare_or_verify(options: _Options, own: list[str], overrides: list[str]) -> None:
     if options.verify is not None:
-        _verify(Path(options.verify).expanduser())
+        _verify(options.verify)
     elif options.to is None and options.html is None:
         raise UserError(
             "gptlab prepare needs to=FOLDER for the shards, html=FILE to see what filters remove, or verify=FOLDER to "
@@ -95,18 +97,18 @@ def _prepare(options: _Options, own: list[str], overrides: list[str]) -> None:
             raise UserError(f"{name}= is about filters, and there is none; add filters=[NAME], or leave it out")
     page = None if options.html is None else _page_path(options.html)
     if options.to is None:
-        assert page is not None
         _show_filtered(config.data, page, options)
         return
 
-    from gptlab.data.sharding import PROGRESS, prepare_shards
+    from gptlab.data.sharding import is_begun, prepare_shards
     from gptlab.data.token_shards import MANIFEST
     from gptlab.distributed.signals import stopping_at_once
 
-    folder = Path(options.to).expanduser()
-    if (folder / PROGRESS).exists():
+    refuse_password("to", options.to)
+    folder = options.to.rstrip("/") if is_address(options.to) else str(Path(options.to).expanduser())
+    if is_begun(folder, config.data.cache_dir):
         print(f"{folder} is not finished; going on", file=sys.stderr, flush=True)
-    elif (folder / MANIFEST).exists():
+    elif not is_address(folder) and Path(folder, MANIFEST).exists():
         print(f"{folder} is finished already", file=sys.stderr, flush=True)
     with stopping_at_once("while shards were written; the same command goes on"):
         manifest = prepare_shards(config.data, config.tokenizer, folder, shard_tokens=shard_tokens, progress=True)
@@ -122,7 +124,9 @@ def _prepare(options: _Options, own: list[str], overrides: list[str]) -> None:
         tokens, documents = sum(shard.n_tokens for shard in shards), sum(shard.n_documents for shard in shards)
         print(f"{part:<6} {plural(len(shards), 'shard')}, {tokens:,} tokens, {plural(documents, 'document')}")
     if filtered:
-        _show_filtered(config.data, page or _page_path(str(folder)), options)
+        if page is None and not is_address(folder):
+            page = _page_path(folder)
+        _show_filtered(config.data, page, options)
     print_text(f"train on them with: gptlab train data=shards {shlex.quote(f'data.path={folder}')}\n")
 
 
@@ -133,8 +137,8 @@ def _page_path(given: str) -> Path:
     return page_path(given, PAGE)
 
 
-def _show_filtered(data: DataConfig, page: Path, options: _Options) -> None:
-    """Print what each filter removed, and write the page; the documents are filtered first, where they were not yet."""
+def _show_filtered(data: DataConfig, page: Path | None, options: _Options) -> None:
+    """Print what each filter removed, and write a page; the documents are filtered first, where they were not yet."""
     from gptlab.data.curation.corpus import CuratedCorpus, open_source
     from gptlab.distributed.signals import stopping_at_once
     from gptlab.lab.curation import share, write_page
@@ -144,7 +148,8 @@ def _show_filtered(data: DataConfig, page: Path, options: _Options) -> None:
         corpus = open_source(data)
         assert isinstance(corpus, CuratedCorpus)
         counts = corpus.counts
-        write_page(corpus, page, n_shown=options.n_shown, seed=options.seed)
+        if page is not None:
+            write_page(corpus, page, n_shown=options.n_shown, seed=options.seed)
     rows = []
     for one in counts:
         n = one.n_documents_in - one.n_documents_out
@@ -153,15 +158,17 @@ def _show_filtered(data: DataConfig, page: Path, options: _Options) -> None:
         sizes = (f"{one.n_documents_in:,}", f"{n:,}", share(n, one.n_documents_in), f"{one.n_bytes_out:,}")
         rows.append((one.name, *sizes, why))
     print_text(grid(("filter", "documents", "removed", "share", "bytes left", ""), rows) + "\n")
-    print_text(f"samples of what was removed: {page}\n")
+    shown = page or "html=FILE writes a page of it"
+    print_text(f"samples of what was removed: {shown}\n")
 
 
-def _verify(folder: Path) -> None:
+def _verify(path: str) -> None:
     import time
 
     from gptlab.data.prepare import n_cores
-    from gptlab.data.token_shards import read_manifest, verify_shards
+    from gptlab.data.token_shards import open_folder, read_manifest, verify_shards
 
+    folder = open_folder(path)
     start, n_bytes, wrong = time.monotonic(), 0, []
     vocab_size = read_manifest(folder).tokenizer["vocab_size"]
     n_shards = 0

@@ -6,6 +6,7 @@ in each file that is asked for, and kept beside it.
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -41,8 +42,16 @@ class Documents:
 
     @property
     def are_known(self) -> bool:
-        """Whether it can be told where documents begin: a tokenizer without end-of-text token leaves nothing there."""
-        return self.separator is not None or self.file.n_documents <= 1
+        """Whether it can be told where documents begin.
+
+        A tokenizer without end-of-text token leaves nothing there, and shards at an address are not searched.
+        """
+        return not self.is_remote and (self.separator is not None or self.file.n_documents <= 1)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the tokens are at an address."""
+        return not isinstance(self.file.path, Path)
 
     def at(self, position: int) -> DocumentSpan:
         """The document with a token of the split."""

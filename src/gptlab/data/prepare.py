@@ -31,7 +31,6 @@ from gptlab.data.progress import byte_progress
 from gptlab.data.sources.config import DownloadConfig, ShardsConfig, StdlibConfig, TableConfig, TextConfig
 from gptlab.data.sources.download import is_downloaded
 from gptlab.data.sources.source import Corpus, RecordSource, SpooledCorpus, TextChunk
-from gptlab.data.sources.storage import is_address
 from gptlab.data.split import (
     PartOf,
     by_document,
@@ -42,11 +41,12 @@ from gptlab.data.split import (
     split_examples,
 )
 from gptlab.data.token_file import TokenFile, TokenWriter
-from gptlab.data.token_shards import TokenShards, read_manifest
+from gptlab.data.token_shards import Folder, Manifest, TokenShards, open_folder, read_manifest
 from gptlab.data.tokenizers.config import TokenizerConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, lost_text
 from gptlab.data.tokenizers.training import between_words
 from gptlab.errors import UserError
+from gptlab.files import is_address
 from gptlab.registry import variants
 from gptlab.units import plural
 
@@ -178,7 +178,9 @@ def known_tokens(data: DataConfig, tokenizer: TokenizerConfig) -> int | None:
         or (isinstance(data, DownloadConfig) and is_downloaded(data))
     )
     if isinstance(data, ShardsConfig):
-        return sum(shard.n_tokens for shard in read_manifest(_folder_of(data)).shards["train"])
+        if data.is_remote:
+            return None
+        return sum(shard.n_tokens for shard in _manifest(data).shards["train"])
     root = cache_root(data.cache_dir)
     if not offline or not any(root.glob(f"{data.type}-*/")):
         return None
@@ -191,7 +193,7 @@ def inputs_of(data: DataConfig, tokenizer: TokenizerConfig) -> dict[str, str]:
     data.check()
     tokenizer.check()
     if isinstance(data, ShardsConfig):
-        return _inputs(tokenizer, read_manifest(_folder_of(data)).fingerprint, None)
+        return _inputs(tokenizer, _manifest(data).fingerprint, None)
     return _inputs(tokenizer, open_source(data, progress=False).fingerprint, _chat_template(data))
 
 
@@ -269,12 +271,12 @@ def _load(
     )
 
 
-def _folder_of(data: ShardsConfig) -> Path:
-    return Path(data.path or "").expanduser()
+def _manifest(data: ShardsConfig) -> Manifest:
+    return read_manifest(open_folder(data.path or ""))
 
 
 def _open_shards(data: ShardsConfig, config: TokenizerConfig, *, verify: bool) -> PreparedData:
-    folder = _folder_of(data)
+    folder = open_folder(data.path or "")
     manifest = read_manifest(folder)
     made_by = f"{folder} was tokenized with {manifest.tokenizer['type']}"
     if config.trained:
@@ -288,7 +290,7 @@ def _open_shards(data: ShardsConfig, config: TokenizerConfig, *, verify: bool) -
     files = {}
     for part, fraction in (("train", 1), ("val", data.val_fraction), ("test", data.test_fraction)):
         if part in manifest.shards and fraction != 0:
-            files[part] = TokenShards.open(folder, manifest, part, verify=verify)
+            files[part] = _open_part(data, folder, manifest, part, verify=verify)
         elif part == "val" and fraction != 0:
             raise UserError(f"{folder} has no validation split; set data.val_fraction=0 to train without")
     found = manifest.documents
@@ -298,7 +300,7 @@ def _open_shards(data: ShardsConfig, config: TokenizerConfig, *, verify: bool) -
         tokenizer=tokenizer,
         fingerprint=manifest.fingerprint,
         inputs=_inputs(config, manifest.fingerprint, None),
-        folder=folder,
+        folder=Path(str(folder)),
         description=f"{plural(n_shards, 'shard')} in {data.path} of {manifest.source['description']}: {size}, content "
         f"{manifest.fingerprint[:16]}",
         train=files["train"],
@@ -307,6 +309,18 @@ def _open_shards(data: ShardsConfig, config: TokenizerConfig, *, verify: bool) -
         notes=list(found["notes"]),
         lost_text=found["lost_text"],
     )
+
+
+def _open_part(data: ShardsConfig, folder: Folder, manifest: Manifest, part: str, *, verify: bool) -> TokenShards:
+    if isinstance(folder, Path):
+        return TokenShards.open(folder, manifest, part, verify=verify)
+    from gptlab.data.remote_shards import GIB, FetchedTokens, ShardReader, check_room
+
+    # Nothing is read yet: each shard is compared with the manifest when it arrives.
+    reader = ShardReader(folder.url, manifest.tokenizer["vocab_size"], manifest.tokenizer["fingerprint"])
+    tokens = FetchedTokens(reader, manifest.shards[part], data.cache_dir, int(data.cache_gib * GIB))
+    check_room(tokens, (data.window_shards or 1) if part == "train" else 1, data.cache_gib, data.cache_dir)
+    return TokenShards(folder.shown, manifest, part, tokens)
 
 
 def _build(folder: Path, data: DataConfig, config: TokenizerConfig, corpus: Corpus, *, progress: bool) -> Tokenizer:

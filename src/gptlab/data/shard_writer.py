@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from gptlab.data.sources.remote import Place
 from gptlab.data.token_file import PAYLOAD_OFFSET_BYTES, header_bytes, read_header, token_dtype
-from gptlab.data.token_shards import Shard
+from gptlab.data.token_shards import HEAD_TOKENS, Shard
 from gptlab.data.tokenizers.tokenizer import Tokenizer
 from gptlab.errors import UserError
 
@@ -21,11 +22,16 @@ _WRITE_BYTES = 1 << 20
 class ShardWriter:
     """Writes the shards of one split, each under a name of its own until it is published.
 
+    With a `place` the folder is for work alone: a shard that is published is there, and here no longer.
+
     `synced` gives a state that is on disk, and `restore` goes on from there, whatever was written since.
     """
 
-    def __init__(self, folder: Path, part: str, tokenizer: Tokenizer, shard_tokens: int) -> None:
+    def __init__(
+        self, folder: Path, part: str, tokenizer: Tokenizer, shard_tokens: int, place: Place | None = None
+    ) -> None:
         self.part = part
+        self._place = place
         self._folder, self._shard_tokens = folder, shard_tokens
         self._vocab_size, self._tokenizer = tokenizer.vocab_size, tokenizer.fingerprint
         self._dtype = token_dtype(tokenizer.vocab_size)
@@ -45,7 +51,7 @@ class ShardWriter:
                 self._file.close()
 
     def _clear(self) -> None:
-        self._n, self._counts, self._digest = 0, [0, 0, 0], hashlib.sha256()
+        self._n, self._counts, self._digest, self._head = 0, [0, 0, 0], hashlib.sha256(), hashlib.sha256()
 
     @property
     def n_tokens(self) -> int:
@@ -81,6 +87,7 @@ class ShardWriter:
             ids = ids[len(block) :]
             data = np.ascontiguousarray(block, dtype=self._dtype).data
             self._digest.update(data)
+            self._head.update(data[: max(0, HEAD_TOKENS - self._n)])
             self._put(data)
             self._n += len(block)
 
@@ -104,6 +111,7 @@ class ShardWriter:
             n_bytes=self._counts[1],
             n_characters=self._counts[2],
             sha256=self._digest.hexdigest(),
+            head_sha256=self._head.hexdigest(),
         )
         self._file.seek(0)
         self._put(header_bytes(shard.header(self._vocab_size, self._tokenizer)))
@@ -122,18 +130,41 @@ class ShardWriter:
         return {"finished": [asdict(s) for s in self.finished], "current": current, "pending": self._pending}
 
     def publish(self) -> None:
-        """Give the full shards their names."""
-        for name in self._unpublished:
-            os.replace(self._folder / (name + PARTIAL), self._folder / name)
-        self._unpublished.clear()
+        """Give the full shards their names; UserError where they cannot be written to the place."""
+        while self._unpublished:
+            path = self._folder / self._unpublished[0]
+            if not path.exists():
+                os.replace(path.with_name(path.name + PARTIAL), path)
+            if self._place is not None:
+                self._upload(path, self._place)
+            del self._unpublished[0]
+
+    def _upload(self, path: Path, place: Place) -> None:
+        # It may be there: whole, by a process on another machine that did not come to the end.
+        with open(path, "rb") as file:
+            header = file.read(PAYLOAD_OFFSET_BYTES)
+        if place.read(path.name, PAYLOAD_OFFSET_BYTES) != header:
+            place.upload(path, path.name)
+        path.unlink()
 
     def restore(self, state: dict[str, Any]) -> list[str]:
         """Go on from what `synced` gave; returns the names of the shards that are there."""
         self.finished = [Shard(**shard) for shard in state["finished"]]
+        sizes_bytes = {} if self._place is None else self._place.sizes_bytes()
         for shard in self.finished:
             path, partial = self._folder / shard.name, self._folder / (shard.name + PARTIAL)
             if partial.exists() and not path.exists():  # killed before it had its name
                 os.replace(partial, path)
+            if self._place is not None:
+                if path.exists():
+                    self._unpublished.append(shard.name)
+                elif sizes_bytes.get(shard.name) != shard.size_bytes(self._vocab_size):
+                    raise UserError(
+                        f"{self._place}/{shard.name} is not there as it was written; {self._remedy}, or name another "
+                        "address with to="
+                    )
+                else:
+                    continue
             if read_header(path, self._remedy) != shard.header(self._vocab_size, self._tokenizer):
                 raise UserError(f"{path} is another shard than was written; {self._remedy}")
         self._n, *self._counts, checksum = state["current"]
@@ -150,8 +181,11 @@ class ShardWriter:
             self._open("r+b")
             self._file.truncate(PAYLOAD_OFFSET_BYTES + self._n * self._dtype.itemsize)
             self._file.seek(PAYLOAD_OFFSET_BYTES)
+            left = HEAD_TOKENS * self._dtype.itemsize
             while block := self._file.read(_WRITE_BYTES):
                 self._digest.update(block)
+                self._head.update(block[:left])
+                left -= min(left, len(block))
         except OSError as error:
             raise UserError(
                 f"{path} cannot be read ({error.strerror}); delete {self._folder} and begin again"

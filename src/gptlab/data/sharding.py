@@ -7,6 +7,8 @@ and progress.json says which: there a second call goes on.
 
 import hashlib
 import json
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -15,12 +17,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptlab.data.cache import cache_root
 from gptlab.data.config import DataConfig, Split
 from gptlab.data.curation.corpus import CuratedCorpus, open_source, without_name
 from gptlab.data.encode import Encoded, Encoders
 from gptlab.data.prepare import JOB_CHARACTERS, learn_vocabulary, n_cores
 from gptlab.data.progress import ShardProgress
 from gptlab.data.shard_writer import PARTIAL, ShardWriter
+from gptlab.data.sources.remote import Place
 from gptlab.data.sources.source import Corpus, Document, records_without_text
 from gptlab.data.split import hash_bounds, parts_of, unit_of
 from gptlab.data.token_shards import MANIFEST, TOKENIZER, Manifest, check_shard, read_manifest
@@ -28,9 +32,9 @@ from gptlab.data.tokenizers.config import TokenizerConfig
 from gptlab.data.tokenizers.cutting import LONG_CHARACTERS
 from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, lost_text
 from gptlab.data.tokenizers.training import between_words
-from gptlab.errors import UserError
+from gptlab.errors import UserError, refuse_password
 from gptlab.fields import shown
-from gptlab.files import FOLDER_LOCK, TEMPORARY_SUFFIX, locked, write_text_atomic
+from gptlab.files import FOLDER_LOCK, TEMPORARY_SUFFIX, is_address, locked, write_text_atomic
 
 PROGRESS = "progress.json"
 _SOURCE = "source.json"
@@ -38,6 +42,7 @@ _VERSION = 1
 _HELD_CHARACTERS = 1 << 20  # of a document that is in memory between hashing and encoding; a longer one is read again
 _SMALL_CORPUS_BYTES = 4_000_000
 _COMPARED_CHARACTERS = 1_000_000
+_OURS = re.compile(r"(train|val|test)-\d+\.bin|tokenizer\.json|\..*\.tmp")  # at an address before there is a manifest
 _CHECKPOINT_SECONDS = 30
 
 
@@ -59,6 +64,8 @@ def prepare_shards(
     corpus = open_source(data, progress=progress)
     if not isinstance(corpus, Corpus):
         raise UserError(f"data={data.type} has records, and shards are made of text; use data=text or data=huggingface")
+    if is_address(str(folder)):
+        return _prepare_at(str(folder), data, tokenizer, corpus, shard_tokens, progress)
     path = Path(folder).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -69,6 +76,38 @@ def prepare_shards(
             return _Preparation(data, tokenizer, path, corpus, shard_tokens, progress).run()
     except BlockingIOError:
         raise UserError(f"another process prepares {path}; wait for it, or name another folder with to=") from None
+
+
+def _prepare_at(
+    url: str, data: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus, shard_tokens: int, progress: bool
+) -> Manifest:
+    """Write into a folder of the cache, from which each shard goes to the address when it is full."""
+    refuse_password("to", url)
+    place, root = Place(url), cache_root(data.cache_dir)
+    work = _work_folder(url, root)
+    work.mkdir(parents=True, exist_ok=True)
+    (root / "locks").mkdir(exist_ok=True)
+    try:
+        with locked(root / "locks" / f"prepare-{work.name}.lock", wait=False):
+            try:
+                manifest = _Preparation(data, tokenizer, work, corpus, shard_tokens, progress, place).run()
+                shutil.rmtree(work)
+                return manifest
+            finally:
+                with suppress(OSError):  # it is not empty, or gone
+                    work.rmdir()
+    except BlockingIOError:
+        raise UserError(f"another process prepares {place}; wait for it, or name another address with to=") from None
+
+
+def _work_folder(url: str, root: Path) -> Path:
+    return root / "prepare" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+
+
+def is_begun(folder: str, cache_dir: str | None) -> bool:
+    """Whether an interrupted call has written to a folder or an address, as far as this machine knows."""
+    path = _work_folder(folder, cache_root(cache_dir)) if is_address(folder) else Path(folder).expanduser()
+    return (path / PROGRESS).exists()
 
 
 class _Cursor(NamedTuple):
@@ -114,8 +153,17 @@ class _Job:
 
 class _Preparation:
     def __init__(
-        self, data: DataConfig, config: TokenizerConfig, folder: Path, corpus: Corpus, shard_tokens: int, progress: bool
+        self,
+        data: DataConfig,
+        config: TokenizerConfig,
+        folder: Path,
+        corpus: Corpus,
+        shard_tokens: int,
+        progress: bool,
+        place: Place | None = None,
     ) -> None:
+        self._place = place
+        self._shown = str(place or folder)
         self._data, self._config, self._folder, self._corpus = data, config, folder, corpus
         self._shard_tokens, self._progress = shard_tokens, progress
         self._settings = {
@@ -130,7 +178,9 @@ class _Preparation:
         self._begun: set[str] = set()  # splits with a document
 
     def run(self) -> Manifest:
-        if (self._folder / MANIFEST).exists():
+        if self._place is not None and (manifest := self._finished_at(self._place)) is not None:
+            return manifest
+        if self._place is None and (self._folder / MANIFEST).exists():
             manifest = read_manifest(self._folder)
             self._refuse_others(manifest.settings, manifest.tokenizer, manifest.source)
             for part in manifest.shards.values():
@@ -145,19 +195,35 @@ class _Preparation:
             # The errors of a tokenizer that needs no training come before any work.
             tokenizer = load_tokenizer(self._folder / TOKENIZER) if going_on else self._tokenizer()
             writers = {
-                part: stack.enter_context(ShardWriter(self._folder, part, tokenizer, self._shard_tokens))
+                part: stack.enter_context(ShardWriter(self._folder, part, tokenizer, self._shard_tokens, self._place))
                 for part in parts_of(self._data)
             }
             if going_on:
                 self._go_on(writers, tokenizer)
             else:
                 tokenizer.save(self._folder / TOKENIZER)
+                if self._place is not None:
+                    self._place.upload(self._folder / TOKENIZER, TOKENIZER)
                 write_text_atomic(self._folder / _SOURCE, json.dumps(self._described()))
                 self._checkpoint(writers)
             self._encode(tokenizer, writers)
             return self._finish(tokenizer, writers)
 
     # what is in the folder
+
+    def _finished_at(self, place: Place) -> Manifest | None:
+        sizes_bytes = place.sizes_bytes()
+        if MANIFEST not in sizes_bytes:
+            others = sorted(name for name in sizes_bytes if not _OURS.fullmatch(name))
+            if others:
+                raise UserError(f"{place} holds other files, such as {others[0]}; name an empty folder with to=")
+            return None
+        manifest = read_manifest(place)
+        self._refuse_others(manifest.settings, manifest.tokenizer, manifest.source)
+        for shard in (shard for part in manifest.shards.values() for shard in part):
+            if sizes_bytes.get(shard.name) != shard.size_bytes(manifest.tokenizer["vocab_size"]):
+                raise UserError(f"{place}/{shard.name} is missing or truncated; delete {place} and prepare it again")
+        return manifest
 
     def _described(self) -> dict[str, Any]:
         source: dict[str, Any] = {"description": self._corpus.description, "fingerprint": self._corpus.fingerprint}
@@ -204,7 +270,7 @@ class _Preparation:
             found.append(f"another source ({source['description']})")
         if found:
             raise UserError(
-                f"{self._folder} was prepared with {' and '.join(found)}; name another folder with to=, or delete it"
+                f"{self._shown} was prepared with {' and '.join(found)}; name another folder with to=, or delete it"
             )
 
     def _other_filters(self, source: dict[str, Any]) -> str:
@@ -301,6 +367,8 @@ class _Preparation:
             shards=shards,
         )
         write_text_atomic(self._folder / MANIFEST, manifest.text())
+        if self._place is not None:
+            self._place.upload(self._folder / MANIFEST, MANIFEST)
         self._tidy(set())
         return manifest
 
@@ -390,7 +458,7 @@ class _Preparation:
                         newest = now
         except BaseException:
             if is_whole:
-                with suppress(OSError):  # the error that is on its way says more
+                with suppress(OSError, UserError):  # the error that is on its way says more
                     self._checkpoint(writers)
             raise
         finally:

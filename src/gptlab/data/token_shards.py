@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gptlab.data.sources.remote import Place
 from gptlab.data.token_file import (
     ENTROPY_TOKENS,
     PAYLOAD_OFFSET_BYTES,
@@ -23,13 +24,16 @@ from gptlab.data.token_file import (
     read_header,
     token_dtype,
 )
-from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, restore_tokenizer
 from gptlab.errors import UserError
+from gptlab.files import is_address
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 _FORMAT = "gptlab token shards"
-_VERSION = 1
+_VERSION = 2
+_READABLE = (1, 2)  # 1: without the checksums of the first ids
+HEAD_TOKENS = 65_536  # at the beginning of a shard, with a checksum of their own
 _OPEN_FILES = 1024  # mapped at a time
 _BLOCK_TOKENS = 4 * 1024 * 1024
 
@@ -38,7 +42,7 @@ _BLOCK_TOKENS = 4 * 1024 * 1024
 class Shard:
     """One token file; its documents, bytes and characters are those of the documents that begin in it.
 
-    `sha256` is that of its ids.
+    `sha256` is that of its ids, `head_sha256` that of the first HEAD_TOKENS of them, "" where it is not known.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Shard:
     n_bytes: int
     n_characters: int
     sha256: str
+    head_sha256: str = ""
 
     def header(self, vocab_size: int, tokenizer: str) -> TokenHeader:
         """The header of its file."""
@@ -87,12 +92,25 @@ class Manifest:
         return json.dumps(content | {"checksum": _sha256(content)}, indent=1) + "\n"
 
 
-def read_manifest(folder: Path) -> Manifest:
+Folder = Path | Place  # of shards: here, or at an address
+
+
+def open_folder(path: str) -> Folder:
+    """The folder of shards that a path or an address names."""
+    return Place(path) if is_address(path) else Path(path).expanduser()
+
+
+def read_manifest(folder: Folder) -> Manifest:
     """The manifest of a folder of shards; UserError where there is none, or an altered one."""
-    path = folder / MANIFEST
+    path = f"{folder}/{MANIFEST}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_read(folder, MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
+        if not isinstance(folder, Path):
+            raise UserError(
+                f"{folder} holds no manifest.json; name an address that gptlab prepare has written, or run its command "
+                "again, which goes on"
+            ) from None
         if any(folder.glob("*.partial")) or (folder / "progress.json").exists():
             raise UserError(f"{folder} is not finished; run its gptlab prepare command again, which goes on") from None
         what = "holds no manifest.json" if folder.is_dir() else "does not exist"
@@ -101,8 +119,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} cannot be read ({error}); {_remedy(folder)}") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{path} is not the manifest of token shards; name a folder that gptlab prepare has written")
-    if content.get("version") != _VERSION:
-        raise UserError(f"{path} has version {content.get('version')}, this gptlab reads version {_VERSION}")
+    if content.get("version") not in _READABLE:
+        raise UserError(f"{path} has version {content.get('version')}, this gptlab reads versions up to {_VERSION}")
     if content.pop("checksum", None) != _sha256(content):
         raise UserError(f"{path} was altered; {_remedy(folder)}")
     known = {name: content[name] for name in (field.name for field in fields(Manifest))}
@@ -110,7 +128,17 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(**known)
 
 
-def _remedy(folder: Path) -> str:
+def _read(folder: Folder, name: str) -> bytes:
+    """A small file of the folder; FileNotFoundError where there is none."""
+    if isinstance(folder, Path):
+        return (folder / name).read_bytes()
+    content = folder.read(name)
+    if content is None:
+        raise FileNotFoundError(name)
+    return content
+
+
+def _remedy(folder: Folder) -> str:
     return f"restore it from a copy, or delete {folder} and run gptlab prepare again"
 
 
@@ -118,11 +146,18 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def open_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
+def open_tokenizer(folder: Folder, manifest: Manifest) -> Tokenizer:
     """The tokenizer that made the shards."""
-    tokenizer = load_tokenizer(folder / TOKENIZER)
+    if isinstance(folder, Path):
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+    else:
+        try:
+            content = json.loads(_read(folder, TOKENIZER))
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(f"{folder}/{TOKENIZER} cannot be read ({error}); {_remedy(folder)}") from None
+        tokenizer = restore_tokenizer(content, f"{folder}/{TOKENIZER}", _remedy(folder))
     if tokenizer.fingerprint != manifest.tokenizer["fingerprint"]:
-        raise UserError(f"{folder / TOKENIZER} is not the tokenizer of the shards; {_remedy(folder)}")
+        raise UserError(f"{folder}/{TOKENIZER} is not the tokenizer of the shards; {_remedy(folder)}")
     return tokenizer
 
 
@@ -143,7 +178,7 @@ def check_shard(folder: Path, manifest: Manifest, shard: Shard) -> TokenFile:
     return TokenFile(path, header, remedy)
 
 
-def verify_shards(folder: Path, n_threads: int) -> Iterator[tuple[Shard, UserError | None]]:
+def verify_shards(folder: Folder, n_threads: int) -> Iterator[tuple[Shard, UserError | None]]:
     """Each shard of a folder and what is wrong with it, after its ids were read against their checksum.
 
     UserError where the manifest or the tokenizer is damaged.
@@ -153,6 +188,8 @@ def verify_shards(folder: Path, n_threads: int) -> Iterator[tuple[Shard, UserErr
     shards = [shard for part in manifest.shards.values() for shard in part]
 
     def verify(shard: Shard) -> UserError | None:
+        if not isinstance(folder, Path):
+            return _verify_at(folder, manifest, shard)
         try:
             check_shard(folder, manifest, shard).verify()
         except UserError as error:
@@ -165,18 +202,34 @@ def verify_shards(folder: Path, n_threads: int) -> Iterator[tuple[Shard, UserErr
         yield from zip(shards, threads.map(verify, shards), strict=True)
 
 
+def _verify_at(place: Place, manifest: Manifest, shard: Shard) -> UserError | None:
+    from gptlab.data.remote_shards import ShardReader
+
+    reader = ShardReader(place.url, manifest.tokenizer["vocab_size"], manifest.tokenizer["fingerprint"])
+    try:
+        wrong = reader.copy(shard)
+    except UserError as error:
+        return error
+    return None if wrong is None else UserError(f"{place}/{shard.name} {wrong}")
+
+
 class ShardedTokens:
     """The ids of token files one after the other, as one array that is never in memory as a whole."""
 
     ndim = 1
 
-    def __init__(self, paths: Sequence[Path], lengths: Sequence[int], dtype: np.dtype) -> None:
-        self.paths, self.lengths, self.dtype = list(paths), list(lengths), dtype
+    def __init__(self, lengths: Sequence[int], dtype: np.dtype) -> None:
+        self.lengths, self.dtype = list(lengths), dtype
         self._ends = list(accumulate(self.lengths))
-        self._mapped: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    @property
+    def shard_tokens(self) -> int:
+        """The tokens of each shard but the last, which may have fewer."""
+        assert all(length == self.lengths[0] for length in self.lengths[1:-1]), "shards of one size"
+        return self.lengths[0]
 
     def __getitem__(self, wanted: slice) -> np.ndarray:
         """Consecutive ids; a view where they are in one shard."""
@@ -190,7 +243,7 @@ class ShardedTokens:
         while start < stop:
             begin = self._ends[number] - self.lengths[number]
             end = min(stop, self._ends[number])
-            parts.append(self._map(number)[start - begin : end - begin])
+            parts.append(self._part(number, start - begin, end - begin, continued=bool(parts)))
             start, number = end, number + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -200,6 +253,22 @@ class ShardedTokens:
         for index, start in np.ndenumerate(starts):
             found[index] = self[int(start) : int(start) + length]
         return found
+
+    def _part(self, number: int, begin: int, end: int, *, continued: bool) -> np.ndarray:
+        """Ids of one shard; `continued`: they follow those of the shard before."""
+        raise NotImplementedError
+
+
+class MappedTokens(ShardedTokens):
+    """The same of files on this machine, which are memory-mapped."""
+
+    def __init__(self, paths: Sequence[Path], lengths: Sequence[int], dtype: np.dtype) -> None:
+        super().__init__(lengths, dtype)
+        self.paths = list(paths)
+        self._mapped: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def _part(self, number: int, begin: int, end: int, *, continued: bool) -> np.ndarray:
+        return self._map(number)[begin:end]
 
     def _map(self, number: int) -> np.ndarray:
         tokens = self._mapped.get(number)
@@ -215,13 +284,13 @@ class ShardedTokens:
 
     def __reduce__(self):
         """Pickled by names: a worker maps the files again."""
-        return ShardedTokens, (self.paths, self.lengths, self.dtype)
+        return MappedTokens, (self.paths, self.lengths, self.dtype)
 
 
 class TokenShards:
     """The shards of one split, with what a `TokenFile` has; `tokens` is a `ShardedTokens`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, part: str) -> None:
+    def __init__(self, folder: Path | str, manifest: Manifest, part: str, tokens: ShardedTokens | None = None) -> None:
         shards = manifest.shards[part]
         self.path = folder
         self._manifest, self._part = manifest, part
@@ -231,8 +300,11 @@ class TokenShards:
         self.n_documents = sum(shard.n_documents for shard in shards)
         self.n_bytes = sum(shard.n_bytes for shard in shards)
         self.n_characters = sum(shard.n_characters for shard in shards)
-        paths, lengths = [folder / shard.name for shard in shards], [shard.n_tokens for shard in shards]
-        self.tokens = ShardedTokens(paths, lengths, token_dtype(self.vocab_size))
+        lengths = [shard.n_tokens for shard in shards]
+        if tokens is None:
+            paths = [Path(folder, shard.name) for shard in shards]
+            tokens = MappedTokens(paths, lengths, token_dtype(self.vocab_size))
+        self.tokens = tokens
         self._ends = list(accumulate(lengths))
         self._parts: dict[int, TokenPart] = {}
 
@@ -246,7 +318,8 @@ class TokenShards:
         return cls(folder, manifest, part)
 
     def part_at(self, position: int) -> TokenPart:
-        """The shard with a token of the split."""
+        """The shard with a token of the split; not of shards at an address."""
+        assert isinstance(self.path, Path)
         number = bisect_right(self._ends, position)
         part = self._parts.get(number)
         if part is None:
@@ -258,7 +331,12 @@ class TokenShards:
         return part
 
     def positions(self, token_id: int) -> np.ndarray:
-        """Where a token stands, int64 (n,), in order, as `TokenFile.positions`."""
+        """Where a token stands, int64 (n,), in order, as `TokenFile.positions`; UserError for shards at an address."""
+        if not isinstance(self.path, Path):
+            raise UserError(
+                f"objective.next_sentence=true looks for the documents in all of the text, and {self.path} is an "
+                "address; copy the shards to this machine, or set objective.next_sentence=false"
+            )
         found, begin = [np.empty(0, dtype=np.int64)], 0
         for shard in self._manifest.shards[self._part]:
             found.append(check_shard(self.path, self._manifest, shard).positions(token_id) + begin)
@@ -275,4 +353,4 @@ class TokenShards:
         return self.n_tokens
 
     def __reduce__(self):
-        return TokenShards, (self.path, self._manifest, self._part)
+        return TokenShards, (self.path, self._manifest, self._part, self.tokens)

@@ -40,8 +40,8 @@ N_SENTINELS = 400  # beyond any objective's
 INFERENCE = {"fp32": (4, 4), "bf16": (2, 2), "fp16": (2, 2), "int8": (1, 2)}
 # What needs the least communication first.
 STRATEGIES = (Sharding.ddp, Sharding.zero1, Sharding.zero2, Sharding.fsdp)
-# Of a device's memory that a plan may fill. On a CPU what lies free between tensors grows while a run goes on: two steps
-# of small models took 1.05 to 1.15 times the plan, one 1.25 times (benchmarks/largest_batch.py).
+# Of a device's memory that a plan may fill. On a CPU what lies free between tensors grows while a run goes on: small
+# models took 1.05 to 1.15 times the plan in two steps, one 1.25 times (benchmarks/largest_batch.py).
 NEAR, NEAR_ON_CPU = 0.95, 0.85
 
 

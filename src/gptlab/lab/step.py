@@ -153,7 +153,12 @@ def read_step(
         example.texts = {name: _shown(tokenizer, text) for name, text in texts.items()}
     if any(place.ranges is None for place in places):
         notes.append("the examples of this objective do not say which tokens they read, so no document is named")
-    if not all(index.are_known for index in indexes.values()):
+    unknown = [index for index in indexes.values() if not index.are_known]
+    if any(index.is_remote for index in unknown):
+        notes.append(
+            "shards at an address are not searched for their documents; copy them to this machine to see what was read"
+        )
+    if not all(index.is_remote for index in unknown):
         notes.append(
             f"tokenizer={tokenizer.type} has no end-of-text token, so where documents begin is not known; what is read "
             "is named by its tokens of the split"

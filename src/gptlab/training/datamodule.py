@@ -13,14 +13,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gptlab.data.config import RunDataConfig
+from gptlab.data.config import DataConfig, RunDataConfig
+from gptlab.data.examples.windows import SlidingWindows
 from gptlab.data.mixture.config import MixtureConfig, with_name
 from gptlab.data.mixture.examples import MixedExamples, MixtureOrder
 from gptlab.data.mixture.interleave import Interleave
 from gptlab.data.mixture.prepare import PreparedMixture
-from gptlab.data.order import ExampleOrder
+from gptlab.data.order import ExampleOrder, ShardOrder
 from gptlab.data.prepare import PreparedData
+from gptlab.data.remote_shards import FetchedTokens, ReadAhead
+from gptlab.data.sources.config import ShardsConfig
 from gptlab.distributed.config import Layout
+from gptlab.errors import UserError
 from gptlab.objectives.base import Batch, Examples, Objective
 from gptlab.training.config import eval_batch_size
 
@@ -45,10 +49,12 @@ class TrainBatches(Dataset):
         per_step: int,
         rank: int,
         world_size: int,
+        read_ahead: Mapping[int, ReadAhead] | None = None,  # of each corpus whose shards are fetched, by its number
     ):
         self.examples = examples
         self.objective = objective
         self.order = order
+        self._read_ahead = dict(read_ahead or {})
         self.per_step = per_step
         self.rank = rank
         self.world_size = world_size
@@ -63,7 +69,18 @@ class TrainBatches(Dataset):
             self._samples = self.samples(np.arange(block * n_steps, (block + 1) * n_steps)[:, None])
             self._indices = self.order.indices(self._samples)
             self._block = block
+        if self._read_ahead:
+            self._fetch(self._samples[within])
         return self.objective.collate(self.examples.gather(self._indices[within]), self._samples[within])
+
+    def _fetch(self, samples: np.ndarray) -> None:
+        if not isinstance(self.order, MixtureOrder):
+            self._read_ahead[0].at(int(samples[0]))
+            return
+        sources, positions = self.order.interleave.locate(samples)
+        for k, read_ahead in self._read_ahead.items():
+            if (sources == k).any():
+                read_ahead.at(int(positions[sources == k][0]))
 
     def samples(self, steps: np.ndarray) -> np.ndarray:
         """The numbers of this rank's samples (steps, examples) of some steps (steps, 1)."""
@@ -122,6 +139,30 @@ class EvalBatches(Dataset):
         return self.objective.collate(self.examples.gather(indices), -1 - indices)
 
 
+def order_of(
+    config: DataConfig, examples: Examples | None, *, seed: int, shuffle: bool
+) -> tuple[ExampleOrder | ShardOrder, ReadAhead | None]:
+    """The order of a corpus's training examples, None for none, and what fetches them where they are elsewhere."""
+    n_examples = 0 if examples is None else min(len(examples), config.max_sequences or len(examples))
+    window = config.window_shards if isinstance(config, ShardsConfig) and shuffle else None
+    if window is None or examples is None:
+        return ExampleOrder(seed, n_examples, shuffle), None
+    tokens = examples.sharded if isinstance(examples, SlidingWindows) else None
+    if tokens is None or not isinstance(examples, SlidingWindows):
+        raise UserError(
+            f"data.shuffle_shards={window} is for sequences, and objective.next_sentence=true makes segment pairs of "
+            "whole documents; leave one out"
+        )
+    order = ShardOrder(
+        seed=seed,
+        n_examples=n_examples,
+        shard_tokens=tokens.shard_tokens,
+        stride=examples.stride,
+        n_window=window,
+    )
+    return order, ReadAhead(tokens, order) if isinstance(tokens, FetchedTokens) else None
+
+
 def is_of(split: str, name: str) -> bool:
     """Whether it is the split `name`, or that of one source of a mixture."""
     return split == name or split.startswith(f"{name}/")
@@ -176,6 +217,7 @@ class ExamplesDataModule(lightning.LightningDataModule):
         self.start_step = 0
         self.skipped_steps = 0  # so many steps' samples are left out before the first that remains
         self.n_steps = n_steps
+        self._read_ahead: dict[int, ReadAhead] = {}
         self.train_examples, self.order = self._open_training(data, objectives, context_length)
         parts = {"val": "val", "test": "test"} | ({"train_eval": "train"} if eval_train else {})
         self.eval_examples: dict[str, Examples] = {}  # by split, of a mixture by split/source
@@ -191,8 +233,9 @@ class ExamplesDataModule(lightning.LightningDataModule):
         config = self.config
         if not isinstance(config, MixtureConfig):
             examples = self.objective.examples(data.corpora[""], "train", evaluating=False)
-            n_examples = min(len(examples), config.first.max_sequences or len(examples))
-            return examples, ExampleOrder(self.seed, n_examples, config.shuffle)
+            order, read_ahead = order_of(config.first, examples, seed=self.seed, shuffle=config.shuffle)
+            self._read_ahead = {} if read_ahead is None else {0: read_ahead}
+            return examples, order
         interleave = Interleave(config.points(), context_length)
         taken = [any(weights[k] for _, weights in interleave.points) for k in range(interleave.n_sources)]
         parts = [
@@ -200,15 +243,17 @@ class ExamplesDataModule(lightning.LightningDataModule):
             for (name, corpus), is_taken in zip(data.corpora.items(), taken, strict=True)
         ]
         examples = MixedExamples(parts)
-        most = [corpus.max_sequences for corpus in config.corpora.values()]
-        sizes = [0 if part is None else min(len(part), n or len(part)) for part, n in zip(parts, most, strict=True)]
+        orders = []
+        for k, ((name, corpus), part) in enumerate(zip(config.corpora.items(), parts, strict=True)):
+            own, read_ahead = with_source(name, order_of, corpus, part, seed=self.seed, shuffle=config.shuffle)
+            orders.append(own)
+            if read_ahead is not None:
+                self._read_ahead[k] = read_ahead
         order = MixtureOrder(
             names=tuple(data.corpora),
             interleave=interleave,
-            sizes=tuple(sizes),
+            orders=tuple(orders),
             offsets=tuple(examples.offsets[:-1].tolist()),
-            seed=self.seed,
-            shuffle=config.shuffle,
         )
         order.check_epochs(
             config.max_epochs, n_steps=self.n_steps, per_step=self.sequences_per_step, example_tokens=context_length
@@ -258,6 +303,7 @@ class ExamplesDataModule(lightning.LightningDataModule):
             per_step=self.sequences_per_step,
             rank=self.layout.data_rank(rank),
             world_size=self.layout.data,
+            read_ahead=self._read_ahead,
         )
 
     def train_dataloader(self) -> DataLoader:

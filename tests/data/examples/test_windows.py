@@ -8,7 +8,7 @@ import pytest
 
 from gptlab.data.examples.windows import SlidingWindows
 from gptlab.data.token_file import TokenFile, TokenWriter
-from gptlab.data.token_shards import ShardedTokens
+from gptlab.data.token_shards import MappedTokens
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_sequences_over_shards_are_those_of_one_file(tmp_path, context_length, s
     for number, part in enumerate(np.split(tokens, np.cumsum(lengths)[:-1])):
         paths.append(tmp_path / f"{number}.bin")
         paths[-1].write_bytes(bytes(4096) + part.tobytes())
-    sharded = ShardedTokens(paths, lengths, np.dtype("<u2"))
+    sharded = MappedTokens(paths, lengths, np.dtype("<u2"))
     for make in (
         lambda of: SlidingWindows(of, context_length, stride),
         lambda of: SlidingWindows.each_token_once(of, 7),

@@ -8,7 +8,7 @@ from gptlab.data.examples.windows import SlidingWindows
 from gptlab.data.mixture.config import MixtureConfig
 from gptlab.data.mixture.examples import MixedExamples, MixtureOrder
 from gptlab.data.mixture.interleave import Interleave
-from gptlab.data.order import example_index
+from gptlab.data.order import ExampleOrder, example_index
 from gptlab.data.sources.config import StdlibConfig
 from gptlab.data.token_file import TokenFile, TokenWriter
 from gptlab.errors import UserError
@@ -37,7 +37,10 @@ def order(weights, sizes=SIZES, seed=3, schedule=None, sample_tokens=1):
     offsets = tuple(np.cumsum([0, *sizes[:-1]]).tolist())
     interleave = Interleave(data.points(), sample_tokens)
     return MixtureOrder(
-        names=tuple(names), interleave=interleave, sizes=tuple(sizes), offsets=offsets, seed=seed, shuffle=True
+        names=tuple(names),
+        interleave=interleave,
+        orders=tuple(ExampleOrder(seed, size) for size in sizes),
+        offsets=offsets,
     )
 
 

@@ -56,6 +56,11 @@ class SlidingWindows:
         """Targets in one epoch of full sequences; with overlap a token counts once for each sequence it is in."""
         return len(self) * self.context_length
 
+    @property
+    def sharded(self) -> ShardedTokens | None:
+        """The shards that the sequences are in; None for one token file."""
+        return self._source if isinstance(self._source, ShardedTokens) else None
+
     def gather(self, indices: np.ndarray) -> np.ndarray:
         """The sequences of `indices` (B,) as int64 (B, T+1): inputs are `[:, :-1]`, targets `[:, 1:]`."""
         wanted = np.asarray(indices)

@@ -8,7 +8,7 @@ import numpy as np
 
 from gptlab.data.examples.pairs import Chunks
 from gptlab.data.mixture.interleave import Interleave
-from gptlab.data.order import example_index
+from gptlab.data.order import ExampleOrder, ShardOrder
 from gptlab.errors import UserError
 
 
@@ -56,10 +56,13 @@ class MixtureOrder:
 
     names: tuple[str, ...]
     interleave: Interleave
-    sizes: tuple[int, ...]  # the examples of each source that are read
-    offsets: tuple[int, ...]  # where each begins among those of all
-    seed: int
-    shuffle: bool
+    orders: tuple[ExampleOrder | ShardOrder, ...]  # of each source; of one that is not read, of no example
+    offsets: tuple[int, ...]  # where the examples of each begin among those of all
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The examples of each source that are read."""
+        return tuple(order.n_examples for order in self.orders)
 
     def indices(self, samples: np.ndarray) -> np.ndarray:
         """The examples of samples, int64 in their shape."""
@@ -67,8 +70,7 @@ class MixtureOrder:
         found = np.empty_like(positions)
         for k in np.unique(sources):
             of_source = sources == k
-            own = example_index(self.seed, positions[of_source], self.sizes[k], self.shuffle)
-            found[of_source] = self.offsets[k] + own
+            found[of_source] = self.offsets[k] + self.orders[k].indices(positions[of_source])
         return found
 
     def locate(self, samples: np.ndarray) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@ from dataclasses import field
 
 from gptlab.data.config import DataConfig, Overlong, Split, TargetKind
 from gptlab.errors import UserError
-from gptlab.fields import shown
+from gptlab.fields import bounded, shown
+from gptlab.files import is_address
 from gptlab.registry import register
 
 
@@ -74,14 +75,35 @@ class HuggingFaceConfig(DataConfig):
         return HubCorpus(self)
 
 
+SHUFFLE_SHARDS = 8  # of data.shuffle_shards, at an address
+
+
 @register("data", "shards")
 class ShardsConfig(DataConfig):
-    """The token shards that `gptlab prepare` wrote into the folder `path`, with their splits and their tokenizer."""
+    """The token shards that `gptlab prepare` wrote into the folder `path`, with their splits and their tokenizer.
+
+    `path` may be an address of fsspec, from which they are fetched into the cache.
+    """
 
     split: Split = Split.document
     # null: as they were prepared; 0: the split is not used
     val_fraction: float | None = None
     test_fraction: float | None = None
+    # sequences are shuffled among those of so many shards; null: of all, and of 8 where they are at an address
+    shuffle_shards: int | None = bounded(None, ge=1)
+    cache_gib: float = bounded(16.0, gt=0)  # the most that fetched shards may take on this machine
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the shards are at an address."""
+        return self.path is not None and is_address(self.path)
+
+    @property
+    def window_shards(self) -> int | None:
+        """Among how many shards sequences are shuffled; None: among all, or not at all."""
+        return (
+            SHUFFLE_SHARDS if self.shuffle_shards is None and self.is_remote and self.shuffle else self.shuffle_shards
+        )
 
     def build(self, *, progress=True):
         raise UserError("data=shards is tokenized already; give text, as with data=text data.path=FOLDER")
@@ -97,6 +119,15 @@ class ShardsConfig(DataConfig):
         }
         for key in (name for name, value in options.items() if value not in (None, False, {})):
             raise UserError(f"data.{key} is an option of gptlab prepare, and data=shards is prepared; leave it out")
+        if not self.shuffle and self.shuffle_shards is not None:
+            raise UserError(
+                f"data.shuffle_shards={self.shuffle_shards} has no effect with data.shuffle=false; leave one out"
+            )
+        if not self.is_remote and self.cache_gib != 16.0:
+            raise UserError(
+                f"data.cache_gib={self.cache_gib:g} is for shards at an address and data.path={self.path} is a folder; "
+                "leave it out"
+            )
 
     def check_fractions(self) -> None:
         for name in ("val_fraction", "test_fraction"):

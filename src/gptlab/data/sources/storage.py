@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from gptlab.data.sources.remote import FIRST_WAITS_SECONDS, RemoteFile, UnreadableError, filesystem, retried
 from gptlab.errors import UserError, first_line, without_password
 
 BLOCK_BYTES = 1 << 18
@@ -44,28 +45,23 @@ class Address:
         """What changes with the content, as the file system tells; where it tells nothing, the content's SHA-256."""
         try:
             # Not fsspec's `ukey`, which takes files of the web for unchanging.
-            told = {name.lower(): value for name, value in self.system.info(self.path).items()}
+            told = {name.lower(): value for name, value in retried(lambda: self.system.info(self.path)).items()}
             told = {name: str(told[name]) for name in CHANGING if told.get(name)}
             if told:
                 return json.dumps([self.size_bytes, told])
             content = hashlib.sha256()
-            with self.system.open(self.path, "rb") as file:
+            with RemoteFile(self.system, self.path, size_bytes=self.size_bytes) as file:
                 while block := file.read(BLOCK_BYTES):
                     content.update(block)
             return content.hexdigest()
-        except Exception as error:  # each file system has its own
-            raise UserError(f"{self.url} cannot be read ({first_line(error)})") from error
+        except UnreadableError as error:
+            raise UserError(f"{self} cannot be read ({error.text})") from error
 
     def __str__(self) -> str:
-        return self.url
+        return without_password(self.url)
 
 
 Stored = Path | Address
-
-
-def is_address(text: str) -> bool:
-    """Whether a path is an address, as s3://bucket/folder."""
-    return "://" in text
 
 
 def find(url: str, is_wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Address]], int]:
@@ -73,26 +69,31 @@ def find(url: str, is_wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Ad
 
     UserError where nothing is there, or the library of its protocol is missing.
     """
-    import fsspec
-
     shown = without_password(url)
+    system, path = filesystem(url)
     try:
-        system, path = fsspec.core.url_to_fs(url)
-        if glob.has_magic(path) and not system.exists(path):
-            found = {name: info for name, info in system.glob(path, detail=True).items() if info["type"] == "file"}
-            fixed = path[: next(i for i, character in enumerate(path) if character in "*?[")]
-            root = fixed[: fixed.rfind("/") + 1]
-        else:
-            info = system.info(path)
-            if info["type"] != "directory":
-                return [(path.rstrip("/").rsplit("/", 1)[-1], _address(system, path, info))], 0
-            found, root = system.find(path, detail=True), path.rstrip("/") + "/"
-    except ImportError as error:
-        raise UserError(f"{shown}: {first_line(error)}; its protocol needs that library") from None
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{shown} does not exist; give a file, a folder or a glob") from None
-    except Exception as error:  # of networks and credentials each file system has its own
-        raise UserError(f"{shown} cannot be opened ({first_line(error)})") from error
+        return retried(lambda: _found(system, path, is_wanted), FIRST_WAITS_SECONDS)
+    except UnreadableError as error:
+        if error.is_missing or isinstance(error.__cause__, NotADirectoryError):
+            raise UserError(f"{shown} does not exist; give a file, a folder or a glob") from None
+        raise UserError(f"{shown} cannot be opened ({error.text})") from error
+
+
+def _found(system: Any, path: str, is_wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Address]], int]:
+    if glob.has_magic(path) and not system.exists(path):
+        fixed = path[: next(i for i, character in enumerate(path) if character in "*?[")]
+        root = fixed[: fixed.rfind("/") + 1]
+        matches = system.glob(path, detail=True)
+        if not matches:  # or it failed, which fsspec does not say
+            system.invalidate_cache()
+            system.ls(root)
+            matches = system.glob(path, detail=True)
+        found = {name: info for name, info in matches.items() if info["type"] == "file"}
+    else:
+        info = system.info(path)
+        if info["type"] != "directory":
+            return [(path.rstrip("/").rsplit("/", 1)[-1], _address(system, path, info))], 0
+        found, root = system.find(path, detail=True), path.rstrip("/") + "/"
     named = sorted((name.removeprefix(root), name) for name in found)
     visible = [(short, name) for short, name in named if not any(part.startswith(".") for part in short.split("/"))]
     files = [(short, _address(system, name, found[name])) for short, name in visible if is_wanted(short)]
@@ -100,7 +101,10 @@ def find(url: str, is_wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Ad
 
 
 def _address(system: Any, path: str, info: dict[str, Any]) -> Address:
-    return Address(system.unstrip_protocol(path), system, path, info.get("size") or 0)
+    size_bytes = info.get("size")
+    if size_bytes is None:  # of the web a list has names alone
+        size_bytes = system.info(path).get("size")
+    return Address(system.unstrip_protocol(path), system, path, size_bytes or 0)
 
 
 def ending(name: str) -> tuple[str, str]:
@@ -116,29 +120,30 @@ def size_bytes(file: Stored) -> int:
 
 
 @contextmanager
-def opened(file: Stored, seen: Seen | None = None) -> Iterator[BinaryIO]:
-    """A file as it is stored, for reading; UserError where it cannot be read, by the block too."""
+def opened(file: Stored, seen: Seen | None = None, *, seekable: bool = True) -> Iterator[BinaryIO]:
+    """A file as it is stored, for reading; UserError where it cannot be read, by the block too.
+
+    One at an address is read again where its connection breaks; what is not `seekable` is read in one go.
+    """
     try:
         with ExitStack() as stack:
-            is_remote = isinstance(file, Address)
-            raw = file.system.open(file.path, "rb") if is_remote else open(file, "rb", buffering=0)  # noqa: SIM115
+            if isinstance(file, Address):
+                raw = RemoteFile(file.system, file.path, size_bytes=file.size_bytes, seekable=seekable)
+            else:
+                raw = open(file, "rb", buffering=0)  # noqa: SIM115
             stack.enter_context(raw)
             yield cast(BinaryIO, io.BufferedReader(_Watched(raw, seen), BLOCK_BYTES) if seen else raw)
-    except UserError:
-        raise
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror or error})") from None
-    except Exception as error:
-        if not isinstance(file, Address):
-            raise
-        raise UserError(f"{file} cannot be read ({first_line(error)})") from error
+    except UnreadableError as error:
+        raise UserError(f"{file} cannot be read ({error.text})") from error
 
 
 @contextmanager
 def unpacked(file: Stored, seen: Seen | None = None) -> Iterator[BinaryIO]:
     """A file's content for reading, of .gz and .zst decompressed; UserError where it is damaged."""
     packed = ending(file.name)[1]
-    with opened(file, seen or (lambda position: None)) as raw:
+    with opened(file, seen or (lambda position: None), seekable=False) as raw:
         try:
             match packed:
                 case ".gz":
@@ -167,7 +172,7 @@ class _Watched(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        return True
+        return self._raw.seekable()
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._raw.seek(offset, whence)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from gptlab.data.sources.config import TextConfig
 from gptlab.data.sources.source import FileCorpus, FoundFiles, existing_path, files_below
-from gptlab.data.sources.storage import COMPRESSED, Stored, ending, find, is_address
+from gptlab.data.sources.storage import COMPRESSED, Stored, ending, find
 from gptlab.data.sources.table_file import is_text_table
 from gptlab.errors import UserError
 from gptlab.fields import shown
+from gptlab.files import is_address
 
 _TEXT = (".txt", ".md", ".py")
 _TABLES = (".jsonl", ".csv", ".tsv", ".parquet")

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gptlab.data.sources.remote import Place
 from gptlab.data.tokenizers.config import TokenizerFileConfig, sentinel
 from gptlab.data.tokenizers.cutting import LONG_CHARACTERS, Tokens, recut
 from gptlab.data.tokenizers.threads import forbid_threads
@@ -19,6 +21,7 @@ from gptlab.data.tokenizers.tokenizer import (
     vocabulary_fingerprint,
 )
 from gptlab.errors import UserError
+from gptlab.files import is_address
 
 _CUT_ATTEMPTS = 8
 _NEIGHBORHOOD_CHARACTERS = 300
@@ -159,9 +162,10 @@ def read_tokenizer_file(config: TokenizerFileConfig) -> str:
     """The text of the tokenizer.json that a config names."""
     if config.path is None:
         raise UserError("tokenizer.path is not set; give the tokenizer.json to read")
-    path = Path(config.path).expanduser()
     try:
-        return path.read_text(encoding="utf-8-sig")
+        if is_address(config.path):
+            return _content_at(config.path).decode("utf-8-sig")
+        return Path(config.path).expanduser().read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"tokenizer.path={config.path} does not exist; give a tokenizer.json") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -170,13 +174,26 @@ def read_tokenizer_file(config: TokenizerFileConfig) -> str:
         ) from None
 
 
+@lru_cache(maxsize=8)
+def _content_at(url: str) -> bytes:
+    """A file at an address, fetched once by each process; FileNotFoundError where there is none."""
+    folder, _, name = url.rpartition("/")
+    content = Place(folder).read(name)
+    if content is None:
+        raise FileNotFoundError(url)
+    return content
+
+
 def end_of_text_beside(config: TokenizerFileConfig, text: str) -> str | None:
     """The end-of-text token that the files beside a tokenizer.json name, as transformers writes them; None without."""
-    folder = Path(config.path or "").expanduser().parent
+    path = config.path or ""
 
     def read(name: str, key: str) -> Any:
         try:
-            content = json.loads((folder / name).read_text(encoding="utf-8-sig"))
+            if is_address(path):
+                content = json.loads(_content_at(f"{path.rpartition('/')[0]}/{name}"))
+            else:
+                content = json.loads((Path(path).expanduser().parent / name).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError):  # they are not what was asked for
             return None
         return content.get(key) if isinstance(content, dict) else None
