@@ -16,7 +16,6 @@ from gptlab.generation.config import OutputFormat
 from gptlab.units import bytes_text, count_text, duration, flops_text, grid, plural, significant, table
 
 if typing.TYPE_CHECKING:
-    from gptlab.config import RunConfig
     from gptlab.lab.plan import Devices, Planner
 
 HELP = """gptlab plan [group.key=value ...] [device=NAME]
@@ -93,14 +92,6 @@ def _answer(own: _Options, overrides: list[str]) -> None:
     config = compose(given, "gptlab plan")
 
     from gptlab.counting import without_compiler
-
-    with without_compiler():
-        _print_plan(own, config, kind, given, compared, propose=PROPOSE in overrides)
-
-
-def _print_plan(
-    own: _Options, config: "RunConfig", kind: Hardware, given: list[str], compared: list[Comparison], *, propose: bool
-) -> None:
     from gptlab.lab import plan as lab
 
     count = (config.trainer.device_count() or 1) * config.trainer.num_nodes
@@ -109,14 +100,15 @@ def _print_plan(
         accounting = lab.Accounting(own.accounting)
     except ValueError:
         raise UserError(f"accounting={own.accounting} is unknown; use gptlab or zero_paper") from None
-    planner = lab.Planner(config, devices, accounting)
-    if own.layers:
-        return _print_layers(own, planner)
-    if propose:
-        return _print_proposals(own, planner, given)
-    if compared:
-        return _print_comparisons(own, planner, compared)
-    found = planner.summary()
+    with without_compiler():
+        planner = lab.Planner(config, devices, accounting)
+        if own.layers:
+            return _print_layers(own, planner)
+        if PROPOSE in overrides:
+            return _print_proposals(own, planner, given)
+        if compared:
+            return _print_comparisons(own, planner, compared)
+        found = planner.summary()
     if own.output is OutputFormat.json:
         return print(json.dumps(found))
     print(_text(found, devices))
