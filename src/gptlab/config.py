@@ -49,8 +49,8 @@ ALTERNATIVES = (
 )
 
 ANY = "*"  # of every type
-# Keys that came after there were runs, by group ("": of the run itself) and type: the value at which a run learns what it
-# did without them, and what stood there then (None: nothing). So a run goes on under its name.
+# Keys that came after there were runs, by group ("": of the run itself) and type: the value at which a run learns what
+# it did without them, and what stood there then (None: nothing). So a run goes on under its name.
 LATER: dict[tuple[str, str, str], tuple[Any, Any]] = {
     ("data", ANY, "filters"): ({}, None),
     **{("model", "decoder", key): (None, None) for key in SCALING_KEYS},
