@@ -60,7 +60,8 @@ class Contenders:
         from gptlab.data.order import ExampleOrder
         from gptlab.data.prepare import prepare
         from gptlab.distributed.allocator import keep_freed_memory
-        from gptlab.training.datamodule import Steps, TrainBatches
+        from gptlab.steps import Steps
+        from gptlab.training.datamodule import RemainingSteps, TrainBatches
 
         keep_freed_memory()  # for all of them
         (folder / "text.txt").write_text(TEXT)
@@ -72,9 +73,9 @@ class Contenders:
         )
         windows = SlidingWindows(data.train.tokens, 32, 32)
         batches = TrainBatches(
-            windows, self.objective, ExampleOrder(0, len(windows)), per_step=8, rank=0, world_size=1
-        )  # fmt: skip
-        self.loader = lambda: torch.utils.data.DataLoader(batches, batch_size=None, sampler=Steps(0, steps))
+            windows, self.objective, ExampleOrder(0, len(windows)), steps=Steps.of(32, 256), rank=0, world_size=1
+        )
+        self.loader = lambda: torch.utils.data.DataLoader(batches, batch_size=None, sampler=RemainingSteps(0, steps))
 
     def model(self):
         from gptlab.models.build import build_model

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from warm_python import warm_python
@@ -81,6 +82,7 @@ def one(job: dict) -> None:
     from lightning.pytorch.callbacks import Callback
     from small_runs import of_objective, small_run
 
+    from gptlab.data.config import AttentionScope, Packing
     from gptlab.data.sources.config import TextConfig
     from gptlab.distributed.config import Recompute, Sharding, StrategyConfig
     from gptlab.distributed.signals import Stopped
@@ -117,6 +119,10 @@ def one(job: dict) -> None:
         more |= of_objective(job["objective"], Path(job["folder"]).parent)
     if "finetune" in more:
         more["finetune"] = FinetuneConfig(**more["finetune"] | {"type": Finetuning(more["finetune"]["type"])})
+    if "documents" in job:  # packed, attention confined to each, and steps that grow
+        texts = of_objective("masked_lm", Path(job["folder"]).parent)["data"]
+        more["data"] = replace(texts, packing=Packing.best_fit, attention=AttentionScope.document)
+        more |= {"batch_warmup": [[256, 64]], "length_warmup": [[384, 8]]}
     if "text" in job:  # read in its order
         more["data"] = TextConfig(path=job["text"], shuffle=False)
     spike = SpikeConfig()

@@ -20,8 +20,9 @@ def older(config):
     """The config as versions wrote it that had none of the later keys."""
     plain = copy.deepcopy(to_plain(config))
     for group, kind, key in LATER:
-        if kind in (ANY, plain[group]["type"]):
-            plain[group].pop(key)
+        part = plain[group] if group else plain
+        if kind in (ANY, part.get("type")):
+            part.pop(key)
     if plain["data"]["type"] == "text":
         plain["data"]["extensions"] = [".txt", ".md", ".py", ".gz"]
     return plain

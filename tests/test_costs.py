@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import gptlab.nn.moe as moe
 from gptlab import costs
+from gptlab.counting import ACTIVATION
 from gptlab.distributed.config import Layout, Recompute, Sharding, StrategyConfig
 from gptlab.distributed.parallelize import parallelize
 from gptlab.models.base import LanguageModel
@@ -475,3 +476,14 @@ def test_attention_with_dropout_keeps_its_weights_on_a_cpu(dropout, fused):
         assert counted - without == pytest.approx(7 * b * t * d, rel=0.2)
     else:
         assert counted - without == pytest.approx(4 * (3 * 3 * b * h * t * t + 7 * b * t * d), rel=0.2)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_confined_attention_adds_one_mask_and_no_operations(fused):
+    config = DecoderConfig(n_layer=3, n_head=2, d_model=16, context_length=12)
+    given = {"micro_batch_size": 5, "fused": fused}
+    plain, confined = (
+        costs.training_pass(shape_model(config, 29), 12, confined=confined, **given) for confined in (False, True)
+    )
+    assert confined.flops_per_token == plain.flops_per_token
+    assert confined.kept[ACTIVATION] - plain.kept[ACTIVATION] == 5 * 12 * 12

@@ -20,6 +20,7 @@ LAYERS = {
     "fields": 0,
     "registry": 0,
     "plugins": 0,
+    "steps": 0,
     "config": 1,
     "nn": 2,
     "data": 2,

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from gptlab import plugins
-from gptlab.data.config import RunDataConfig, TargetKind
+from gptlab.data.config import Packing, RunDataConfig, TargetKind
 from gptlab.data.sources.config import SHUFFLE_SHARDS, StdlibConfig, TableConfig
 from gptlab.data.tokenizers.config import BPEConfig, TokenizerConfig
 from gptlab.distributed.config import Layout, Sharding, StrategyConfig
 from gptlab.errors import UserError, refuse_password
-from gptlab.fields import bounded, check_bounds
+from gptlab.fields import bounded, check_bounds, shown
 from gptlab.files import is_address
-from gptlab.models.config import ModelConfig
+from gptlab.models.config import Capability, ModelConfig
 from gptlab.models.decoder.config import SCALING_KEYS, DecoderConfig
 from gptlab.objectives.config import CausalLMConfig, ObjectiveConfig
+from gptlab.steps import Steps
 from gptlab.training.config import (
     DECAYS,
     WARMUPS,
@@ -48,8 +49,8 @@ ALTERNATIVES = (
 )
 
 ANY = "*"  # of every type
-# Keys that came after there were runs, by group and type: the value at which a run learns what it did without them, and
-# what stood there then (None: nothing). So a run goes on under its name.
+# Keys that came after there were runs, by group ("": of the run itself) and type: the value at which a run learns what
+# it did without them, and what stood there then (None: nothing). So a run goes on under its name.
 LATER: dict[tuple[str, str, str], tuple[Any, Any]] = {
     ("data", ANY, "filters"): ({}, None),
     **{("model", "decoder", key): (None, None) for key in SCALING_KEYS},
@@ -59,6 +60,11 @@ LATER: dict[tuple[str, str, str], tuple[Any, Any]] = {
     ("data", "shards", "cache_gib"): (16.0, None),
     ("data", "text", "text_column"): ("text", None),
     ("data", "text", "extensions"): ([], [".txt", ".md", ".py", ".gz"]),
+    ("", ANY, "batch_warmup"): ([], None),
+    ("", ANY, "length_warmup"): ([], None),
+    ("data", ANY, "packing"): (None, None),
+    ("data", ANY, "attention"): ("sequence", None),
+    ("data", ANY, "boundary_targets"): (True, None),
 }
 
 # Where and how a run is carried out and shown, but not what is learned.
@@ -99,6 +105,10 @@ class RunConfig:
 
     batch_tokens: int = 8192  # target tokens of one optimizer step, over all devices
     micro_batch_size: int | None = bounded(None, ge=1)  # sequences per device and forward pass; null: all of them
+    batch_warmup: list[Any] = field(
+        default_factory=list
+    )  # [[tokens, batch_tokens], ...]: up to so many tokens of the run
+    length_warmup: list[Any] = field(default_factory=list)  # [[tokens, length], ...], likewise: sequences in parts
     budget_tokens: int | None = bounded(None, gt=0)  # exactly one of the three budgets
     budget_steps: int | None = bounded(None, gt=0)
     tokens_per_parameter: float | None = bounded(None, gt=0)
@@ -118,7 +128,13 @@ class RunConfig:
 
     @property
     def sequences_per_step(self) -> int:
+        """Those of a step after the warmup of the batch."""
         return self.batch_tokens // self.context_length
+
+    @property
+    def steps(self) -> Steps:
+        """The sizes of all steps."""
+        return Steps.of(self.context_length, self.batch_tokens, self.batch_warmup, self.length_warmup)
 
     @property
     def n_class(self) -> int | None:
@@ -175,6 +191,16 @@ class RunConfig:
             part.check()
         self.objective.check_model(self.model)
         self.objective.check_data(self.data)
+        if self.data.packed is Packing.best_fit and Capability.causal not in self.model.capabilities:
+            raise UserError(
+                f"data.packing=best_fit puts several examples into a sequence, of which a model of model.type="
+                f"{self.model.type} reads one at a time; use a decoder, or leave it out"
+            )
+        if self.data.by_document and Capability.document_ids not in self.model.capabilities:
+            raise UserError(
+                f"data.attention=document needs a model with document_ids, and one of model.type={self.model.type} "
+                "lacks it; use a decoder, or data.attention=sequence"
+            )
         self._check_sample()
         if self.finetune.type is not Finetuning.full:
             self._check_finetune()
@@ -200,8 +226,9 @@ class RunConfig:
                 f"trainer.precision=16-mixed scales losses, which strategy={self.strategy.type.value} does not "
                 "support; use trainer.precision=bf16-mixed, or strategy=ddp"
             )
-        self._check_budget()
         self._check_lengths()
+        self._check_warmups()
+        self._check_budget()
         per_node = self.trainer.device_count()
         if devices is None and per_node is not None:
             devices = per_node * self.trainer.num_nodes
@@ -251,10 +278,12 @@ class RunConfig:
             raise UserError(
                 f"a run has exactly one budget: {found}; set one of {', '.join(BUDGETS)}, the others to null"
             )
-        if self.budget_tokens is not None and self.budget_tokens < self.batch_tokens:
+        first = min([self.batch_tokens, *(tokens for _, tokens in self.batch_warmup[:1])])
+        if self.budget_tokens is not None and self.budget_tokens < first:
+            what = "batch_warmup" if self.batch_warmup else "batch_tokens"
             raise UserError(
-                f"budget_tokens={self.budget_tokens} is less than one step of batch_tokens={self.batch_tokens}; "
-                "raise the budget or lower batch_tokens"
+                f"budget_tokens={self.budget_tokens} is less than one step of {what}={first}; "
+                f"raise the budget or lower {what}"
             )
 
     def _check_lengths(self) -> None:
@@ -266,6 +295,43 @@ class RunConfig:
         known, own = self.tokenizer.known_vocab_size, self.model.vocab_size
         if known is not None and own is not None:
             check_vocabulary(own, known, self.tokenizer.type)
+
+    def _check_warmups(self) -> None:
+        for key, what, full in (
+            ("batch_warmup", "tokens a step", self.batch_tokens),
+            ("length_warmup", "tokens a sequence", self.context_length),
+        ):
+            points = getattr(self, key)
+            if not all(_is_point(point) for point in points):
+                raise UserError(
+                    f"{key}={shown(points)} is no list of points; write {key}=[[100000,{max(1, full // 4)}],"
+                    f"[200000,{max(1, full // 2)}]]: the first {what} up to 100,000 tokens of the run, then the second "
+                    f"up to 200,000, then {full}"
+                )
+            if sorted({until for until, _ in points}) != [until for until, _ in points]:
+                raise UserError(f"{key}={shown(points)}: the tokens of its points must increase")
+            sizes = [size for _, size in points] + [full]
+            if sorted(sizes) != sizes:
+                last = "batch_tokens" if key == "batch_warmup" else "the context length"
+                raise UserError(f"{key}={shown(points)}: its sizes must not fall, nor exceed {last}, {full}")
+        for _, length in self.length_warmup:
+            if self.context_length % length:
+                fits = [n for n in range(1, self.context_length + 1) if self.context_length % n == 0]
+                below, above = max(n for n in fits if n < length), min(n for n in fits if n > length)
+                raise UserError(
+                    f"length_warmup: a length of {length} does not divide the context length {self.context_length}; "
+                    f"use {below} or {above}"
+                )
+        if self.length_warmup and not self.objective.shortens:
+            raise UserError(
+                f"length_warmup cuts sequences of text, and objective={self.objective.type} learns from other "
+                "examples; leave it out"
+            )
+        if (self.batch_warmup or self.length_warmup) and self.callbacks.spike.action is SpikeAction.rollback:
+            raise UserError(
+                "callbacks.spike.action=rollback leaves out whole steps, whose sizes batch_warmup and length_warmup "
+                "change; use callbacks.spike.action=skip"
+            )
 
     def _check_tensor_parallel(self, tensor: int) -> None:
         strategy = self.strategy.type.value
@@ -285,20 +351,37 @@ class RunConfig:
                 )
 
     def _check_batch(self, devices: int) -> None:
+        for tokens in (self.batch_tokens, *(size for _, size in self.batch_warmup)):
+            self._check_step(tokens, devices)
+
+    def _check_step(self, tokens: int, devices: int) -> None:
         length = self.context_length
         unit = length * devices * (self.micro_batch_size or 1)
-        if self.batch_tokens < 1 or self.batch_tokens % unit:
-            below, above = self.batch_tokens // unit * unit, -(-max(self.batch_tokens, 1) // unit) * unit
+        if tokens < 1 or tokens % unit:
+            below, above = tokens // unit * unit, -(-max(tokens, 1) // unit) * unit
             nearest = " or ".join(str(n) for n in (below, above) if n > 0)
             parts = [f"context_length={length}"]
             if self.micro_batch_size is not None:
                 parts.append(f"micro_batch_size={self.micro_batch_size}")
             if devices > 1:
                 parts.append(f"{devices} devices")
+            if tokens != self.batch_tokens:
+                raise UserError(
+                    f"batch_warmup: a step of {tokens} tokens is not divisible by {unit} ({' x '.join(parts)}); "
+                    f"use {nearest}"
+                )
             raise UserError(
-                f"batch_tokens={self.batch_tokens} is not divisible by {unit} ({' x '.join(parts)}); "
-                f"use batch_tokens={nearest}"
+                f"batch_tokens={tokens} is not divisible by {unit} ({' x '.join(parts)}); use batch_tokens={nearest}"
             )
+
+
+def _is_point(point: Any) -> bool:
+    """Whether it is a pair of whole numbers above 0."""
+    return (
+        isinstance(point, list | tuple)
+        and len(point) == 2
+        and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in point)
+    )
 
 
 def check_vocabulary(vocab_size: int, tokenizer_size: int, tokenizer: str) -> None:
@@ -341,8 +424,8 @@ def as_before(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nodes(plain: dict[str, Any], group: str) -> Iterator[dict[str, Any]]:
-    """The configs of a group: one, and of a mixture those of its sources too."""
-    node = plain.get(group)
+    """The configs of a group ("": the run's own keys): one, and of a mixture those of its sources too."""
+    node = plain.get(group) if group else plain
     if isinstance(node, dict):
         yield node
         sources = node.get("sources")

@@ -105,11 +105,13 @@ def training_pass(
     target_length: int | None = None,
     scored_fraction: float = 1.0,
     fused: bool = True,
+    confined: bool = False,
 ) -> TrainingPass:
     """Count a forward and a backward pass of `model`, which must be on the meta device.
 
     A sequence is `context_length` tokens, and of an encoder-decoder `target_length` tokens of the decoder besides
     (None: as many); FLOPs are per token of the context. Of the positions before the head `scored_fraction` are scored.
+    `confined` is whether attention is confined to documents, which adds a mask (B, T, T) and takes no FLOPs away.
     With `fused`, attention, norms and dropout are a GPU's kernels: flash, memory-efficient or cuDNN attention, none of
     which keeps weights, with dropout and masks too. PyTorch falls back to its plain attention on a GPU for grouped
     queries with a mask or in float32, which keeps them and is not counted. Without `fused` they are a CPU's.
@@ -118,6 +120,7 @@ def training_pass(
     RuntimeError or TypeError where the model does not run on the meta device, such as one that reads tensors' values.
     """
     options = {"micro_batch_size": micro_batch_size, "scored_fraction": scored_fraction, "fused": fused}
+    options["confined"] = confined
     if target_length is not None or context_length <= SHORT_LENGTHS[-1]:
         return _count(model, context_length, target_length=target_length, **options)
     try:
@@ -161,16 +164,20 @@ def _count(
     micro_batch_size: int,
     scored_fraction: float,
     fused: bool,
+    confined: bool,
     target_length: int | None = None,
     limit: float = math.inf,
 ) -> TrainingPass:
     capabilities = model.config.capabilities
     tokens, source = _inputs(model, micro_batch_size, context_length, target_length)
     n_source = tokens.numel() if source is None else source.numel()
+    beside = {} if source is None else {"source": source}
+    if confined:
+        beside["document_ids"] = tokens
     meter, transformed = Meter(model, model.blocks, fused=fused, limit=limit), Counter()
     n_logits, vocab_size = 0.0, 0
     with meter.running():
-        hidden = model.hidden_states(tokens, **({} if source is None else {"source": source}))  # (B, T, D)
+        hidden = model.hidden_states(tokens, **beside)  # (B, T, D)
         meter.keep(hidden)
         backward(hidden)
         hidden = hidden.detach().requires_grad_(hidden.requires_grad)
@@ -231,6 +238,7 @@ def forward_pass(
     target_length: int | None = None,
     scored_fraction: float = 1.0,
     fused: bool = True,
+    confined: bool = False,
 ) -> ForwardPass:
     """Count an evaluation of a batch, as `training_pass` does; a model that loops over positions as on few of them."""
     was_training = model.training
@@ -239,9 +247,12 @@ def forward_pass(
         for length in (context_length, SHORT_LENGTHS[-1]):
             tokens, source = _inputs(model, batch_size, length, target_length)
             meter = Meter(model, model.blocks, fused=fused, limit=MAX_OPERATIONS)
+            beside = {} if source is None else {"source": source}
+            if confined:
+                beside["document_ids"] = tokens
             try:
                 with torch.no_grad(), meter.running():
-                    hidden = model.hidden_states(tokens, **({} if source is None else {"source": source}))
+                    hidden = model.hidden_states(tokens, **beside)
                     meter.scale = scored_fraction
                     if Capability.mlm_head in model.config.capabilities:
                         hidden = model.mlm_transform(hidden)

@@ -1,7 +1,7 @@
 """What a run is about to do: its plan, worked out and printed before it starts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,12 @@ from gptlab.config import RunConfig
 from gptlab.distributed.config import SHARDED, Layout, Recompute
 from gptlab.errors import UserError
 from gptlab.models.base import LanguageModel
+from gptlab.steps import Steps
 from gptlab.training.config import eval_batch_size
 from gptlab.units import bytes_text, flops_text, plural, significant, table
 
 if TYPE_CHECKING:
+    from gptlab.data.examples.packing import Packed
     from gptlab.data.mixture.prepare import PreparedMixture
     from gptlab.data.prepare import PreparedData
     from gptlab.distributed.devices import Devices
@@ -51,7 +53,7 @@ class Plan:
     """The numbers that follow from a config, a corpus and a machine."""
 
     n_steps: int
-    step_tokens: int  # target tokens of one optimizer step, over all devices
+    steps: Steps  # the sizes of all
     val_every: int | None  # steps between evaluations; None where there is no validation split
     vocab_size: int  # of the model
     tokenizer_vocab_size: int
@@ -68,6 +70,8 @@ class Plan:
     devices: str
     layout: Layout
     sources: tuple["PlannedSource", ...] = ()  # of a mixture
+    confined: bool = False  # attention to documents
+    packed: Mapping[str, "Packed"] = field(default_factory=dict)  # what packing made of each corpus's training split
 
     def text(self, config: RunConfig, folder: Path, start: int) -> str:
         """The plan for a person: a line for each of its parts, with its quantity, unit and details in columns."""
@@ -76,6 +80,7 @@ class Plan:
             ("model", f"{self.parameters['total']:,} parameters", f"{config.model_tag}: {self._parameters()}"),
             ("data", f"{self.train_tokens:,} tokens", f"{self.val_tokens:,} for validation; {self._corpus()}"),
             *(source.row() for source in self.sources),
+            *self._packing(),
             ("tokenizer", f"{self.tokenizer_vocab_size:,} entries", config.tokenizer.type),
             ("budget", f"{self.total_tokens:,} tokens", self._budget(config.sequences_per_step)),
             ("batch", f"{self.step_tokens:,} tokens", self._batch(config.sequences_per_step, config.context_length)),
@@ -86,8 +91,13 @@ class Plan:
         return table(rows)
 
     @property
+    def step_tokens(self) -> int:
+        """Target tokens of one optimizer step, over all devices, after the warmup of the batch."""
+        return self.steps.phases[-1].n_sequences * self.steps.context_length
+
+    @property
     def total_tokens(self) -> int:
-        return self.n_steps * self.step_tokens
+        return self.steps.tokens_before(self.n_steps)
 
     def _parameters(self) -> str:
         n, active, trained = (self.parameters[name] for name in ("total", "active", "trained"))
@@ -99,6 +109,13 @@ class Plan:
             text += f"; {trained:,} trained ({trained / n:.1%})"
         return text
 
+    def _packing(self) -> list[tuple[str, str, str]]:
+        what = "document" if self.n_examples is None else "record"
+        return [
+            ("packing", plural(found.n_sequences, "sequence"), (f"{name}: " if name else "") + found.text(what))
+            for name, found in self.packed.items()
+        ]
+
     def _corpus(self) -> str:
         return f"a mixture of {plural(len(self.sources), 'source')}" if self.sources else self.corpus
 
@@ -107,6 +124,8 @@ class Plan:
         whose sources have an epoch each."""
         if self.sources:
             return None
+        if self.packed:
+            return self.packed[""].n_sequences * self.step_tokens / sequences_per_step
         if self.n_examples is None:
             return max(1, self.train_tokens)
         return self.n_examples * self.step_tokens / sequences_per_step
@@ -125,10 +144,22 @@ class Plan:
             plural(data, "device") if tensor == 1 else f"{plural(data, 'group')} of {tensor} devices",
             plural(self.accumulation, "gradient accumulation step"),
         ]
-        return f"per step: {' x '.join(factors)}"
+        text = f"per step: {' x '.join(factors)}"
+        phases = [phase for phase in self.steps.phases if phase.first_step < self.n_steps]
+        if len(phases) > 1 or phases[-1] != self.steps.phases[-1]:
+            sizes = (f"{p.n_sequences * self.steps.context_length:,} tokens from step {p.first_step:,}" for p in phases)
+            text += f"; {', '.join(sizes)}"
+        if self.steps.lengths:
+            parts = (f"{length:,} tokens before {until:,}" for until, length in self.steps.lengths)
+            text += f"; in parts of {', '.join(parts)}"
+        return text
 
     def _compute(self) -> str:
         text = f"{flops_text(self.flops_per_token)} per token"
+        if self.confined:
+            text += ", attention counted over whole sequences, as for MFU: masked scores too"
+        if self.steps.lengths:
+            text += ", at the full length"
         return text if not self.uncounted else f"about {text} (6 N: {self.uncounted})"
 
     def _memory(self) -> str:
@@ -196,7 +227,7 @@ def count_steps(config: RunConfig, n_parameters: int) -> int:
     if config.budget_steps is not None:
         return config.budget_steps
     tokens = config.budget_tokens or round((config.tokens_per_parameter or 0) * n_parameters)
-    return max(1, tokens // (config.sequences_per_step * config.context_length))
+    return max(1, config.steps.within(tokens))
 
 
 def make_plan(
@@ -211,7 +242,6 @@ def make_plan(
     corpora = data.corpora.values()
     has_records = any(corpus.examples for corpus in corpora)
     parameters = costs.parameter_counts(model)
-    step_tokens = config.sequences_per_step * config.context_length
     n_steps = count_steps(config, parameters["total"])
     layout = config.strategy.layout(devices.world_size, config.trainer.num_nodes)
     share = config.sequences_per_step // layout.data
@@ -223,6 +253,7 @@ def make_plan(
         "target_length": objective.target_length,
         "scored_fraction": objective.scored_fraction,
         "fused": devices.accelerator != "cpu",
+        "confined": config.data.confined,
     }
     try:
         counted = costs.training_pass(model, config.context_length, micro_batch_size=micro_batch_size, **passes)
@@ -233,14 +264,17 @@ def make_plan(
         uncounted = f"the model does not run on the meta device, {str(error).splitlines()[0]}"
     return Plan(
         n_steps=n_steps,
-        step_tokens=step_tokens,
+        steps=config.steps,
         val_every=val_every if data.n_tokens("val") else None,
         vocab_size=vocab_size,
         tokenizer_vocab_size=data.tokenizer.vocab_size,
         parameters=parameters,
         flops_per_token=counted.flops_per_token if counted else costs.estimated_flops_per_token(model),
-        # A batch of a table's examples is as long as the longest, so no number of tokens says what it costs.
-        peak_flops=None if devices.peak_flops is None or has_records else devices.peak_flops * devices.world_size,
+        # A batch of a table's examples is as long as the longest, so no number of tokens says what it costs, and
+        # attention over shorter parts costs less.
+        peak_flops=None
+        if devices.peak_flops is None or has_records or config.length_warmup
+        else devices.peak_flops * devices.world_size,
         memory=costs.memory_bytes(
             model,
             counted,
@@ -260,7 +294,13 @@ def make_plan(
         val_tokens=data.n_tokens("val"),
         devices=devices.describe(),
         layout=layout,
+        confined=config.data.confined,
     )
+
+
+def with_packing(plan: Plan, packed: "Mapping[str, Packed]") -> Plan:
+    """The plan with what packing made of each corpus's training split; empty where nothing is packed."""
+    return replace(plan, packed=dict(packed))
 
 
 def with_sources(

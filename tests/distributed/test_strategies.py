@@ -25,15 +25,20 @@ OPTIONS = {
     "full": {"strategy": {"activation_checkpointing": "full"}},
     "selective": {"strategy": {"activation_checkpointing": "selective"}},
     "compile": {"strategy": {"compile": True}},
+    "documents": {"documents": True, "strategy": {"activation_checkpointing": "full"}},
     "async": {"checkpoint": {"async_save": True}},
 }
+OTHERS = ("muon", "documents")  # which learn something else than the others
 COMPILED = ("auto", "ddp", "fsdp", "tp")  # the others use the same two ways of dividing
 
 
 def job_of(strategy: str, option: str, folder) -> dict:
     run = {"micro_batch_size": MICRO[RANKS[strategy]]}
     job = {"run": run, **OPTIONS[option], "folder": str(folder), "evaluate": option == "plain"}
-    return job | {"strategy": {"type": strategy, **job.get("strategy", {})}}
+    own = job.get("strategy", {})
+    if (strategy, option) == ("auto", "documents"):  # what the others are compared with recomputes nothing
+        own = {}
+    return job | {"strategy": {"type": strategy, **own}}
 
 
 # What the others repeat: parameters in one piece, sharded, tensor-parallel, and in groups.
@@ -41,6 +46,7 @@ SHORT = {
     *((strategy, "plain") for strategy in RANKS),
     *(("auto", option) for option in OPTIONS),
     *(("fsdp", option) for option in OPTIONS if option != "selective"),
+    ("tp", "documents"),
     *(("fsdp_tp", "muon"), ("tp", "full"), ("zero1", "muon")),
 }
 CASES = [
@@ -60,7 +66,11 @@ def trained(tmp_path_factory, request):
     """A run of ten steps of each case that is looked at, saved after the fifth."""
     place = tmp_path_factory.mktemp("strategies")
     alone = [("tp", "compile")]  # in a process that has compiled another strategy, torch 2.13 recurses without end
-    cases = {("auto", "muon"), *((s, "plain") for s in RANKS), *wanted(request, "strategy", "option")}
+    cases = {
+        *(("auto", option) for option in OTHERS),
+        *((s, "plain") for s in RANKS),
+        *wanted(request, "strategy", "option"),
+    }
     for n_ranks in (1, 2, 4):
         together = [(s, o) for s, o in sorted(cases, key=compiled_last) if RANKS[s] == n_ranks and (s, o) not in alone]
         carry_out([job_of(s, o, place / f"{s}-{o}") for s, o in together], n_ranks, place)
@@ -85,7 +95,7 @@ def test_ten_steps_equal_those_of_one_process(trained, strategy, option):
     if option == "plain":
         assert [row["step"] for row in (first, *expected) if "eval/other/loss" in row] == [0, 3, 6, 9, 10]
         assert [row["step"] for row in (first, *expected) if "eval/choice/accuracy" in row] == [0, 5, 10]
-    expected = step_rows(trained / f"auto-{'muon' if option == 'muon' else 'plain'}" / "metrics.csv")
+    expected = step_rows(trained / f"auto-{option if option in OTHERS else 'plain'}" / "metrics.csv")
     assert len(expected) == 10 and all(row["train/grad_norm"] > 0.3 for row in expected), "clipping is active"
     if option != "plain":  # which alone evaluates
         expected = [{name: value for name, value in row.items() if "eval/" not in name} for row in expected]

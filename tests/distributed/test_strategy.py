@@ -10,6 +10,7 @@ from gptlab.distributed.parallelize import parallelize
 from gptlab.errors import UserError
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
+from gptlab.steps import Steps
 from gptlab.training.datamodule import TrainBatches
 
 
@@ -84,7 +85,7 @@ def test_a_step_reads_the_same_samples_on_any_number_of_devices(step):
                 Indices(1000),
                 AsIs(),
                 ExampleOrder(5, 1000),
-                per_step=8,
+                steps=Steps.of(1, 8),
                 rank=layout.data_rank(rank),
                 world_size=layout.data,
             )[step]

@@ -13,6 +13,7 @@ from gptlab.models.decoder.config import (
     Norm,
     NormPlacement,
     Position,
+    RopeType,
     RouterSoftmax,
 )
 from gptlab.nn.loss import linear_cross_entropy
@@ -364,3 +365,48 @@ def test_padding_before_a_token_is_refused():
     model = build_model(TINY, VOCAB_SIZE, seed=0)
     with pytest.raises(ValueError, match="pad sequences at their end"):
         model.hidden_states(tokens(1, 3), attention_mask=torch.tensor([[False, True, True]]))
+
+
+CONFINED = [
+    *({"position": value} for value in Position),
+    {"position": Position.rotary, "rope_type": RopeType.yarn, "rope_factor": 2.0, "n_kv_head": 2, "qk_norm": True},
+    {"attention_pattern": AttentionPattern.alternating, "attention_window": 2},
+    {"attention_pattern": AttentionPattern.sliding_window, "attention_window": 3, "position": Position.rotary},
+    {"norm_placement": NormPlacement.post},
+    {"n_expert": 4, "n_shared_expert": 1},
+]
+
+
+@pytest.mark.parametrize("option", CONFINED, ids=str)
+def test_a_document_among_others_is_as_it_is_alone(option):
+    model = perturbed(build_model(replace(TINY, **option), VOCAB_SIZE, seed=0)).eval()
+    lengths = [[5, 1, 6], [4, 8], [12]]
+    ids = torch.tensor([[i for i, n in enumerate(row) for _ in range(n)] for row in lengths])
+    packed = tokens()
+    logits = model(packed, document_ids=ids)
+    loss = logits.square().sum()
+    together = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    alone, parts = 0.0, []
+    for row, sizes in zip(packed, lengths, strict=True):
+        for document in row.split(sizes):
+            parts.append(model(document[None]))
+            alone = alone + parts[-1].square().sum()
+    assert torch.allclose(logits.flatten(0, 1), torch.cat([part[0] for part in parts]), atol=1e-5)
+    assert loss.item() == pytest.approx(alone.item(), rel=1e-6)
+    expected = torch.autograd.grad(alone, list(model.parameters()), allow_unused=True)
+    largest = max(value.abs().max() for value in expected if value is not None)
+    for mine, theirs in zip(together, expected, strict=True):
+        if theirs is not None:
+            assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6 * largest)
+    cached = []
+    for row, sizes in zip(packed, lengths, strict=True):  # one token at a time, as in generation
+        for document in row.split(sizes):
+            cache = model.new_cache(1, len(document))
+            cached += [model.head.logits(model.hidden_states(t[None, None], cache=cache))[0] for t in document]
+    assert torch.allclose(logits.flatten(0, 1), torch.cat(cached), atol=1e-5)
+
+
+def test_documents_and_a_cache_are_not_for_one_call():
+    model = build_model(TINY, VOCAB_SIZE, seed=0)
+    with pytest.raises(ValueError, match="document_ids with a cache"):
+        model.hidden_states(tokens(), document_ids=tokens(), cache=model.new_cache(3, 12))

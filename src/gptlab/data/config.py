@@ -35,12 +35,30 @@ class Overlong(Enum):
     truncate = "truncate"
 
 
+class Packing(Enum):
+    """What a sequence consists of."""
+
+    stream = "stream"  # the documents one after the other, cut wherever a sequence ends
+    best_fit = "best_fit"  # whole documents or records that fill it; only longer ones are cut
+    none = "none"  # one document or record
+
+
+class AttentionScope(Enum):
+    """How far back a token of a sequence attends."""
+
+    sequence = "sequence"
+    document = "document"  # to its own document alone, in which positions begin at 0
+
+
 @dataclass(kw_only=True, slots=True)
 class RunDataConfig:
     """What a run reads: one corpus or a mixture of several."""
 
     type: str = ""
     context_length: int | None = bounded(None, ge=1)  # null: the model's
+    packing: Packing | None = None  # null: stream; of a table none
+    attention: AttentionScope = AttentionScope.sequence
+    boundary_targets: bool = True  # whether the end of a document predicts the first token of the next
     shuffle: bool = True
     n_workers: int = bounded(0, ge=0)  # processes that gather batches; 0: the main process
     n_processes: int | None = bounded(None, ge=1)  # processes that tokenize; null: one per core
@@ -66,9 +84,31 @@ class RunDataConfig:
         """Whether a part of the text is left for validation."""
         raise NotImplementedError
 
+    @property
+    def packed(self) -> Packing:
+        """The packing as it takes effect."""
+        own = Packing.stream if self.target_kind is None else Packing.none
+        return own if self.packing is None else Packing(self.packing)
+
+    @property
+    def by_document(self) -> bool:
+        """Whether a token attends to its own document alone."""
+        return AttentionScope(self.attention) is AttentionScope.document
+
+    @property
+    def confined(self) -> bool:
+        """Whether sequences hold several documents, of which none sees another."""
+        return self.by_document and self.packed is not Packing.none
+
     def check(self) -> None:
         """Refuse values that cannot work."""
         check_bounds(self, "data.")
+        if self.target_kind is None:
+            return
+        if self.packed is Packing.stream:
+            raise UserError("data.packing=stream would cut records; use data.packing=best_fit or none")
+        if not self.boundary_targets:
+            raise UserError("data.boundary_targets=false has no effect on records: their first token is no target")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -115,6 +155,11 @@ class DataConfig(RunDataConfig):
         RunDataConfig.check(self)
         if self.path == "":
             raise UserError("data.path= is empty; name a file or a folder, or leave it out")
+        if self.stride is not None and self.packed is not Packing.stream:
+            raise UserError(
+                f"data.stride={self.stride} is for sliding windows, and data.packing={self.packed.value} cuts none; "
+                "leave one out"
+            )
         self.check_fractions()
         for name, config in self.filter_configs.items():
             config.check(f"data.filters.{name}")

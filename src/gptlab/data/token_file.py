@@ -9,7 +9,7 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,22 +125,19 @@ class TokenFile:
 
     def positions(self, token_id: int) -> np.ndarray:
         """Where a token stands, int64 (n,), in order; the first call reads the file and keeps the result beside it."""
-        path = self.path.with_name(f"{self.path.name}.{token_id}.npy")
-        with suppress(OSError, ValueError, EOFError):
-            about, found = np.load(path, mmap_mode="r", allow_pickle=False), None
-            # The checksum of the ids that were searched, as 32 bytes, before the positions.
-            if about.dtype == np.dtype("<i8") and about.ndim == 1 and about[:4].tobytes().hex() == self.checksum:
-                found = about[4:].view(np.ndarray)
-            if found is not None:
-                return found
-        blocks, start = [np.frombuffer(bytes.fromhex(self.checksum), dtype="<i8")], 0
-        for block in self._blocks(self.n_tokens):
-            blocks.append(np.flatnonzero(block == token_id) + start)
-            start += len(block)
-        content = np.concatenate(blocks).astype("<i8")
-        with suppress(OSError), replacing(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, content, allow_pickle=False)
-        return content[4:]
+
+        def search() -> np.ndarray:
+            blocks, start = [np.empty(0, dtype=np.int64)], 0
+            for block in self._blocks(self.n_tokens):
+                blocks.append(np.flatnonzero(block == token_id) + start)
+                start += len(block)
+            return np.concatenate(blocks)
+
+        return self.remembered(str(token_id), search)
+
+    def remembered(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """What `make` finds out about the ids, int64 (n,), kept beside the file under a name where that is possible."""
+        return remembered(self.path.with_name(f"{self.path.name}.{name}.npy"), self.checksum, make)
 
     def part_at(self, position: int) -> "TokenPart":
         """The file with a token of the split, which is this one."""
@@ -171,6 +168,21 @@ class TokenPart(NamedTuple):
     begin: int
     n_separators: int
     file: TokenFile
+
+
+def remembered(path: Path, checksum: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The integers that `make` returned for ids of a checksum, int64 (n,): mapped from `path`, or made and saved."""
+    with suppress(OSError, ValueError, EOFError):
+        about, found = np.load(path, mmap_mode="r", allow_pickle=False), None
+        # The checksum of the ids, as 32 bytes, before the integers.
+        if about.dtype == np.dtype("<i8") and about.ndim == 1 and about[:4].tobytes().hex() == checksum:
+            found = about[4:].view(np.ndarray)
+        if found is not None:
+            return found
+    content = np.concatenate([np.frombuffer(bytes.fromhex(checksum), dtype="<i8"), make()]).astype("<i8")
+    with suppress(OSError), replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, content, allow_pickle=False)
+    return content[4:]
 
 
 def entropy_of(blocks: Iterable[np.ndarray], vocab_size: int) -> float:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
@@ -22,6 +22,7 @@ from gptlab.data.token_file import (
     TokenPart,
     entropy_of,
     read_header,
+    remembered,
     token_dtype,
 )
 from gptlab.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, restore_tokenizer
@@ -342,6 +343,10 @@ class TokenShards:
             found.append(check_shard(self.path, self._manifest, shard).positions(token_id) + begin)
             begin += shard.n_tokens
         return np.concatenate(found)
+
+    def remembered(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """As `TokenFile.remembered`, of all shards of the split."""
+        return remembered(self.path / f"{self._part}.{name}.npy", self._manifest.fingerprint, make)
 
     def unigram_entropy(self) -> float:
         """As `TokenFile.unigram_entropy`."""

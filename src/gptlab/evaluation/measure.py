@@ -97,7 +97,11 @@ def _evaluate(
         text = validation_split(subject, show=show) if corpus is None else encode(corpus, tokenizer)
         context = subject.run.config.context_length if subject.run and subject.data else None  # as it was trained
         model = prepare(model, config.precision, device)
-        numbers = perplexity(model, tokenizer, text, stride=config.stride, context_length=context, show=show)
+        confined = subject.run is not None and subject.run.config.data.by_document
+        separator = tokenizer.eot if confined else None
+        numbers = perplexity(
+            model, tokenizer, text, stride=config.stride, context_length=context, separator=separator, show=show
+        )
         if text.lost_text is not None:
             print(
                 f"warning: no bits per byte: the tokenizer does not give the text back ({text.lost_text})",

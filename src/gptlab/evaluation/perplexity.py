@@ -64,14 +64,16 @@ def perplexity(
     *,
     stride: int | None = None,
     context_length: int | None = None,
+    separator: int | None = None,
     show: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Loss in nats per token, perplexity, and bits per byte of a text; the last not where its tokens lose some of it.
 
-    The window moves as in `strided_nats`, with None for its defaults. The first token is predicted from the tokenizer's
-    beginning-of-text token; without one it is context alone. Bytes are those of the whole text, as in a run's
-    validation. `between` is called after each batch. UserError where there is no token to predict.
+    The window moves as in `strided_nats`, with None for its defaults, and `separator` is as there. The first token is
+    predicted from the tokenizer's beginning-of-text token; without one it is context alone. Bytes are those of the
+    whole text, as in a run's validation. `between` is called after each batch. UserError where there is no token to
+    predict.
     """
     context_length = context_length or model.config.context_length
     stride = stride or context_length - context_length // 2
@@ -88,7 +90,8 @@ def perplexity(
         raise UserError(f"{text.description}: there is no token to predict; give a longer text")
     total = 0.0
     with progress("tokens", n_tokens, show=show, between=between) as advance:
-        for nats in strided_nats(model, tokens, stride=stride, context_length=context_length):
+        found = strided_nats(model, tokens, stride=stride, context_length=context_length, separator=separator)
+        for nats in found:
             total += nats.double().sum().item()
             advance(len(nats))
     loss = total / n_tokens

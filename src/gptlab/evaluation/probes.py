@@ -33,6 +33,7 @@ class Probe:
     tokenizer: Tokenizer
     content: Any  # an EncodedText, Prompts, or minimal pairs
     context_length: int
+    by_document: bool = False  # attention, as the run learns it
 
     @property
     def key(self) -> str:
@@ -50,6 +51,7 @@ class Probe:
         measured: dict[str, Any] = {"kind": config.kind.value}
         if config.kind is Kind.perplexity:
             measured |= {"text": content.sha256, "stride": config.stride}
+            measured |= {"by_document": True} if self.by_document else {}
         elif config.kind is Kind.pairs:
             measured["pairs"] = content
         else:
@@ -81,7 +83,13 @@ class Probe:
         if config.kind is Kind.perplexity:
             context_length = self.context_length
             found = perplexity(
-                model, tokenizer, content, stride=config.stride, context_length=context_length, between=between
+                model,
+                tokenizer,
+                content,
+                stride=config.stride,
+                context_length=context_length,
+                separator=tokenizer.eot if self.by_document else None,
+                between=between,
             )
         elif config.kind is Kind.pairs:
             found = judge_pairs(model, tokenizer, content, between=between)["numbers"]
@@ -100,17 +108,24 @@ class Probe:
 
 
 def open_probes(
-    evaluate: Mapping[str, Any], tokenizer: Tokenizer, model: LanguageModel, *, context_length: int, speaks: bool
+    evaluate: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    model: LanguageModel,
+    *,
+    context_length: int,
+    by_document: bool = False,
+    speaks: bool,
 ) -> list[Probe]:
     """The probes of `callbacks.evaluate`; UserError where one cannot work with this tokenizer and model.
 
-    `model` is one of the shapes alone. `speaks`: this process prints what a person should know.
+    `model` is one of the shapes alone; `by_document`: it learns from documents that do not see each other. `speaks`:
+    this process prints what a person should know.
     """
     found = []
     for name, options in evaluate.items():
         every_steps, config = probe_config(name, options)
         try:
-            found.append(_open(name, every_steps, config, tokenizer, model, context_length))
+            found.append(_open(name, every_steps, config, tokenizer, model, context_length, by_document))
         except UserError as error:
             raise UserError(f"callbacks.evaluate.{name}: {error}") from None
         lost = getattr(found[-1].content, "lost_text", None)
@@ -131,6 +146,7 @@ def _open(
     tokenizer: Tokenizer,
     model: LanguageModel,
     context_length: int,
+    by_document: bool,
 ) -> Probe:
     _check_model(config.kind, model)
     if config.kind is Kind.perplexity:
@@ -148,6 +164,7 @@ def _open(
         tokenizer=tokenizer,
         content=content,
         context_length=context_length,
+        by_document=by_document,
     )
     probe.check(model)
     return probe

@@ -74,12 +74,14 @@ def strided_nats(
     *,
     stride: int | None = None,
     context_length: int | None = None,
+    separator: int | None = None,
 ) -> Iterator[Tensor]:
     """-log p of each token but the first, in their order and each once, a batch at a time.
 
     The window moves by `stride` (None: half the context, rounded up) and its new tokens are scored. So each token is
     predicted from at least `context_length - stride` tokens (None: the model's context), where there are so many before
-    it. UserError for a model that is not causal.
+    it. With a `separator`, the token that ends each document, attention is confined to a document, in which positions
+    begin at 0: as a model reads that was trained so. UserError for a model that is not causal.
     """
     if Capability.causal not in model.config.capabilities:
         raise UserError(
@@ -97,7 +99,7 @@ def strided_nats(
         batch.append(Continuation(context.tolist(), ids[done : done + n_new].tolist()))
         done += n_new
         if done >= len(ids) or (len(batch) + 1) * context_length > BATCH_TOKENS:
-            yield torch.cat([found.nats for found in _score_batch(model, batch)])
+            yield torch.cat([found.nats for found in _score_batch(model, batch, separator)])
             batch = []
 
 
@@ -135,7 +137,9 @@ def score_continuations(
 
 
 @torch.no_grad()
-def _score_batch(model: LanguageModel, batch: Sequence[Continuation]) -> list[ContinuationScore]:
+def _score_batch(
+    model: LanguageModel, batch: Sequence[Continuation], separator: int | None = None
+) -> list[ContinuationScore]:
     device = next(model.parameters()).device
     if has_encoder(model):
         read = [[model.config.decoder_start_token_id, *one.tokens[:-1]] for one in batch]
@@ -144,7 +148,11 @@ def _score_batch(model: LanguageModel, batch: Sequence[Continuation]) -> list[Co
     else:
         # Padding is on the right: no earlier position depends on it.
         read, beside = [[*one.context, *one.tokens[:-1]] for one in batch], {}
-    hidden = model.hidden_states(pad(read, device)[0], **beside)  # (B, T, D)
+    tokens = pad(read, device)[0]
+    if separator is not None:
+        ends = tokens == separator
+        beside["document_ids"] = ends.cumsum(-1) - ends.long()
+    hidden = model.hidden_states(tokens, **beside)  # (B, T, D)
     lengths = [len(one.tokens) for one in batch]
     ends = [(i, len(tokens)) for i, tokens in enumerate(read)]
     positions = [(i, at) for (i, end), n in zip(ends, lengths, strict=True) for at in range(end - n, end)]

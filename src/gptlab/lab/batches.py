@@ -14,7 +14,8 @@ PADDING, NO_TARGET = "padding", "no target"
 MASKS = {"tokens": "attention_mask", "source": "source_mask"}  # which tokens of a text are real
 NEXT_SENTENCE = ("the second segment follows the first", "the second segment is from elsewhere")
 TEXTS = ("source", "tokens", "targets")
-OTHERS = ("segments", "masked_positions", "labels", "nsp_labels")
+RUNS = ("segments", "document_ids")  # shown as runs of equal numbers
+OTHERS = (*RUNS, "masked_positions", "labels", "nsp_labels")
 
 
 def read_examples(
@@ -57,12 +58,11 @@ def as_text(examples: Sequence[Mapping[str, Any]], *, by_token: bool = False) ->
 def _example(batch: Mapping[str, Tensor], i: int, tokenizer: Tokenizer, class_names: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in TEXTS:
-        if name in batch and batch[name].ndim == 2:
-            ids = batch[name][i].tolist()
+        if name in batch and batch[name].ndim >= 2:  # parts of a sequence one after the other
+            ids = batch[name][i].flatten().tolist()
             mask = batch.get(MASKS.get(name, ""))
-            found[name] = _text(ids, None if mask is None else mask[i].tolist(), tokenizer)
-    if "segments" in batch:
-        found["segments"] = batch["segments"][i].tolist()
+            found[name] = _text(ids, None if mask is None else mask[i].flatten().tolist(), tokenizer)
+    found |= {name: batch[name][i].flatten().tolist() for name in RUNS if name in batch}
     if "masked_positions" in batch:
         positions, labels = batch["masked_positions"][i].tolist(), batch["labels"][i].tolist()
         shown = {token["position"]: token for token in found["tokens"]["tokens"]}
@@ -117,9 +117,10 @@ def _fields(example: Mapping[str, Any]) -> list[str]:
         if name in example:
             shifted = _shifted(example) if name == "targets" else None
             lines.append((name, shifted or _readable(example[name]["text"])))
-    if "segments" in example:
-        runs = [(value, len(list(group))) for value, group in groupby(example["segments"])]
-        lines.append(("segments", ", ".join(f"{value} x {n}" for value, n in runs)))
+    for name in RUNS:
+        if name in example:
+            runs = [(value, len(list(group))) for value, group in groupby(example[name])]
+            lines.append((name.replace("_", " "), ", ".join(f"{value} x {n}" for value, n in runs)))
     if "masked" in example:
         width = max((columns(one["read"]) for one in example["masked"]), default=0)
         rows = [
@@ -131,7 +132,7 @@ def _fields(example: Mapping[str, Any]) -> list[str]:
         lines.append(("class", " ".join(str(value) for value in example["class"].values())))
     if "next_sentence" in example:
         lines.append(("next sentence", example["next_sentence"]))
-    known = {*TEXTS, "from", "segments", "masked", "class", "next_sentence"}
+    known = {*TEXTS, *RUNS, "from", "masked", "class", "next_sentence"}
     lines += [(name, str(value)) for name, value in example.items() if name not in known]
     width = max(len(name) for name, _ in lines)
     return [f"{name:<{width}}  {text}".replace("\n", "\n" + " " * (width + 2)).rstrip() for name, text in lines]

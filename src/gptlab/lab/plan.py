@@ -85,6 +85,7 @@ class Planner:
             "target_length": objective.target_length,
             "scored_fraction": objective.scored_fraction,
             "fused": not devices.kind.is_cpu,
+            "confined": config.data.confined,
         }
         self.parameters = costs.parameter_counts(self.model)
         self.step_tokens = config.sequences_per_step * config.context_length
@@ -94,7 +95,7 @@ class Planner:
     @property
     def total_tokens(self) -> int:
         """Target tokens of the whole run."""
-        return count_steps(self.config, self.parameters["total"]) * self.step_tokens
+        return self.config.steps.tokens_before(count_steps(self.config, self.parameters["total"]))
 
     def training_pass(self, micro_batch_size: int = 1) -> TrainingPass:
         """A forward and a backward pass of a device over its micro-batch."""

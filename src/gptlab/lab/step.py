@@ -172,7 +172,7 @@ def read_step(
 
 
 def _places(data: PreparedData | PreparedMixture, batches: TrainBatches, item: int) -> list[_Place]:
-    samples = batches.samples(np.array([[item]]))[0]
+    samples = batches.samples(item)
     indices = batches.order.indices(samples)
     examples, names = batches.examples, list(data.corpora)
     if not isinstance(examples, MixedExamples):

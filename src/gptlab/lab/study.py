@@ -21,6 +21,7 @@ from gptlab.lab.config import N_TRIALS, Direction, PrunerKind, SamplerKind, Swee
 from gptlab.lab.space import Dimension
 from gptlab.lab.trials import State, Trial, hold, key_of_config, refuse_other_run, steps_of, validations, value_of
 from gptlab.overrides import trial_name
+from gptlab.steps import steps_of_config
 from gptlab.units import plural
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ class Study:
         """A step as the study counts it: trials are compared at equal tokens where their batches differ."""
         if step is None or self._unit is None or trial.config is None:
             return step or 0
-        return step * trial.config["batch_tokens"] // self._unit
+        return steps_of_config(trial.config).tokens_before(step) // self._unit
 
     def settle(self, trial: Trial) -> None:
         """Tell the study how a trial ended; one that was stopped stays running, to be taken up again."""

@@ -91,7 +91,7 @@ def sweep(
 
     if not (folder / ABOUT_FILE).is_file():  # a sweep that was begun has been checked
         check_space(dimensions, compose, "space" if isinstance(space, Mapping) else str(space))
-    batches_differ = any(d.key in ("batch_tokens", *presets) for d in dimensions)
+    batches_differ = any(d.key in ("batch_tokens", "batch_warmup", *presets) for d in dimensions)
     unit = base.context_length if batches_differ else None
     study = Study(settings, dimensions, compose, folder, about, unit, say)
     done = counts(study.trials()) if study.n else ""

@@ -27,7 +27,9 @@ class LanguageModel(nn.Module, ABC):
 
     Its `config.capabilities` promise more: `bidirectional` that `hidden_states` takes `segments`; `encoder_decoder`
     that it takes `source` and `source_mask`, that `encode` is defined and that `config` has `decoder_start_token_id`;
-    `mlm_head`, `pooler` and `nsp_head` that `mlm_transform`, `pooled` and `next_sentence` are defined.
+    `document_ids` that `hidden_states` takes these: integers (B, T), equal within a document, to which attention is
+    then confined and in which positions begin at 0; `mlm_head`, `pooler` and `nsp_head` that `mlm_transform`, `pooled`
+    and `next_sentence` are defined.
     """
 
     blocks: Sequence[nn.Module] | nn.ModuleList

@@ -22,6 +22,7 @@ class Capability(Enum):
     mlm_head = "mlm_head"  # `mlm_transform` and a head for masked positions
     nsp_head = "nsp_head"  # `next_sentence` scores
     pooler = "pooler"  # `pooled`, one state for the whole text
+    document_ids = "document_ids"  # attention can be confined to a document of a sequence that holds several
 
 
 class Feedforward(Enum):

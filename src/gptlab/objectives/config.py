@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gptlab.data.config import DataConfig, RunDataConfig, TargetKind
+from gptlab.data.config import AttentionScope, DataConfig, Packing, RunDataConfig, TargetKind
 from gptlab.data.sources.config import TableConfig
 from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds
@@ -21,6 +21,8 @@ class ObjectiveConfig:
 
     target_kinds: ClassVar[tuple[TargetKind, ...]] = ()  # kinds of examples that it learns from; none: plain text
     continues: ClassVar[bool] = False  # whether a preview can continue a prompt
+    shortens: ClassVar[bool] = False  # whether it learns from parts of a sequence as from sequences
+    packs: ClassVar[bool] = False  # whether it obeys data.packing, data.attention and data.boundary_targets
 
     type: str = ""
 
@@ -58,7 +60,7 @@ class ObjectiveConfig:
         )
 
     def check_data(self, data: RunDataConfig) -> None:
-        """Refuse a corpus of another kind than this objective learns from."""
+        """Refuse a corpus of another kind than this objective learns from, and sequences that it does not make."""
         kind = data.target_kind
         if kind is None:
             if self.target_kinds:
@@ -72,6 +74,19 @@ class ObjectiveConfig:
                 f"objective={self.type} does not learn from examples with a {kind.value}; "
                 f"use objective={' or '.join(fitting)}"
             )
+        self._check_sequences(data)
+
+    def _check_sequences(self, data: RunDataConfig) -> None:
+        own = Packing.stream if data.target_kind is None else Packing.none
+        given = {
+            f"data.packing={data.packed.value}": data.packed is not own,
+            f"data.attention={AttentionScope(data.attention).value}": data.attention is not AttentionScope.sequence,
+            "data.boundary_targets=false": not data.boundary_targets,
+        }
+        if not self.packs and any(given.values()):
+            key = next(key for key, is_given in given.items() if is_given)
+            fitting = " or ".join(name for name, other in variants("objective").items() if other.packs)
+            raise UserError(f"{key} works with objective={fitting} alone, not with {self.type}; leave it out")
 
 
 @register("objective", "causal_lm")
@@ -79,11 +94,13 @@ class CausalLMConfig(ObjectiveConfig):
     """Predict each token from those before it."""
 
     continues: ClassVar[bool] = True
+    shortens: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
 
     def build(self, *, tokenizer, model, data, context_length, seed):
         from gptlab.objectives.causal_lm import CausalLM
 
-        return CausalLM(data=data, context_length=context_length)
+        return CausalLM(data=data, context_length=context_length, tokenizer=tokenizer)
 
 
 @register("objective", "masked_lm")
@@ -182,6 +199,7 @@ class InstructionConfig(ObjectiveConfig):
 
     target_kinds: ClassVar[tuple[TargetKind, ...]] = (TargetKind.response, TargetKind.messages)
     continues: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
 
     def build(self, *, tokenizer, model, data, context_length, seed):
         from gptlab.objectives.instruction import Instruction

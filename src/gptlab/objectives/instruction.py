@@ -4,7 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptlab.data.config import Packing
 from gptlab.data.examples.example_table import ExampleTable, TokenizedExample
+from gptlab.data.examples.packing import PackedExamples
 from gptlab.data.prepare import PreparedData
 from gptlab.data.sources.config import TableConfig
 from gptlab.data.tokenizers.tokenizer import Tokenizer
@@ -31,18 +33,29 @@ class Instruction(Objective):
         self.pad = tokenizer.pad or 0  # any token will do: padding is masked
         self.end = [] if tokenizer.eot is None else [tokenizer.eot]
 
-    def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> ExampleTable:
+    def examples(self, data: PreparedData, split: str, *, evaluating: bool) -> ExampleTable | PackedExamples:
         # The last token is only a target.
-        return data.examples[split].fit(self.context_length + 1, self.data.overlong)
+        n_tokens = self.context_length + 1
+        table = data.examples[split].fit(n_tokens, self.data.overlong)
+        return PackedExamples(table, n_tokens) if self.data.packed is Packing.best_fit else table
 
-    def collate(self, examples: list[TokenizedExample], sample_ids: np.ndarray) -> Batch:
-        """Tokens, targets without those of prompts, and attention mask (B, T); with a source also `source` (B, S)."""
+    def collate(self, examples: list[TokenizedExample] | list[list[TokenizedExample]], sample_ids: np.ndarray) -> Batch:
+        """Tokens, targets without those of prompts, and attention mask (B, T); with a source also `source` (B, S).
+
+        Of several examples in a sequence, which `document_ids` (B, T) tell apart where none sees another.
+        """
+        several = [[one] if isinstance(one, TokenizedExample) else one for one in examples]
+        examples = [joined(examples) for examples in several]
         if self.decoder_start_token_id is not None:
             return self._source_and_target(examples, self.decoder_start_token_id)
         tokens, attention_mask = pad([example.tokens[:-1] for example in examples], self.pad)
         scored = [np.where(example.scored, example.tokens, IGNORE_INDEX)[1:] for example in examples]
         targets, _ = pad(scored, IGNORE_INDEX)
-        return {"tokens": tokens, "targets": targets, "attention_mask": attention_mask}
+        batch = {"tokens": tokens, "targets": targets, "attention_mask": attention_mask}
+        if self.data.confined:
+            ids = [np.repeat(np.arange(len(e)), [len(one.tokens) for one in e])[:-1] for e in several]
+            batch["document_ids"], _ = pad(ids, self.context_length)
+        return batch
 
     def _source_and_target(self, examples: list[TokenizedExample], start_token: int) -> Batch:
         starts = [_last_response(example.scored) for example in examples]
@@ -69,12 +82,15 @@ class Instruction(Objective):
 
     def predictions(self, model: LanguageModel, batch: Batch) -> Predictions:
         """The next token of each response."""
-        inputs = {name: batch[name] for name in ("attention_mask", "source", "source_mask") if name in batch}
+        inputs = {name: batch.get(name) for name in ("attention_mask", "source", "source_mask", "document_ids")}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
         return Predictions(model.hidden_states(batch["tokens"], **inputs), batch["targets"])  # (B, T, D), (B, T)
 
     def preview(self, context: PreviewContext) -> str:
         """A prompt, the model's response and the true one."""
         (example,) = context.examples
+        if not isinstance(example, TokenizedExample):  # the first of its sequence
+            example = example[0]
         prompt, truth = context.prompt, []
         if not prompt:
             start = _last_response(example.scored)
@@ -99,6 +115,15 @@ class Instruction(Objective):
             logits = context.model.head.logits(context.model.hidden_states(**batch)[:, -1])
             tokens.append(int(logits[0, : context.tokenizer.vocab_size].argmax()))
         return tokens[1:]
+
+
+def joined(examples: list[TokenizedExample]) -> TokenizedExample:
+    """Examples one after the other as one, in which no example predicts the first token of the next."""
+    if len(examples) == 1:
+        return examples[0]
+    scored = np.concatenate([example.scored for example in examples])
+    scored[np.cumsum([len(example.tokens) for example in examples[:-1]])] = False
+    return TokenizedExample(np.concatenate([example.tokens for example in examples]), scored, examples[0].label)
 
 
 def _last_response(scored: np.ndarray) -> int:

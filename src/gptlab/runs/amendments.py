@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from gptlab.errors import UserError
 from gptlab.files import locked, write_text_atomic
 from gptlab.runs.folder import RunFolder
+from gptlab.steps import Steps
 from gptlab.training.config import CallbacksConfig, OptimizerConfig, ScheduleConfig
 from gptlab.values import coerce
 
@@ -28,6 +29,9 @@ class Amendable(Protocol):
     callbacks: CallbacksConfig
     batch_tokens: int
 
+    @property
+    def steps(self) -> Steps: ...
+
 
 @dataclass(slots=True)
 class AmendableConfig:
@@ -37,6 +41,7 @@ class AmendableConfig:
     schedule: ScheduleConfig
     callbacks: CallbacksConfig
     batch_tokens: int
+    steps: Steps
 
 
 A = TypeVar("A", bound=Amendable)
@@ -79,7 +84,7 @@ def amended(config: A, overrides: dict[str, Any], *, n_steps: int | None = None)
     for part in (changed.optimizer, changed.schedule, changed.callbacks):
         part.check()
     if n_steps is not None:
-        changed.schedule.build(n_steps=n_steps, batch_tokens=changed.batch_tokens)
+        changed.schedule.build(n_steps=n_steps, batch_tokens=changed.batch_tokens, steps=changed.steps)
     return changed
 
 

@@ -9,6 +9,7 @@ import yaml
 from gptlab.runs.checkpoint import Checkpoint
 from gptlab.runs.folder import read_metrics, read_summary
 from gptlab.runs.run_tokenizer import run_of, tokenizer_of
+from gptlab.steps import steps_of_config
 
 # The classes of transformers that open a model, by its task on the hub.
 AUTO_CLASSES = {
@@ -91,7 +92,7 @@ def _data(config: Mapping[str, Any], step: int, summary: Mapping[str, Any]) -> s
         where = {"data set": one.get("dataset"), "subset": one.get("subset"), "revision": one.get("revision")}
         where["address"] = one.get("url")
         lines += [f"{name.capitalize()}: {value}." for name, value in where.items() if value]
-    n_tokens = step * config["batch_tokens"]
+    n_tokens = steps_of_config(config).tokens_before(step)
     held_out = " and ".join(
         f"{_share(one.get('val_fraction', 0))} for validation, {_share(one.get('test_fraction', 0))} for a test"
         for one in corpora
@@ -123,7 +124,7 @@ def _limits(config: Mapping[str, Any], step: int, n_parameters: int) -> list[str
     objective, context = config.get("objective", {}).get("type"), config["model"]["context_length"]
     limits = [f"It was made for texts of up to {context:,} tokens."]
     if step:
-        n_tokens = step * config["batch_tokens"]
+        n_tokens = steps_of_config(config).tokens_before(step)
         ratio = n_tokens / n_parameters
         if ratio < OPTIMAL_TOKENS and not config["model"].get("init_from"):
             limits.append(

@@ -12,6 +12,7 @@ from gptlab.fields import bounded, check_bounds, shown
 from gptlab.registry import register
 
 if TYPE_CHECKING:
+    from gptlab.steps import Steps
     from gptlab.training.schedule import Schedule
 
 
@@ -155,11 +156,11 @@ class ScheduleConfig:
         """The step at which the decay begins, between the end of the warmup and its own end."""
         return warmup
 
-    def build(self, *, n_steps: int, batch_tokens: int) -> "Schedule":
-        """The schedule of a run of `n_steps`."""
+    def build(self, *, n_steps: int, batch_tokens: int, steps: "Steps | None" = None) -> "Schedule":
+        """The schedule of a run of `n_steps`, each of `batch_tokens`, or as `steps` have them."""
         from gptlab.training.schedule import build_schedule
 
-        return build_schedule(self, n_steps=n_steps, batch_tokens=batch_tokens)
+        return build_schedule(self, n_steps=n_steps, batch_tokens=batch_tokens, steps=steps)
 
     def check(self) -> None:
         """Refuse values that cannot work."""

@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gptlab.data.config import DataConfig, RunDataConfig
-from gptlab.data.examples.windows import SlidingWindows
+from gptlab.data.examples.packing import Packed, PackedDocuments, PackedExamples
+from gptlab.data.examples.windows import SlidingWindows, parts_of_sequences
 from gptlab.data.mixture.config import MixtureConfig, with_name
 from gptlab.data.mixture.examples import MixedExamples, MixtureOrder
 from gptlab.data.mixture.interleave import Interleave
@@ -26,6 +27,7 @@ from gptlab.data.sources.config import ShardsConfig
 from gptlab.distributed.config import Layout
 from gptlab.errors import UserError
 from gptlab.objectives.base import Batch, Examples, Objective
+from gptlab.steps import Steps
 from gptlab.training.config import eval_batch_size
 
 ORDER_SAMPLES = 4096  # whose order is computed at once
@@ -46,7 +48,7 @@ class TrainBatches(Dataset):
         objective: Objective,
         order: Order,
         *,
-        per_step: int,
+        steps: Steps,
         rank: int,
         world_size: int,
         read_ahead: Mapping[int, ReadAhead] | None = None,  # of each corpus whose shards are fetched, by its number
@@ -55,23 +57,28 @@ class TrainBatches(Dataset):
         self.objective = objective
         self.order = order
         self._read_ahead = dict(read_ahead or {})
-        self.per_step = per_step
+        self.steps = steps
         self.rank = rank
         self.world_size = world_size
-        self._block = -1
+        self._block = (-1, -1)
         self._samples = self._indices = np.empty((0, 0), dtype=np.int64)  # (steps, this rank's examples)
 
     def __getitem__(self, step: int) -> Batch:
         # The order of many samples takes hardly longer to compute than that of a few.
-        n_steps = max(1, ORDER_SAMPLES // self.per_step)
-        block, within = divmod(step, n_steps)
-        if block != self._block:
-            self._samples = self.samples(np.arange(block * n_steps, (block + 1) * n_steps)[:, None])
+        first_step, _, n_sequences = self.steps.phase(step)
+        n_steps = max(1, ORDER_SAMPLES // n_sequences)
+        number, within = divmod(step - first_step, n_steps)
+        if (first_step, number) != self._block:
+            first = self.steps.sequences_before(first_step + number * n_steps)
+            self._samples = first + self._places(n_sequences, n_steps)
             self._indices = self.order.indices(self._samples)
-            self._block = block
+            self._block = (first_step, number)
         if self._read_ahead:
             self._fetch(self._samples[within])
-        return self.objective.collate(self.examples.gather(self._indices[within]), self._samples[within])
+        examples, length = self.examples.gather(self._indices[within]), self.steps.length(step)
+        if length < self.steps.context_length:
+            examples = parts_of_sequences(examples, length)
+        return self.objective.collate(examples, self._samples[within])
 
     def _fetch(self, samples: np.ndarray) -> None:
         if not isinstance(self.order, MixtureOrder):
@@ -82,19 +89,23 @@ class TrainBatches(Dataset):
             if (sources == k).any():
                 read_ahead.at(int(positions[sources == k][0]))
 
-    def samples(self, steps: np.ndarray) -> np.ndarray:
-        """The numbers of this rank's samples (steps, examples) of some steps (steps, 1)."""
-        per_rank = self.per_step // self.world_size
-        return steps * self.per_step + self.rank * per_rank + np.arange(per_rank)
+    def samples(self, step: int) -> np.ndarray:
+        """The numbers of this rank's samples (examples,) of a step."""
+        return self.steps.sequences_before(step) + self._places(self.steps.n_sequences(step), 1)[0]
+
+    def _places(self, n_sequences: int, n_steps: int) -> np.ndarray:
+        """Where this rank's samples stand among those of so many steps of one size (steps, examples)."""
+        per_rank = n_sequences // self.world_size
+        return np.arange(n_steps)[:, None] * n_sequences + self.rank * per_rank + np.arange(per_rank)
 
     def sources(self, step: int) -> list[dict[str, Any]] | None:
         """Of a mixture the source of each example of a step, as `MixtureOrder.locate` gives it; else None."""
         if not isinstance(self.order, MixtureOrder):
             return None
-        return self.order.locate(self.samples(np.array([[step]]))[0])
+        return self.order.locate(self.samples(step))
 
 
-class Steps(Sampler):
+class RemainingSteps(Sampler):
     """The steps that remain."""
 
     def __init__(self, start: int, end: int):
@@ -200,8 +211,7 @@ class ExamplesDataModule(lightning.LightningDataModule):
         config: RunDataConfig,
         *,
         seed: int,
-        sequences_per_step: int,
-        context_length: int,
+        steps: Steps,
         micro_batch_size: int | None = None,
         eval_train: bool = False,
         layout: Layout,
@@ -210,15 +220,15 @@ class ExamplesDataModule(lightning.LightningDataModule):
         super().__init__()
         self.config = config
         self.seed = seed
-        self.sequences_per_step = sequences_per_step
-        self.eval_batch_size = eval_batch_size(context_length, micro_batch_size)
+        self.steps = steps
+        self.eval_batch_size = eval_batch_size(steps.context_length, micro_batch_size)
         self.layout = layout
         self.objective = next(iter(objectives.values()))
         self.start_step = 0
         self.skipped_steps = 0  # so many steps' samples are left out before the first that remains
         self.n_steps = n_steps
         self._read_ahead: dict[int, ReadAhead] = {}
-        self.train_examples, self.order = self._open_training(data, objectives, context_length)
+        self.train_examples, self.order = self._open_training(data, objectives)
         parts = {"val": "val", "test": "test"} | ({"train_eval": "train"} if eval_train else {})
         self.eval_examples: dict[str, Examples] = {}  # by split, of a mixture by split/source
         for split, part in parts.items():
@@ -228,7 +238,7 @@ class ExamplesDataModule(lightning.LightningDataModule):
                     self.eval_examples[f"{split}/{name}" if name else split] = examples
 
     def _open_training(
-        self, data: PreparedData | PreparedMixture, objectives: Mapping[str, Objective], context_length: int
+        self, data: PreparedData | PreparedMixture, objectives: Mapping[str, Objective]
     ) -> tuple[Examples, Order]:
         config = self.config
         if not isinstance(config, MixtureConfig):
@@ -236,7 +246,7 @@ class ExamplesDataModule(lightning.LightningDataModule):
             order, read_ahead = order_of(config.first, examples, seed=self.seed, shuffle=config.shuffle)
             self._read_ahead = {} if read_ahead is None else {0: read_ahead}
             return examples, order
-        interleave = Interleave(config.points(), context_length)
+        interleave = Interleave(config.points(), self.steps.context_length)
         taken = [any(weights[k] for _, weights in interleave.points) for k in range(interleave.n_sources)]
         parts = [
             with_source(name, objectives[name].examples, corpus, "train", evaluating=False) if is_taken else None
@@ -255,9 +265,7 @@ class ExamplesDataModule(lightning.LightningDataModule):
             orders=tuple(orders),
             offsets=tuple(examples.offsets[:-1].tolist()),
         )
-        order.check_epochs(
-            config.max_epochs, n_steps=self.n_steps, per_step=self.sequences_per_step, example_tokens=context_length
-        )
+        order.check_epochs(config.max_epochs, n_steps=self.n_steps, steps=self.steps)
         return examples, order
 
     @property
@@ -280,14 +288,22 @@ class ExamplesDataModule(lightning.LightningDataModule):
         """The share of each source of a mixture in the whole run; empty for one corpus."""
         if not isinstance(self.order, MixtureOrder):
             return {}
-        weights = self.order.interleave.weights(max(1, self.n_steps * self.sequences_per_step))
+        weights = self.order.interleave.weights(max(1, self.steps.sequences_before(self.n_steps)))
         return dict(zip(self.order.names, weights, strict=True))
+
+    @property
+    def packed(self) -> dict[str, Packed]:
+        """What packing made of the training split of each corpus that is read; empty where nothing is packed."""
+        parts = {"": self.train_examples}
+        if isinstance(self.order, MixtureOrder) and isinstance(self.train_examples, MixedExamples):
+            parts = dict(zip(self.order.names, self.train_examples.parts, strict=True))
+        return {name: part.packed for name, part in parts.items() if isinstance(part, PackedDocuments | PackedExamples)}
 
     def epochs(self, n_steps: int) -> dict[str, float]:
         """How often the samples of the first steps, skipped ones among them, read each source of a mixture."""
         if not isinstance(self.order, MixtureOrder):
             return {}
-        return self.order.epochs(n_steps * self.sequences_per_step)
+        return self.order.epochs(self.steps.sequences_before(n_steps))
 
     @property
     def _rank(self) -> int:
@@ -300,7 +316,7 @@ class ExamplesDataModule(lightning.LightningDataModule):
             self.train_examples,
             self.objective,
             self.order,
-            per_step=self.sequences_per_step,
+            steps=self.steps,
             rank=self.layout.data_rank(rank),
             world_size=self.layout.data,
             read_ahead=self._read_ahead,
@@ -308,7 +324,9 @@ class ExamplesDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         batches = self.train_batches(self._rank)
-        return self._loader(batches, Steps(self.start_step + self.skipped_steps, self.n_steps + self.skipped_steps))
+        return self._loader(
+            batches, RemainingSteps(self.start_step + self.skipped_steps, self.n_steps + self.skipped_steps)
+        )
 
     def val_dataloader(self) -> list[DataLoader]:
         return [self._eval_loader(split) for split in self.eval_splits]

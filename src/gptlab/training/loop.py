@@ -32,7 +32,7 @@ from gptlab.distributed.signals import Failure, Stopped, end_with_starter, stopp
 from gptlab.errors import UserError, without_password
 from gptlab.evaluation.probes import Probe, open_probes
 from gptlab.files import write_text_atomic
-from gptlab.forecast import Plan, check_memory, explain_allocation, make_plan, with_sources
+from gptlab.forecast import Plan, check_memory, explain_allocation, make_plan, with_packing, with_sources
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import Capability
@@ -113,6 +113,7 @@ def train(
     plan = make_plan(config, data, devices, vocab_size, objective, shape)
     datamodule = _datamodule(config, data, objectives, plan.layout, plan.n_steps)
     plan = with_sources(plan, data, datamodule.shares, datamodule.epochs(plan.n_steps))
+    plan = with_packing(plan, datamodule.packed)
     probes = _open_probes(config, data, plan, shape, speaks=folder.writes)
     preview = None
     if config.callbacks.sample is not None:
@@ -328,7 +329,10 @@ def _open_probes(
     if config.strategy.cpu_offload:
         raise UserError(f"callbacks.evaluate.{name} needs the weights on the device; use strategy.cpu_offload=false")
     context = config.context_length
-    probes = open_probes(evaluate, data.tokenizer, shape, context_length=context, speaks=speaks)
+    by_document = config.data.by_document
+    probes = open_probes(
+        evaluate, data.tokenizer, shape, context_length=context, by_document=by_document, speaks=speaks
+    )
     for probe in probes:
         if probe.every_steps is None and plan.val_every is None:
             raise UserError(
@@ -350,8 +354,7 @@ def _datamodule(
         objectives,
         config.data,
         seed=config.seed,
-        sequences_per_step=config.sequences_per_step,
-        context_length=config.context_length,
+        steps=config.steps,
         micro_batch_size=config.micro_batch_size,
         eval_train=config.eval_train,
         layout=layout,
@@ -418,7 +421,7 @@ class _Training:
             Network(model=config.model, finetune=config.finetune, vocab_size=plan.vocab_size, n_class=config.n_class),
             self.datamodule.objective,
             config.optimizer,
-            config.schedule.build(n_steps=plan.n_steps, batch_tokens=plan.step_tokens),
+            config.schedule.build(n_steps=plan.n_steps, batch_tokens=plan.step_tokens, steps=plan.steps),
             strategy=config.strategy,
             layout=plan.layout,
             seed=config.seed,
@@ -451,7 +454,7 @@ class _Training:
             folder,
             guard,
             agreement,
-            Throughput(step_tokens=plan.step_tokens, flops_per_token=plan.flops_per_token, peak_flops=plan.peak_flops),
+            Throughput(steps=plan.steps, flops_per_token=plan.flops_per_token, peak_flops=plan.peak_flops),
             Evaluations(self.probes, self.signals, n_steps=plan.n_steps),
             columns=self.columns,
             epochs=self.datamodule.epochs,
@@ -468,10 +471,10 @@ class _Training:
             prototype=self.identity.prototype(),
             source=source,
             sharded=config.strategy.shards_model,
-            sequences_per_step=config.sequences_per_step,
+            steps=plan.steps,
             timeout_seconds=config.strategy.timeout_seconds,
         )
-        parts = AmendableConfig(config.optimizer, config.schedule, config.callbacks, config.batch_tokens)
+        parts = AmendableConfig(config.optimizer, config.schedule, config.callbacks, config.batch_tokens, config.steps)
         self.amender = Amender(parts, folder, agreement, checkpoints, n_steps=plan.n_steps)
         same = SameStart(step=self.module.finished_steps, data=self.identity.data, tokenizer=self.identity.tokenizer)
         own: list[Callback] = [self.metrics, same, self.signals, checkpoints, self.amender]
@@ -499,6 +502,7 @@ class _Training:
         recipe = {"data": data, **{name: value for name, value in fields.items() if name != "seed"}}
         names = ("model", "objective", "finetune", "strategy", "batch_tokens", "micro_batch_size", "eval_train")
         shapes = {"data": data, "devices": self.plan.devices, **{name: config[name] for name in names}}
+        shapes |= {name: config[name] for name in ("batch_warmup", "length_warmup") if config[name]}
         shapes |= {"optimizer": config["optimizer"]["type"], "context_length": config["data"]["context_length"]}
         shapes["callbacks"] = [config["callbacks"][name] for name in ("sample", "checkpoint", "plot")]
         recipe_id, shapes_id = (

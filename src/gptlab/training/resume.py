@@ -27,7 +27,7 @@ INPUTS = {
 }
 SOURCES = "data.sources."  # how the keys of a mixture's sources begin
 # What weights and optimizer state of another run must agree on, to be continued by this one.
-NEEDED = (("model", "finetune", "optimizer.type", "objective"), ("batch_tokens", "data.context_length"))
+NEEDED = (("model", "finetune", "optimizer.type", "objective"), ("batch_tokens", "batch_warmup", "data.context_length"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gptlab.errors import UserError
+from gptlab.steps import Steps
 from gptlab.training.config import ScheduleConfig
 
 
@@ -29,11 +30,17 @@ class Schedule:
         return self.min_lr_ratio + self.remaining(progress) * (1 - self.min_lr_ratio)
 
 
-def build_schedule(config: ScheduleConfig, *, n_steps: int, batch_tokens: int) -> Schedule:
-    """Convert the config's lengths into steps of a run of `n_steps`; UserError for a warmup longer than the run."""
+def build_schedule(config: ScheduleConfig, *, n_steps: int, batch_tokens: int, steps: Steps | None = None) -> Schedule:
+    """Convert the config's lengths into steps of a run of `n_steps`; UserError for a warmup longer than the run.
+
+    `steps` are the sizes of steps (None: all have `batch_tokens`).
+    """
+    sizes = steps
 
     def in_steps(steps: int | None, tokens: int | None) -> int | None:
-        return -(-tokens // batch_tokens) if tokens is not None else steps
+        if tokens is None:
+            return steps
+        return -(-tokens // batch_tokens) if sizes is None else sizes.reaching(tokens)
 
     warmup = in_steps(config.warmup_steps, config.warmup_tokens) or round(n_steps * (config.warmup_fraction or 0))
     end = in_steps(config.decay_steps, config.decay_tokens)

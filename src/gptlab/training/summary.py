@@ -43,7 +43,7 @@ def summarize(
         "finished": steps >= plan.n_steps or stopped_early,  # not after trainer.max_time
         "stopped_early": stopped_early and steps < plan.n_steps,
         "steps": steps,
-        "tokens": steps * plan.step_tokens,
+        "tokens": plan.steps.tokens_before(steps),
         "seconds": round(seconds, 1),
         "train/loss": train_loss,
         **metrics,
@@ -52,6 +52,7 @@ def summarize(
             shares.get(name, 1.0) * corpus.train.unigram_entropy() for name, corpus in data.corpora.items()
         ),
         **({"shares": dict(shares), "epochs": dict(epochs)} if shares else {}),
+        **({"packing": {name: found._asdict() for name, found in plan.packed.items()}} if plan.packed else {}),
         "parameters": plan.parameters["total"],
         "flops_per_token": plan.flops_per_token,
         "run_id": run_id,

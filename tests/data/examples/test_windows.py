@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from gptlab.data.examples.windows import SlidingWindows
+from gptlab.data.examples.windows import SlidingWindows, parts_of_sequences
 from gptlab.data.token_file import TokenFile, TokenWriter
 from gptlab.data.token_shards import MappedTokens
 
@@ -117,3 +117,13 @@ def test_sequences_over_shards_are_those_of_one_file(tmp_path, context_length, s
             tails = many.tail(), one.tail()
             assert np.array_equal(*tails) if tails[1] is not None else tails[0] is None
     assert np.array_equal(sharded[85:405], tokens[85:405]) and not len(sharded[9:9])
+
+
+def test_parts_of_sequences_have_each_target_once():
+    sequences = np.arange(26).reshape(2, 13)
+    parts = parts_of_sequences(sequences, 4)
+    assert parts.shape == (2, 3, 5) and not np.shares_memory(parts, sequences)
+    assert parts[1].tolist() == [[13, 14, 15, 16, 17], [17, 18, 19, 20, 21], [21, 22, 23, 24, 25]]
+    assert parts[:, :, 1:].reshape(2, 12).tolist() == sequences[:, 1:].tolist()
+    with pytest.raises(ValueError, match="parts of 5 do not make up sequences of 12"):
+        parts_of_sequences(sequences, 5)

@@ -12,6 +12,7 @@ from gptlab.data.order import ExampleOrder, example_index
 from gptlab.data.sources.config import StdlibConfig
 from gptlab.data.token_file import TokenFile, TokenWriter
 from gptlab.errors import UserError
+from gptlab.steps import Steps
 
 SIZES = (10, 0, 3)
 
@@ -86,17 +87,17 @@ def test_each_source_is_read_in_the_order_of_a_run_on_it_alone():
 
 def test_more_epochs_than_allowed_are_refused_with_the_tokens_that_are_missing():
     mixture = order((0.7, 0, 0.3))
-    mixture.check_epochs({"s2": 6, "s0": None}, n_steps=10, per_step=6, example_tokens=100)
+    mixture.check_epochs({"s2": 6, "s0": None}, n_steps=10, steps=Steps.of(100, 600))
     # Of 60 samples 18 are of s2, and 5 of its epochs are 15: three sequences of 100 tokens are missing. After 8 steps
     # there have been 48 samples, 14 of them of s2, and after 9 there are 16.
     with pytest.raises(UserError, match=r"data.max_epochs.s2=5 .*ask for 6 epochs of s2: 300 tokens are missing.*=8,"):
-        mixture.check_epochs({"s2": 5}, n_steps=10, per_step=6, example_tokens=100)
+        mixture.check_epochs({"s2": 5}, n_steps=10, steps=Steps.of(100, 600))
     with pytest.raises(UserError, match=r"1,700 tokens are missing; use more text"):
-        mixture.check_epochs({"s2": 0.5}, n_steps=10, per_step=6, example_tokens=100)
+        mixture.check_epochs({"s2": 0.5}, n_steps=10, steps=Steps.of(100, 600))
 
 
 def test_a_schedule_asks_for_what_its_integral_is():
     mixture = order((None, None), sizes=(5, 5), schedule={"s0": [[0, 1], [100 * 40, 0]]}, sample_tokens=100)
     assert mixture.epochs(40) == {"s0": 4.0, "s1": 4.0}  # half of the way on average
     with pytest.raises(UserError, match=r"data.max_epochs.s0=3 .*ask for 4 epochs of s0: 500 tokens"):
-        mixture.check_epochs({"s0": 3}, n_steps=40, per_step=1, example_tokens=100)
+        mixture.check_epochs({"s0": 3}, n_steps=40, steps=Steps.of(100, 100))

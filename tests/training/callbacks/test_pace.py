@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gptlab.steps import Steps
 from gptlab.training.callbacks import pace
 from gptlab.training.callbacks.pace import Pace
 
@@ -18,7 +19,7 @@ def clock(monkeypatch):
 
 def run_steps(clock, *, n_steps, count, seconds, warm_up=False, compiling=0.0, until=None):
     """Steps of `count` micro-batches of so many `seconds` each, from step 7 on."""
-    plan = SimpleNamespace(n_steps=n_steps, step_tokens=1000)
+    plan = SimpleNamespace(n_steps=n_steps, steps=Steps.of(1000, 1000))
     module = SimpleNamespace(finished_steps=7, before_micro_batch=[], device=torch.device("cpu"))
     callback = Pace(plan, warm_up=warm_up)
     callback.on_train_start(None, module)

@@ -97,3 +97,10 @@ def _reopen(where: tuple, context_length: int, stride: int, split: str) -> Slidi
 
 def _rebuild(tokens: np.ndarray | ShardedTokens, context_length: int, stride: int, split: str) -> SlidingWindows:
     return SlidingWindows(tokens, context_length, stride, split=split)
+
+
+def parts_of_sequences(examples: np.ndarray, length: int) -> np.ndarray:
+    """Sequences (B, T+1) in parts of `length` tokens and the one after them, (B, T / length, length + 1)."""
+    if (examples.shape[1] - 1) % length:
+        raise ValueError(f"parts of {length} do not make up sequences of {examples.shape[1] - 1}")
+    return np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(examples, length + 1, axis=1)[:, ::length])

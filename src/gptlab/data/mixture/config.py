@@ -15,7 +15,11 @@ from gptlab.fields import bounded, shown
 from gptlab.registry import config_class, register
 from gptlab.values import from_plain
 
-OF_THE_MIXTURE = ("context_length", "shuffle", "n_workers", "n_processes", "cache_dir")  # keys that no source has
+# Keys that no source has.
+OF_THE_MIXTURE = (
+    *("context_length", "packing", "attention", "boundary_targets"),
+    *("shuffle", "n_workers", "n_processes", "cache_dir"),
+)
 FOR_ALL_SOURCES = ("split", "val_fraction", "test_fraction", "stride")  # keys that replace each source's own
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 MOST_OFF = Fraction(1, 10**6)  # from a sum of 1, as of thirds

@@ -10,6 +10,7 @@ from gptlab.data.examples.pairs import Chunks
 from gptlab.data.mixture.interleave import Interleave
 from gptlab.data.order import ExampleOrder, ShardOrder
 from gptlab.errors import UserError
+from gptlab.steps import Steps
 
 
 class MixedExamples:
@@ -90,26 +91,24 @@ class MixtureOrder:
             for name, count, size in zip(self.names, counts, self.sizes, strict=True)
         }
 
-    def check_epochs(
-        self, max_epochs: Mapping[str, float | None], *, n_steps: int, per_step: int, example_tokens: int
-    ) -> None:
+    def check_epochs(self, max_epochs: Mapping[str, float | None], *, n_steps: int, steps: Steps) -> None:
         """Refuse a run that asks for more epochs of a source than it may."""
-        counts = dict(zip(self.names, self.interleave.counts(n_steps * per_step), strict=True))
+        counts = dict(zip(self.names, self.interleave.counts(steps.sequences_before(n_steps)), strict=True))
         sizes = dict(zip(self.names, self.sizes, strict=True))
         limits = {name: int(limit * sizes[name]) for name, limit in max_epochs.items() if limit is not None}
         over = {name: counts[name] - limit for name, limit in limits.items() if counts[name] > limit}
         if not over:
             return
-        steps, beyond = 0, n_steps  # the last number of steps within the limits, and one beyond
-        while beyond - steps > 1:
-            middle = (steps + beyond) // 2
-            found = dict(zip(self.names, self.interleave.counts(middle * per_step), strict=True))
+        last, beyond = 0, n_steps  # the last number of steps within the limits, and one beyond
+        while beyond - last > 1:
+            middle = (last + beyond) // 2
+            found = dict(zip(self.names, self.interleave.counts(steps.sequences_before(middle)), strict=True))
             fits = all(found[name] <= limit for name, limit in limits.items())
-            steps, beyond = (middle, beyond) if fits else (steps, middle)
+            last, beyond = (middle, beyond) if fits else (last, middle)
         what = "; ".join(
             f"data.max_epochs.{name}={max_epochs[name]:g} and the weights ask for {counts[name] / sizes[name]:.4g} "
-            f"epochs of {name}: {missing * example_tokens:,} tokens are missing"
+            f"epochs of {name}: {missing * steps.context_length:,} tokens are missing"
             for name, missing in over.items()
         )
-        instead = f", or a budget of budget_steps={steps}" if steps else ""
+        instead = f", or a budget of budget_steps={last}" if last else ""
         raise UserError(f"{what}; use more text, a lower weight{instead}, or allow more epochs")

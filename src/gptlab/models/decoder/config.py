@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gptlab.errors import UserError
 from gptlab.fields import bounded, shown
-from gptlab.models.config import ModelConfig, TransformerConfig
+from gptlab.models.config import Capability, ModelConfig, TransformerConfig
 from gptlab.registry import register
 
 
@@ -131,6 +131,10 @@ class DecoderConfig(TransformerConfig):
         from gptlab.models.decoder.network import Decoder
 
         return Decoder(self, vocab_size)
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return frozenset({Capability.causal, Capability.document_ids})
 
     @property
     def kv_heads(self) -> int:

@@ -16,7 +16,7 @@ from gptlab.nn.block import Block, PostNormBlock
 from gptlab.nn.cache import KVCache
 from gptlab.nn.feedforward import FEEDFORWARDS
 from gptlab.nn.loss import Auxiliary, LMHead
-from gptlab.nn.mask import causal_band
+from gptlab.nn.mask import as_scores, causal_band, positions_in_documents, same_document
 from gptlab.nn.position import Rotary
 
 if TYPE_CHECKING:
@@ -44,20 +44,32 @@ class Decoder(Transformer):
         self.lm_head = None if c.tie_embeddings else nn.Linear(c.d_model, vocab_size, bias=False)
 
     def hidden_states(
-        self, tokens: Tensor, *, attention_mask: Tensor | None = None, cache: KVCache | None = None
+        self,
+        tokens: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
         n_tokens = tokens.shape[-1]
         if cache is None:
             self.check_length(n_tokens)
-            positions = torch.arange(n_tokens, device=tokens.device)
-            block_args = self._attention_mask_args(positions)
+            places = torch.arange(n_tokens, device=tokens.device)
+            positions = places if document_ids is None else positions_in_documents(document_ids)
+        elif document_ids is not None:
+            raise ValueError("document_ids with a cache, whose sequences hold one document each; leave one out")
         else:
             cache.read(n_tokens, tokens.device)
-            positions = cache.positions
-            block_args = [cache.attention_mask_args(i, self.config.window_of(i)) for i in range(self.config.n_layer)]
+            places = positions = cache.positions
         x = self.tok_emb(tokens)  # (B, T, D)
         if self.pos_emb is not None:
             x = x + self.pos_emb(positions)
+        if cache is not None:
+            block_args = [cache.attention_mask_args(i, self.config.window_of(i)) for i in range(self.config.n_layer)]
+        elif document_ids is not None:
+            block_args = self._confined_args(places, document_ids, x)
+        else:
+            block_args = self._attention_mask_args(places)
         x = self.drop(x)
         rotation = None if self.rotary is None else self.rotary(positions)
         self._routings = []
@@ -71,14 +83,22 @@ class Decoder(Transformer):
                 self._routings.append(routing)
         return x if self.final_norm is None else self.final_norm(x)
 
-    def _attention_mask_args(self, positions: Tensor) -> list[dict[str, Tensor | bool]]:
+    def _attention_mask_args(self, places: Tensor) -> list[dict[str, Tensor | bool]]:
         """What each block attends to in a sequence that is read from its start, as arguments of its `Attention`."""
         window = self.config.attention_window
         dense: dict[str, Tensor | bool] = {"causal": True}  # SDPA knows this mask without having to read one
         banded: dict[str, Tensor | bool] = dense
-        if window is not None and window < len(positions):
-            banded = {"mask": causal_band(positions, positions, window)}
+        if window is not None and window < len(places):
+            banded = {"mask": causal_band(places, places, window)}
         return [dense if self.config.window_of(i) is None else banded for i in range(self.config.n_layer)]
+
+    def _confined_args(self, places: Tensor, document_ids: Tensor, x: Tensor) -> list[dict[str, Tensor]]:
+        """The same where a token attends to its own document alone."""
+        within, found = same_document(document_ids)[:, None], {}  # (B, 1, T, T)
+        for window in {self.config.window_of(i) for i in range(self.config.n_layer)}:
+            band = causal_band(places, places, len(places) if window is None else window)
+            found[window] = {"mask": as_scores(within & band, x)}
+        return [found[self.config.window_of(i)] for i in range(self.config.n_layer)]
 
     @property
     def head(self) -> LMHead:

@@ -86,6 +86,8 @@ class Amender(Callback):
     def _apply(self, trainer, module) -> None:
         config = amendments.at_step(self.config, self.taken, module.finished_steps)
         module.optimizer_config = config.optimizer
-        module.schedule = config.schedule.build(n_steps=self.n_steps, batch_tokens=self.config.batch_tokens)
+        module.schedule = config.schedule.build(
+            n_steps=self.n_steps, batch_tokens=self.config.batch_tokens, steps=self.config.steps
+        )
         retune(trainer.optimizers[0], config.optimizer)
         self.checkpoints.change(config.callbacks.checkpoint)

@@ -15,6 +15,7 @@ from gptlab.runs.checkpoint import Checkpoint
 from gptlab.runs.checkpoint_state import CheckpointState
 from gptlab.runs.folder import RunFolder
 from gptlab.runs.writer import CheckpointWriter, Save
+from gptlab.steps import Steps
 from gptlab.training.callbacks.metrics import Metrics
 from gptlab.training.callbacks.signals import SignalListener
 from gptlab.training.config import CheckpointConfig
@@ -38,7 +39,7 @@ class Checkpoints(Callback):
         prototype: CheckpointState,
         source: Checkpoint | None,
         sharded: bool,
-        sequences_per_step: int,
+        steps: Steps,
         timeout_seconds: int,
     ):
         self.settings = settings  # None: nothing is saved
@@ -48,7 +49,7 @@ class Checkpoints(Callback):
         self.agreement = metrics.agreement
         self.prototype = prototype
         self.sharded = sharded
-        self.sequences_per_step = sequences_per_step
+        self.steps = steps
         self.timeout_seconds = timeout_seconds
         # Of other data the best loss means nothing.
         self.best = source.state.best if source is not None and source.state.data == prototype.data else None
@@ -214,7 +215,7 @@ class Checkpoints(Callback):
         state = replace(
             self.prototype,
             step=step,
-            samples=step * self.sequences_per_step,
+            samples=self.steps.sequences_before(step),
             skipped_steps=module.skipped_steps,
             precision=trainer.precision_plugin.state_dict(),
             callbacks={key: own for key, own in callbacks.items() if own},

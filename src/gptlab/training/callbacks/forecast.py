@@ -54,7 +54,11 @@ class Forecast(Callback):
         self.began = time.perf_counter()  # of the run: before other processes are started
         self._step_began: float | None = None  # None before the first step
         self._paused: float | None = None  # since when it evaluates
-        self._n_timed, self._steps_seconds = 0, 0.0  # all steps but the first, which takes longer
+        self._n_timed, self._timed_tokens, self._steps_seconds = (
+            0,
+            0,
+            0.0,
+        )  # all steps but the first, which takes longer
         self._pause_seconds: list[float] = []
         self._first_step = 0
         metrics.observers.append(self._observe)
@@ -142,12 +146,17 @@ class Forecast(Callback):
         # From start to start, as steps on a GPU are not waited for one by one.
         if self._step_began is not None and step > self._first_step + 1:
             self._n_timed += 1
+            self._timed_tokens += self.plan.steps.tokens(step - 1)
             self._steps_seconds += now - self._step_began
         self._step_began = None
 
     @property
     def _seconds_a_step(self) -> float:
         return self._steps_seconds / max(1, self._n_timed)
+
+    @property
+    def _seconds_a_token(self) -> float:
+        return self._steps_seconds / max(1, self._timed_tokens)
 
     def _is_due(self, step: int) -> bool:
         n_steps, every = self.plan.n_steps, self.plan.val_every
@@ -184,7 +193,8 @@ class Forecast(Callback):
         """How long the whole run takes by what it took so far; None for one that was continued."""
         if self._first_step or not self._n_timed:
             return None
-        left = (self.plan.n_steps - step) * self._seconds_a_step
+        sizes = self.plan.steps
+        left = (sizes.tokens_before(self.plan.n_steps) - sizes.tokens_before(step)) * self._seconds_a_token
         if self._pause_seconds:
             left += self._n_pauses(step) * median(self._pause_seconds)
         return round(time.perf_counter() - self.began + left, 1)

@@ -195,7 +195,7 @@ class Metrics(Callback):
         self.agreement.settle(flags)
         pending, self._pending = self._pending, []
         for (step, measured), (*terms, grad_norm) in zip(pending, table.tolist(), strict=True):
-            self.row = {"step": step, "tokens": step * self.throughput.step_tokens}
+            self.row = {"step": step, "tokens": self.throughput.steps.tokens_before(step)}
             self.row |= {f"train/{name}": value for name, value in zip(names, terms, strict=True)}
             self.row |= {"train/lr": measured["lr"], "train/grad_norm": grad_norm, **self.throughput.newest}
             for name, value in self.epochs(step + module.skipped_steps).items():

@@ -61,11 +61,13 @@ class Pace(Callback):
         if seconds < LONG_STEP_SECONDS:
             return
         self._said = True
-        left = plan.n_steps - module.finished_steps
+        step, left = module.finished_steps, plan.n_steps - module.finished_steps
+        tokens = plan.steps.tokens(step)
+        rest = seconds * (plan.steps.tokens_before(plan.n_steps) - plan.steps.tokens_before(step)) / tokens
         parts = f" in {plural(count, 'gradient accumulation step')}" if count > 1 else ""
         self._say(
-            f"a step of {plan.step_tokens:,} tokens takes about {duration(seconds)}{parts}, "
-            f"{plan.step_tokens / seconds:,.0f} tokens/s, and {plural(left, 'step')} about {duration(seconds * left)}; "
+            f"a step of {tokens:,} tokens takes about {duration(seconds)}{parts}, "
+            f"{tokens / seconds:,.0f} tokens/s, and {plural(left, 'step')} about {duration(rest)}; "
             "Ctrl-C stops the run and keeps its finished steps; batch_tokens=... makes a step smaller"
         )
 

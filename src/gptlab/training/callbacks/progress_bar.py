@@ -75,8 +75,9 @@ class ProgressBar(Callback):
 
     def _left(self) -> str:
         """The time that the remaining steps take at the newest speed, without evaluations."""
-        rate, left = self.metrics.row.get("perf/tokens_per_second"), self.n_steps - int(self.metrics.row["step"])
-        return f"  {duration(left * self.metrics.throughput.step_tokens / rate)} left" if rate and left else ""
+        rate, steps = self.metrics.row.get("perf/tokens_per_second"), self.metrics.throughput.steps
+        left = steps.tokens_before(self.n_steps) - steps.tokens_before(int(self.metrics.row["step"]))
+        return f"  {duration(left / rate)} left" if rate and left else ""
 
     def _close(self) -> None:
         if self._bar:
