@@ -320,33 +320,37 @@ class TokenShards:
 
     def part_at(self, position: int) -> TokenPart:
         """The shard with a token of the split; not of shards at an address."""
-        assert isinstance(self.path, Path)
+        folder = self._folder()
         number = bisect_right(self._ends, position)
         part = self._parts.get(number)
         if part is None:
             shards = self._manifest.shards[self._part]
             # A separator is written with the document after it, so that the first document alone has none.
             n_separators = max(0, sum(shard.n_documents for shard in shards[:number]) - 1)
-            file = check_shard(self.path, self._manifest, shards[number])
+            file = check_shard(folder, self._manifest, shards[number])
             part = self._parts[number] = TokenPart(self._ends[number] - file.n_tokens, n_separators, file)
         return part
 
     def positions(self, token_id: int) -> np.ndarray:
         """Where a token stands, int64 (n,), in order, as `TokenFile.positions`; UserError for shards at an address."""
-        if not isinstance(self.path, Path):
-            raise UserError(
-                f"objective.next_sentence=true looks for the documents in all of the text, and {self.path} is an "
-                "address; copy the shards to this machine, or set objective.next_sentence=false"
-            )
+        folder = self._folder()
         found, begin = [np.empty(0, dtype=np.int64)], 0
         for shard in self._manifest.shards[self._part]:
-            found.append(check_shard(self.path, self._manifest, shard).positions(token_id) + begin)
+            found.append(check_shard(folder, self._manifest, shard).positions(token_id) + begin)
             begin += shard.n_tokens
         return np.concatenate(found)
 
     def remembered(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """As `TokenFile.remembered`, of all shards of the split."""
-        return remembered(self.path / f"{self._part}.{name}.npy", self._manifest.fingerprint, make)
+        return remembered(self._folder() / f"{self._part}.{name}.npy", self._manifest.fingerprint, make)
+
+    def _folder(self) -> Path:
+        if isinstance(self.path, Path):
+            return self.path
+        raise UserError(
+            f"{self.path} is an address, and documents are looked for in all of the text, as data.packing and "
+            "objective.next_sentence=true need it; copy the shards to this machine, or leave these out"
+        )
 
     def unigram_entropy(self) -> float:
         """As `TokenFile.unigram_entropy`."""
