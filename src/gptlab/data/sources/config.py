@@ -133,8 +133,9 @@ class ShardsConfig(DataConfig):
         for name in ("val_fraction", "test_fraction"):
             if getattr(self, name):
                 raise UserError(
-                    f"data.{name}={getattr(self, name)}: the shards were split when they were prepared; leave it out, "
-                    f"or set data.{name}=0 to leave that split alone"
+                    f"data.{name}={getattr(self, name)}: the shards were split when they were prepared; leave it out "
+                    f"(data.{name}=null where a preset such as debug=smoke has it), or set data.{name}=0 to leave that "
+                    "split alone"
                 )
 
 
