@@ -105,7 +105,7 @@ def _typed(value: Any, hint: Any, key: str, where: Path | str) -> Any:
     if value is None and types.NoneType in options:
         return None
     for kind in options:
-        if kind is Any or typing.get_origin(kind) is dict:
+        if kind is Any or typing.get_origin(kind) is dict or Any in typing.get_args(kind):  # checked by its config
             return value
         if is_dataclass(kind) and isinstance(kind, type):
             if not isinstance(value, Mapping):

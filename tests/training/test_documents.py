@@ -149,6 +149,8 @@ def test_steps_that_grow(tmp_path):
     rows = step_rows(tmp_path / "run" / "metrics.csv")
     tokens = [32, 64, 96, 160, 224, 352, 480, 608]
     assert [row["tokens"] for row in rows] == tokens and run.summary["tokens"] == 608
+    read = gptlab.open_run(tmp_path / "run").config
+    assert (read.batch_warmup, read.length_warmup) == (warmups["batch_warmup"], warmups["length_warmup"])
     factors = [row["train/lr"] / 1e-2 for row in rows]
     assert factors[:4] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5]), "the fourth step reaches 100 tokens"
     # The same samples in the same order, a step as many as it takes, some of them in parts.
