@@ -1,6 +1,7 @@
 """What a step read, and the loss of each of its tokens, of every objective."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,18 @@ def test_losses_are_the_objectives_and_belong_to_documents(tmp_path, objective):
     for document in read.documents:
         for _, begin, end in document.parts:
             assert document.begin <= begin < end <= document.end
+
+
+def test_sequences_in_parts_are_the_same_texts(tmp_path):
+    config = small_run(tmp_path / "run")
+    data, batches, model = opened(config)
+    whole = read_step(data, batches, 1, model=model, n_texts=99)
+    data, batches, model = opened(replace(config, length_warmup=[[10_000, 4]]))
+    assert batches[1]["tokens"].ndim == 3
+    parts = read_step(data, batches, 1, model=model, usual=2.5, n_texts=99)
+    check_targets(parts, batches, 1, model)
+    for one, other in zip(whole.examples, parts.examples, strict=True):
+        assert [token.text for token in one.texts["tokens"]] == [token.text for token in other.texts["tokens"]]
 
 
 def test_each_token_of_a_text_has_its_own_loss(tmp_path):

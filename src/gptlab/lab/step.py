@@ -126,6 +126,8 @@ def read_step(
         nats = _scored(batches.objective, model, batch, shows_progress=shows_progress)
         if nats is None:
             notes.append("this objective has no loss of single tokens, so none is shown")
+    if batch["tokens"].ndim > 2:  # sequences in parts, which follow each other
+        batch = {name: value.flatten(1) for name, value in batch.items()}
     indexes = {name: Documents(corpus.train, tokenizer.eot) for name, corpus in data.corpora.items()}
     read: dict[tuple[str, int], DocumentRead] = {}
     for example, place in zip(examples, places, strict=True):
@@ -227,8 +229,8 @@ def _scored(
 ) -> list[np.ndarray] | None:
     """The loss of each target of each example, NaN where none is; None where the objective has none of tokens."""
     device = next(model.parameters()).device
-    n, length = batch["tokens"].shape
-    size = max(1, SCORED_TOKENS // length)
+    n = len(batch["tokens"])
+    size = max(1, SCORED_TOKENS * n // batch["tokens"].numel())
     found: list[np.ndarray] = []
     with progress("token losses", n, show=shows_progress) as advance:
         for start in range(0, n, size):
