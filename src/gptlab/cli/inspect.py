@@ -146,6 +146,12 @@ def _show_step(own: _Options, step: int, overrides: list[str]) -> None:
     from gptlab.lab.step_page import documents_text, legend, scale_of, tokens_text, write_step_page
     from gptlab.training.loop import open_batches
 
+    if run is not None:  # what it has read is recorded when it starts
+        from gptlab.data.mixture.prepare import inputs_of_run
+        from gptlab.training.resume import refuse_other_inputs
+
+        inputs = inputs_of_run(config.data, config.tokenizer)
+        refuse_other_inputs(inputs, run.path, "restore it, or inspect the data without run=")
     data, batches = open_batches(config, own.rank, own.world_size)
     if run is not None and (run.summary or {}).get("data", data.fingerprint) != data.fingerprint:
         raise UserError(

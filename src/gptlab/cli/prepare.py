@@ -108,10 +108,11 @@ def _prepare(options: _Options, own: list[str], overrides: list[str]) -> None:
     folder = options.to.rstrip("/") if is_address(options.to) else str(Path(options.to).expanduser())
     if is_begun(folder, config.data.cache_dir):
         print(f"{folder} is not finished; going on", file=sys.stderr, flush=True)
-    elif not is_address(folder) and Path(folder, MANIFEST).exists():
-        print(f"{folder} is finished already", file=sys.stderr, flush=True)
+    was_finished = not is_address(folder) and Path(folder, MANIFEST).exists()
     with stopping_at_once("while shards were written; the same command goes on"):
         manifest = prepare_shards(config.data, config.tokenizer, folder, shard_tokens=shard_tokens, progress=True)
+    if was_finished:
+        print(f"{folder} is finished already", file=sys.stderr, flush=True)
     found = manifest.documents
     for note in found["notes"]:
         print(f"warning: {note}", file=sys.stderr, flush=True)

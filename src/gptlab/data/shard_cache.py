@@ -120,7 +120,8 @@ class ShardCache:
     def _make_room(self, file: Cached, partial: Path, needed: bool) -> bool:
         with cache_lock(self.root, FOLDER):
             entries = self._entries()
-            excess = sum(size for _, size, _ in entries) + file.size_bytes - self.limit_bytes
+            others = sum(size for _, size, path in entries if path != partial)
+            excess = others + file.size_bytes - self.limit_bytes
             if excess > 0:
                 excess = self._remove_unused(entries, excess, partial)
             if excess > 0 and not needed:

@@ -116,6 +116,8 @@ def read_manifest(folder: Folder) -> Manifest:
             raise UserError(f"{folder} is not finished; run its gptlab prepare command again, which goes on") from None
         what = "holds no manifest.json" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {what}; name a folder that gptlab prepare has written") from None
+    except UserError:  # which is a ValueError, and has its own remedy
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); {_remedy(folder)}") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -154,6 +156,8 @@ def open_tokenizer(folder: Folder, manifest: Manifest) -> Tokenizer:
     else:
         try:
             content = json.loads(_read(folder, TOKENIZER))
+        except UserError:
+            raise
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"{folder}/{TOKENIZER} cannot be read ({error}); {_remedy(folder)}") from None
         tokenizer = restore_tokenizer(content, f"{folder}/{TOKENIZER}", _remedy(folder))

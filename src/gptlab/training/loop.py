@@ -598,7 +598,7 @@ def _is_finished(config: RunConfig, folder: RunFolder) -> bool:
         if folder.writes:
             print(f"not checked against the run's data: {error}", file=sys.stderr)
     else:
-        refuse_other_inputs(inputs, folder)
+        refuse_other_inputs(inputs, folder.path)
     if folder.writes:
         early = f" (stopped early; resume={folder.path} goes on)" if summary.get("stopped_early") else ""
         print(f"{folder.path} is finished after {summary['steps']:,} steps{early}; name=... starts another run")

@@ -97,7 +97,7 @@ def _newest(folder: RunFolder, identity: Identity) -> Checkpoint | None:
         return None
     found = checkpoint.load(path)
     refuse_changes(identity.fields, found.state.config, path)
-    refuse_other_inputs(identity.inputs, folder)
+    refuse_other_inputs(identity.inputs, folder.path)
     return found
 
 
@@ -136,16 +136,18 @@ def refuse_changes_of_run(identity_fields: dict[str, Any], folder: RunFolder) ->
         refuse_changes(identity_fields, yaml.safe_load(saved.read_text()), folder.path)
 
 
-def refuse_other_inputs(inputs: dict[str, str], folder: RunFolder) -> None:
+def refuse_other_inputs(
+    inputs: dict[str, str], folder: Path, then: str = "restore it, or start another run with name=..."
+) -> None:
     """Refuse data, a tokenizer, a template, initial weights or evaluations during training that are others than those
-    of the run in the folder."""
-    saved = folder.path / INPUTS_FILE
+    of the run in the folder; `then` is what to do about the first four."""
+    saved = folder / INPUTS_FILE
     before = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
     changed = [key for key, value in inputs.items() if before.get(key, value) != value]
     measured = next((key for key in changed if key not in INPUTS and not key.startswith(SOURCES)), None)
     if measured is not None:
         raise UserError(
-            f"{measured} measures something else than before in {folder.path} (content {before[measured][:16]}, now "
+            f"{measured} measures something else than before in {folder} (content {before[measured][:16]}, now "
             f"{inputs[measured][:16]}), and a column would hold both; restore its text and options, or give the "
             "evaluation another name"
         )
@@ -154,9 +156,7 @@ def refuse_other_inputs(inputs: dict[str, str], folder: RunFolder) -> None:
     if changed:
         reasons = {key: INPUTS.get(key, f"{key} has changed since") for key in changed}
         what = "; ".join(f"{why} (content {before[k][:16]}, now {inputs[k][:16]})" for k, why in reasons.items())
-        raise UserError(
-            f"{folder.path} was trained on something else: {what}; restore it, or start another run with name=..."
-        )
+        raise UserError(f"{folder} was trained on something else: {what}; {then}")
 
 
 def rollback_of(folder: RunFolder, source: Checkpoint | None) -> Rollback:

@@ -265,6 +265,7 @@ def test_other_filters_are_other_data(source, tmp_path):
     renamed = {f"my_{name}": {"type": name, **options} for name, options in FILTERS.items() if name != "again"}
     renamed["again"] = FILTERS["again"]
     assert prepare(config(source, filters=renamed), ByteConfig(), progress=False).fingerprint == first.fingerprint
+    assert [one.name for one in opened(config(source, filters=renamed)).counts] == list(renamed)
     for filters, what in (
         (
             {**FILTERS, "score": {"min_score": 4}},

@@ -1,8 +1,12 @@
 """Each filter of single documents against thresholds worked out by hand."""
 
+import random
+import re
+
 import pytest
 
 from gptlab import UserError
+from gptlab.data.curation.c4 import _SENTENCE_END
 from gptlab.data.curation.config import FilterConfig, filter_configs
 from gptlab.data.curation.filter import Candidate
 from gptlab.registry import variants
@@ -167,6 +171,16 @@ def test_c4(text, left, rule):
     if left is not None:
         assert config.build().rewrite(text) == left
     assert judged("c4", text) == rule
+
+
+def test_c4_counts_sentences_in_time_that_grows_with_the_text():
+    """A row of dots is one end, however long; the expression equals the plain one, which is quadratic there."""
+    plain = re.compile(r"[.!?]+[\"'\u201d\u2019)\]]*(?=\s|$)")
+    draw = random.Random(0)
+    for _ in range(2000):
+        text = "".join(draw.choices("a .!?\"')", k=draw.randint(0, 12)))
+        assert len(_SENTENCE_END.findall(text)) == len(plain.findall(text)), text
+    assert len(_SENTENCE_END.findall("." * 500_000 + "x.")) == 1
 
 
 def test_c4_options(tmp_path):

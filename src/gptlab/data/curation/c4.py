@@ -9,8 +9,8 @@ from gptlab.errors import UserError
 
 _ENDS = (".", "!", "?", '"', "\u201d")
 _ELLIPSES = ("...", "\u2026")
-# The end of a sentence, with closing quotation marks and brackets.
-_SENTENCE_END = re.compile(r"[.!?]+[\"'\u201d\u2019)\]]*(?=\s|$)")
+# The end of a sentence, with closing quotation marks and brackets; possessive, since a row of dots may be long.
+_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++[\"'\u201d\u2019)\]]*+(?=\s|$)")
 
 
 class C4(DocumentFilter):

@@ -106,7 +106,10 @@ class CuratedCorpus(Corpus):
                         n_processes=self._n_processes or n_cores(),
                         progress=self._progress,
                     )
-        return read_verdicts(folder)
+        verdicts = read_verdicts(folder)
+        for one, name in zip(verdicts.counts, self.configs, strict=True):
+            one.name = name  # other names are no other filters
+        return verdicts
 
     def chunks(self) -> Iterator[TextChunk]:
         number = n_empty = 0

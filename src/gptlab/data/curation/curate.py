@@ -203,8 +203,8 @@ class _Columns:
         for name, dtype in self._dtypes.items():
             values = np.array(job.sections) if name == "section" else found[name]
             self._files[name].write(np.ascontiguousarray(values, dtype=dtype.base).tobytes())
-        self._n += len(job.texts)
-        self.cursor = job.sections[-1], job.numbers[-1] + 1
+        # In one step: an interrupt in between would have the next checkpoint name one without the other.
+        self._n, self.cursor = self._n + len(job.texts), (job.sections[-1], job.numbers[-1] + 1)
 
     def checkpoint(self) -> None:
         for file in self._files.values():

@@ -91,9 +91,7 @@ class Examiner:
             if one.rewrites:
                 candidate, n_rewriting = _rewritten(one, candidate), n_rewriting + 1
                 found[f"size{n_rewriting}"][row] = candidate.n_bytes
-            removal = one.check(candidate)
-            if removal is None and one.rewrites and not candidate.text:
-                removal = Removal(one.rules[0], "no text is left")
+            removal = _removal(one, candidate)
             if removal is not None:
                 found["outcome"][row] = number
                 found["rule"][row] = one.rules.index(removal.rule)
@@ -106,7 +104,14 @@ class Examiner:
         if isinstance(one, CorpusFilter):
             return candidate, None
         after = _rewritten(one, candidate) if one.rewrites else candidate
-        return candidate, one.check(after)
+        return candidate, _removal(one, after)
+
+
+def _removal(one: DocumentFilter, candidate: Candidate) -> Removal | None:
+    removal = one.check(candidate)
+    if removal is None and one.rewrites and not candidate.text:
+        return Removal(one.rules[0], "no text is left")
+    return removal
 
 
 def _rewritten(one: DocumentFilter, candidate: Candidate) -> Candidate:

@@ -252,7 +252,7 @@ class Place:
         except UnreadableError as error:
             if error.is_missing:
                 return None
-            raise UserError(f"{self.shown}/{name} cannot be read ({error.text})") from error
+            raise UserError(f"{self.shown}/{name} cannot be read ({error.text}); run the same command again") from error
         return bytes(found)
 
     def sizes_bytes(self) -> dict[str, int | None]:
