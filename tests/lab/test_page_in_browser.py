@@ -313,7 +313,7 @@ def test_configs_samples_and_links(runs, visit):
     assert len(samples) == 3 and all(HOSTILE in sample for sample in samples)
     assert one.page.locator("img").count() == 0
     one.page.locator("#table a").first.click()
-    assert "metrics.csv" in one.page.content()  # Chromium lists the folder
+    one.page.get_by_text("metrics.csv").first.wait_for()  # Chromium lists the folder
     one.said.clear()  # the listing is Chromium's own page
 
 

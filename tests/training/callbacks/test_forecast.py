@@ -7,6 +7,7 @@ from small_runs import learned, small_run
 
 from gptlab.lab.compare import compare
 from gptlab.runs import forecasts
+from gptlab.steps import Steps
 from gptlab.training.callbacks import forecast
 from gptlab.training.callbacks.forecast import Forecast, curve_of
 from gptlab.training.config import AdamWConfig, CallbacksConfig, CheckpointConfig
@@ -141,7 +142,13 @@ def test_time_is_that_of_steps_and_evaluations(monkeypatch, tmp_path):
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(forecast.time, "perf_counter", lambda: clock.now)
     plan = SimpleNamespace(
-        n_steps=100, val_every=25, parameters={"total": 1}, memory={"total": 1}, total_tokens=1, flops_per_token=1.0
+        n_steps=100,
+        val_every=25,
+        parameters={"total": 1},
+        memory={"total": 1},
+        steps=Steps.of(1, 1),
+        total_tokens=100,
+        flops_per_token=1.0,
     )
     folder = SimpleNamespace(path=tmp_path)
     metrics = SimpleNamespace(observers=[])

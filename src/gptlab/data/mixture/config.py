@@ -70,8 +70,8 @@ class MixtureConfig(RunDataConfig):
         return any(corpus.has_validation for corpus in self.corpora.values())
 
     def check(self) -> None:
-        super().check()
         self._check_sources()
+        super().check()
         for key in ("weights", "schedule", "max_epochs"):
             for name in getattr(self, key):
                 if name not in self.sources:
