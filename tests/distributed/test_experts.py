@@ -52,8 +52,8 @@ BY_EXPERT = [way for way in STRATEGIES if "tp" in way]  # which need an even num
 
 # What the others and test_strategies.py repeat.
 LONG = {
-    *(("dropless", way) for way in ("selective", "zero1", "fsdp full", "zero1 muon")),
-    *(("capacity", way) for way in ("full", "ddp", "fsdp")),
+    *(("dropless", way) for way in ("selective", "compile", "zero1", "fsdp full", "zero1 muon")),
+    *(("capacity", way) for way in ("full", "ddp", "fsdp", "fsdp_tp")),
     *(("even", way) for way in ("tp full", "fsdp_tp", "fsdp_tp muon")),
 }
 CASES = [("dropless", way) for way in STRATEGIES if way not in BY_EXPERT]

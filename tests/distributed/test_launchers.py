@@ -112,6 +112,7 @@ def test_two_agents_of_two_processes_equal_one(place, overrides):
                 assert got[name] == pytest.approx(want[name], rel=1e-5, abs=1e-5), (name, got["step"])
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_killed_rank_again_and_no_bit_changes(place, overrides, straight):
     agent = torchrun(
         place,

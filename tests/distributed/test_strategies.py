@@ -45,7 +45,7 @@ def job_of(strategy: str, option: str, folder) -> dict:
 SHORT = {
     *((strategy, "plain") for strategy in RANKS),
     *(("auto", option) for option in OPTIONS),
-    *(("fsdp", option) for option in OPTIONS if option != "selective"),
+    *(("fsdp", option) for option in OPTIONS if option not in ("selective", "compile")),
     ("tp", "documents"),
     *(("fsdp_tp", "muon"), ("tp", "full"), ("zero1", "muon")),
 }

@@ -161,6 +161,7 @@ def test_numbers_are_those_of_the_exported_model(run, tasks, theirs, n_fewshot):
         assert expected["local_write/exact_match"] == 0.5 and 0 < expected["local_choices/acc"] < 1
 
 
+@pytest.mark.slow
 def test_tasks_that_cannot_be_had(run, tasks, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="tasks=hellaswagg is neither a task of lm-eval nor a file; did you mean hell"):
         load_tasks(["hellaswagg"])

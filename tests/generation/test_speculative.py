@@ -58,7 +58,14 @@ class Bigram(nn.Module):
         return LMHead(torch.eye(4))
 
 
-@pytest.mark.parametrize("filters", [{}, {"temperature": 0.7, "top_k": 3}, {"repetition_penalty": 1.5}], ids=str)
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"temperature": 0.7, "top_k": 3},
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ({}, {"repetition_penalty": 1.5})),
+    ],
+    ids=str,
+)
 def test_the_distribution_is_exactly_the_targets(fits, filters):
     """All 64 sequences of three tokens, each with the probability that the target alone gives it."""
     sampling, target, draft = Sampling(**filters), Bigram(2), Bigram(3)

@@ -238,6 +238,7 @@ def test_without_tensorflow_it_says_what_to_install(folder, tmp_path, monkeypatc
     assert 'type pip install "gptlab[openai]"' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tensorflow_comes_only_when_it_is_needed_and_says_nothing(folder, tmp_path):
     code = "import sys; from gptlab.cli.convert import main; main(sys.argv[1:]); print('tensorflow' in sys.modules)"
     for source, needed in ((GPT2.save(tmp_path / "theirs"), False), (folder, True)):

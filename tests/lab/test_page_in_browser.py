@@ -258,6 +258,7 @@ def test_labels_of_an_axis_tell_its_ticks_apart(runs, visit):
     assert hours == ["0", "1 h", "2 h", "3 h", "4 h", "5 h"]
 
 
+@pytest.mark.slow
 def test_figures_are_saved_as_svg_and_png(runs, visit, tmp_path):
     _, path = runs
     one = visit(path)
@@ -376,6 +377,7 @@ def test_keys_that_change_together_are_named_once(visit, tmp_path):
     assert "model.d_model" in one.page.locator("#table thead").inner_text()
 
 
+@pytest.mark.slow
 def test_odd_runs_are_shown(visit, tmp_path):
     make_run(tmp_path / "runs" / "not begun", n_steps=0, state="running")
     make_run(tmp_path / "runs" / "one step", n_steps=1, lr=3e-3)
@@ -409,6 +411,7 @@ def test_odd_runs_are_shown(visit, tmp_path):
             assert Path(unquote(urlsplit(link.evaluate("a => a.href")).path)).name in {r.folder.name for r in records}
 
 
+@pytest.mark.slow
 def test_a_page_of_running_runs_reads_itself_again(runs, visit, tmp_path):
     records, _ = runs
     path = write_page(records, tmp_path / "live.html", reload_seconds=1)

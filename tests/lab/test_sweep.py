@@ -68,7 +68,13 @@ def points(result):
     return [tuple(trial.values.items()) for trial in result.trials]
 
 
-@pytest.mark.parametrize("sampler, n", [(SamplerKind.tpe, 12), (SamplerKind.random, 5), (SamplerKind.cmaes, 8)])
+@pytest.mark.parametrize(
+    "sampler, n",
+    [
+        (SamplerKind.random, 5),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((SamplerKind.tpe, 12), (SamplerKind.cmaes, 8))),
+    ],
+)
 def test_a_sweep_that_is_interrupted_proposes_what_it_would_have(trials, sampler, n):
     whole, _ = run(name="whole", n_trials=n, sampler=sampler)
     assert [t.state for t in whole.trials] == [State.finished] * n and len(set(points(whole))) == n

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 WORKER = """
 import os, sys, time
 from gptlab.training.datamodule import _begin_worker
@@ -12,6 +14,7 @@ time.sleep(60 if sys.argv[1] == "dead" else 2)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_a_run_that_was_killed_before_it_began():
     alive, dead = (
         subprocess.Popen([sys.executable, "-c", WORKER, state], stdout=subprocess.PIPE, text=True)

@@ -71,7 +71,10 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "causal_lm")) for name in OBJECTIVES],  # they save alike
+)
 def test_sigkill_between_and_inside_saves_changes_no_bit(place, objective):
     overrides = overrides_of(
         place / "text.txt",
