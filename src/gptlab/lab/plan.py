@@ -172,14 +172,20 @@ class Planner:
         strategy = options.get("strategy") or self.config.strategy
         share = self.share(strategy.layout(self.devices.count, self.devices.num_nodes))
         sizes = [n for n in range(1, share + 1) if share % n == 0]
-        low, high = 0, len(sizes)
+
+        def fits(place: int) -> bool:
+            return self.memory(micro_batch_size=sizes[place], **options)["total"] <= limit
+
+        if not fits(0):  # the usual answer for a large model
+            return None
+        low, high = 1, len(sizes)
         while low < high:  # memory grows with the size
             middle = (low + high) // 2
-            if self.memory(micro_batch_size=sizes[middle], **options)["total"] <= limit:
+            if fits(middle):
                 low = middle + 1
             else:
                 high = middle
-        return sizes[low - 1] if low else None
+        return sizes[low - 1]
 
     def inference(self) -> dict[str, Any]:
         """Bytes of weights and of the key-value cache by number format, and forward FLOPs per token."""
