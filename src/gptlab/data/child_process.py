@@ -3,8 +3,15 @@
 import os
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, BinaryIO
+from queue import SimpleQueue
+from typing import Any, BinaryIO, TypeVar
+
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
 
 
 def start_child(module: str, environment: dict[str, str]) -> subprocess.Popen:
@@ -43,3 +50,36 @@ def own_replies() -> BinaryIO:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return replies
+
+
+def map_in_order(
+    workers: Sequence[subprocess.Popen], ask: Callable[[subprocess.Popen, Job], Answer], jobs: Iterable[Job]
+) -> Iterator[tuple[Job, Answer]]:
+    """Each job with what `ask` returns of an idle worker, in the order given; holds a few jobs per worker at a time."""
+    idle: SimpleQueue[subprocess.Popen] = SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def answer(job: Job) -> Answer:
+        worker = idle.get()
+        try:
+            return ask(worker, job)
+        finally:
+            idle.put(worker)
+
+    with ThreadPoolExecutor(len(workers)) as threads:
+        running: deque = deque()
+        try:
+            for job in jobs:
+                running.append((job, threads.submit(answer, job)))
+                if len(running) > 3 * len(workers):
+                    job, found = running.popleft()
+                    yield job, found.result()
+            while running:
+                job, found = running.popleft()
+                yield job, found.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:  # what they are at is of no use any more, and leaving waits for it
+                worker.kill()
+            raise

@@ -10,16 +10,13 @@ import os
 import subprocess
 import sys
 from array import array
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from gptlab.data.child_process import end_child, own_replies, pipes_of, start_child
+from gptlab.data.child_process import end_child, map_in_order, own_replies, pipes_of, start_child
 from gptlab.data.token_file import token_dtype
 from gptlab.data.tokenizers.tokenizer import Tokenizer, from_portable
 from gptlab.errors import UserError
@@ -100,33 +97,7 @@ class Encoders:
             for job in jobs:
                 yield job, encode_texts(self._tokenizer, job.texts)
             return
-        idle: SimpleQueue[subprocess.Popen] = SimpleQueue()
-        for worker in self._workers:
-            idle.put(worker)
-
-        def encode(job: HasTexts) -> Encoded:
-            worker = idle.get()
-            try:
-                return _ask(worker, job.texts, self._dtype)
-            finally:
-                idle.put(worker)
-
-        with ThreadPoolExecutor(len(self._workers)) as threads:
-            running: deque = deque()
-            try:
-                for job in jobs:
-                    running.append((job, threads.submit(encode, job)))
-                    if len(running) > 3 * len(self._workers):
-                        job, encoded = running.popleft()
-                        yield job, encoded.result()
-                while running:
-                    job, encoded = running.popleft()
-                    yield job, encoded.result()
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                for worker in self._workers:  # what they are at is of no use any more, and leaving waits for it
-                    worker.kill()
-                raise
+        yield from map_in_order(self._workers, lambda worker, job: _ask(worker, job.texts, self._dtype), jobs)
 
 
 def _ask(worker: subprocess.Popen, texts: list[str | int], dtype: np.dtype) -> Encoded:

@@ -8,17 +8,14 @@ import json
 import os
 import sys
 from array import array
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from queue import SimpleQueue
 from subprocess import Popen
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from gptlab.data.child_process import end_child, own_replies, pipes_of, start_child
+from gptlab.data.child_process import end_child, map_in_order, own_replies, pipes_of, start_child
 from gptlab.data.curation.config import FilterConfig, filter_configs
 from gptlab.data.curation.filter import Candidate, CorpusFilter, DocumentFilter, Removal
 from gptlab.errors import UserError
@@ -154,33 +151,7 @@ class Examiners:
             for job in jobs:
                 yield job, self._examiner.examine(job)
             return
-        idle: SimpleQueue[Popen] = SimpleQueue()
-        for worker in self._workers:
-            idle.put(worker)
-
-        def examine(job: ExamineJob) -> dict[str, np.ndarray]:
-            worker = idle.get()
-            try:
-                return self._ask(worker, job)
-            finally:
-                idle.put(worker)
-
-        with ThreadPoolExecutor(len(self._workers)) as threads:
-            running: deque = deque()
-            try:
-                for job in jobs:
-                    running.append((job, threads.submit(examine, job)))
-                    if len(running) > 3 * len(self._workers):
-                        job, found = running.popleft()
-                        yield job, found.result()
-                while running:
-                    job, found = running.popleft()
-                    yield job, found.result()
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                for worker in self._workers:  # what they are at is of no use any more, and leaving waits for it
-                    worker.kill()
-                raise
+        yield from map_in_order(self._workers, self._ask, jobs)
 
     def _ask(self, worker: Popen, job: ExamineJob) -> dict[str, np.ndarray]:
         requests, replies = pipes_of(worker)
