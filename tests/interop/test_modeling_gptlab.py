@@ -54,6 +54,7 @@ ODD = {
         logit_softcap=3.0,
     ),
     "alternating": DecoderConfig(**SHAPE, attention_pattern=AttentionPattern.alternating, attention_window=5),
+    "sinusoidal": DecoderConfig(**SHAPE, position=Position.sinusoidal),
     "post_norm_sliding_no_positions": DecoderConfig(
         **SHAPE,
         **SLIDING,

@@ -43,7 +43,7 @@ DEFAULTS = {
     "d_head": None,
     "d_ff": None,
     "feedforward": "gelu",  # the tanh form; or gelu_exact, relu, relu2, geglu, swiglu
-    "position": "learned",  # or rotary, none
+    "position": "learned",  # or sinusoidal, rotary, none
     "rope_theta": 10_000.0,
     "rope_type": "default",  # or linear, yarn, llama3
     "rope_factor": None,
@@ -182,6 +182,15 @@ def rotation_of(positions, config):
     cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
     turned = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
     return tuple(table.float().to(positions.device) for table in turned)
+
+
+def sinusoids(positions, width):
+    """Sine and cosine of position times frequency 10000^(-2i/D), in turn: positions (B, T) -> (B, T, D)."""
+    device = positions.device if positions.device.type != "mps" else "cpu"  # which has no float64
+    exponents = torch.arange(0, width, 2, dtype=torch.float64, device=device) / (width + width % 2)
+    angles = positions.to(device, torch.float64)[..., None] * 10_000.0**-exponents  # (B, T, D / 2)
+    table = torch.stack((angles.sin(), angles.cos()), -1).flatten(-2)[..., :width]
+    return table.float().to(positions.device)
 
 
 def rotate(x, rotation):
@@ -438,6 +447,8 @@ class GptlabDecoder(GptlabPreTrainedModel):
                     f"{n_before + n_tokens} tokens do not fit context_length={c.context_length}: positions are learned"
                 )
             x = x + self.pos_emb(position_ids)
+        elif c.position == "sinusoidal":
+            x = x * math.sqrt(c.d_model) + sinusoids(position_ids, c.d_model).to(x.dtype)
         x = self.drop(x)
         rotation = rotation_of(position_ids, c) if c.position == "rotary" else None
         mask = CausalMask(n_tokens, n_before, attention_mask, device)

@@ -1,4 +1,4 @@
-"""Position encodings: rotary, and relative biases."""
+"""Position encodings: sinusoidal, rotary, and relative biases."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,39 @@ from torch import Tensor, nn
 
 from gptlab.nn.rope_scaling import frequencies
 
+SINUSOIDAL_BASE = 10_000.0
+
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (T, 1, K), or (B, T, 1, K) where sequences differ
+
+
+class Sinusoidal(nn.Module):
+    """Sines and cosines of position times frequency 10000^(-2i/D), for i < D/2, in turn (arXiv:1706.03762, section 3.5).
+
+    Channel 2i is the sine and channel 2i + 1 the cosine of one angle. There is nothing to learn.
+    """
+
+    def __init__(self, n_positions: int, width: int):
+        super().__init__()
+        self.register_buffer("table", torch.empty(n_positions, width), persistent=False)
+        self.fill()
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Compute the table, in float32, where the buffer is."""
+        n_positions, width = self.table.shape
+        device = self.table.device
+        own = frequencies(width + width % 2, SINUSOIDAL_BASE, device)
+        angles = torch.arange(n_positions, dtype=torch.float64, device=device)[:, None] * own
+        self.table = torch.stack((angles.sin(), angles.cos()), -1).flatten(1)[:, :width].float().contiguous()  # (T, D)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)  # as of `Rotary`
+        self.fill()
+        return self
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """The encodings of these positions: (...) -> (..., D)."""
+        return self.table[positions]
 
 
 class Rotary(nn.Module):

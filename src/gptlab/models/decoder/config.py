@@ -15,6 +15,7 @@ class Position(Enum):
     """How the order of tokens enters."""
 
     learned = "learned"
+    sinusoidal = "sinusoidal"  # sines and cosines, added to the token embeddings times sqrt(d_model) (Transformer)
     rotary = "rotary"
     none = "none"
 

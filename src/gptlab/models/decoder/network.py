@@ -17,7 +17,7 @@ from gptlab.nn.cache import KVCache
 from gptlab.nn.feedforward import FEEDFORWARDS
 from gptlab.nn.loss import Auxiliary, LMHead
 from gptlab.nn.mask import as_scores, causal_band, positions_in_documents, same_document
-from gptlab.nn.position import Rotary
+from gptlab.nn.position import Rotary, Sinusoidal
 
 if TYPE_CHECKING:
     from gptlab.nn.moe import Routing
@@ -36,6 +36,7 @@ class Decoder(Transformer):
         c = config
         self.tok_emb = nn.Embedding(vocab_size, c.d_model)
         self.pos_emb = nn.Embedding(c.context_length, c.d_model) if c.position is Position.learned else None
+        self.sinusoidal = Sinusoidal(c.context_length, c.d_model) if c.position is Position.sinusoidal else None
         self.rotary = _rotary(c) if c.position is Position.rotary else None
         self.drop = nn.Dropout(c.dropout_at("embedding"))
         self.blocks = nn.ModuleList(_block(c) for _ in range(c.n_layer))
@@ -64,6 +65,8 @@ class Decoder(Transformer):
         x = self.tok_emb(tokens)  # (B, T, D)
         if self.pos_emb is not None:
             x = x + self.pos_emb(positions)
+        elif self.sinusoidal is not None:  # encodings are of size 1, so token embeddings are scaled up to them
+            x = x * math.sqrt(self.config.d_model) + self.sinusoidal(positions).to(x.dtype)
         if cache is not None:
             block_args = [cache.attention_mask_args(i, self.config.window_of(i)) for i in range(self.config.n_layer)]
         elif document_ids is not None:
@@ -151,7 +154,8 @@ class Decoder(Transformer):
         elif residual or name == "lm_head.weight":
             value.zero_()
         elif embedding:
-            value.normal_(std=config.init_std if config.tie_embeddings else 1.0, generator=generator)
+            unit = 1.0 if config.position is not Position.sinusoidal else config.d_model**-0.5
+            value.normal_(std=config.init_std if config.tie_embeddings else unit, generator=generator)
         else:
             value.normal_(std=(3 * n_inputs) ** -0.5, generator=generator)
 
