@@ -1,5 +1,6 @@
 """The options key=value of a command, parsed by the types of a config."""
 
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -101,6 +102,19 @@ def compose(overrides: list[str], of: str) -> Any:
         if one.startswith("-") and one.partition("=")[0] not in ("--config-dir", "-cd"):
             raise UserError(f"{one} is not an option of {of}; see {of} --help")
     return composition.compose(*typed, config_dir=option(options, "--config-dir", "-cd"))
+
+
+def html_path(given: str, name: str) -> Path:
+    """The file that `html=` means, `name` within a folder; UserError where it is no page or has no folder."""
+    path = Path(given).expanduser()
+    path = path / name if path.is_dir() else path
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(
+            f"html={given} is no folder and does not end in .html; write {shlex.quote(f'html={given}.html')}"
+        )
+    if not path.parent.is_dir():
+        raise UserError(f"html={given} is in a folder that does not exist; create {path.parent}")
+    return path
 
 
 def read_text(path: Path, option: str) -> str:

@@ -31,9 +31,15 @@ class Subject:
 
 def open_subject(name: str) -> Subject:
     """The model at a path or of a hub name; UserError where it generates no text."""
+    subject = open_trained(name)
+    check_generates(subject.trained.model.config, f"run={name}")
+    return subject
+
+
+def open_trained(name: str) -> Subject:
+    """The model at a path or of a hub name, whatever it does; a run stands for its best checkpoint."""
     source = open_weights(name, "run")
     subject = Subject(name, read_model(source, name))
-    check_generates(subject.trained.model.config, f"run={name}")
     if isinstance(source, ExternalFolder):
         return subject
     path = source.path
