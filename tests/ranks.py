@@ -98,6 +98,7 @@ def one(job: dict) -> None:
         CheckpointConfig,
         FinetuneConfig,
         Finetuning,
+        InspectConfig,
         MuonConfig,
         SpikeAction,
         SpikeConfig,
@@ -185,6 +186,7 @@ def one(job: dict) -> None:
             sample=None,
             plot=False,
             evaluate=_evaluations(Path(job["folder"]).parent) if job.get("evaluate") else {},
+            inspect=InspectConfig(every_steps=4 if job.get("evaluate") else None),
         ),
         **more,
     )

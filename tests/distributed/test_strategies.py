@@ -102,6 +102,19 @@ def test_ten_steps_equal_those_of_one_process(trained, strategy, option):
     close(step_rows(trained / f"{strategy}-{option}" / "metrics.csv"), expected)
 
 
+@pytest.mark.parametrize("strategy", RANKS)
+def test_sizes_by_layer_are_those_of_one_process(trained, strategy):
+    expected = read_metrics(trained / "auto-plain" / "layers.csv")
+    found = read_metrics(trained / f"{strategy}-plain" / "layers.csv")
+    assert [row["step"] for row in found] == [1, 4, 8, 10]
+    for got, want in zip(found, expected, strict=True):
+        assert got.keys() == want.keys()
+        for name, value in want.items():
+            # Of activations the ranks look at their own first micro-batches, which are other examples.
+            rel = 0.2 if name.startswith("activation") and strategy not in ("auto", "tp") else 1e-4
+            assert got[name] == pytest.approx(value, rel=rel), (name, got["step"])
+
+
 @pytest.mark.parametrize("strategy", [s for s in RANKS if s not in ("auto", "tp", "fsdp_tp")])
 def test_each_rank_holds_its_part(trained, strategy):
     """Bytes of the tensors that live on a rank, beside (weights + gradients + 2 x weights of AdamW) over N ranks."""

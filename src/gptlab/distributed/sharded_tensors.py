@@ -75,6 +75,25 @@ def global_norm(gradients: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
+def square_sums(tensors: list[Tensor]) -> Tensor:
+    """The sum of squares of each tensor, wherever its elements are: (n,) in float32; a collective if some are sharded.
+
+    All ranks give the same tensors in the same order.
+    """
+    sharded = any(isinstance(tensor, DTensor) for tensor in tensors)
+    sums = [
+        local(tensor).float().square().sum()
+        if not sharded or is_first_holder(tensor)
+        else local(tensor).new_zeros((), dtype=torch.float32)
+        for tensor in tensors
+    ]
+    found = torch.stack(sums)
+    if sharded:
+        torch.distributed.all_reduce(found)
+    return found
+
+
+@torch.no_grad()
 def clip(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
     """Scale gradients of that norm to at most `max_norm`, in place."""
     torch._foreach_mul_([local(gradient) for gradient in gradients], (max_norm / (norm + 1e-6)).clamp(max=1.0))

@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -152,7 +152,7 @@ def read_step(
     for example in by_loss(examples)[:n_texts]:
         own = None if nats is None else nats[example.number]
         texts = _texts(batch, example.number, own, tokenizer, places[example.number])
-        example.texts = {name: _shown(tokenizer, text) for name, text in texts.items()}
+        example.texts = {name: shown_tokens(tokenizer, text) for name, text in texts.items()}
     if any(place.ranges is None for place in places):
         notes.append("the examples of this objective do not say which tokens they read, so no document is named")
     unknown = [index for index in indexes.values() if not index.are_known]
@@ -319,7 +319,17 @@ def _target_positions(source: list[int], targets: list[int], tokenizer: Tokenize
     return [min(at, end) for at in found]
 
 
-def _shown(tokenizer: Tokenizer, text: Sequence[_Token]) -> list[ShownToken]:
+class Scored(Protocol):
+    """A token and its loss, None where it is no target."""
+
+    @property
+    def token(self) -> int: ...
+
+    @property
+    def nats(self) -> float | None: ...
+
+
+def shown_tokens(tokenizer: Tokenizer, text: Sequence[Scored]) -> list[ShownToken]:
     """The pieces of a text with their losses: where a character is of several tokens, the sum of theirs."""
     found: list[ShownToken] = []
     for piece, one in zip(pieces(tokenizer, [one.token for one in text]), text, strict=True):

@@ -145,11 +145,12 @@ def _limited(text: Sequence[Any]) -> list[list[Any]]:
         room -= len(token.text)
         if room < 0:
             return [*found, [" [the rest is left out]", None]]
-        found.append([_readable(token.text), token.nats])
+        found.append([readable(token.text), token.nats])
     return found
 
 
-def _readable(text: str, escape: Callable[[str], str] = escaped) -> str:
+def readable(text: str, escape: Callable[[str], str] = escaped) -> str:
+    """A text with what would not be seen as escapes, beside line ends and tabs."""
     return "".join(character if character in "\n\t" else escape(character) for character in text)
 
 
@@ -167,7 +168,7 @@ def _signed(value: float) -> str:
 
 
 def _colored(text: str, nats: float | None, scale: float, *, color: bool) -> str:
-    text = _readable(text)
+    text = readable(text)
     if not color or nats is None:
         return text
     level = _LEVELS[min(len(_LEVELS) - 1, int(len(_LEVELS) * max(0.0, nats) / scale)) if math.isfinite(nats) else -1]

@@ -14,7 +14,7 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (T, 1, K), or (B, T,
 
 
 class Sinusoidal(nn.Module):
-    """Sines and cosines of position times frequency 10000^(-2i/D), for i < D/2, in turn (arXiv:1706.03762, section 3.5).
+    """Sines and cosines of position times frequency 10000^(-2i/D), in turn (arXiv:1706.03762, section 3.5).
 
     Channel 2i is the sine and channel 2i + 1 the cosine of one angle. There is nothing to learn.
     """

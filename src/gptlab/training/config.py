@@ -440,6 +440,13 @@ SPIKE_OWNERS = {
 
 
 @dataclass(kw_only=True, slots=True)
+class InspectConfig:
+    """Sizes of activations, gradients and weights by layer, in layers.csv."""
+
+    every_steps: int | None = bounded(None, ge=1)  # beside the first and the last; null: never
+
+
+@dataclass(kw_only=True, slots=True)
 class CallbacksConfig:
     """What happens around the steps; null turns a part off."""
 
@@ -448,6 +455,7 @@ class CallbacksConfig:
     sample: SampleConfig | None = field(default_factory=SampleConfig)
     # name -> {every_steps: ..., options of gptlab evaluate}: what else is measured; without every_steps with validation
     evaluate: dict[str, Any] = field(default_factory=dict)
+    inspect: InspectConfig = field(default_factory=InspectConfig)
     plot: bool = True
     forecast: bool = True  # forecast.json: time, memory and the final loss, and what came out
     extra: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning callback, ...}
@@ -460,6 +468,7 @@ class CallbacksConfig:
             self._check_rollback()
         if self.sample is not None:
             check_bounds(self.sample, "callbacks.sample.")
+        check_bounds(self.inspect, "callbacks.inspect.")
         for name, options in self.evaluate.items():
             probe_config(name, options)
 

@@ -49,6 +49,7 @@ from gptlab.training.callbacks.checkpoints import Checkpoints
 from gptlab.training.callbacks.evaluations import Evaluations
 from gptlab.training.callbacks.extra import build_extra, check_extra, stopped_early
 from gptlab.training.callbacks.forecast import Forecast
+from gptlab.training.callbacks.layer_sizes import LayerSizes
 from gptlab.training.callbacks.metrics import Metrics, is_logged
 from gptlab.training.callbacks.pace import Pace
 from gptlab.training.callbacks.preview import Preview
@@ -478,6 +479,8 @@ class _Training:
         self.amender = Amender(parts, folder, agreement, checkpoints, n_steps=plan.n_steps)
         same = SameStart(step=self.module.finished_steps, data=self.identity.data, tokenizer=self.identity.tokenizer)
         own: list[Callback] = [self.metrics, same, self.signals, checkpoints, self.amender]
+        inspect = config.callbacks.inspect
+        own.append(LayerSizes(inspect, folder, steps=plan.steps, n_steps=plan.n_steps, earlier=self.earlier))
         if folder.writes:
             own.append(Pace(plan, warm_up=config.strategy.compile))
         if config.callbacks.forecast and folder.writes:

@@ -72,3 +72,29 @@ function tableOf(head, rows) {
     ),
   );
 }
+
+// A text whose tokens have the color of their loss; `scale` is that of the strongest one.
+const lossColor = (nats, scale) => {
+  const share = Math.max(0, Math.min(1, asNumber(nats) === Infinity ? 1 : nats / scale));
+  return `color-mix(in srgb, var(--bad) ${Math.round(75 * share)}%, transparent)`;
+};
+
+function tokensOf(text, scale) {
+  return text.map(([piece, nats]) =>
+    nats === null
+      ? el("span", { class: "soft" }, piece)
+      : el("span", { class: "token", style: `background:${lossColor(nats, scale)}`, title: `${number(nats, 4)} nats` }, piece),
+  );
+}
+
+const lossLegend = (scale) =>
+  el(
+    "p",
+    { class: "legend soft" },
+    "0",
+    el("span", {
+      class: "ramp",
+      style: "background:linear-gradient(to right, transparent, color-mix(in srgb, var(--bad) 75%, transparent))",
+    }),
+    `${number(scale, 3)} nats or more, the loss of a guess among all tokens`,
+  );

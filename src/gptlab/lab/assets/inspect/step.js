@@ -1,18 +1,5 @@
 // The page of a training step: the documents that it read, and the loss of each token.
 
-const lossColor = (nats) => {
-  const share = Math.max(0, Math.min(1, asNumber(nats) === Infinity ? 1 : nats / DATA.scale));
-  return `color-mix(in srgb, var(--bad) ${Math.round(75 * share)}%, transparent)`;
-};
-
-function tokensOf(text) {
-  return text.map(([piece, nats]) =>
-    nats === null
-      ? el("span", { class: "soft" }, piece)
-      : el("span", { class: "token", style: `background:${lossColor(nats)}`, title: `${number(nats, 4)} nats` }, piece),
-  );
-}
-
 function documentsSection() {
   if (!DATA.documents.length) return null;
   const scored = DATA.documents.some((one) => one.loss !== null);
@@ -48,16 +35,7 @@ function tokensSection() {
   if (!DATA.examples.length) return null;
   return [
     DATA.scored
-      ? el(
-          "p",
-          { class: "legend soft" },
-          "0",
-          el("span", {
-            class: "ramp",
-            style: "background:linear-gradient(to right, transparent, color-mix(in srgb, var(--bad) 75%, transparent))",
-          }),
-          `${number(DATA.scale, 3)} nats or more, the loss of a guess among all tokens`,
-        )
+      ? lossLegend(DATA.scale)
       : null,
     el(
       "div",
@@ -69,7 +47,7 @@ function tokensSection() {
           el("h3", {}, one.head),
           Object.entries(one.texts).map(([name, text]) => [
             Object.keys(one.texts).length > 1 ? el("p", { class: "small soft" }, name) : null,
-            el("pre", {}, tokensOf(text)),
+            el("pre", {}, tokensOf(text, DATA.scale)),
           ]),
         ),
       ),
