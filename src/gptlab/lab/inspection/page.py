@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.lab import html
+from gptlab.lab.inspection.embeddings import embeddings
 from gptlab.lab.inspection.norm_weights import norm_weights
+from gptlab.lab.inspection.over_training import over_training
+from gptlab.lab.inspection.positions import positions
+from gptlab.lab.inspection.sampling import sampling
 from gptlab.lab.inspection.subject import Subject
+from gptlab.lab.inspection.token_loss import token_loss
 from gptlab.units import plural
 
 
@@ -22,7 +27,12 @@ class Part:
 
 
 PARTS: dict[str, Part] = {
+    "sampling": Part("Sampling", sampling, "a model that continues a text"),
+    "token_loss": Part("Loss of each token", token_loss, "tokens that the model predicts"),
     "norm_weights": Part("LayerNorm and RMSNorm", norm_weights, "norms with weights: nn.LayerNorm or nn.RMSNorm"),
+    "embeddings": Part("Embeddings", embeddings, "a table of token embeddings: nn.Embedding"),
+    "positions": Part("Positions", positions, "learned, sinusoidal or rotary positions, or relative biases"),
+    "over_training": Part("Over training", over_training, "a run trained with callbacks.inspect.every_steps"),
 }
 
 
