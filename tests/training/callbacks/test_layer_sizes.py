@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("some runs")
     runs = {}
     for name, every in (("with", 4), ("without", None)):
-        config = config_of(folder / name, every, micro_batch_size=3)
+        config = config_of(folder / name, every, micro_batch_size=2)
         runs[name] = config, train(config)
     return runs
 
@@ -64,7 +64,7 @@ def test_the_first_row_is_that_of_the_initial_model(trained):
     for name in ("tok_emb", "blocks.1", "final_norm"):
         values = torch.cat([p.detach().flatten() for n, p in model.named_parameters() if n.startswith(name)])
         assert row[f"weight_norm/{name}"] == pytest.approx(values.norm().item(), rel=1e-5)
-    x = model.tok_emb(batch(config, 0)["tokens"][:3]) + model.pos_emb(torch.arange(16))
+    x = model.tok_emb(batch(config, 0)["tokens"][:2]) + model.pos_emb(torch.arange(16))
     for i, block in enumerate(model.blocks):
         x = block(x, causal=True)
         rms = x.detach().square().mean().sqrt().item()
@@ -85,7 +85,7 @@ def test_a_run_that_goes_on_has_each_step_once(trained, tmp_path):
     train(config)
     assert (again / "layers.csv").read_text() == expected
     # In another folder, and without looking: what led up to the checkpoint is there, and nothing of later steps.
-    other = config_of(tmp_path / "other", None, micro_batch_size=3)
+    other = config_of(tmp_path / "other", None, micro_batch_size=2)
     other.data, other.resume = config.data, str(run.path / "checkpoints" / "step_00000006.ckpt")
     train(other)
     assert [row["step"] for row in read_metrics(tmp_path / "other" / "layers.csv")] == [1, 4]

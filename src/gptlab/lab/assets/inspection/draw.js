@@ -101,3 +101,15 @@ function lineFigure(title, places, lines, { log = false, unit = "", zero = !log 
 
 // A name of a module, shortened where a page has little room.
 const shortName = (name) => name.replace(/blocks\./g, "");
+
+// Spaces that are seen, in the text of a token by itself.
+const spaced = (text) => text.replaceAll(" ", "·");
+
+// Blue below zero, red above; `at` is from -1 to 1.
+const signedColor = (at) => {
+  const share = Math.min(1, Math.abs(at)),
+    end = at < 0 ? [33, 102, 172] : [178, 24, 43];
+  return `rgb(${end.map((value) => Math.round(247 + (value - 247) * share)).join(" ")})`;
+};
+
+const percent = (p) => (p === 0 ? "0" : p < 1e-6 ? "<0.0001%" : `${+(100 * p).toPrecision(p < 0.001 ? 2 : 4)}%`);

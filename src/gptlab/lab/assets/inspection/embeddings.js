@@ -1,11 +1,6 @@
 // Embeddings of the text's tokens: how alike they are, their nearest neighbours, and any other token where it is known.
 
 const angleOf = (cosine) => (Math.acos(Math.max(-1, Math.min(1, cosine))) * 180) / Math.PI;
-const signedColor = (at) => {
-  const share = Math.min(1, Math.abs(at)),
-    end = at < 0 ? [33, 102, 172] : [178, 24, 43];
-  return `rgb(${end.map((value) => Math.round(247 + (value - 247) * share)).join(" ")})`;
-};
 
 // The rows of a table of embeddings in 8 bits, and the tokens nearest to one of them.
 function neighboursOf({ values, width, texts }, token, n) {
@@ -27,7 +22,8 @@ function neighboursOf({ values, width, texts }, token, n) {
 }
 
 DRAW.embeddings = (data) => {
-  const { tokens, cosines } = data,
+  const { cosines } = data,
+    tokens = data.tokens.map(spaced),
     cell = 22,
     left = 110,
     top = 90,
@@ -54,7 +50,7 @@ DRAW.embeddings = (data) => {
         ),
       ]),
     );
-  const near = (list) => list.map(({ token, degrees }) => `${token} ${degrees.toFixed(1)}°`).join("   ");
+  const near = (list) => list.map(({ token, degrees }) => el("span", { class: "near" }, `${spaced(token)} ${degrees.toFixed(1)}°`));
   const found = el("p", { role: "status" }),
     names = data.table ? data.table.texts : [],
     search = () => {
@@ -64,7 +60,7 @@ DRAW.embeddings = (data) => {
       if (token < 0) token = names.findIndex((name) => name.trim() === text.trim());
       if (token < 0) return found.replaceChildren(el("span", { class: "soft" }, `no token is ${text}; a word may be several tokens`));
       const list = neighboursOf(data.table, token, 10).map(([i, cosine]) => ({ token: names[i], degrees: angleOf(cosine) }));
-      found.replaceChildren(el("b", {}, `${names[token]} (${token}): `), near(list));
+      found.replaceChildren(el("b", {}, `${spaced(names[token])} (${token}): `), near(list));
     },
     asked = el("input", { type: "search", "aria-label": "a token", oninput: () => search() });
   return [
@@ -78,7 +74,7 @@ DRAW.embeddings = (data) => {
       figure("Cosines between the text's tokens", draw),
       el(
         "div",
-        {},
+        { class: "tall" },
         tableOf(
           ["token", "length", "nearest tokens, with their angles"],
           tokens.map((name, i) => [el("td", { class: "text" }, name), number(data.norms[i], 4), el("td", { class: "text" }, near(data.neighbours[i]))]),

@@ -66,7 +66,6 @@ function samplingStages(logits, settings, seen) {
 }
 
 const entropyOf = (probabilities) => -probabilities.reduce((sum, p) => sum + (p > 0 ? p * Math.log(p) : 0), 0);
-const percent = (p) => (p === 0 ? "0" : p < 1e-6 ? "<0.0001%" : `${+(100 * p).toPrecision(p < 0.001 ? 2 : 4)}%`);
 
 DRAW.sampling = (data) => {
   const carried = Float64Array.from(new Float32Array(bytesOf(data.logits).buffer)),
@@ -77,7 +76,8 @@ DRAW.sampling = (data) => {
     stacked = el("div", {});
   let logits = carried,
     seen = data.seen,
-    label = (token) => data.texts[token] ?? `<token ${token}>`;
+    textOf = (token) => spaced(data.texts[token] ?? `<token ${token}>`),
+    label = textOf;
 
   // From the place of a slider to a value and back; the number beside it is the value.
   const logSteps = (n) => ({ to: (x) => Math.round(n ** (x / 100)), from: (k) => (100 * Math.log(k)) / Math.log(n) });
@@ -121,16 +121,16 @@ DRAW.sampling = (data) => {
     const reset = () => set(top());
     inputs.push(reset);
     reset();
-    return el("div", { class: "setting", title: hint }, el("span", { class: "name" }, name), slider, typed, el("span", { class: "soft small" }, hint));
+    return el("div", { class: "setting" }, el("span", { class: "name" }, name), slider, typed, el("span", { class: "soft small" }, hint));
   };
 
   const barFigure = (found) => {
     const { before, after } = found,
       order = descending(before).slice(0, N_BARS),
-      width = 640,
+      width = 480,
       row = 22,
-      left = 150,
-      right = 150,
+      left = 128,
+      right = 134,
       rows = [...order.map((token) => [label(token), before[token], after[token]])],
       rest = [0, 0];
     const shown = new Set(order);
@@ -140,8 +140,9 @@ DRAW.sampling = (data) => {
         rest[1] += after[i];
       }
     if (before.length > order.length) rows.push([`the other ${number(before.length - order.length)}`, ...rest]);
-    const most = Math.max(...rows.map((one) => Math.max(one[1], one[2])), 1e-12),
-      x = (p) => ((width - left - right) * p) / most,
+    // The mass of all others may be far above that of any token: their bar ends where there is no more room.
+    const most = Math.max(...rows.slice(0, order.length).map((one) => Math.max(one[1], one[2])), 1e-12),
+      x = (p) => (width - left - right) * Math.min(1, p / most),
       height = row * rows.length + 24,
       text = (attributes, content) => svg("text", { "font-size": 11, fill: "var(--ink)", ...attributes }, content);
     const draw = () =>
@@ -155,7 +156,7 @@ DRAW.sampling = (data) => {
             "g",
             { class: "bar-row", opacity: gone ? 0.55 : 1 },
             svg("title", {}, `${name}: ${percent(p)} before the filters, ${percent(q)} after`),
-            text({ x: left - 6, y: y + 12, "text-anchor": "end", "font-family": "monospace" }, name.length > 20 ? `${name.slice(0, 19)}…` : name),
+            text({ x: left - 6, y: y + 12, "text-anchor": "end", "font-family": "monospace" }, name.length > 17 ? `${name.slice(0, 16)}…` : name),
             svg("rect", { x: left, y, width: Math.max(0.5, x(p)), height: 7, fill: "var(--c8)", opacity: 0.6 }),
             gone ? null : svg("rect", { x: left, y: y + 7, width: Math.max(0.5, x(q)), height: 9, fill: "var(--c0)" }),
             text({ x: width - right + 6, y: y + 12, fill: "var(--soft)" }, `${percent(p)} → ${gone ? "left out" : percent(q)}`),
@@ -256,7 +257,7 @@ DRAW.sampling = (data) => {
     own.setAttribute("aria-invalid", String(own.value.trim() !== "" && !usable));
     if (!usable && own.value.trim() !== "") return;
     [logits, seen] = usable ? [Float64Array.from(values), []] : [carried, data.seen];
-    label = usable ? (i) => `${i + 1}: ${values[i]}` : (token) => data.texts[token] ?? `<token ${token}>`;
+    label = usable ? (i) => `${i + 1}: ${values[i]}` : textOf;
     restart();
   });
   const controls = el("div", { class: "card settings" }, SETTINGS.map(control), el("button", { onclick: restart }, "as the model has it"));

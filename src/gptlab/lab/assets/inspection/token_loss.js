@@ -14,12 +14,12 @@ DRAW.token_loss = (data) => [
     tableOf(
       ["token", "loss in nats", "probability", "rank", "most likely", "its probability"],
       data.rows.map((row) => [
-        el("td", { class: "text" }, row.token),
+        el("td", { class: "text" }, spaced(row.token)),
         number(row.nats, 4),
-        `${+(100 * row.p).toPrecision(4)}%`,
+        percent(row.p),
         row.rank,
-        el("td", { class: "text" }, row.best),
-        `${+(100 * row.best_p).toPrecision(4)}%`,
+        el("td", { class: "text" }, spaced(row.best)),
+        percent(row.best_p),
       ]),
     ),
   ),
