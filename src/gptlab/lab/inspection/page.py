@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.lab import html
+from gptlab.lab.inspection.attention import attention
+from gptlab.lab.inspection.logit_lens import logit_lens
 from gptlab.lab.inspection.norm_weights import norm_weights
+from gptlab.lab.inspection.norms import norms
+from gptlab.lab.inspection.scores import scores
 from gptlab.lab.inspection.subject import Subject
 from gptlab.units import plural
 
@@ -21,8 +25,15 @@ class Part:
     needs: str  # what a model has to have for it
 
 
+_ATTENTION = "layers that attend as gptlab's nn.Attention does"
 PARTS: dict[str, Part] = {
+    "attention": Part("Attention maps", attention, _ATTENTION),
+    "scores": Part("Scores and softmax", scores, _ATTENTION),
     "norm_weights": Part("LayerNorm and RMSNorm", norm_weights, "norms with weights: nn.LayerNorm or nn.RMSNorm"),
+    "norms": Part("Activations and gradients", norms, "blocks"),
+    "logit_lens": Part(
+        "Logit lens", logit_lens, "a head over the vocabulary, and nothing after its last block that mixes positions"
+    ),
 }
 
 
