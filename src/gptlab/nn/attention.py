@@ -90,14 +90,9 @@ class Attention(nn.Module):
         is T, and with a `cache` all positions so far. With a `source`, queries attend to it instead of x: hidden states
         (B, S, D), or the keys and values that `keys_values` made of them.
         """
-        if source is None:
-            q, k, v = self._heads(x, rotation)
-            k, v = (k.transpose(1, 2), v.transpose(1, 2)) if cache is None else cache.extend(k, v)  # (B, G, S, K)
-        else:
-            q = self.q(x).unflatten(-1, (self.n_head, self.d_head))  # (B, T, H, K)
-            k, v = self.keys_values(source) if isinstance(source, Tensor) else source
+        q, k, v = self.queries_keys_values(x, rotation=rotation, cache=cache, source=source)
         mixed = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
+            q,
             k,
             v,
             attn_mask=mask,
@@ -107,6 +102,23 @@ class Attention(nn.Module):
             enable_gqa=self.n_kv_head != self.n_head,
         )  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def queries_keys_values(
+        self,
+        x: Tensor,
+        *,
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
+        source: Tensor | KV | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` makes of the same arguments: queries (B, H, T, K), and keys and values (B, G, S, K) each."""
+        if source is None:
+            q, k, v = self._heads(x, rotation)
+            k, v = (k.transpose(1, 2), v.transpose(1, 2)) if cache is None else cache.extend(k, v)
+        else:
+            q = self.q(x).unflatten(-1, (self.n_head, self.d_head))  # (B, T, H, K)
+            k, v = self.keys_values(source) if isinstance(source, Tensor) else source
+        return q.transpose(1, 2), k, v
 
     def keys_values(self, source: Tensor) -> KV:
         """Keys and values of another sequence's hidden states (B, S, D), for cross-attention."""

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.lab import html
+from gptlab.lab.inspection.attention import attention
 from gptlab.lab.inspection.embeddings import embeddings
+from gptlab.lab.inspection.logit_lens import logit_lens
 from gptlab.lab.inspection.norm_weights import norm_weights
+from gptlab.lab.inspection.norms import norms
 from gptlab.lab.inspection.over_training import over_training
 from gptlab.lab.inspection.positions import positions
 from gptlab.lab.inspection.sampling import sampling
+from gptlab.lab.inspection.scores import scores
 from gptlab.lab.inspection.subject import Subject
 from gptlab.lab.inspection.token_loss import token_loss
 from gptlab.units import plural
@@ -26,10 +30,17 @@ class Part:
     needs: str  # what a model has to have for it
 
 
+_ATTENTION = "layers that attend as gptlab's nn.Attention does"
 PARTS: dict[str, Part] = {
     "sampling": Part("Sampling", sampling, "a model that continues a text"),
     "token_loss": Part("Loss of each token", token_loss, "tokens that the model predicts"),
+    "attention": Part("Attention maps", attention, _ATTENTION),
+    "scores": Part("Scores and softmax", scores, _ATTENTION),
     "norm_weights": Part("LayerNorm and RMSNorm", norm_weights, "norms with weights: nn.LayerNorm or nn.RMSNorm"),
+    "norms": Part("Activations and gradients", norms, "blocks"),
+    "logit_lens": Part(
+        "Logit lens", logit_lens, "a head over the vocabulary, and nothing after its last block that mixes positions"
+    ),
     "embeddings": Part("Embeddings", embeddings, "a table of token embeddings: nn.Embedding"),
     "positions": Part("Positions", positions, "learned, sinusoidal or rotary positions, or relative biases"),
     "over_training": Part("Over training", over_training, "a run trained with callbacks.inspect.every_steps"),

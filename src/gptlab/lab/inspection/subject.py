@@ -17,6 +17,7 @@ from gptlab.generation.fill_mask import enclosed
 from gptlab.generation.prompt import encode_text, has_encoder
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability
+from gptlab.nn.attention_record import AttentionRecord, recorded_attention
 from gptlab.nn.loss import IGNORE_INDEX
 from gptlab.runs.run import Run
 from gptlab.units import plural
@@ -37,7 +38,7 @@ class Subject:
     tokens: Tensor  # (1, T), which the blocks before the head read: a decoder's own, or an encoder's
     source: Tensor | None = None  # (1, S), which the encoder of an encoder-decoder reads
     targets: Tensor | None = None  # (1, T), predicted at each position; None where the model predicts no tokens
-    masked: Tensor | None = None  # (1, T), what an encoder reads where `targets` are predicted
+    masked: Tensor | None = None  # (1, T), an encoder's tokens with masks where `targets` are predicted
     text_from: str = ""  # where the text is from
     run: Run | None = None
     folder: Path | None = None  # of the run
@@ -45,11 +46,17 @@ class Subject:
     step: int | None = None
     notes: list[str] = field(default_factory=list)  # for a person
     _texts: dict[int, str] = field(default_factory=dict)
+    _attention: list[AttentionRecord] | None = None
 
     @property
     def inputs(self) -> dict[str, Any]:
         """What `hidden_states` takes beside the tokens."""
         return {} if self.source is None else {"source": self.source}
+
+    @property
+    def read(self) -> Tensor:
+        """What is read where targets are predicted: the tokens, an encoder's with masks in place of the targets."""
+        return self.tokens if self.masked is None else self.masked
 
     @property
     def is_causal(self) -> bool:
@@ -60,6 +67,29 @@ class Subject:
     def has_head(self) -> bool:
         """Whether the model's hidden states are scored over the vocabulary."""
         return self.is_causal or Capability.mlm_head in self.model.config.capabilities
+
+    @property
+    def attention(self) -> list[AttentionRecord]:
+        """What each attention layer computes from the text, in the order of the model; made once."""
+        if self._attention is None:
+            with torch.no_grad(), recorded_attention(self.model) as found:
+                self.model.hidden_states(self.tokens, **self.inputs)
+            self._attention = found
+        return self._attention
+
+    def block_names(self) -> list[str]:
+        """The names of the model's blocks, in the order in which they run."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        return [names[id(block)] for block in self.model.blocks]
+
+    def reads_source(self, name: str) -> bool:
+        """Whether a module reads the encoder's tokens, in an encoder-decoder."""
+        if self.source is None:
+            return False
+        own = {id(block) for block in self.model.output_blocks}
+        inside = [block for block in self.model.blocks if id(block) not in own]
+        modules = {id(module) for block in inside for module in block.modules()}
+        return id(self.model.get_submodule(name)) in modules
 
     def head_states(self, hidden: Tensor) -> Tensor:
         """What the head reads of hidden states (..., D)."""
@@ -73,8 +103,7 @@ class Subject:
         """The mean loss of the targets in nats, to be differentiated; None where there are none."""
         if self.targets is None or not (self.targets != IGNORE_INDEX).any():
             return None
-        read = self.tokens if self.masked is None else self.masked
-        logits = self.logits(self.model.hidden_states(read, **self.inputs))  # (1, T, V)
+        logits = self.logits(self.model.hidden_states(self.read, **self.inputs))  # (1, T, V)
         return F.cross_entropy(logits.flatten(0, 1), self.targets.flatten(), ignore_index=IGNORE_INDEX)
 
     def labels(self, tokens: Tensor | None = None) -> list[str]:
@@ -161,7 +190,8 @@ def _read(subject: Subject, prompt: str, target: str | None, device: torch.devic
         n_special = len(enclosed([], tokenizer))
         ids = _cut(subject, ids, min(N_TOKENS, model.config.context_length) - n_special)
         subject.tokens = torch.tensor([enclosed(ids, tokenizer)], device=device)
-        if Capability.mlm_head in capabilities and tokenizer.mask is not None:
+        # A mask that was spelled has no known target.
+        if Capability.mlm_head in capabilities and tokenizer.mask is not None and tokenizer.mask not in ids:
             special = torch.tensor([sorted(tokenizer.specials)], device=device)
             ordinary = (subject.tokens[..., None] != special).all(-1)  # (1, T)
             chosen = ordinary & (ordinary.cumsum(-1) % MASKED_EVERY == min(MASKED_EVERY, int(ordinary.sum())) // 2)
@@ -209,7 +239,7 @@ def _usual_text(run: Run | None) -> tuple[str, str]:
                 data = prepare(corpus, run.config.tokenizer, progress=False)
                 if data.val is None:
                     continue
-                ids = [int(token) for token in data.val.tokens[: 4 * N_TOKENS]]
+                ids = [int(token) for token in data.val.tokens[:N_TOKENS]]
                 end = next((i for i, token in enumerate(ids) if i and token == data.tokenizer.eot), len(ids))
                 text = data.tokenizer.decode([token for token in ids[:end] if token != data.tokenizer.eot])
                 if text.strip():
