@@ -6,6 +6,7 @@ Nothing is trained.
 import math
 import typing
 from dataclasses import dataclass
+from enum import Enum
 
 from gptlab.cli.options import carry_out
 from gptlab.errors import UserError
@@ -31,6 +32,8 @@ norms, activations and gradients by layer, what each layer would predict.
     target        what the decoder of an encoder-decoder reads (what the model writes itself)
     html          a file that ends in .html, or a folder: one page, to be opened without a network (of the data none; of
                   a step of a run step-STEP.html in its folder; of a model inspect.html in the run's folder or here)
+    plots         of a model, a folder for the same pictures as files, for a report (none)
+    plots_format  png or svg (png)
     n_shown       examples, or documents of the data, that are shown (3)
     sample_mb     of the data, the text that is read of each source, in MB of 10^6 bytes (16)
     by_token      true: one token a line, with its position, its id and what is to be predicted there (false)
@@ -47,6 +50,13 @@ norms, activations and gradients by layer, what each layer would predict.
 """
 
 
+class PictureFormat(Enum):
+    """The format of pictures as files."""
+
+    png = "png"
+    svg = "svg"
+
+
 @dataclass(kw_only=True, slots=True)
 class Options:
     """The options of the command, whichever it shows."""
@@ -56,6 +66,8 @@ class Options:
     prompt: str | None = None
     target: str | None = None
     html: str | None = None
+    plots: str | None = None
+    plots_format: PictureFormat = PictureFormat.png
     n_shown: int = bounded(N_SHOWN, ge=1)
     sample_mb: float = bounded(16.0, gt=0, lt=math.inf)
     by_token: bool = False
@@ -72,7 +84,7 @@ OPTIONS = typing.get_type_hints(Options)
 FOREIGN = {"page": "html", "report": "html", "format": "output", "limit": "n_shown", "model": "run", "text": "prompt"}
 OF_DATA = ("sample_mb",)
 OF_A_STEP = ("by_token", "losses", "attempt", "rank", "world_size")
-OF_A_MODEL = ("prompt", "target")
+OF_A_MODEL = ("prompt", "target", "plots", "plots_format")
 OF_A_RUN = ("losses", "checkpoint", "attempt", "device")
 
 

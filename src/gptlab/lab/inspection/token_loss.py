@@ -24,8 +24,7 @@ def token_loss(subject: Subject) -> dict[str, Any] | None:
     """
     if subject.targets is None or not (subject.targets != IGNORE_INDEX).any():
         return None
-    read = subject.tokens if subject.masked is None else subject.masked
-    logits = subject.logits(subject.model.hidden_states(read, **subject.inputs))[0]  # (T, V)
+    logits = subject.logits(subject.model.hidden_states(subject.read, **subject.inputs))[0]  # (T, V)
     log_p = torch.log_softmax(logits, -1)
     targets = subject.targets[0].tolist()
     rows, nats = [], [None] * len(targets)
