@@ -74,8 +74,9 @@ def _temperatures(figure: Any, data: Mapping[str, Any], texts: Mapping[str, Sequ
     columns = np.stack([softmax(logits, temperature)[order] for temperature in TEMPERATURES])  # (6, N)
     x, below = np.arange(len(TEMPERATURES)), np.zeros(len(TEMPERATURES))
     handles = []
-    for token, p in zip(order, columns.T, strict=True):
-        handles.append((axes.bar(x, p, bottom=below, width=0.8), _token(data, int(token))))
+    for i, (token, p) in enumerate(zip(order, columns.T, strict=True)):
+        color = f"C{i if i < 7 else 8}"  # C7 is gray, as the others are
+        handles.append((axes.bar(x, p, bottom=below, width=0.8, color=color), _token(data, int(token))))
         below = below + p
     if len(logits) > len(order):
         rest = axes.bar(x, 1 - below, bottom=below, width=0.8, color=GRAY)
@@ -153,7 +154,7 @@ def _qk_std(figure: Any, data: Mapping[str, Any], texts: Mapping[str, Sequence[s
     axes.plot(range(len(layers)), roots, "--", color="0.4", label="sqrt(d_head)")
     _ticks(axes.xaxis, [_short(layer["name"]) for layer in layers], rotation=60, quoted=False)
     axes.set(yscale="log", ylabel="standard deviation", title="Scores of each head")
-    axes.legend(frameon=False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
 
 
 def _softmax(figure: Any, data: Mapping[str, Any], texts: Mapping[str, Sequence[str]]) -> None:
