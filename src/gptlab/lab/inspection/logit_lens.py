@@ -15,7 +15,7 @@ def logit_lens(subject: Subject) -> dict[str, Any] | None:
 
     `layers` begins with the embedding and has, by position, the most likely token, its text and probability, the
     entropy in nats, the divergence KL(last || layer) in nats, and the target's loss in nats (None without a target).
-    None where no head scores the states, or what follows the last block is no function of each state by itself.
+    None where no head scores the states, and where they are not what `layer_states` asks for.
     """
     if not subject.has_head:
         return None
@@ -41,42 +41,43 @@ def layer_states(subject: Subject) -> tuple[list[str], Tensor | None]:
     """What the head would read if each layer were the last, (L + 1, T, D): of the embedding, then of each block.
 
     The model runs once as it is, and once with the states of all layers in place of the last block's output, so that
-    whatever follows that block is applied to all. None where that gives no such states.
+    whatever follows that block is applied to all. It reads other tokens then: where the last layer's states come out
+    different, more than the last block's output leads to them. None then, and where a block's output is not what the
+    next one reads.
     """
     model, blocks = subject.model, list(subject.model.output_blocks)
     names = {id(module): name for name, module in model.named_modules()}
-    found: list[Tensor] = []
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    def first(_: Any, args: Any, kwargs: Any) -> None:
-        found.append(args[0] if args else next(iter(kwargs.values())))
+    def before(_: Any, args: Any, kwargs: Any) -> None:
+        inputs.append(args[0] if args else next(iter(kwargs.values())))
 
-    def keep(_: Any, __: Any, output: Any) -> None:
-        found.append(output[0] if isinstance(output, tuple) else output)
+    def after(_: Any, __: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
 
     def replace(_: Any, __: Any, output: Any) -> Any:
-        states = torch.cat(found)  # (L + 1, T, D)
+        states = torch.cat([inputs[0], *outputs])  # (L + 1, T, D)
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
-    if not blocks:
-        return [], None
-    handles = [blocks[0].register_forward_pre_hook(first, with_kwargs=True)]
-    handles += [block.register_forward_hook(keep) for block in blocks]
+    handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
+    handles += [block.register_forward_hook(after) for block in blocks]
     try:
         whole = model.hidden_states(subject.read, **subject.inputs)
     finally:
         for handle in handles:
             handle.remove()
-    if len(found) != len(blocks) + 1 or any(state.shape != found[-1].shape for state in found):
+    is_chain = len(outputs) == len(blocks) > 0 and inputs[0].shape == outputs[-1].shape
+    if not is_chain or not all(map(torch.equal, inputs[1:], outputs[:-1])):
         return [], None
     handle = blocks[-1].register_forward_hook(replace)
     try:
-        states = model.hidden_states(subject.read, **subject.inputs)
+        others = (subject.read + 1) % len(model.head.weight)
+        states = model.hidden_states(others, **subject.inputs)
     finally:
         handle.remove()
-    is_by_state = states.shape == (len(found), *whole.shape[1:]) and torch.allclose(
-        states[-1], whole[0], rtol=1e-3, atol=1e-4
-    )
-    return ["embedding", *(names[id(block)] for block in blocks)], states if is_by_state else None
+    own = states.shape == (len(blocks) + 1, *whole.shape[1:]) and torch.allclose(states[-1], whole[0], 1e-3, 1e-4)
+    return ["embedding", *(names[id(block)] for block in blocks)], states if own else None
 
 
 def _layer(subject: Subject, name: str, state: Tensor, last: Tensor) -> dict[str, Any]:

@@ -66,9 +66,8 @@ def norms(subject: Subject) -> dict[str, Any] | None:
     ]
     parts: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
-        parts.setdefault(
-            next((block for block in names if name.startswith(f"{block}.")), name.split(".")[0]), []
-        ).append(name)
+        part = next((block for block in names if name.startswith(f"{block}.")), name.rpartition(".")[0])
+        parts.setdefault(part, []).append(name)
     values = dict(model.named_parameters())
     parameters = [
         {

@@ -39,7 +39,9 @@ PARTS: dict[str, Part] = {
     "norm_weights": Part("LayerNorm and RMSNorm", norm_weights, "norms with weights: nn.LayerNorm or nn.RMSNorm"),
     "norms": Part("Activations and gradients", norms, "blocks"),
     "logit_lens": Part(
-        "Logit lens", logit_lens, "a head over the vocabulary, and nothing after its last block that mixes positions"
+        "Logit lens",
+        logit_lens,
+        "a head over the vocabulary, and blocks of which each reads what the one before it gives",
     ),
     "embeddings": Part("Embeddings", embeddings, "a table of token embeddings: nn.Embedding"),
     "positions": Part("Positions", positions, "learned, sinusoidal or rotary positions, or relative biases"),

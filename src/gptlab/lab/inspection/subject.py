@@ -143,23 +143,28 @@ def open_subject(
 
     found = open_trained(name if checkpoint is None else str(open_run(name).checkpoint(checkpoint)))
     model, tokenizer, _ = found.trained
-    model.to(device)
     if target is not None and not has_encoder(model):
         raise UserError(f"target is what the decoder of an encoder-decoder reads, and run={name} has no encoder")
-    subject = Subject(
-        name=name,
-        model=model,
-        tokenizer=tokenizer,
-        tokens=torch.empty(1, 0, dtype=torch.long),
-        run=found.run,
-        folder=found.folder,
-        checkpoint=found.checkpoint,
-        step=found.step,
-        text_from="prompt",
-    )
+    text_from = "prompt"
     if prompt is None:
-        prompt, subject.text_from = _usual_text(found.run)
-    _read(subject, prompt, target, torch.device(device))
+        prompt, text_from = _usual_text(found.run)
+    subject = subject_of(model.to(device), tokenizer, prompt, target=target)
+    subject.name, subject.text_from = name, text_from
+    subject.run, subject.folder, subject.checkpoint, subject.step = (
+        found.run,
+        found.folder,
+        found.checkpoint,
+        found.step,
+    )
+    return subject
+
+
+def subject_of(model: LanguageModel, tokenizer: Tokenizer, prompt: str, *, target: str | None = None) -> Subject:
+    """A model that is at hand, in eval mode and on its device, and texts for it, as `open_subject` has them."""
+    subject = Subject(
+        name=model.config.type, model=model, tokenizer=tokenizer, tokens=torch.empty(1, 0, dtype=torch.long)
+    )
+    _read(subject, prompt, target, next(model.parameters()).device)
     return subject
 
 

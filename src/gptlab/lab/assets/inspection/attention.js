@@ -58,7 +58,7 @@ DRAW.attention = (data) => {
 
     function drawLarge() {
       const own = group.layers[state.layer],
-        room = holder.clientWidth || 600,
+        room = Math.min(holder.clientWidth || 600, 760), // so that it fits a screen
         cells = Math.max(group.n_keys, 1);
       const named = room / cells > 12;
       left = named || room / cells > 5 ? Math.min(110, room * 0.3) : 0;

@@ -25,10 +25,10 @@ const figure = (title, draw, ...after) =>
   );
 
 function ticksOf(low, high, log) {
-  if (log) {
+  if (log && high / low > 10) {
     const found = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
-      for (const factor of high / low > 100 ? [1] : [1, 2, 5]) {
+      for (const factor of high / low > 1e3 ? [1] : [1, 2, 5]) {
         const at = factor * 10 ** power;
         if (at >= low * 0.999 && at <= high * 1.001) found.push(at);
       }
@@ -49,7 +49,7 @@ function lineFigure(title, places, lines, { log = false, unit = "", zero = !log 
     left = 58,
     right = 10,
     top = 10,
-    bottom = 40 + 16 * Math.ceil(lines.length / 3);
+    bottom = 40 + 16 * Math.ceil(lines.length / 2);
   const usable = (value) => isNumber(value) && (!log || value > 0),
     all = lines.flatMap((line) => line.values.filter(usable));
   if (!all.length) return null;
@@ -91,8 +91,8 @@ function lineFigure(title, places, lines, { log = false, unit = "", zero = !log 
                 )
               : null,
           ),
-          svg("rect", { x: left + (n % 3) * 155, y: height - bottom + 36 + 16 * Math.floor(n / 3), width: 10, height: 10, fill: color }),
-          text({ x: left + 15 + (n % 3) * 155, y: height - bottom + 45 + 16 * Math.floor(n / 3) }, line.name),
+          svg("rect", { x: left + (n % 2) * 230, y: height - bottom + 36 + 16 * Math.floor(n / 2), width: 10, height: 10, fill: color }),
+          text({ x: left + 15 + (n % 2) * 230, y: height - bottom + 45 + 16 * Math.floor(n / 2) }, line.name),
         ];
       }),
     );
