@@ -107,7 +107,7 @@ def test_the_browser_computes_what_generation_draws_from(page, subject, settings
     part = sampling(subject)
     own, logits = Sampling(**settings), of_page(part)[None]
     expected = own.probabilities(logits, [part["seen"]])[0]
-    torch.testing.assert_close(torch.tensor(found["after"]), expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(torch.tensor(found["after"], dtype=torch.float32), expected, rtol=1e-4, atol=1e-7)
     assert found["kept"] == int((expected > 0).sum()) or settings.get("temperature") == 0.01  # float32 has an end
     unfiltered = {name: settings[name] for name in ("temperature", "repetition_penalty") if name in settings}
     before = Sampling(**unfiltered).probabilities(logits, [part["seen"]])[0]
