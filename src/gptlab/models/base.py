@@ -103,6 +103,20 @@ class LanguageModel(nn.Module, ABC):
             value.fill_(1.0 if name.endswith("weight") else 0.0)
 
     @property
+    def block_names(self) -> list[str]:
+        """The names of the blocks in the model, in the order in which they run."""
+        names = {id(module): name for name, module in self.named_modules()}
+        return [names[id(block)] for block in self.blocks]
+
+    def layers_of_parameters(self) -> dict[str, str]:
+        """The layer of each parameter, by its name: the block that it is in, or else the module of the model."""
+        blocks = [f"{name}." for name in self.block_names]
+        return {
+            name: next((block[:-1] for block in blocks if name.startswith(block)), name.split(".")[0])
+            for name, _ in self.named_parameters()
+        }
+
+    @property
     def output_blocks(self) -> Sequence[nn.Module] | nn.ModuleList:
         """The blocks that lead to the head, of which finetune=last_layers trains the last ones."""
         return self.blocks

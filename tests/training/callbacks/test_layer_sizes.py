@@ -12,7 +12,7 @@ from gptlab.models.build import build_model, shape_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
 from gptlab.runs.folder import read_metrics
-from gptlab.training.callbacks.layer_sizes import columns_of, layer_of_parameters, names_of_blocks
+from gptlab.training.callbacks.layer_sizes import columns_of
 from gptlab.training.config import CallbacksConfig, CheckpointConfig, FinetuneConfig, Finetuning, InspectConfig
 from gptlab.training.loop import batch, train
 
@@ -111,8 +111,8 @@ def test_encoders_and_encoder_decoders(tmp_path, objective):
 def test_layers_of_two_stacks_have_their_own_names():
     config = EncoderDecoderConfig(n_layer=2, n_head=2, d_model=16)
     model = shape_model(config, 50)
-    assert len(names_of_blocks(model)) == len(model.blocks) == 4
-    assert set(names_of_blocks(model)) < set(layer_of_parameters(model).values())
+    assert len(set(model.block_names)) == len(model.blocks) == 4
+    assert set(model.block_names) < set(model.layers_of_parameters().values())
 
 
 def test_experts_return_their_routing_beside_the_stream(tmp_path):

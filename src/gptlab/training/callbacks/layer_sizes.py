@@ -78,7 +78,7 @@ class LayerSizes(Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
         if not self.row:
             return
-        layers = layer_of_parameters(module.model)
+        layers = module.model.layers_of_parameters()
         parameters = dict(module.model.named_parameters())
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         squares = square_sums([*gradients.values(), *parameters.values()]).tolist()
@@ -101,26 +101,10 @@ class LayerSizes(Callback):
             self._file = None
 
 
-def names_of_blocks(model: LanguageModel) -> dict[str, nn.Module]:
-    """The blocks by their names in the model, in the order in which they run."""
-    names = {id(module): name for name, module in model.named_modules()}
-    return {names[id(block)]: block for block in model.blocks}
-
-
-def layer_of_parameters(model: LanguageModel) -> dict[str, str]:
-    """The layer that each parameter is counted to, by its name: its block, or a module beside the blocks."""
-    blocks = names_of_blocks(model)
-    found = {}
-    for name, _ in model.named_parameters():
-        block = next((block for block in blocks if name.startswith(f"{block}.")), None)
-        found[name] = name.split(".")[0] if block is None else block
-    return found
-
-
 def columns_of(model: LanguageModel) -> list[str]:
     """The columns of layers.csv beside `step` and `tokens`."""
-    layers = list(dict.fromkeys(layer_of_parameters(model).values()))
-    columns = [f"{ACTIVATION}/{name}" for name in names_of_blocks(model)]
+    layers = list(dict.fromkeys(model.layers_of_parameters().values()))
+    columns = [f"{ACTIVATION}/{name}" for name in model.block_names]
     return [*columns, *(f"{kind}/{layer}" for kind in (GRADIENT, WEIGHT) for layer in layers)]
 
 
@@ -137,7 +121,7 @@ def block_outputs(model: LanguageModel) -> Iterator[dict[str, tuple[float, int]]
 
         return block.register_forward_hook(hook)
 
-    hooks = [listen(name, block) for name, block in names_of_blocks(model).items()]
+    hooks = [listen(name, block) for name, block in zip(model.block_names, model.blocks, strict=True)]
     try:
         yield found
     finally:
