@@ -79,8 +79,7 @@ class Subject:
 
     def block_names(self) -> list[str]:
         """The names of the model's blocks, in the order in which they run."""
-        names = {id(module): name for name, module in self.model.named_modules()}
-        return [names[id(block)] for block in self.model.blocks]
+        return self.model.block_names
 
     def reads_source(self, name: str) -> bool:
         """Whether a module reads the encoder's tokens, in an encoder-decoder."""
