@@ -109,10 +109,10 @@ class LanguageModel(nn.Module, ABC):
         return [names[id(block)] for block in self.blocks]
 
     def layers_of_parameters(self) -> dict[str, str]:
-        """The layer of each parameter, by its name: the block that it is in, or else the module of the model."""
+        """The layer of each parameter, by its name: the block that it is in, or else its module."""
         blocks = [f"{name}." for name in self.block_names]
         return {
-            name: next((block[:-1] for block in blocks if name.startswith(block)), name.split(".")[0])
+            name: next((block[:-1] for block in blocks if name.startswith(block)), name.rpartition(".")[0] or name)
             for name, _ in self.named_parameters()
         }
 

@@ -65,9 +65,8 @@ def norms(subject: Subject) -> dict[str, Any] | None:
         for name in names
     ]
     parts: dict[str, list[str]] = {}
-    for name, _ in model.named_parameters():
-        part = next((block for block in names if name.startswith(f"{block}.")), name.rpartition(".")[0])
-        parts.setdefault(part, []).append(name)
+    for name, layer in model.layers_of_parameters().items():
+        parts.setdefault(layer, []).append(name)
     values = dict(model.named_parameters())
     parameters = [
         {
