@@ -19,7 +19,7 @@ VERBS = {
     "embed": "vectors of texts, and how similar they are",
     "prepare": "text to token shards, in parallel, which any run can train on",
     "tokenize": "the pieces and ids that tokenizers make of a text",
-    "inspect": "what a training step reads, as text",
+    "inspect": "what is in the data, what a training step reads, what a model computes",
 }
 
 

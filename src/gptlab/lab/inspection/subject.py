@@ -39,7 +39,7 @@ class Subject:
     source: Tensor | None = None  # (1, S), which the encoder of an encoder-decoder reads
     targets: Tensor | None = None  # (1, T), predicted at each position; None where the model predicts no tokens
     masked: Tensor | None = None  # (1, T), an encoder's tokens with masks where `targets` are predicted
-    text_from: str = ""  # where the text is from
+    text_from: str = "prompt"  # where the text is from
     run: Run | None = None
     folder: Path | None = None  # of the run
     checkpoint: Path | None = None

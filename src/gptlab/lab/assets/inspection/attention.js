@@ -60,17 +60,21 @@ DRAW.attention = (data) => {
       const own = group.layers[state.layer],
         room = Math.min(holder.clientWidth || 600, 760), // so that it fits a screen
         cells = Math.max(group.n_keys, 1);
-      const named = room / cells > 12;
-      left = named || room / cells > 5 ? Math.min(110, room * 0.3) : 0;
+      const needed = (names, n) => 10 + 6.8 * Math.min(14, Math.max(...names.slice(0, n).map((label) => label.length)));
+      left = Math.min(needed(queries, group.n_queries), room * 0.3);
       cell = Math.max(2, Math.min(22, Math.floor((room - left - 2) / cells)));
       const labels = cell >= 9;
-      if (!labels) left = 0;
-      top = labels ? 80 : 0;
+      if (!labels) {
+        left = 0;
+        cell = Math.max(2, Math.floor((room - 2) / cells));
+      }
+      top = labels ? needed(keys, group.n_keys) : 0;
       const width = left + cell * group.n_keys,
         height = top + cell * group.n_queries,
         ratio = window.devicePixelRatio || 1;
       [large.width, large.height] = [width * ratio, height * ratio];
       Object.assign(large.style, { width: `${width}px`, height: `${height}px` });
+      Object.assign(large.dataset, { left, top, cell });
       const context = large.getContext("2d");
       context.scale(ratio, ratio);
       picture(small, group, own, state.head);

@@ -1,11 +1,19 @@
 // Sizes of attention scores by layer and head, and what softmax makes of them.
 
 DRAW.scores = (data) => {
-  const { layers } = data,
-    places = layers.map((layer) => shortName(layer.name)),
+  // Of an encoder-decoder its three kinds of attention one after the other, with a gap between them.
+  const kinds = ["source", "self", "cross"].map((kind) => data.layers.filter((layer) => layer.kind === kind)),
+    layers = kinds.flat(),
+    spaced = (values) => {
+      let at = 0;
+      return kinds
+        .filter((own) => own.length)
+        .flatMap((own, n) => [...(n ? [null] : []), ...values.slice(at, (at += own.length))]);
+    },
+    places = spaced(layers.map((layer) => shortName(layer.name))).map((name) => name ?? ""),
     heads = (layer, of) => layer.heads.map(of),
     mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length,
-    by = (of) => layers.map((layer) => mean(heads(layer, of)));
+    by = (of) => spaced(layers.map((layer) => mean(heads(layer, of))));
   const names = [...new Set(layers.flatMap((layer) => Object.keys(layer.scalings)))];
   const effect = (what, title, options, more = []) =>
     lineFigure(
@@ -14,7 +22,9 @@ DRAW.scores = (data) => {
       [
         ...names.map((name) => ({
           name,
-          values: layers.map((layer) => (layer.scalings[name] ? mean(heads(layer, (one) => one.softmax[name][what])) : null)),
+          values: spaced(
+            layers.map((layer) => (layer.scalings[name] ? mean(heads(layer, (one) => one.softmax[name][what])) : null)),
+          ),
         })),
         ...more,
       ],
@@ -31,12 +41,12 @@ DRAW.scores = (data) => {
       { class: "charts" },
       lineFigure("standard deviation of q · k", places, [
         { name: "unscaled", values: by((one) => one.std) },
-        { name: "sqrt(d_head)", values: layers.map((layer) => layer.sqrt_d_head), dashed: true },
+        { name: "sqrt(d_head)", values: spaced(layers.map((layer) => layer.sqrt_d_head)), dashed: true },
         { name: "if channels were independent", values: by((one) => one.std_independent), dashed: true },
-        { name: "divided by sqrt(d_head)", values: layers.map((layer) => mean(heads(layer, (one) => one.std)) / layer.sqrt_d_head) },
+        { name: "divided by sqrt(d_head)", values: spaced(layers.map((layer) => mean(heads(layer, (one) => one.std)) / layer.sqrt_d_head)) },
       ], { log: true }),
       effect("entropy", "entropy of softmax, nats", {}, [
-        { name: "uniform", values: layers.map((layer) => layer.entropy_limit), dashed: true },
+        { name: "uniform", values: spaced(layers.map((layer) => layer.entropy_limit)), dashed: true },
       ]),
       effect("largest", "largest probability", {}),
       effect("gradient", "size of softmax's gradient", {}),
