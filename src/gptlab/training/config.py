@@ -455,7 +455,7 @@ class CallbacksConfig:
     sample: SampleConfig | None = field(default_factory=SampleConfig)
     # name -> {every_steps: ..., options of gptlab evaluate}: what else is measured; without every_steps with validation
     evaluate: dict[str, Any] = field(default_factory=dict)
-    inspect: InspectConfig = field(default_factory=InspectConfig)
+    inspect: InspectConfig | None = field(default_factory=InspectConfig)
     plot: bool = True
     forecast: bool = True  # forecast.json: time, memory and the final loss, and what came out
     extra: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning callback, ...}
@@ -468,7 +468,8 @@ class CallbacksConfig:
             self._check_rollback()
         if self.sample is not None:
             check_bounds(self.sample, "callbacks.sample.")
-        check_bounds(self.inspect, "callbacks.inspect.")
+        if self.inspect is not None:
+            check_bounds(self.inspect, "callbacks.inspect.")
         for name, options in self.evaluate.items():
             probe_config(name, options)
 

@@ -479,8 +479,8 @@ class _Training:
         self.amender = Amender(parts, folder, agreement, checkpoints, n_steps=plan.n_steps)
         same = SameStart(step=self.module.finished_steps, data=self.identity.data, tokenizer=self.identity.tokenizer)
         own: list[Callback] = [self.metrics, same, self.signals, checkpoints, self.amender]
-        inspect = config.callbacks.inspect
-        own.append(LayerSizes(inspect, folder, steps=plan.steps, n_steps=plan.n_steps, earlier=self.earlier))
+        every = None if config.callbacks.inspect is None else config.callbacks.inspect.every_steps
+        own.append(LayerSizes(every, folder, steps=plan.steps, n_steps=plan.n_steps, earlier=self.earlier))
         if folder.writes:
             own.append(Pace(plan, warm_up=config.strategy.compile))
         if config.callbacks.forecast and folder.writes:

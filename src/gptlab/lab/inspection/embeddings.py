@@ -27,6 +27,8 @@ def embeddings(subject: Subject) -> dict[str, Any] | None:
     unit = F.normalize(table, dim=-1)
     ids = [token for tokens in (subject.source, subject.tokens) if tokens is not None for token in tokens[0].tolist()]
     chosen = [token for token in dict.fromkeys(ids) if token < len(table)][:N_CHOSEN]
+    if not chosen:
+        return None
     cosines = (unit[chosen] @ unit.T).clamp(-1, 1)  # (N, V)
     best = cosines.topk(min(N_NEIGHBOURS + 1, len(table)))
     neighbours = [

@@ -21,4 +21,6 @@ def over_training(subject: Subject) -> dict[str, Any] | None:
         kind, _, layer = column.partition("/")
         if layer and any(value is not None for value in values):
             kinds.setdefault(kind, {})[layer] = [values[i] for i in shown]
+    if not kinds:
+        return None
     return {"steps": [columns["step"][i] for i in shown], "kinds": kinds}

@@ -14,7 +14,6 @@ from gptlab.distributed.sharded_tensors import square_sums
 from gptlab.models.base import LanguageModel
 from gptlab.runs.folder import LAYERS_FILE, MetricsFile, RunFolder, cut_metrics, read_metrics
 from gptlab.steps import Steps
-from gptlab.training.config import InspectConfig
 from gptlab.training.step import micro_batches
 
 ACTIVATION, GRADIENT, WEIGHT = "activation_rms", "gradient_norm", "weight_norm"  # how the names of columns begin
@@ -28,8 +27,8 @@ class LayerSizes(Callback):
     over all ranks. `earlier` is the metrics.csv of what is continued, beside which its layers.csv is.
     """
 
-    def __init__(self, config: InspectConfig, folder: RunFolder, *, steps: Steps, n_steps: int, earlier: Path):
-        self.config = config
+    def __init__(self, every_steps: int | None, folder: RunFolder, *, steps: Steps, n_steps: int, earlier: Path):
+        self.every_steps = every_steps  # None: never
         self.folder = folder
         self.steps = steps
         self.n_steps = n_steps
@@ -38,18 +37,18 @@ class LayerSizes(Callback):
         self._file: MetricsFile | None = None
 
     def is_due(self, step: int) -> bool:
-        every = self.config.every_steps
+        every = self.every_steps
         return every is not None and (step % every == 0 or step in (1, self.n_steps))
 
     def on_fit_start(self, trainer, module) -> None:
         """Drop the rows of steps that are trained again, also where nothing is recorded now."""
         path = self.folder.path / LAYERS_FILE
-        if not self.folder.writes or not (self.config.every_steps or path.is_file() or self.earlier.is_file()):
+        if not self.folder.writes or not (self.every_steps or path.is_file() or self.earlier.is_file()):
             return
         recorded = {name: None for row in read_metrics(self.earlier) for name in row}
         columns = list(dict.fromkeys(["step", "tokens", *columns_of(module.model), *recorded]))
         cut_metrics(self.earlier, path, module.finished_steps or -1, columns)
-        if self.config.every_steps:
+        if self.every_steps:
             self._file = MetricsFile(path, columns)
 
     @torch.no_grad()
