@@ -58,8 +58,9 @@ def summary(subject: Subject, found: Mapping[str, dict[str, Any] | None]) -> lis
     """What was looked at, as names and texts."""
     config = subject.model.config
     n_parameters = sum(parameter.numel() for parameter in subject.model.parameters())
-    shapes = [f"{plural(config.n_layer, 'layer')}", f"d_model {config.d_model:,}"]
-    shapes += [f"{plural(config.n_head, 'head')}"] if isinstance(getattr(config, "n_head", None), int) else []
+    shapes = [plural(config.n_layer, "layer"), f"d_model {config.d_model:,}"]
+    n_head = getattr(config, "n_head", None)  # not every model has heads
+    shapes += [plural(n_head, "head")] if isinstance(n_head, int) else []
     facts = [("model", f"{config.type}, {', '.join(shapes)}, {n_parameters:,} parameters")]
     if subject.checkpoint is not None:
         facts.append(("checkpoint", f"{subject.checkpoint}, after step {subject.step or 0:,}"))
@@ -67,6 +68,9 @@ def summary(subject: Subject, found: Mapping[str, dict[str, Any] | None]) -> lis
     if subject.source is not None:
         read = f"{plural(subject.source.shape[1], 'token')} by the encoder, {read} by the decoder"
     facts += [("text", f"{subject.text_from}: {read}"), *(("note", note) for note in subject.notes)]
+    loss = (found.get("norms") or {}).get("loss")
+    if loss is not None:
+        facts.append(("loss", f"{loss:.4f} nats per token of the text"))
     left_out = [f"{PARTS[name].title} needs {PARTS[name].needs}" for name, one in found.items() if one is None]
     return [*facts, *(("not shown", reason) for reason in left_out)]
 

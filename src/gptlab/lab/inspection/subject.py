@@ -243,7 +243,7 @@ def _usual_text(run: Run | None) -> tuple[str, str]:
                 data = prepare(corpus, run.config.tokenizer, progress=False)
                 if data.val is None:
                     continue
-                ids = [int(token) for token in data.val.tokens[:N_TOKENS]]
+                ids = [int(token) for token in data.val.tokens[: min(N_TOKENS, run.config.context_length)]]
                 end = next((i for i, token in enumerate(ids) if i and token == data.tokenizer.eot), len(ids))
                 text = data.tokenizer.decode([token for token in ids[:end] if token != data.tokenizer.eot])
                 if text.strip():
