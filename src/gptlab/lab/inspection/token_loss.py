@@ -27,7 +27,8 @@ def token_loss(subject: Subject) -> dict[str, Any] | None:
     logits = subject.logits(subject.model.hidden_states(subject.read, **subject.inputs))[0]  # (T, V)
     log_p = torch.log_softmax(logits, -1)
     targets = subject.targets[0].tolist()
-    rows, nats = [], [None] * len(targets)
+    rows: list[dict[str, Any]] = []
+    nats: list[float | None] = [None] * len(targets)
     for i, target in enumerate(targets):
         if target == IGNORE_INDEX:
             continue
