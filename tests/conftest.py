@@ -1,5 +1,6 @@
 """What every test needs: one thread for tiny shapes, and a cache of its own."""
 
+import gc
 import os
 
 # On tiny shapes a second thread costs more than it brings; processes that tests start inherit the setting.
@@ -18,6 +19,13 @@ def cache(tmp_path_factory):
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gptlab-cache"
     os.environ["GPTLAB_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """What is there before a file's tests is no longer looked at by the collector, which runs call often."""
+    gc.collect()
+    gc.freeze()
 
 
 # Files that start processes. They come first, so that at the end no worker waits for another's long file.

@@ -146,13 +146,9 @@ def test_a_plan_counts_what_the_ranks_hold(trained, strategy):
         assert [one[name] for one in held] == pytest.approx([planned[name]] * n_ranks, rel=0.05), name
 
 
-# From each strategy to one process, from there to each, and once around.
-AROUND = set(zip(RANKS, [*list(RANKS)[1:], "auto"], strict=True))
-CROSSINGS = [
-    pytest.param(a, b, marks=[] if "auto" in (a, b) or (a, b) in AROUND else pytest.mark.slow)
-    for a in RANKS
-    for b in RANKS
-]
+# Once around: each strategy continues another's run and is continued. And what sharded weights are to one process.
+AROUND = {*zip(RANKS, [*list(RANKS)[1:], "auto"], strict=True), ("auto", "auto"), ("auto", "fsdp"), ("fsdp", "auto")}
+CROSSINGS = [pytest.param(a, b, marks=[] if (a, b) in AROUND else pytest.mark.slow) for a in RANKS for b in RANKS]
 
 
 @pytest.fixture(scope="module")
