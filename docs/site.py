@@ -16,6 +16,14 @@ LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s]+)\)")
 CODE = re.compile(r"(^ *```.*?^ *```)", re.DOTALL | re.MULTILINE)
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """List the page of each experiment in the navigation."""
+    pages = ["experiments/README.md", *sorted(map(_of_repository, ROOT.glob("experiments/*/README.md")))]
+    assert config.nav is not None
+    config.nav = [{"Experiments": pages} if entry == {"Experiments": []} else entry for entry in config.nav]
+    return config
+
+
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the pages and pictures of experiments/, two pages of the root, and notebooks as pages and as files."""
     outside = [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("experiments/**/*.md")]
