@@ -111,7 +111,7 @@ def test_files_and_modules_that_a_page_names_exist(page):
     spans = set(re.findall(r"`([^`\n]+)`", text))
     files = {
         path.relative_to(ROOT).as_posix()
-        for top in ("src", "conf", "tests", "benchmarks")
+        for top in ("src", "conf", "tests", "benchmarks", "docs", "notebooks")
         for path in (ROOT / top).rglob("*")
     }
     files |= {path.name for path in ROOT.iterdir()}
