@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _fit(arguments: list[str]) -> None:
-    from gptlab.lab.scaling import fit
+    from gptlab.lab.scaling import fit_scaling_law
     from gptlab.lab.scaling_law import isoflops
 
     sources, given = _sources(load_plugins(arguments))
@@ -102,7 +102,7 @@ def _fit(arguments: list[str]) -> None:
         raise UserError("gptlab scaling fit needs runs, such as 'runs/ladder/*', or a CSV file")
     budgets, places = _budgets(own.compute), _places(own)
     quiet = own.output is OutputFormat.json
-    law = fit(sources, _settings(own), progress=sys.stderr.isatty() and not quiet)
+    law = fit_scaling_law(sources, _settings(own), progress=sys.stderr.isatty() and not quiet)
     iso = isoflops(law.observations, law)
     _show(law, iso, own, budgets, places, title=", ".join(sources))
 

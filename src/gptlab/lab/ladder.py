@@ -148,7 +148,9 @@ class Ladder:
         """Counts a size; sizes with several budgets are counted once."""
         key = tuple(overrides)
         if key not in self._planners:
-            self._planners[key] = Planner(composition.compose(*overrides, config_dir=self._config_dir), Devices(find("cpu")))
+            self._planners[key] = Planner(
+                composition.compose(*overrides, config_dir=self._config_dir), Devices(find("cpu"))
+            )
         return self._planners[key]
 
     @cached_property
@@ -228,13 +230,16 @@ class LadderResult:
         return grid(head, rows)
 
 
-def train_ladder(ladder: Ladder, *, progress: bool = False, say: Callable[[str], None] = print) -> LadderResult:
+def train_ladder(
+    ladder: Ladder | str | Path, *, progress: bool = False, say: Callable[[str], None] = print
+) -> LadderResult:
     """Train what is missing of a ladder, fit the law, write predictions of the held-out runs, and then train those.
 
     Each run is a process of its own, as in a sweep. A prediction is written before its run takes a step, and never
     after that. Writes law.json, predictions.json and scaling.png into the ladder's folder.
     """
     refuse_launched()
+    ladder = ladder if isinstance(ladder, Ladder) else Ladder(ladder)
     say(ladder.table())
     code = _train(ladder.rungs, ladder, say)
     if code >= 128 or any(read_summary(rung.folder) is None for rung in ladder.rungs):
@@ -282,7 +287,9 @@ def _predict(ladder: Ladder, law: ScalingLaw) -> dict[str, dict[str, Any]]:
         try:
             found = {one["name"]: one for one in json.loads(file.read_text(encoding="utf-8"))["held_out"]}
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{file} is damaged; restore it: it proves what was predicted, and is not made again") from None
+            raise UserError(
+                f"{file} is damaged; restore it: it proves what was predicted, and is not made again"
+            ) from None
     for rung in ladder.held_out:
         if (rung.folder / "metrics.csv").is_file():
             continue  # the run has begun: nothing that is written now would be a prediction

@@ -13,8 +13,8 @@ import numpy as np
 from gptlab.errors import UserError
 from gptlab.fields import bounded
 from gptlab.lab.collect import RunRecord, collect, differing_keys
-from gptlab.lab.scaling_law import BIAS_SOURCE, Interval, IsoFlops, Observations, ScalingLaw, fit_scaling_law
-from gptlab.units import count_text, flops_text, grid, plural
+from gptlab.lab.scaling_law import BIAS_SOURCE, Interval, IsoFlops, Observations, ScalingLaw, fit_law
+from gptlab.units import count_text, grid, plural
 
 # Names by which the columns of a table are found, in any case.
 COLUMN_NAMES = {
@@ -86,12 +86,15 @@ def observe(sources: Sequence[str | Path], settings: FitConfig) -> tuple[Observa
     return found, notes
 
 
-def fit(sources: Sequence[str | Path], settings: FitConfig | None = None, *, progress: bool = False) -> ScalingLaw:
+def fit_scaling_law(
+    sources: str | Path | Sequence[str | Path], settings: FitConfig | None = None, *, progress: bool = False
+) -> ScalingLaw:
     """Fit a law to run folders and globs, or to a CSV file with columns for parameters, tokens or FLOPs, and loss.
 
     UserError where they cannot be compared by one law or do not determine it.
     """
     settings = settings or FitConfig()
+    sources = [sources] if isinstance(sources, str | Path) else sources
     found, notes = observe(sources, settings)
     return fit_observations(found, settings, notes, progress=progress)
 
@@ -100,7 +103,7 @@ def fit_observations(
     found: Observations, settings: FitConfig, notes: Sequence[str] = (), *, progress: bool = False
 ) -> ScalingLaw:
     """Fit a law to what was observed; `notes` come before those of the fit."""
-    law = fit_scaling_law(
+    law = fit_law(
         found.parameters,
         found.tokens,
         found.losses,
@@ -172,13 +175,16 @@ def _of_table(path: Path, settings: FitConfig) -> Observations:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text ({error}); name a CSV file") from None
-    rows = list(csv.DictReader(io.StringIO(text)))
+    # Lines of comment may come first; a row is named by its line in the file.
+    lines = text.splitlines(keepends=True)
+    n_comment = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    reader = csv.DictReader(io.StringIO("".join(lines[n_comment:])))
+    numbered = [(n_comment + reader.line_num, row) for row in reader]
+    rows, places = [row for _, row in numbered], [place for place, _ in numbered]
     if not rows:
         raise UserError(f"{path} has no rows below its first line, which names the columns")
     names = list(rows[0])
-    chosen = {
-        kind: _column(names, kind, getattr(settings, f"{kind}_column"), path) for kind in COLUMN_NAMES
-    }
+    chosen = {kind: _column(names, kind, getattr(settings, f"{kind}_column"), path) for kind in COLUMN_NAMES}
     if chosen["loss"] is None or [chosen[kind] for kind in ("parameters", "tokens", "flops")].count(None) > 1:
         needed = "loss and two of parameters, tokens and flops"
         found = ", ".join(f"{kind}: {name}" for kind, name in chosen.items() if name is not None) or "none of them"
@@ -186,7 +192,7 @@ def _of_table(path: Path, settings: FitConfig) -> Observations:
             f"{path} needs columns for {needed}; found {found} among {', '.join(map(str, names))}; name the others, as "
             "tokens_column=NAME"
         )
-    values = {kind: _numbers(rows, name, path) for kind, name in chosen.items() if name is not None}
+    values = {kind: _numbers(rows, places, name, path) for kind, name in chosen.items() if name is not None}
     if "tokens" not in values:
         values["tokens"] = values["flops"] / (6 * values["parameters"])
         del values["flops"]
@@ -197,7 +203,7 @@ def _of_table(path: Path, settings: FitConfig) -> Observations:
         values["parameters"],
         values["tokens"],
         values["loss"],
-        tuple(f"row {i + 2}" for i in range(len(rows))),
+        tuple(f"line {place}" for place in places),
         values.get("flops"),
     )
 
@@ -213,13 +219,15 @@ def _column(names: Sequence[str], kind: str, asked: str | None, path: Path) -> s
     return found[0] if found else None
 
 
-def _numbers(rows: Sequence[Mapping[str, str]], name: str, path: Path) -> np.ndarray:
+def _numbers(rows: Sequence[Mapping[str, str]], places: Sequence[int], name: str, path: Path) -> np.ndarray:
     found = []
-    for i, row in enumerate(rows):
+    for place, row in zip(places, rows, strict=True):
         try:
             found.append(float(row[name]))
         except (TypeError, ValueError):
-            raise UserError(f"{path}: row {i + 2} has {row[name]!r} as {name}; give a number, or delete the row") from None
+            raise UserError(
+                f"{path}: line {place} has {row[name]!r} as {name}; give a number, or delete the line"
+            ) from None
     return np.array(found)
 
 
@@ -309,8 +317,3 @@ def default_budgets(law: ScalingLaw) -> list[float]:
     """The largest budget of the runs, and ten and a hundred times it."""
     largest = float(law.observations.compute.max())
     return [largest, 10 * largest, 100 * largest]
-
-
-def compute_text(flops: float) -> str:
-    """FLOPs as a person reads them and as a command takes them."""
-    return f"{flops_text(flops)} ({flops:.3g})"

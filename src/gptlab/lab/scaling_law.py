@@ -110,9 +110,7 @@ class ScalingLaw:
         """E, A, B, alpha and beta, each with its 95% interval."""
         values, draws = _natural(self.theta), _natural(self.draws)
         low, high = _ends(draws)
-        return {
-            name: Interval(float(values[i]), float(low[i]), float(high[i])) for i, name in enumerate(CONSTANTS)
-        }
+        return {name: Interval(float(values[i]), float(low[i]), float(high[i])) for i, name in enumerate(CONSTANTS)}
 
     @property
     def standard_errors(self) -> dict[str, float]:
@@ -220,7 +218,7 @@ def read_law(path: str | Path) -> ScalingLaw:
     return law
 
 
-def fit_scaling_law(
+def fit_law(
     parameters: ArrayLike,
     tokens: ArrayLike,
     losses: ArrayLike,
@@ -334,7 +332,8 @@ class _Problem:
         best = starts[np.argsort(rough)[:N_REFINED]]
         found, costs = self.minimize(best, self.y[None], np.ones((1, len(self.y))), N_STEPS, 1e-12)
         place = int(np.argmin(costs))
-        return found[place], int((costs <= costs[place] * (1 + 1e-4)).sum())
+        same = (np.abs(found - found[place]).max(1) < 1e-3) | (costs <= costs[place] * (1 + 1e-4))
+        return found[place], int(same.sum())
 
     def _starts(self) -> np.ndarray:
         """Of each pair of exponents, E, A and B by least squares of L / measured L, none below the smallest term."""
@@ -464,7 +463,9 @@ def _optimum(theta: np.ndarray, flops: float, cost: tuple[float, float]) -> tupl
 
 def _rounded(values: np.ndarray) -> Any:
     """Nested lists of numbers with ten significant digits, as JSON has them."""
-    return json.loads(json.dumps(np.asarray(values, float).tolist()), parse_float=lambda text: float(f"{float(text):.10g}"))
+    return json.loads(
+        json.dumps(np.asarray(values, float).tolist()), parse_float=lambda text: float(f"{float(text):.10g}")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -560,9 +561,7 @@ def _power_law(profiles: Sequence[Profile]) -> tuple[float | None, float | None]
     used = [one for one in profiles if one.inside]
     if len(used) < 2:
         return None, None
-    exponent, log_factor = np.polyfit(
-        np.log([one.flops for one in used]), np.log([one.parameters for one in used]), 1
-    )
+    exponent, log_factor = np.polyfit(np.log([one.flops for one in used]), np.log([one.parameters for one in used]), 1)
     return float(exponent), float(np.exp(log_factor))
 
 
