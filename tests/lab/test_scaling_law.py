@@ -13,7 +13,13 @@ from gptlab.lab.scaling_law import CONSTANTS, Observations, fit_law, isoflops, r
 
 RUNS = Path(__file__).with_name("chinchilla_runs.csv")
 # Of Besiroglu et al. (arXiv:2404.10102), table 1: estimates and standard errors without five outliers.
-PUBLISHED = {"E": (1.817, 0.03), "A": (482.0, 124.6), "B": (2085, 1293), "alpha": (0.3478, 0.02), "beta": (0.3658, 0.02)}
+PUBLISHED = {
+    "E": (1.817, 0.03),
+    "A": (482.0, 124.6),
+    "B": (2085, 1293),
+    "alpha": (0.3478, 0.02),
+    "beta": (0.3658, 0.02),
+}
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
 
 
