@@ -301,6 +301,13 @@ def _notes(law: ScalingLaw) -> list[str]:
     ]
     if law.n_agreeing < N_REFINED:
         found.append(f"{law.n_agreeing} of {N_REFINED} starts ended at this fit, the others at worse ones")
+    for name in ("alpha", "beta"):
+        one = law.constants[name]
+        if name not in law.at_bound and (one.low < 1.01 * EXPONENTS[0] or one.high > 0.99 * EXPONENTS[1]):
+            found.append(
+                f"the interval of {name} reaches the end of its range: these runs hardly determine it, and predictions "
+                "beyond them are worth little"
+            )
     low = law.constants["E"].low
     if low < 0.1 * law.constants["E"].value:
         found.append("the interval of E reaches down to nearly nothing: the runs are far from the irreducible loss")
