@@ -290,7 +290,7 @@ def _isoflops(law: ScalingLaw, iso: IsoFlops) -> str:
         [
             f"{one.flops:.3g}",
             str(len(one.runs)),
-            count_text(one.parameters) + ("" if one.inside else " (beyond the sizes)"),
+            count_text(one.parameters) if one.inside else "beyond the sizes",
             count_text(law.optimum(one.flops).parameters.value),
         ]
         for one in iso.profiles

@@ -495,7 +495,7 @@ class IsoFlops:
     profiles: tuple[Profile, ...]
     exponent: float | None  # a of N_opt ~ C^a; None of fewer than two profiles
     factor: float | None
-    bias: float | None  # of N_opt on noise-free losses of a law at these runs: the largest relative error
+    bias: float | None  # of N_opt on noise-free losses of a law at these runs: the largest relative error inside them
     exponent_bias: float | None  # of the exponent, there
 
     def optimum(self, flops: float) -> float | None:
@@ -518,7 +518,7 @@ def isoflops(runs: Observations, law: ScalingLaw | None = None) -> IsoFlops:
         for one in profiles:
             exact = law.loss(one.runs.parameters, one.runs.tokens)
             clean = _profile(Observations(one.runs.parameters, one.runs.tokens, exact, flops=one.runs.compute))
-            if clean is not None:
+            if clean is not None and clean.inside:
                 ideal.append(clean)
                 errors.append(clean.parameters / law.optimum(clean.flops).parameters.value - 1)
         bias = max(errors, key=abs, default=None)

@@ -137,9 +137,10 @@ def _profiles(axes: Any, law: ScalingLaw, iso: IsoFlops) -> None:
         color, sizes = _color(place, n), one.runs.parameters
         label = f"{one.flops:.2g} FLOPs" if place in labeled else None
         axes.plot(sizes, one.runs.losses, "o", color=color, markersize=4, label=label)
-        x = np.linspace(np.log(min(sizes.min(), one.parameters)), np.log(max(sizes.max(), one.parameters)), 80)
+        x = np.linspace(np.log(sizes.min()), np.log(sizes.max()), 80)
         axes.plot(np.exp(x), np.polyval(one.coefficients, x), color=color, linewidth=0.9)
-        axes.plot(one.parameters, one.loss, "v", color=color, markersize=7)
+        if one.inside:
+            axes.plot(one.parameters, one.loss, "v", color=color, markersize=7)
         best = law.optimum(one.flops)
         axes.plot(best.parameters.value, best.loss.value, "x", color="black", markersize=6)
     axes.plot([], [], "v", color="gray", label="lowest by the parabola")
