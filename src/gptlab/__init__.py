@@ -11,6 +11,8 @@ Everything a command does is a function here:
     inputs = gptlab.batch(config, step=100)                         # exactly what that training step reads
     found = gptlab.compare("runs/*")                                # .text(), .comparisons: is B better, or the seed?
     found = gptlab.sweep("space.yaml", ["model=small"])             # a search of hyperparameters: .trials, .best
+    found = gptlab.train_ladder("ladder.yaml")                      # sizes and budgets: .law, .held_out
+    law = gptlab.fit_scaling_law("runs/*")                          # or a CSV: .constants, .predict(N, D), .optimum(C)
 
 Names are imported on first use: `import gptlab` alone imports nothing heavy.
 """
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from gptlab.errors import UserError
     from gptlab.generation.text import generate
     from gptlab.lab.compare import compare
+    from gptlab.lab.ladder import train_ladder
     from gptlab.lab.plan import plan
+    from gptlab.lab.scaling import fit_scaling_law
+    from gptlab.lab.scaling_law import read_law
     from gptlab.lab.sweep import sweep
     from gptlab.registry import register
     from gptlab.runs.load import load
@@ -38,13 +43,16 @@ _HOMES = {
     "batch": "training.loop",
     "compare": "lab.compare",
     "compose": "composition",
+    "fit_scaling_law": "lab.scaling",
     "generate": "generation.text",
     "load": "runs.load",
     "open_run": "runs.run",
     "plan": "lab.plan",
+    "read_law": "lab.scaling_law",
     "register": "registry",
     "sweep": "lab.sweep",
     "train": "training.loop",
+    "train_ladder": "lab.ladder",
 }
 
 __all__ = [
@@ -54,13 +62,16 @@ __all__ = [
     "batch",
     "compare",
     "compose",
+    "fit_scaling_law",
     "generate",
     "load",
     "open_run",
     "plan",
+    "read_law",
     "register",
     "sweep",
     "train",
+    "train_ladder",
 ]
 
 

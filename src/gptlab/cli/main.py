@@ -9,6 +9,7 @@ import sys
 VERBS = {
     "train": "train a model, or a sweep of them",
     "sweep": "search hyperparameters, one trial after another",
+    "scaling": "train a ladder of sizes and budgets, fit its scaling law, predict a larger run",
     "plan": "parameters, FLOPs, memory, time and cost of a run, before it starts",
     "compare": "runs side by side, and whether a difference is more than the seeds'",
     "amend": "change a run while it is going",
@@ -69,7 +70,7 @@ def _main() -> int:
 
         print(f"error: {verb} is not a command of gptlab{did_you_mean(verb, VERBS)}", file=sys.stderr)
         return 2
-    if verb in ("train", "sweep"):
+    if verb in ("train", "sweep", "scaling"):
         from gptlab.distributed.allocator import without_thread_cache
 
         without_thread_cache(sys.argv[0])

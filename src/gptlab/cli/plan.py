@@ -36,6 +36,8 @@ It takes what gptlab train takes, as model=gpt124m trainer.devices=8 strategy=fs
     strategy          ? proposes the cheapest layout that fits the devices, and says why others do not
     accounting        gptlab, or zero_paper: the 2 + 2 + 12 bytes a parameter of arXiv:1910.02054 (gptlab)
     compute           FLOPs, as 1e21: the parameters and tokens that Chinchilla holds optimal for them
+    law               a law.json of gptlab scaling fit: the loss that it expects of the run, and the best size for as
+                      many FLOPs; with compute=, the optimum by that law
     known             true: published models, their tokens, and Chinchilla's (false)
     output            text, or json with nothing else on standard output (text)
     plugins           modules that register components of your own, as [MODULE]
@@ -65,6 +67,7 @@ class _Options:
     compare: str = ""
     accounting: str = "gptlab"
     compute: float | None = bounded(None, gt=0, lt=math.inf)
+    law: str | None = None
     known: bool = False
     output: OutputFormat = OutputFormat.text
 
@@ -85,6 +88,9 @@ def _answer(own: _Options, overrides: list[str]) -> None:
     _refuse_together(own, compared, propose=PROPOSE in overrides)
     if own.known or own.compute is not None:
         return _without_model(own, overrides)
+    from gptlab.lab.scaling_law import read_law
+
+    law = None if own.law is None else read_law(own.law)
     kind = _hardware(own)
     given = [one for one in overrides if one != PROPOSE]
     if not any(one.partition("=")[0] == "trainer.accelerator" for one in given) and kind.is_cpu:
@@ -108,10 +114,10 @@ def _answer(own: _Options, overrides: list[str]) -> None:
             return _print_proposals(own, planner, given)
         if compared:
             return _print_comparisons(own, planner, compared)
-        found = planner.summary()
+        found = planner.summary() | ({} if law is None else {"scaling_law": planner.by_law(law)})
     if own.output is OutputFormat.json:
         return print(json.dumps(found))
-    print(_text(found, devices))
+    print(_text(found, devices, own.law))
 
 
 def _comparisons(text: str) -> list[Comparison]:
@@ -127,6 +133,8 @@ def _refuse_together(own: _Options, compared: list[Comparison], *, propose: bool
     asked = {"layers=true": own.layers, "compare=": bool(compared), PROPOSE: propose, "known=true": own.known}
     asked["compute="] = own.compute is not None
     names = [name for name, given in asked.items() if given]
+    if own.law is not None and (others := [name for name in names if name != "compute="]):
+        raise UserError(f"law= says what the run would reach, which {others[0]} does not show; leave one of them out")
     if len(names) > 1:
         raise UserError(f"{' and '.join(names)} are questions of their own; ask one at a time")
     if own.tokens_per_second is not None and own.mfu != _Options().mfu:
@@ -173,6 +181,8 @@ def _without_model(own: _Options, overrides: list[str]) -> None:
     from gptlab.lab.chinchilla import optimal_allocation
 
     assert own.compute is not None
+    if own.law is not None:
+        return _optimum_by_law(own.law, own.compute, own.output)
     found = optimal_allocation(own.compute)
     if own.output is OutputFormat.json:
         return print(json.dumps({name: {"parameters": n, "tokens": d} for name, (n, d) in found.items()}))
@@ -181,7 +191,47 @@ def _without_model(own: _Options, overrides: list[str]) -> None:
     print(grid(["", "parameters N", "tokens D", "D / N"], rows))
 
 
-def _text(found: dict[str, Any], devices: "Devices") -> str:
+def _optimum_by_law(file: str, compute: float, output: OutputFormat) -> None:
+    from gptlab.lab.scaling import optima
+    from gptlab.lab.scaling_law import read_law
+
+    law = read_law(file)
+    best = law.optimum(compute)
+    if output is OutputFormat.json:
+        return print(json.dumps({name: getattr(best, name).plain() for name in ("parameters", "tokens", "loss")}))
+    print(f"optimal by {file}, whose N are {law.counted} parameters:\n\n{optima(law, [compute])}")
+
+
+def _by_law(found: dict[str, Any], file: str | None) -> list[str]:
+    """What a scaling law says of the planned run."""
+    if "scaling_law" not in found:
+        return []
+    said = found["scaling_law"]
+    best, loss, run = said["optimum"], said["loss"], said["one_run"]
+    n, d = best["parameters"], best["tokens"]
+    rows = [
+        (
+            "expected loss",
+            f"{loss['value']:.4f}",
+            f"{loss['low']:.4f} to {loss['high']:.4f}; of one run {run['low']:.4f} to {run['high']:.4f}",
+        ),
+        (
+            "optimal size",
+            count_text(n["value"]),
+            f"{count_text(n['low'])} to {count_text(n['high'])} for the same FLOPs",
+        ),
+        ("with tokens", count_text(d["value"]), f"{count_text(d['low'])} to {count_text(d['high'])}"),
+        ("and loss", f"{best['loss']['value']:.4f}", f"{best['loss']['low']:.4f} to {best['loss']['high']:.4f}"),
+    ]
+    lines = ["", f"by the scaling law {file} (95% intervals; it holds for its text, tokenizer and recipe)"]
+    lines += [f"  {name:<14} {value:>7}   {details}" for name, value, details in rows]
+    beyond = [f"{which} {times:,.1f} times" for which, times in said["beyond"].items() if times > 1]
+    if beyond:
+        lines.append(f"  extrapolated: {' and '.join(beyond)} the largest that it was fitted to")
+    return lines
+
+
+def _text(found: dict[str, Any], devices: "Devices", law: str | None = None) -> str:
     parameters, compute, memory, time = (found[name] for name in ("parameters", "compute", "memory", "time"))
     inference = found["inference"]
     parts = ", ".join(f"{k} {n:,}" for k, n in parameters.items() if n and k not in ("total", "active", "trained"))
@@ -222,6 +272,7 @@ def _text(found: dict[str, Any], devices: "Devices") -> str:
     lines += ["", "tokens that Chinchilla (arXiv:2203.15556) holds optimal for this size"]
     names = max(map(len, found["chinchilla"]))
     lines += [f"  {name:<{names}}  {count_text(n):>5}" for name, n in found["chinchilla"].items()]
+    lines += _by_law(found, law)
     assert time is not None
     lines += ["", f"next: python train.py ... starts it; gptlab plan {_next(found)}"]
     return "\n".join(lines)

@@ -27,6 +27,8 @@ from gptlab.distributed.hardware import Hardware, find
 from gptlab.errors import UserError, first_line
 from gptlab.forecast import count_steps
 from gptlab.lab.chinchilla import TOKENS_PER_PARAMETER, optimal_tokens
+from gptlab.lab.scaling import ParameterCount, count_of
+from gptlab.lab.scaling_law import ScalingLaw
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import Capability
@@ -265,19 +267,49 @@ class Planner:
             "chinchilla": optimal_tokens(self.parameters["total"]),
         }
 
+    def by_law(self, law: ScalingLaw) -> dict[str, Any]:
+        """What a scaling law says of the run: its loss, and the best size for the same FLOPs; values with intervals.
+
+        `one_run` is the interval of a single run, which scatters about the law. A model of another size is taken to
+        cost what this one does per parameter and token, or where the law knows FLOPs per token, to grow as there.
+        """
+        n = count_of(self.parameters, ParameterCount(law.counted))
+        counted, tokens = self.training_pass(), self.total_tokens
+        power = law.flops_per_token[1]
+        cost = counted.flops_per_token / n**power, power
+        best = law.optimum(counted.flops_per_token * tokens, cost)
+        runs = law.observations
+        return {
+            "parameters": n,
+            "counted": law.counted,
+            "tokens": tokens,
+            "loss": law.predict(n, tokens).plain(),
+            "one_run": law.predict(n, tokens, one_run=True).plain(),
+            "beyond": {"parameters": n / runs.parameters.max(), "tokens": tokens / runs.tokens.max()},
+            "optimum": {name: getattr(best, name).plain() for name in ("parameters", "tokens", "loss")}
+            | {"flops": best.flops, "flops_per_token": {"factor": cost[0], "exponent": cost[1]}},
+        }
+
 
 def plan(
-    config: RunConfig, device: str = "cpu", *, accounting: Accounting = Accounting.gptlab, **options: Any
+    config: RunConfig,
+    device: str = "cpu",
+    *,
+    accounting: Accounting = Accounting.gptlab,
+    law: ScalingLaw | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """All that is known before a run on devices of one kind, as plain values: bytes, FLOPs, seconds, dollars.
 
     There are `trainer.devices` x `trainer.num_nodes` of them; `options` are those of `Devices`, as price_per_hour=2.
+    With a `law`, "scaling_law" is the loss that it expects of the run, and the best size for the same FLOPs.
     Raises UserError for a device that is not in the table, a strategy that does not fit the devices, and where the
     vocabulary depends on a text.
     """
     count = (config.trainer.device_count() or 1) * config.trainer.num_nodes
     devices = Devices(find(device), count, config.trainer.num_nodes, **options)
-    return Planner(config, devices, accounting).summary()
+    planner = Planner(config, devices, accounting)
+    return planner.summary() | ({} if law is None else {"scaling_law": planner.by_law(law)})
 
 
 def compare_precisions(planner: Planner) -> dict[str, dict[str, int]]:

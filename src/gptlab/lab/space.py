@@ -89,13 +89,18 @@ def read_space(space: str | Path | Mapping[str, Any], presets: Mapping[str, Sequ
     UserError for a key that no config has, for a preset that does not exist and for what is no range.
     """
     where = "space" if isinstance(space, Mapping) else str(space)
-    found = space if isinstance(space, Mapping) else _load(Path(space))
+    found = space if isinstance(space, Mapping) else load_texts(Path(space), "space", "a search space")
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"{where} has to be a mapping of config keys, each with its values: optimizer.lr: {FORM}")
     return [_dimension(str(key), value, presets, where) for key, value in found.items()]
 
 
-def _load(path: Path) -> Any:
+def load_texts(path: Path, option: str, what: str) -> Any:
+    """The content of a YAML file with every value as text; UserError names the `option` that gave it, and `what` it is.
+
+    A key that a mapping has twice is refused, which YAML would take the last of.
+    """
+
     class Texts(yaml.BaseLoader):  # numbers are read by the types of the keys: YAML takes 1e-4 for a text
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
             names = [child.value for child, _ in node.value]
@@ -111,11 +116,11 @@ def _load(path: Path) -> Any:
     try:
         return yaml.load(path.expanduser().read_text(encoding="utf-8-sig"), Texts)
     except OSError as error:
-        raise UserError(f"space={path} cannot be read: {error.strerror}; name a YAML file of a search space") from None
+        raise UserError(f"{option}={path} cannot be read: {error.strerror}; name a YAML file of {what}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"space={path} is not UTF-8 text: the byte at {error.start:,}; convert the file") from None
+        raise UserError(f"{option}={path} is not UTF-8 text: the byte at {error.start:,}; convert the file") from None
     except yaml.YAMLError as error:
-        raise UserError(f"space={path} is no YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{option}={path} is no YAML: {' '.join(str(error).split())}") from None
 
 
 def _dimension(key: str, value: Any, presets: Mapping[str, Sequence[str]], where: str) -> Dimension:
