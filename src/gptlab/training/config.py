@@ -393,6 +393,14 @@ class CheckpointConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ChainConfig:
+    """The hash chain by which `gptlab verify` finds out whether a run's record was changed."""
+
+    # Between two checksums of the weights; null: only at the start, validations, saves and the end, which have one too.
+    every_steps: int | None = bounded(100, ge=1)
+
+
+@dataclass(kw_only=True, slots=True)
 class SampleConfig:
     """Text that the model writes at each validation."""
 
@@ -446,6 +454,7 @@ class CallbacksConfig:
     checkpoint: CheckpointConfig | None = field(default_factory=CheckpointConfig)
     spike: SpikeConfig = field(default_factory=SpikeConfig)
     sample: SampleConfig | None = field(default_factory=SampleConfig)
+    chain: ChainConfig | None = field(default_factory=ChainConfig)
     # name -> {every_steps: ..., options of gptlab evaluate}: what else is measured; without every_steps with validation
     evaluate: dict[str, Any] = field(default_factory=dict)
     plot: bool = True
@@ -460,6 +469,8 @@ class CallbacksConfig:
             self._check_rollback()
         if self.sample is not None:
             check_bounds(self.sample, "callbacks.sample.")
+        if self.chain is not None:
+            check_bounds(self.chain, "callbacks.chain.")
         for name, options in self.evaluate.items():
             probe_config(name, options)
 
