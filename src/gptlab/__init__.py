@@ -11,6 +11,8 @@ Everything a command does is a function here:
     inputs = gptlab.batch(config, step=100)                         # exactly what that training step reads
     found = gptlab.compare("runs/*")                                # .text(), .comparisons: is B better, or the seed?
     found = gptlab.sweep("space.yaml", ["model=small"])             # a search of hyperparameters: .trials, .best
+    found = gptlab.verify("runs/NAME")                              # .is_confirmed, .text(): is it what it claims to be?
+    found = gptlab.reproduce("runs/NAME", "runs/again")             # trained again: .agrees, .text()
 
 Names are imported on first use: `import gptlab` alone imports nothing heavy.
 """
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from gptlab.generation.text import generate
     from gptlab.lab.compare import compare
     from gptlab.lab.plan import plan
+    from gptlab.lab.reproduce import reproduce
     from gptlab.lab.sweep import sweep
+    from gptlab.lab.verify import verify
     from gptlab.registry import register
     from gptlab.runs.load import load
     from gptlab.runs.run import Run, open_run
@@ -43,8 +47,10 @@ _HOMES = {
     "open_run": "runs.run",
     "plan": "lab.plan",
     "register": "registry",
+    "reproduce": "lab.reproduce",
     "sweep": "lab.sweep",
     "train": "training.loop",
+    "verify": "lab.verify",
 }
 
 __all__ = [
@@ -59,8 +65,10 @@ __all__ = [
     "open_run",
     "plan",
     "register",
+    "reproduce",
     "sweep",
     "train",
+    "verify",
 ]
 
 

@@ -61,7 +61,7 @@ from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.config import SpikeAction, is_whole
 from gptlab.training.datamodule import ExamplesDataModule, TrainBatches
 from gptlab.training.finetune import prepare_finetuning
-from gptlab.training.loggers import build_loggers, check_installed, ended_with_run
+from gptlab.training.loggers import build_loggers, check_installed, ended_with_run, publish_head
 from gptlab.training.module import LanguageModule, Network, metric_name
 from gptlab.training.resume import (
     INPUTS_FILE,
@@ -563,7 +563,7 @@ class _Training:
             rows, names = self.hash_chain.rows, ("summary.json", amendments.FILE)
             files = {n: sha256_of(self.folder.path / n) for n in names if (self.folder.path / n).is_file()}
             facts = {"row": rows.step, "rows": rows.head, "tags": rows.take_tags(), "files": files}
-            self.chain.append(entry, step=self.module.finished_steps, **facts)
+            publish_head(self.loggers, self.chain.append(entry, step=self.module.finished_steps, **facts))
 
     def fit(self) -> None:
         """Take all steps that remain."""

@@ -139,7 +139,7 @@ class Metrics(Callback):
             self.read(trainer, module)
         if due:
             self.row |= self._evaluate(trainer, module, due)
-        if self.hash_chain is not None and (self.hash_chain.is_due(step, validates=validates) or step == self.n_steps):
+        if self.hash_chain is not None and self.hash_chain.is_due(step, validates=validates):
             self.hash_chain.measure(trainer, module)
 
     def _evaluate(self, trainer, module, probes: list[Probe]) -> dict[str, float]:
@@ -180,6 +180,8 @@ class Metrics(Callback):
 
     def on_train_end(self, trainer, module) -> None:
         self.read(trainer, module)
+        if self.hash_chain is not None:  # its entry is written with the last row
+            self.hash_chain.measure(trainer, module)
 
     def close(self, trainer) -> None:
         """Finish metrics.csv, however the run ended."""
