@@ -11,7 +11,7 @@ Everything a command does is a function here:
     inputs = gptlab.batch(config, step=100)                         # exactly what that training step reads
     found = gptlab.compare("runs/*")                                # .text(), .comparisons: is B better, or the seed?
     found = gptlab.sweep("space.yaml", ["model=small"])             # a search of hyperparameters: .trials, .best
-    found = gptlab.verify("runs/NAME")                              # .is_confirmed, .text(): is it what it claims to be?
+    found = gptlab.verify("runs/NAME")                              # .is_confirmed: is it what it claims to be?
     found = gptlab.reproduce("runs/NAME", "runs/again")             # trained again: .agrees, .text()
 
 Names are imported on first use: `import gptlab` alone imports nothing heavy.

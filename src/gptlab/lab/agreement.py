@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# How far losses of one config may go apart on other hardware, with another version of PyTorch or other threads, relative
-# to the loss: float32's rounding, 2^-24 = 6e-8, enters with another order of sums, and grows as training goes on.
+# How far losses of one config may go apart on other hardware, with another version of PyTorch or other threads,
+# relative to the loss: float32's rounding, 2^-24 = 6e-8, enters with another order of sums and grows with the steps.
 # docs/verify.md has the measurements that these stand on: ten times the largest of them.
 FIRST_TOLERANCE = 1e-5  # at the first step
 TOLERANCE_PER_STEP = 1e-6
@@ -58,7 +58,12 @@ def first_beyond(
         allowed = tolerance_at(step - start, precision, factor=factor)
         for name, then in recorded[step].items():
             now = again[step].get(name)
-            if is_loss(name) and now is not None and not _same(then, now) and not abs(then - now) <= allowed * abs(then):
+            if (
+                is_loss(name)
+                and now is not None
+                and not _same(then, now)
+                and not abs(then - now) <= allowed * abs(then)
+            ):
                 return Difference(step, name, then, now)
     return None
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,26 @@ def config_again(run: Run, folder: Path, environment: Mapping[str, Any] | None) 
         config.micro_batch_size = layout["micro_batch_size"]
         if layout["num_nodes"] == 1:
             config.trainer.devices = layout["world_size"]
-        if config.trainer.precision is None and find_devices(config.trainer).precision != layout["precision"]:
+        try:
+            devices = find_devices(config.trainer)
+        except UserError:  # such devices are not here
+            config.trainer.accelerator, config.trainer.devices, config.trainer.num_nodes = "auto", 1, 1
+            config.strategy = StrategyConfig()
+            devices = find_devices(config.trainer)
+        if config.trainer.precision is None and devices.precision != layout["precision"]:
             config.trainer.precision = layout["precision"]  # the default of another kind of device
     return config
+
+
+def checkpoints_of(run: Path) -> dict[int, Path]:
+    """Every checkpoint that is kept by its step, in ascending order, also where `best` is its only name left."""
+    folder = run / "checkpoints"
+    found = dict(checkpoint.kept(folder))
+    for path in (checkpoint.linked(folder, name) for name in ("last", "best")):
+        if path is not None:
+            with suppress(UserError):  # a damaged one
+                found.setdefault(checkpoint.load(path).state.step, path)
+    return dict(sorted(found.items()))
 
 
 def copy_start(run: Path, folder: Path, start: int) -> None:
@@ -69,9 +86,9 @@ def copy_start(run: Path, folder: Path, start: int) -> None:
         shutil.copyfile(run / "inputs.json", folder / "inputs.json")
     copy_record(run, folder)
     if start:
-        path = dict(checkpoint.kept(run / "checkpoints"))[start]
+        path = checkpoints_of(run)[start]
         cut_metrics(run / "metrics.csv", folder / "metrics.csv", start, list(read_columns(run / "metrics.csv")))
-        _copy_checkpoint(path, folder / "checkpoints")
+        _copy_checkpoint(path, folder / "checkpoints", f"step_{start:08d}{'.ckpt' if path.is_file() else ''}")
 
 
 def copy_record(run: Path, folder: Path) -> None:
@@ -86,9 +103,9 @@ def copy_record(run: Path, folder: Path) -> None:
             record.event(kind, **facts)
 
 
-def _copy_checkpoint(path: Path, folder: Path) -> None:
-    files = [(path / name, folder / path.name / name) for name in os.listdir(path)] if path.is_dir() else []
-    files = files or [(path, folder / path.name)]
+def _copy_checkpoint(path: Path, folder: Path, name: str) -> None:
+    files = [(path / part, folder / name / part) for part in os.listdir(path)] if path.is_dir() else []
+    files = files or [(path, folder / name)]
     for source, target in files:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -96,7 +113,7 @@ def _copy_checkpoint(path: Path, folder: Path) -> None:
         except OSError:  # another file system
             shutil.copyfile(source, target)
     if path.is_file():
-        checkpoint.write_sums(folder, checkpoint.sums_of(path))
+        checkpoint.write_sums(folder, {name: checksum for checksum in checkpoint.sums_of(path).values()})
 
 
 def retake(

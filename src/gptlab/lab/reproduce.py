@@ -63,7 +63,11 @@ class Reproduction:
         elif self.beyond is not None:
             verdict = f"NOT reproduced: {self.beyond}, more than the tolerance of its step"
         else:
-            how = "bit for bit" if self.first is None else f"within the tolerance, {self.tolerance:.1g} of the loss at the end"
+            how = (
+                "bit for bit"
+                if self.first is None
+                else f"within the tolerance, {self.tolerance:.1g} of the loss at the end"
+            )
             verdict = f"reproduced {how}"
         return "\n".join([*lines, f"{self.run}: {verdict}; the new run is {self.folder}"])
 
@@ -173,7 +177,9 @@ def _announced(run: Run, found: Reproduction, there: dict[str, Any] | None) -> s
     if any(event["event"] == amendments.TAKEN for event in read_events(run.path)):
         lines.append("its amendments are applied at the same steps")
     if found.bits:
-        lines.append(f"to be expected: losses that agree to {found.tolerance:.1g} of themselves at the end, not every bit")
+        lines.append(
+            f"to be expected: losses that agree to {found.tolerance:.1g} of themselves at the end, not every bit"
+        )
     else:
         lines.append("to be expected: every number equal bit for bit, times and memory aside")
     return "\n".join(lines)

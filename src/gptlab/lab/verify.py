@@ -10,11 +10,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gptlab.data.mixture.prepare import inputs_of_run, prepare_run
 from gptlab.errors import UserError
 from gptlab.files import sha256_of
 from gptlab.lab.agreement import first_beyond, first_difference, largest, tolerance_at
-from gptlab.lab.recompute import Retaken, retake
+from gptlab.lab.recompute import Retaken, checkpoints_of, retake
 from gptlab.runs import amendments, chain, checkpoint, environment
 from gptlab.runs.chain import BEGINNING, TAG_DIGITS, ChainRecord, RowChain, read_chain
 from gptlab.runs.folder import is_running, read_events, read_metrics, read_summary
@@ -133,7 +135,7 @@ def verify(
     config = opened.config
     record = _Record(opened.path)
     found = Verification(opened.path, n_steps=max((row["step"] for row in record.rows), default=0))
-    line = _check_chain(found, record, expected=config.callbacks.chain is not None, published=head)
+    line = _check_chain(found, record, expected=_keeps_chain(opened.path), published=head)
     _check_files(found, record)
     _check_config(found, record, config)
     _check_amendments(found, record)
@@ -142,7 +144,16 @@ def verify(
     if not data:
         found.skip("recomputation", "it needs the data of the run")
     elif segments or full:
-        _recompute(found, record, line, opened, segments=None if full else segments, tolerance=tolerance, plugins=plugins, say=say)
+        _recompute(
+            found,
+            record,
+            line,
+            opened,
+            segments=None if full else segments,
+            tolerance=tolerance,
+            plugins=plugins,
+            say=say,
+        )
     return found
 
 
@@ -164,6 +175,12 @@ class _Record:
     def began(self) -> dict[str, Any] | None:
         """The entry of the newest start."""
         return self.last(chain.STARTED, chain.CONTINUED)
+
+
+def _keeps_chain(run: Path) -> bool:
+    """Whether config.yaml says that the run keeps a chain: one of before there were any does not name it."""
+    plain = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return (plain.get("callbacks") or {}).get("chain") is not None
 
 
 @dataclass(slots=True)
@@ -207,7 +224,7 @@ def _check_chain(found: Verification, record: _Record, *, expected: bool, publis
     path = record.path / chain.FILE
     line = _line_of(record.entries)
     if not record.entries and record.chain.broken is None:
-        if expected and path.parent.joinpath(environment.FILE).is_file():
+        if expected:
             found.add("chain", f"{path} is missing or empty, and config.yaml says that the run keeps one", "")
         else:
             found.skip("chain", "the run keeps none (it is from before there were any, or callbacks.chain=null)")
@@ -217,7 +234,9 @@ def _check_chain(found: Verification, record: _Record, *, expected: bool, publis
     problem = None
     if record.chain.broken is not None:
         problem = f"line {record.chain.broken} of {path} does not follow from those before it"
-    elif record.summary is not None and record.summary.get("finished") and record.entries[-1]["entry"] != chain.FINISHED:
+    elif (
+        record.summary is not None and record.summary.get("finished") and record.entries[-1]["entry"] != chain.FINISHED
+    ):
         problem = f"the run has finished, and {path} does not end with that"
     torn = ", the last of which a kill cut off" if record.chain.torn else ""
     found.head = record.entries[-1]["head"] if record.entries else None
@@ -225,8 +244,12 @@ def _check_chain(found: Verification, record: _Record, *, expected: bool, publis
     if published is not None:
         at = next((i for i, e in enumerate(record.entries) if e["head"].startswith(published.lower())), None)
         named = len(published) >= TAG_DIGITS and at is not None
-        before = "" if at is None else f"entry {at + 1} of {len(record.entries)}, of step {record.entries[at]['step']:,}"
-        found.add("published head", None if named else f"head={published} is that of no entry", f"it is that of {before}")
+        before = (
+            "" if at is None else f"entry {at + 1} of {len(record.entries)}, of step {record.entries[at]['step']:,}"
+        )
+        found.add(
+            "published head", None if named else f"head={published} is that of no entry", f"it is that of {before}"
+        )
     _check_rows(found, record, line)
     _check_events(found, record)
     return line
@@ -351,7 +374,9 @@ def _check_amendments(found: Verification, record: _Record) -> None:
         if number not in by_number:
             problem = problem or f"amendment {number}, which the run took up, is not in {amendments.FILE}"
         elif by_number[number].overrides != event["overrides"]:
-            problem = problem or f"amendment {number} is {by_number[number]} in {amendments.FILE}, another than in events"
+            problem = (
+                problem or f"amendment {number} is {by_number[number]} in {amendments.FILE}, another than in events"
+            )
     if record.summary is not None and "amendments" in record.summary:
         listed = [(a["number"], a["step"], a["overrides"]) for a in record.summary["amendments"]]
         if sorted(n for n, _, _ in listed) != sorted({e["number"] for e in taken}):
@@ -362,11 +387,11 @@ def _check_amendments(found: Verification, record: _Record) -> None:
 
 
 def _check_checkpoints(found: Verification, record: _Record, line: _Line, config: Any) -> None:
-    kept = checkpoint.kept(record.path / "checkpoints")
+    kept = checkpoints_of(record.path)
     if not kept:
         return found.skip("checkpoints", "none is kept")
     heads = {entry["head"] for entry in record.entries}
-    for step, path in kept:
+    for step, path in kept.items():
         problem = _problem_of_checkpoint(step, path, line, heads, config)
         sealed = "weights and optimizer state as they were saved" if step in line.saves else "its checksums hold"
         found.add(path.name, problem, sealed)
@@ -379,7 +404,12 @@ def _problem_of_checkpoint(step: int, path: Path, line: _Line, heads: set[str], 
     except UserError as error:
         return str(error)
     state = opened.state
-    if step in line.saves and checkpoint.sums_of(path) != line.saves[step]:
+    of_file = path.is_file() and set(checkpoint.sums_of(path).values())  # `best` may be the only name left
+    if (
+        step in line.saves
+        and line.saves[step] != checkpoint.sums_of(path)
+        and set(line.saves[step].values()) != of_file
+    ):
         return f"{path} is not the file that was saved after step {step:,}"
     if state.step != step:
         return f"{path} is of step {state.step:,}"
@@ -436,7 +466,7 @@ def _stretches(record: _Record, line: _Line, segments: int | None) -> list[tuple
     """Which steps to take again: a start, an end, and in how many stretches between checksums."""
     last = int(record.rows[-1]["step"]) if record.rows else 0
     ends = sorted(step for step in line.weights if 0 < step <= last) or ([last] if last else [])
-    saved = [step for step, _ in checkpoint.kept(record.path / "checkpoints")]
+    saved = list(checkpoints_of(record.path))
     starts = [step for step in [*([0] if line.first_step == 0 else []), *saved] if any(end > step for end in ends)]
     if segments is None and starts:
         after = [end for end in ends if end > starts[0]]
@@ -447,7 +477,11 @@ def _stretches(record: _Record, line: _Line, segments: int | None) -> list[tuple
         free = {
             start: after[0]
             for start in starts
-            if (after := [e for e in ends if e > max([start, *found[start]]) and (e <= limits[start] or not found[start])])
+            if (
+                after := [
+                    e for e in ends if e > max([start, *found[start]]) and (e <= limits[start] or not found[start])
+                ]
+            )
         }
         if not free:
             break
@@ -540,11 +574,15 @@ def _compare(
     n_sums = sum(step in again.weights for step in line.weights if start < step <= stop)
     if exact:
         other = first_difference(recorded, again.rows)
-        wrong = next((s for s in _steps(line, start, stop) if again.weights.get(s, line.weights[s]) != line.weights[s]), None)
+        wrong = next(
+            (s for s in _steps(line, start, stop) if again.weights.get(s, line.weights[s]) != line.weights[s]), None
+        )
         problem = None if other is None else str(other)
         if problem is None and wrong is not None:
             problem = f"after step {wrong:,} the weights are others than recorded"
-        return found.add(what, problem, f"taken again, and equal bit for bit: all metrics, {n_sums} checksums of the weights")
+        return found.add(
+            what, problem, f"taken again, and equal bit for bit: all metrics, {n_sums} checksums of the weights"
+        )
     beyond = first_beyond(recorded, again.rows, start, precision, factor=factor)
     limit = tolerance_at(stop - start, precision, factor=factor)
     most = largest(recorded, again.rows, "train/loss")

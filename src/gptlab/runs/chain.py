@@ -1,7 +1,7 @@
 """The hash chain of a run: chain.jsonl, whose entries seal what the run folder holds, so that a later change shows.
 
-Each entry has the SHA-256 of the one before it and of its own content, `head`. Entries are only ever appended. What they
-seal: the rows of metrics.csv by a hash chain of their own, in which each hash is of the one before and the row; the
+Each entry has the SHA-256 of the one before it and of its own content, `head`. Entries are only ever appended. What
+they seal: the rows of metrics.csv by a hash chain of their own, in which each hash is of the one before and the row; the
 weights by checksum; events.jsonl by its length and the SHA-256 up to there; config, inputs, tokenizer, environment,
 checkpoints and the summary by the SHA-256 of their files.
 """
@@ -128,7 +128,7 @@ class ChainRecord:
 
 
 def read_chain(run: Path) -> ChainRecord:
-    """The entries of chain.jsonl up to the first that does not follow from the one before; none where it is not there."""
+    """The entries of chain.jsonl up to the first that does not follow from the one before."""
     path, found = run / FILE, ChainRecord()
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     *lines, rest = text.split("\n")

@@ -23,9 +23,14 @@ INSTALLED = re.compile(r"(.+?)-([^-]+)\.(?:dist|egg)-info")
 DIFF_BYTES = 200_000  # of uncommitted changes that are kept, in each repository
 GIT_SECONDS = 10
 # Files whose changes are never kept, whatever a repository says of them.
-PRIVATE = re.compile(r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|[^/]*(secret|credential|password|token)[^/]*\.(?!py)[^/]*)|\.(pem|key|p12)$", re.I)
+PRIVATE = re.compile(
+    r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|[^/]*(secret|credential|password|token)[^/]*\.(?!py)[^/]*)|\.(pem|key|p12)$",
+    re.I,
+)
 # A line that assigns a secret a value, in code or in a config.
-SECRET = re.compile(r"""(?i)([\w-]*(?:api[_-]?key|secret|passw(?:or)?d|token|credential)[\w-]*["']?\s*[:=]\s*)["'][^"']{6,}["']""")
+SECRET = re.compile(
+    r"""(?i)([\w-]*(?:api[_-]?key|secret|passw(?:or)?d|token|credential)[\w-]*["']?\s*[:=]\s*)["'][^"']{6,}["']"""
+)
 # What decides about the last bit of every number, with the name that a person knows it by.
 BITS = {
     "torch.version": "torch",

@@ -13,7 +13,16 @@ from gptlab.errors import UserError
 from gptlab.files import is_locked, locked, replacing, write_text_atomic
 
 # What only the process that holds a run's lock writes.
-OWN_FILES = ("config.yaml", "inputs.json", "tokenizer.json", "metrics.csv", "loss.png", "summary.json", "forecast.json", "environment.json")
+OWN_FILES = (
+    "config.yaml",
+    "inputs.json",
+    "tokenizer.json",
+    "metrics.csv",
+    "loss.png",
+    "summary.json",
+    "forecast.json",
+    "environment.json",
+)
 RUNNING_LOCK = ".running.lock"  # beside `lock`, which is read: on Windows nobody can read a locked file
 
 

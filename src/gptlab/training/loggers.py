@@ -89,7 +89,7 @@ def build_loggers(
 
 
 def publish_head(loggers: Sequence[Logger], head: str) -> None:
-    """Show where the run's hash chain ends, for `gptlab verify RUN head=...`, where the run folder cannot be rewritten."""
+    """Show the head of the run's hash chain where W&B keeps it, for `gptlab verify RUN head=...`."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary[HEAD] = head

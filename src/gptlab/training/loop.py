@@ -717,7 +717,14 @@ def _columns(
 
 
 def _trainer(
-    config: RunConfig, folder: RunFolder, plan: Plan, devices: Devices, callbacks: list[Callback], *, step: int, until_step: int
+    config: RunConfig,
+    folder: RunFolder,
+    plan: Plan,
+    devices: Devices,
+    callbacks: list[Callback],
+    *,
+    step: int,
+    until_step: int,
 ) -> lightning.Trainer:
     given = config.trainer
     own = {

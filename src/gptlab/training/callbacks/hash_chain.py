@@ -14,8 +14,8 @@ from gptlab.training.config import ChainConfig
 class HashChain(Callback):
     """Seals rows of metrics.csv with checksums of the weights, which all ranks compute together.
 
-    `record` is the chain that rank 0 writes; None on the others. A checksum is taken right after its step, and its entry
-    written once the row of that step is.
+    `record` is the chain that rank 0 writes; None on the others. A checksum is taken right after its step, and its
+    entry written once the row of that step is.
     """
 
     def __init__(self, settings: ChainConfig, folder: RunFolder, record: Chain | None):
