@@ -66,9 +66,8 @@ def main() -> int:
     claims = read_claims(given.claims)
     if unknown := set(given.names) - set(claims):
         parser.error(f"unknown claim {', '.join(sorted(unknown))}; known: {', '.join(claims)}")
-    chosen = {
-        n: c for n, c in claims.items() if n in given.names or (not given.names and c["minutes"] <= given.minutes)
-    }
+    short = [name for name, claim in claims.items() if claim["minutes"] <= given.minutes]
+    chosen = {name: claim for name, claim in claims.items() if name in (given.names or short)}
     if given.list:
         for name, claim in claims.items():
             print(f"{name}: {claim['metric']} {claim['claimed']} +- {claim['tolerance']}, {claim['minutes']} minutes")

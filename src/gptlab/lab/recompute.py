@@ -113,7 +113,7 @@ def _copy_checkpoint(path: Path, folder: Path, name: str) -> None:
         except OSError:  # another file system
             shutil.copyfile(source, target)
     if path.is_file():
-        checkpoint.write_sums(folder, {name: checksum for checksum in checkpoint.sums_of(path).values()})
+        checkpoint.write_sums(folder, {name: checkpoint.sums_of(path).get(path.name, "")})
 
 
 def retake(

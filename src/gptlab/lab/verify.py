@@ -404,12 +404,10 @@ def _problem_of_checkpoint(step: int, path: Path, line: _Line, heads: set[str], 
     except UserError as error:
         return str(error)
     state = opened.state
-    of_file = path.is_file() and set(checkpoint.sums_of(path).values())  # `best` may be the only name left
-    if (
-        step in line.saves
-        and line.saves[step] != checkpoint.sums_of(path)
-        and set(line.saves[step].values()) != of_file
-    ):
+    sums = checkpoint.sums_of(path)
+    if path.is_file():  # `best` may be the only name left
+        sums = dict(zip(line.saves.get(step, ()), sums.values(), strict=False))
+    if step in line.saves and sums != line.saves[step]:
         return f"{path} is not the file that was saved after step {step:,}"
     if state.step != step:
         return f"{path} is of step {state.step:,}"

@@ -1,8 +1,8 @@
 """The hash chain of a run: chain.jsonl, whose entries seal what the run folder holds, so that a later change shows.
 
 Each entry has the SHA-256 of the one before it and of its own content, `head`. Entries are only ever appended. What
-they seal: the rows of metrics.csv by a hash chain of their own, in which each hash is of the one before and the row; the
-weights by checksum; events.jsonl by its length and the SHA-256 up to there; config, inputs, tokenizer, environment,
+they seal: the rows of metrics.csv by a hash chain of their own, in which each hash is of the one before and the row;
+the weights by checksum; events.jsonl by its length and the SHA-256 up to there; config, inputs, tokenizer, environment,
 checkpoints and the summary by the SHA-256 of their files.
 """
 
