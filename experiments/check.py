@@ -5,8 +5,8 @@
     python experiments/check.py shakespeare_char_cpu  these claims alone
     python experiments/check.py --list                what there is, without a run
 
-Runs are kept in runs/claims, so that a second call only reads them; `gptlab verify runs/claims/NAME` checks one. Exit code
-1 where a number is off by more than its tolerance, or a run failed.
+Runs are kept in runs/claims, so that a second call only reads them; `gptlab verify runs/claims/NAME` checks one.
+Exit code 1 where a number is off by more than its tolerance, or a run failed.
 """
 
 import argparse

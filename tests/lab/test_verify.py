@@ -244,6 +244,8 @@ def test_a_chain_that_was_rewritten_is_found_out_by_training_again_and_by_its_pu
     cells[2] = repr(float(cells[2]) - 1e-6)  # of step 2, far below what any plot shows
     (copy / "metrics.csv").write_text("\n".join([*lines[:3], ",".join(cells), *lines[4:]]) + "\n")
     forge(copy)
+    assert "of another chain" in failures(verify(copy, segments=0))["step_00000008.ckpt"], "checkpoints name its head"
+    shutil.rmtree(copy / "checkpoints")
     assert verify(copy, segments=0).is_confirmed, "nothing in the folder contradicts it"
     assert "published head" in failures(verify(copy, segments=0, head=published))
     found = verify(copy, segments=1)
