@@ -2,6 +2,7 @@
 
 import json
 import sys
+import typing
 from dataclasses import dataclass
 
 from gptlab.cli.guard import guard
@@ -27,6 +28,9 @@ class _Options:
     to: str | None = None
     tolerance: float = bounded(1.0, gt=0)
     output: OutputFormat = OutputFormat.text
+
+
+OPTIONS = typing.get_type_hints(_Options)
 
 
 def main(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,9 @@ class _Options:
     head: str | None = None
     tolerance: float = bounded(1.0, gt=0)
     output: OutputFormat = OutputFormat.text
+
+
+OPTIONS = typing.get_type_hints(_Options)
 
 
 def main(arguments: list[str]) -> int:
