@@ -46,7 +46,7 @@ def test_a_run_is_reproduced_bit_for_bit_and_the_command_may_be_repeated(trained
         [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in read_metrics(run / "metrics.csv")]
         for run in (trained, again)
     ]
-    assert rows[0] == rows[1] and rows[0][1]["train/lr"] == pytest.approx(5e-3 / 2)
+    assert rows[0] == rows[1] and rows[0][1]["train/lr"] == pytest.approx(5e-3 / 3)
     with pytest.raises(UserError, match="holds a run that is no repetition"):
         reproduce(again, trained)
     with pytest.raises(UserError, match="is the run itself"):

@@ -134,7 +134,7 @@ def verify(
         raise UserError(f"{opened.path} is being trained; verify it when it has ended, or stop it first")
     config = opened.config
     record = _Record(opened.path)
-    found = Verification(opened.path, n_steps=max((row["step"] for row in record.rows), default=0))
+    found = Verification(opened.path, n_steps=max((int(row["step"]) for row in record.rows), default=0))
     line = _check_chain(found, record, expected=_keeps_chain(opened.path), published=head)
     _check_files(found, record)
     _check_config(found, record, config)
@@ -518,10 +518,11 @@ def _recompute(
         exact, why = _expects_bits(there, environments, start, stop)
         parts = f" ({count} stretches between checksums)" if count > 1 else ""
         say(f"taking {what} again{parts}, to be equal {'bit for bit' if exact else why}")
-        every = record.began and run.config.callbacks.chain and run.config.callbacks.chain.every_steps
+        settings = run.config.callbacks.chain
+        every = None if settings is None else settings.every_steps
         with tempfile.TemporaryDirectory(prefix="gptlab-verify-") as folder:
             try:
-                again = retake(run, Path(folder), start, stop, there, every_steps=every or None, plugins=plugins)
+                again = retake(run, Path(folder), start, stop, there, every_steps=every, plugins=plugins)
             except UserError as error:
                 found.skip(what, f"they cannot be taken here: {error}")
                 continue

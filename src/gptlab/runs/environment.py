@@ -64,11 +64,13 @@ def describe(layout: Mapping[str, Any], plugins: Iterable[str] = ()) -> dict[str
 
 
 def record(run: Path, step: int, environment: Mapping[str, Any], *, anew: bool) -> None:
-    """Add the environment to environment.json, where it is another than that of the start before; `anew` begins it."""
+    """Add the environment to environment.json, where it is another than what held up to that step; `anew` begins it."""
     before = [] if anew else read(run)
-    if not before or {**before[-1], "step": None} != {"step": None, **environment}:
-        kept = [one for one in before if one["step"] <= step]
-        write_text_atomic(run / FILE, json.dumps([*kept, {"step": step, **environment}], indent=1) + "\n")
+    kept = [one for one in before if one["step"] <= step]
+    if not kept or {**kept[-1], "step": None} != {**environment, "step": None}:
+        kept.append({"step": step, **environment})
+    if kept != before:
+        write_text_atomic(run / FILE, json.dumps(kept, indent=1) + "\n")
 
 
 def read(run: Path) -> list[dict[str, Any]]:

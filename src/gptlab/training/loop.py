@@ -208,10 +208,10 @@ def train(
                 shown = Failure(f"{explained}; {checkpoint.where_saved(folder.checkpoints)}")
             with suppress(OSError):  # what ended the run is what has to be shown
                 run.metrics.close(run.trainer)
-                run.seal(chain.ENDED)
                 if not isinstance(error, Stopped):
                     text = without_password(f"{type(shown).__name__}: {shown}")
                     folder.event("failed", step=run.module.finished_steps, error=text)
+                run.seal(chain.ENDED)
                 if config.callbacks.plot and folder.writes:
                     draw(folder, objective, plan.epoch_tokens(config.sequences_per_step))
             if shown is error:
