@@ -22,6 +22,12 @@ FILE = "environment.json"
 INSTALLED = re.compile(r"(.+?)-([^-]+)\.(?:dist|egg)-info")
 DIFF_BYTES = 200_000  # of uncommitted changes that are kept, in each repository
 GIT_SECONDS = 10
+# Environment variables that choose kernels: the only ones whose values are kept.
+KERNEL_VARIABLES = (
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE"),
+    *("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE"),
+    *("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+)
 # Files whose changes are never kept, whatever a repository says of them.
 PRIVATE = re.compile(
     r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|[^/]*(secret|credential|password|token)[^/]*\.(?!py)[^/]*)|\.(pem|key|p12)$",
@@ -44,7 +50,7 @@ BITS = {
     "machine.processor": "processor",
     "machine.gpus": "GPUs",
     "threads": "threads",
-    "flags": "determinism flags",
+    "flags": "kernel choices",
     "layout": "devices and strategy",
 }
 
@@ -98,7 +104,12 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[list
     bits = []
     for key, name in BITS.items():
         then, now = _at(there, key), _at(here, key)
-        if then != now:
+        if isinstance(then, Mapping) and isinstance(now, Mapping):
+            changed = [part for part in {**then, **now} if (then.get(part) or None) != (now.get(part) or None)]
+            bits += [
+                f"{name}, {part}: {_shown(then.get(part))} there, {_shown(now.get(part))} here" for part in changed
+            ]
+        elif then != now:
             bits.append(f"{name}: {_shown(then)} there, {_shown(now)} here")
     rest = []
     if there.get("python") != here.get("python"):
@@ -127,7 +138,7 @@ def _at(tree: Any, dotted: str) -> Any:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
@@ -177,6 +188,7 @@ def _flags() -> dict[str, Any]:
         "flash_sdp": torch.backends.cuda.flash_sdp_enabled(),
         "mem_efficient_sdp": torch.backends.cuda.mem_efficient_sdp_enabled(),
         "math_sdp": torch.backends.cuda.math_sdp_enabled(),
+        "variables": {name: os.environ[name] for name in KERNEL_VARIABLES if name in os.environ},
     }
 
 
