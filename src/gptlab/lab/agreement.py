@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 # How far losses of one config may go apart on other hardware, with another version of PyTorch or other threads,
 # relative to the loss: float32's rounding, 2^-24 = 6e-8, enters with another order of sums and grows with the steps.
-# docs/verify.md has the measurements that these stand on: ten times the largest of them.
+# They are a choice, far above what docs/verify.md measured in 300 steps (4e-7), and no bound.
 FIRST_TOLERANCE = 1e-5  # at the first step
 TOLERANCE_PER_STEP = 1e-6
 LARGEST_TOLERANCE = 0.02
