@@ -2,13 +2,14 @@
 
     python benchmarks/overhead.py [--steps 400] [--rounds 7]
 
-Four contenders take the same steps of the same tiny model on the same sequences, in turn, in one process on a
+Five contenders take the same steps of the same tiny model on the same sequences, in turn, in one process on a
 terminal of its own (progress bars draw only on a terminal):
 
     bare       a loop of forward, backward, clip, step
     off        Lightning's Trainer with bar, logger, checkpoints and summary switched off
     default    Lightning's Trainer as it comes: bar, CSVLogger, checkpoint callback, the loss logged each step
     gptlab     progress bar, metrics.csv, checkpoints and metrics on
+    no chain   the same without the hash chain (callbacks.chain=null)
 """
 
 import argparse
@@ -28,12 +29,12 @@ from pathlib import Path
 TEXT = "".join(f"{i} bottles on the wall, {i * i % 97} of them green. " for i in range(4000))
 
 
-def setting(folder: Path, steps: int):
+def setting(folder: Path, steps: int, *, chain: bool = True):
     from gptlab.config import RunConfig
     from gptlab.data.sources.config import TextConfig
     from gptlab.data.tokenizers.config import ByteConfig
     from gptlab.models.decoder.config import DecoderConfig
-    from gptlab.training.config import AdamWConfig, CallbacksConfig, ConstantConfig, TrainerConfig
+    from gptlab.training.config import AdamWConfig, CallbacksConfig, ChainConfig, ConstantConfig, TrainerConfig
 
     return RunConfig(
         model=DecoderConfig(n_layer=2, n_head=4, d_model=64, context_length=32),
@@ -42,7 +43,7 @@ def setting(folder: Path, steps: int):
         optimizer=AdamWConfig(lr=1e-3),
         schedule=ConstantConfig(),
         trainer=TrainerConfig(accelerator="cpu", devices=1, enable_model_summary=False),
-        callbacks=CallbacksConfig(sample=None, plot=False),
+        callbacks=CallbacksConfig(sample=None, plot=False, chain=ChainConfig() if chain else None),
         batch_tokens=256,
         budget_steps=steps,
         resume=None,
@@ -51,7 +52,7 @@ def setting(folder: Path, steps: int):
 
 
 class Contenders:
-    """The four contenders, each returning milliseconds per step."""
+    """The contenders, each returning milliseconds per step."""
 
     def __init__(self, folder: Path, steps: int):
         import torch
@@ -138,14 +139,14 @@ class Contenders:
         trainer.fit(Module(), self.loader())
         return clock.seconds / self.steps * 1e3
 
-    def gptlab(self) -> float:
+    def gptlab(self, *, chain: bool = True) -> float:
         import shutil
 
         from gptlab.training.loop import train
 
         clock = _clock()
         shutil.rmtree(self.folder / "run", ignore_errors=True)
-        train(setting(self.folder, self.steps), callbacks=[clock])
+        train(setting(self.folder, self.steps, chain=chain), callbacks=[clock])
         return clock.seconds / self.steps * 1e3
 
 
@@ -172,6 +173,7 @@ def measure(steps: int, rounds: int, result: Path) -> None:
             "off": lambda: contenders.lightning(everything=False),
             "default": lambda: contenders.lightning(everything=True),
             "gptlab": contenders.gptlab,
+            "no chain": lambda: contenders.gptlab(chain=False),
         }
         times = {name: [] for name in contenders_by_name}
         for i in range(rounds + 1):
@@ -192,6 +194,8 @@ def report(times: dict[str, list[float]]) -> str:
         row = f"{name:10}{statistics.median(values):12.3f}{min(values):9.3f}{max(values):9.3f}"
         lines.append(row + (f"{added[name]:+16.3f}" if name != "bare" else ""))
     lines.append(f"gptlab over Lightning switched off: {added['gptlab'] - added['off']:+.3f} ms a step (at most +0.5)")
+    chain = statistics.median(t / b - 1 for t, b in zip(times["gptlab"], times["no chain"], strict=True))
+    lines.append(f"the hash chain: {chain:+.1%} of a step (at most +5%)")
     lines.append(f"gptlab's addition to default's: {added['gptlab'] / added['default']:.2f} (at most 0.33)")
     return "\n".join(lines)
 

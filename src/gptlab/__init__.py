@@ -13,6 +13,8 @@ Everything a command does is a function here:
     found = gptlab.sweep("space.yaml", ["model=small"])             # a search of hyperparameters: .trials, .best
     found = gptlab.train_ladder("ladder.yaml")                      # sizes and budgets: .law, .held_out
     law = gptlab.fit_scaling_law("runs/*")                          # or a CSV: .constants, .predict(N, D), .optimum(C)
+    found = gptlab.verify("runs/NAME")                              # .is_confirmed: is it what it claims to be?
+    found = gptlab.reproduce("runs/NAME", "runs/again")             # trained again: .agrees, .text()
 
 Names are imported on first use: `import gptlab` alone imports nothing heavy.
 """
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
     from gptlab.lab.compare import compare
     from gptlab.lab.ladder import train_ladder
     from gptlab.lab.plan import plan
+    from gptlab.lab.reproduce import reproduce
     from gptlab.lab.scaling import fit_scaling_law
     from gptlab.lab.scaling_law import read_law
     from gptlab.lab.sweep import sweep
+    from gptlab.lab.verify import verify
     from gptlab.registry import register
     from gptlab.runs.load import load
     from gptlab.runs.run import Run, open_run
@@ -50,9 +54,11 @@ _HOMES = {
     "plan": "lab.plan",
     "read_law": "lab.scaling_law",
     "register": "registry",
+    "reproduce": "lab.reproduce",
     "sweep": "lab.sweep",
     "train": "training.loop",
     "train_ladder": "lab.ladder",
+    "verify": "lab.verify",
 }
 
 __all__ = [
@@ -69,9 +75,11 @@ __all__ = [
     "plan",
     "read_law",
     "register",
+    "reproduce",
     "sweep",
     "train",
     "train_ladder",
+    "verify",
 ]
 
 

@@ -63,7 +63,16 @@ def test_everything_about_a_run_is_in_its_folder(tmp_path, capsys, monkeypatch):
     names = {path.name for path in run.iterdir()}
     assert names == {
         *("config.yaml", "inputs.json", "tokenizer.json", "metrics.csv", "events.jsonl", "summary.json"),
-        *("forecast.json", "loss.png", "samples.txt", "checkpoints", "lock", ".running.lock"),
+        *(
+            "chain.jsonl",
+            "environment.json",
+            "forecast.json",
+            "loss.png",
+            "samples.txt",
+            "checkpoints",
+            "lock",
+            ".running.lock",
+        ),
     }
     saved = {"step_00000010.ckpt", "last.ckpt", "best.ckpt", "SHA256SUMS"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == saved

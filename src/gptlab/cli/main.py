@@ -12,6 +12,8 @@ VERBS = {
     "scaling": "train a ladder of sizes and budgets, fit its scaling law, predict a larger run",
     "plan": "parameters, FLOPs, memory, time and cost of a run, before it starts",
     "compare": "runs side by side, and whether a difference is more than the seeds'",
+    "verify": "whether a run is what it claims to be: its record, and steps of it trained again",
+    "reproduce": "train a run again from its config, and say how closely it came out",
     "amend": "change a run while it is going",
     "convert": "weights in from transformers or OpenAI, and out to transformers",
     "evaluate": "perplexity, prompts with examples and lm-eval's tasks",

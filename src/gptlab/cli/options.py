@@ -89,6 +89,28 @@ def read(arguments: list[str], hints: Mapping[str, Any], of: str, foreign: Mappi
     return values
 
 
+def with_run(arguments: list[str], kind: type[Options], of: str) -> tuple[str, Options]:
+    """A run folder, as the one argument that is no option or as run=PATH, and the other options, checked.
+
+    UserError for none, for two, and for options that `read` refuses. A path may have an equals sign.
+    """
+    hints = typing.get_type_hints(kind)
+    runs, rest = [], []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        is_path = not equals or (key not in hints and key != "run" and Path(argument).expanduser().is_dir())
+        if is_path or key == "run":
+            runs.append(argument if is_path else value)
+        else:
+            rest.append(argument)
+    if len(runs) != 1 or not runs[0]:
+        given = f"was given {len(runs)}: {', '.join(runs)}" if len(runs) > 1 else "none was given"
+        raise UserError(f"{of} needs one run folder, such as runs/NAME, and {given}")
+    options = kind(**read(rest, hints, of))
+    check_bounds(options)
+    return runs[0], options
+
+
 def compose(overrides: list[str], of: str) -> Any:
     """The run that the overrides of `gptlab train` describe, with --config-dir among them; `of` names the command.
 

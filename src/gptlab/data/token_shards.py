@@ -322,6 +322,11 @@ class TokenShards:
                 file.verify()
         return cls(folder, manifest, part)
 
+    @property
+    def checksum(self) -> str:
+        """A SHA-256 over those of the ids of its shards."""
+        return _sha256([shard.sha256 for shard in self._manifest.shards[self._part]])
+
     def part_at(self, position: int) -> TokenPart:
         """The shard with a token of the split; not of shards at an address."""
         folder = self._folder()

@@ -311,6 +311,13 @@ def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
     write_text_atomic(folder / SUMS, "".join(f"{checksum}  {name}\n" for name, checksum in sums.items()))
 
 
+def sums_of(path: Path) -> dict[str, str]:
+    """The checksum that was written of each file of a checkpoint, by name; none of what has none."""
+    if path.is_dir():
+        return _known_sums(path)
+    return {name: checksum for name, checksum in _known_sums(path.parent).items() if name == path.name}
+
+
 def load(path: Path) -> Checkpoint:
     """Open a checkpoint; nothing in it is run, and tensors stay on the disk until they are asked for."""
     if path.is_dir():

@@ -30,6 +30,7 @@ class CheckpointState:
     special_tokens: dict[str, Any] = field(default_factory=dict)  # by role, of weights from another library
     precision: dict[str, Any] = field(default_factory=dict)  # the loss scale of 16-mixed
     callbacks: dict[str, Any] = field(default_factory=dict)  # their states by key
+    chain: str | None = None  # the hash of the newest entry of the run's chain; None: it keeps none
     rng: Tensor | None = field(default_factory=torch.get_rng_state)  # of torch's generator on the CPU
 
     def to_json(self) -> tuple[str, dict[str, Tensor]]:
@@ -45,6 +46,7 @@ class CheckpointState:
     def from_json(cls, text: str, read: Callable[[str], Tensor]) -> "CheckpointState":
         """What `to_json` wrote; `read` gives a tensor by its key. ValueError, KeyError or TypeError if damaged."""
         plain = json.loads(text)
+        plain.setdefault("chain", None)  # which came after there were checkpoints
         return cls(**{f.name: _decode(plain[f.name], read) for f in fields(cls)})
 
 

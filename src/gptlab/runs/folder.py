@@ -15,7 +15,7 @@ from gptlab.files import is_locked, locked, replacing, write_text_atomic
 # What only the process that holds a run's lock writes.
 LAYERS_FILE = "layers.csv"  # sizes by layer, of some of the steps, in the form of metrics.csv
 OWN_FILES = (
-    *("config.yaml", "inputs.json", "tokenizer.json", "metrics.csv", LAYERS_FILE),
+    *("config.yaml", "inputs.json", "tokenizer.json", "environment.json", "metrics.csv", LAYERS_FILE),
     *("loss.png", "summary.json", "forecast.json"),
 )
 RUNNING_LOCK = ".running.lock"  # beside `lock`, which is read: on Windows nobody can read a locked file
@@ -53,6 +53,7 @@ class RunFolder:
                 ) from None
             file.write_text(str(os.getpid()))
             self._clear_interrupted()
+            self._end_event()
             try:
                 yield
             finally:
@@ -70,6 +71,12 @@ class RunFolder:
         for pattern in (*(f".{name}.*.tmp" for name in OWN_FILES), "checkpoints/.*.tmp", "checkpoints/.*.old"):
             for left in self.path.glob(pattern):
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+    def _end_event(self) -> None:
+        """End the line of an event that a kill cut off, so that the next one is not lost with it."""
+        with suppress(FileNotFoundError), open(self.path / "events.jsonl", "rb+") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append one line to events.jsonl."""

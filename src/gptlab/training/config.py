@@ -393,6 +393,14 @@ class CheckpointConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ChainConfig:
+    """The hash chain by which `gptlab verify` finds out whether a run's record was changed."""
+
+    # Between two checksums of the weights; null: only at the start, validations, saves and the end, which have one too.
+    every_steps: int | None = bounded(100, ge=1)
+
+
+@dataclass(kw_only=True, slots=True)
 class SampleConfig:
     """Text that the model writes at each validation."""
 
@@ -453,6 +461,7 @@ class CallbacksConfig:
     checkpoint: CheckpointConfig | None = field(default_factory=CheckpointConfig)
     spike: SpikeConfig = field(default_factory=SpikeConfig)
     sample: SampleConfig | None = field(default_factory=SampleConfig)
+    chain: ChainConfig | None = field(default_factory=ChainConfig)
     # name -> {every_steps: ..., options of gptlab evaluate}: what else is measured; without every_steps with validation
     evaluate: dict[str, Any] = field(default_factory=dict)
     inspect: InspectConfig | None = field(default_factory=InspectConfig)
@@ -470,6 +479,8 @@ class CallbacksConfig:
             check_bounds(self.sample, "callbacks.sample.")
         if self.inspect is not None:
             check_bounds(self.inspect, "callbacks.inspect.")
+        if self.chain is not None:
+            check_bounds(self.chain, "callbacks.chain.")
         for name, options in self.evaluate.items():
             probe_config(name, options)
 

@@ -24,6 +24,7 @@ REPLACED = "replaced"  # in wandb/: offline parts of a run whose rows a newer pa
 
 MLFLOW_URI = "MLFLOW_TRACKING_URI"
 PACKAGES = ("tensorboard", "mlflow", "trackio")  # extras of gptlab by the logger that needs them
+HEAD = "chain_head"  # of W&B's summary
 BEST = "best/val_loss"  # beside val/loss, which is the last one, where W&B shows one number for a run
 
 Row = Mapping[str, float | int]
@@ -85,6 +86,13 @@ def build_loggers(
     if config.wandb is not None and (mode := _mode(config.wandb)) != "disabled":  # last: whatever is opened is ended
         loggers.append(_wandb(config.wandb, folder, mode, group, tags, hyperparameters, rows))
     return loggers
+
+
+def publish_head(loggers: Sequence[Logger], head: str) -> None:
+    """Show the head of the run's hash chain where W&B keeps it, for `gptlab verify RUN head=...`."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary[HEAD] = head
 
 
 class _WandbLogger(WandbLogger):

@@ -31,14 +31,15 @@ from gptlab.distributed.parallelize import build_strategy
 from gptlab.distributed.signals import Failure, Stopped, end_with_starter, stopping_at_once
 from gptlab.errors import UserError, without_password
 from gptlab.evaluation.probes import Probe, open_probes
-from gptlab.files import write_text_atomic
+from gptlab.files import sha256_of, write_text_atomic
 from gptlab.forecast import Plan, check_memory, explain_allocation, make_plan, with_packing, with_sources
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import Capability
 from gptlab.objectives.base import Batch, Objective
-from gptlab.runs import checkpoint
+from gptlab.runs import amendments, chain, checkpoint, environment
 from gptlab.runs.amendments import AmendableConfig
+from gptlab.runs.chain import Chain
 from gptlab.runs.checkpoint import Checkpoint
 from gptlab.runs.folder import RunFolder, cut_metrics, read_metrics
 from gptlab.runs.initial_weights import content_of, open_initial
@@ -49,6 +50,7 @@ from gptlab.training.callbacks.checkpoints import Checkpoints
 from gptlab.training.callbacks.evaluations import Evaluations
 from gptlab.training.callbacks.extra import build_extra, check_extra, stopped_early
 from gptlab.training.callbacks.forecast import Forecast
+from gptlab.training.callbacks.hash_chain import HashChain
 from gptlab.training.callbacks.layer_sizes import LayerSizes
 from gptlab.training.callbacks.metrics import Metrics, is_logged
 from gptlab.training.callbacks.pace import Pace
@@ -60,7 +62,7 @@ from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.config import SpikeAction, is_whole
 from gptlab.training.datamodule import ExamplesDataModule, TrainBatches
 from gptlab.training.finetune import prepare_finetuning
-from gptlab.training.loggers import build_loggers, check_installed, ended_with_run
+from gptlab.training.loggers import build_loggers, check_installed, ended_with_run, publish_head
 from gptlab.training.module import LanguageModule, Network, metric_name
 from gptlab.training.resume import (
     INPUTS_FILE,
@@ -83,12 +85,14 @@ def train(
     *,
     command: str = "gptlab.train(config)",
     sweep: str | None = None,
+    until_step: int | None = None,
 ) -> Run:
     """Carry out a run, or continue it, and return it; everything is left in the run folder.
 
     `callbacks` are Lightning callbacks beside those of gptlab and of `callbacks.extra`; `command` is what continues the
-    run, as messages show it; `sweep` is the name of the sweep whose trial it is, under which loggers group it. Raises
-    UserError for what a user can change, Failure for what nobody can, Stopped after a signal.
+    run, as messages show it; `sweep` is the name of the sweep whose trial it is, under which loggers group it. After
+    `until_step` steps it ends as one that was interrupted: what they learn is that of the whole run. Raises UserError
+    for what a user can change, Failure for what nobody can, Stopped after a signal.
     """
     end_with_starter()
     internals.check()
@@ -167,12 +171,18 @@ def train(
             probes=probes,
             command=command,
             columns=_columns(config, devices, plan, datamodule, probes, metrics_before(folder, source)),
+            until_step=until_step,
         )
         check_extra(callbacks, run.columns)
         run.begin(source, rollback_of(folder, source))
         # Everything that was typed is accepted: from here on the folder changes.
         if folder.writes:
             _open_folder(identity, folder, data, source, run.columns)
+            layout = {"devices": plan.devices, "world_size": devices.world_size, "num_nodes": config.trainer.num_nodes}
+            layout |= {"strategy": to_plain(config.strategy), "micro_batch_size": config.micro_batch_size}
+            found = environment.describe(layout | {"precision": devices.precision}, config.plugins)
+            environment.record(folder.path, step, found, anew=source is None)
+            run.open_chain(source)
             earlier = read_metrics(folder.path / "metrics.csv")
             log_every = config.trainer.log_every_n_steps
             loggers += build_loggers(
@@ -202,6 +212,7 @@ def train(
                 if not isinstance(error, Stopped):
                     text = without_password(f"{type(shown).__name__}: {shown}")
                     folder.event("failed", step=run.module.finished_steps, error=text)
+                run.seal(chain.ENDED)
                 if config.callbacks.plot and folder.writes:
                     draw(folder, objective, plan.epoch_tokens(config.sequences_per_step))
             if shown is error:
@@ -228,9 +239,12 @@ def train(
             )
             if config.callbacks.plot:
                 draw(folder, objective, plan.epoch_tokens(config.sequences_per_step), summary["unigram_entropy"])
+            if run.chain is not None:
+                summary["chain"] = run.chain.head  # up to here: the last entry seals the summary itself
             folder.write_json("summary.json", summary)
             kind = "stopped early" if summary["stopped_early"] else "finished" if summary["finished"] else "ended early"
             folder.event(kind, step=summary["steps"], **metrics)
+            run.seal(chain.FINISHED if summary["finished"] else chain.ENDED)
             whole = run.forecast is not None and summary["steps"] == plan.n_steps
             outcome = run.forecast.finish(summary["seconds"], metrics) if run.forecast is not None and whole else []
             text = report(
@@ -378,6 +392,7 @@ class _Training:
     probes: list[Probe]
     columns: list[str]  # of metrics.csv
     command: str  # what continues the run
+    until_step: int | None = None  # after which it ends, before the last
     loggers: list[Logger] = field(default_factory=list)
     rollback: Rollback = field(default_factory=Rollback)
     starter: lightning.Trainer | None = None  # the first trainer, which started the other processes
@@ -389,6 +404,8 @@ class _Training:
     earlier: Path = field(init=False)  # the metrics.csv that leads up to the first of them
     amender: Amender = field(init=False)
     forecast: Forecast | None = field(init=False, default=None)
+    chain: Chain | None = field(init=False, default=None)  # of rank 0
+    hash_chain: HashChain | None = field(init=False, default=None)
 
     def begin(self, source: Checkpoint | None, rollback: Rollback) -> None:
         """Build what takes the steps that remain after a checkpoint, or all of them."""
@@ -403,7 +420,9 @@ class _Training:
         self.module = self._build_module(step, skipped)
         clocks = [timer.state_dict() for timer in _timers(self.trainer)] if self.starter is not None else []
         callbacks = [*self._build_callbacks(source), *self.callbacks]
-        self.trainer = _trainer(config, folder, plan, self.devices, callbacks, step=step)
+        self.trainer = _trainer(
+            config, folder, plan, self.devices, callbacks, step=step, until_step=self.until_step or plan.n_steps
+        )
         for timer, clock in zip(_timers(self.trainer), clocks, strict=False):
             timer.load_state_dict(clock)  # a limit on time goes on over a rollback
         internals.count_from(self.trainer, step)
@@ -444,6 +463,8 @@ class _Training:
         """gptlab's own, in the order in which they act after a step."""
         config, folder, plan = self.config, self.folder, self.plan
         agreement = Agreement()
+        if config.callbacks.chain is not None:
+            self.hash_chain = HashChain(config.callbacks.chain, folder, self.chain)
         guard = LossGuard(config.callbacks.spike, folder)
         if config.callbacks.spike.action is SpikeAction.skip:
             self.module.spikes = guard.spikes
@@ -457,6 +478,7 @@ class _Training:
             agreement,
             Throughput(steps=plan.steps, flops_per_token=plan.flops_per_token, peak_flops=plan.peak_flops),
             Evaluations(self.probes, self.signals, n_steps=plan.n_steps),
+            self.hash_chain,
             columns=self.columns,
             epochs=self.datamodule.epochs,
             devices=plan.devices,
@@ -513,6 +535,39 @@ class _Training:
         )
         return recipe_id, shapes_id
 
+    def open_chain(self, source: Checkpoint | None) -> None:
+        """Begin the hash chain of the run, or go on with it, on rank 0 and before the first step."""
+        if self.hash_chain is None:
+            return
+        folder, config = self.folder, self.config
+        self.chain = self.hash_chain.record = Chain(folder.path)
+        own = source is not None and source.path.resolve().parent == folder.checkpoints.resolve()
+        facts: dict[str, Any] = {"run_id": config.run_id(), "n_steps": self.plan.n_steps, "seed": config.seed}
+        if source is not None and not own:
+            facts["from"] = source.state.chain
+        tokens = {
+            f"{name}/{part}" if name else part: found.checksum
+            for name, corpus in self.data.corpora.items()
+            for part in ("train", "val", "test")
+            if (found := corpus.part(part)) is not None
+        }
+        self._begin_rows(chain.CONTINUED if own else chain.STARTED, **facts, tokens=tokens, files=self.chain.seal())
+
+    def _begin_rows(self, entry: str, **facts: Any) -> None:
+        """Say in the chain that the rows after those of metrics.csv are yet to be written."""
+        if self.chain is not None and self.hash_chain is not None:
+            self.hash_chain.read_rows()
+            rows = self.hash_chain.rows
+            self.chain.append(entry, step=self.module.finished_steps, row=rows.step, rows=rows.head, **facts)
+
+    def seal(self, entry: str) -> None:
+        """Seal all rows and, of a run that has one, the summary."""
+        if self.chain is not None and self.hash_chain is not None:
+            rows, names = self.hash_chain.rows, ("summary.json", amendments.FILE)
+            files = {n: sha256_of(self.folder.path / n) for n in names if (self.folder.path / n).is_file()}
+            facts = {"row": rows.step, "rows": rows.head, "tags": rows.take_tags(), "files": files}
+            publish_head(self.loggers, self.chain.append(entry, step=self.module.finished_steps, **facts))
+
     def fit(self) -> None:
         """Take all steps that remain."""
         while True:
@@ -526,7 +581,7 @@ class _Training:
                 self.signals.end_at_once()
             if self.metrics.lacks_evaluation(step):
                 self.trainer.validate(self.module, self.datamodule, verbose=False)
-            if step >= self.plan.n_steps:
+            if step >= (self.until_step or self.plan.n_steps):
                 return  # killed after its last save, a run has only its summary left to write
             try:
                 return self.trainer.fit(self.module, self.datamodule)
@@ -576,6 +631,7 @@ class _Training:
         facts = {"from": spike.step, "to": step, "loss": spike.loss}
         folder.event(ROLLED_BACK, **facts, skipped_steps=rollback.skipped_steps, in_a_row=in_a_row)
         self.begin(source, rollback)
+        self._begin_rows(chain.ROLLED_BACK, skipped_steps=rollback.skipped_steps)
 
     def test(self) -> dict[str, float]:
         """The trained model's metrics on the test split, where there is one."""
@@ -664,7 +720,14 @@ def _columns(
 
 
 def _trainer(
-    config: RunConfig, folder: RunFolder, plan: Plan, devices: Devices, callbacks: list[Callback], *, step: int
+    config: RunConfig,
+    folder: RunFolder,
+    plan: Plan,
+    devices: Devices,
+    callbacks: list[Callback],
+    *,
+    step: int,
+    until_step: int,
 ) -> lightning.Trainer:
     given = config.trainer
     own = {
@@ -674,7 +737,7 @@ def _trainer(
         "strategy": build_strategy(config.strategy, world_size=devices.world_size, accelerator=devices.accelerator),
         "logger": False,
         "callbacks": callbacks,
-        "max_steps": plan.n_steps,
+        "max_steps": until_step,
         "max_epochs": 1,
         "val_check_interval": plan.val_every or plan.n_steps,
         "check_val_every_n_epoch": None,

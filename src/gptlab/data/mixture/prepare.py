@@ -68,7 +68,7 @@ class PreparedMixture:
 
 
 def prepare_run(
-    data: RunDataConfig, tokenizer: TokenizerConfig, *, progress: bool = True
+    data: RunDataConfig, tokenizer: TokenizerConfig, *, progress: bool = True, verify: bool | None = None
 ) -> PreparedData | PreparedMixture:
     """What `gptlab.data.prepare.prepare` does, for a mixture too.
 
@@ -77,14 +77,15 @@ def prepare_run(
     """
     if not isinstance(data, MixtureConfig):
         assert isinstance(data, DataConfig)
-        return prepare(data, tokenizer, progress=progress)
+        return prepare(data, tokenizer, progress=progress, verify=verify)
     data.check()
     tokenizer.check()
     inputs = inputs_of_run(data, tokenizer)
     if tokenizer.trained:
         tokenizer = TokenizerFileConfig(path=str(_learned(data, tokenizer, progress=progress)))
     corpora = {
-        name: with_name(name, prepare, corpus, tokenizer, progress=progress) for name, corpus in data.corpora.items()
+        name: with_name(name, prepare, corpus, tokenizer, progress=progress, verify=verify)
+        for name, corpus in data.corpora.items()
     }
     fingerprint = _sha256({name: corpus.fingerprint for name, corpus in corpora.items()})
     return PreparedMixture(corpora=corpora, fingerprint=fingerprint, inputs=inputs)

@@ -204,6 +204,10 @@ class Checkpoints(Callback):
             return
         self.metrics.read(trainer, module)  # refuses to save what is not finite
         self.metrics.flush(trainer)
+        chain = self.metrics.hash_chain
+        if chain is not None:
+            chain.measure(trainer, module)
+            self.metrics.seal()
         started, step = time.perf_counter(), module.finished_steps
         improves = self._improves()
         if improves:
@@ -221,6 +225,7 @@ class Checkpoints(Callback):
             callbacks={key: own for key, own in callbacks.items() if own},
             rng=torch.get_rng_state(),
             best=self.best,
+            chain=None if chain is None else chain.head,
         )
         optimizer, path = trainer.optimizers[0], self.folder.checkpoints / f"step_{step:08d}"
         if self.sharded:
@@ -232,6 +237,8 @@ class Checkpoints(Callback):
 
         def done(seconds: float, waited: float) -> None:
             self.folder.event("saved", step=step, seconds=round(seconds, 3), held=round(collected + waited, 3))
+            if chain is not None:
+                chain.saved(step, path)
 
         collected = time.perf_counter() - started
         self._writer.save(Save(path, state, tensors, self.sharded, links, done))

@@ -10,6 +10,7 @@ from gptlab.evaluation.probes import PREFIX, Probe
 from gptlab.runs.folder import MetricsFile, RunFolder, cut_metrics
 from gptlab.training.callbacks.agreement import SLOW_STEPS, Agreement
 from gptlab.training.callbacks.evaluations import Evaluations
+from gptlab.training.callbacks.hash_chain import HashChain
 from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.spikes import LossGuard
 
@@ -37,6 +38,7 @@ class Metrics(Callback):
         agreement: Agreement,
         throughput: Throughput,
         evaluations: Evaluations,
+        hash_chain: HashChain | None = None,
         *,
         columns: list[str],
         epochs: Callable[[int], Mapping[str, float]],
@@ -50,6 +52,7 @@ class Metrics(Callback):
         self.agreement = agreement
         self.throughput = throughput
         self.evaluations = evaluations
+        self.hash_chain = hash_chain
         self.columns = columns
         self.epochs = epochs  # of each source of a mixture, by the steps whose samples were read
         self.devices = devices
@@ -99,6 +102,8 @@ class Metrics(Callback):
     def on_fit_start(self, trainer, module) -> None:
         if self.folder.writes:
             self._file = MetricsFile(self.folder.path / "metrics.csv", self.columns)
+        if self.hash_chain is not None:
+            self.hash_chain.read_rows()
         held = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
         self.folder.event(
             "continued" if module.finished_steps else "started",
@@ -116,8 +121,11 @@ class Metrics(Callback):
         if self._first and self.row.get("step") == module.finished_steps and (lacking := self._lacking()):
             self.row |= self._evaluate(trainer, module, lacking)
             self._rewrite()
+        if self._first and self.hash_chain is not None:  # by now the weights are those of the checkpoint
+            self.hash_chain.measure(trainer, module)
         self._first = False
         self._release(trainer)
+        self.seal()
         if module.finished_steps == self.n_steps - 1 and self.val_every is not None:
             trainer.val_check_batch = 1  # the last step is always followed by an evaluation
 
@@ -131,6 +139,8 @@ class Metrics(Callback):
             self.read(trainer, module)
         if due:
             self.row |= self._evaluate(trainer, module, due)
+        if self.hash_chain is not None and self.hash_chain.is_due(step, validates=validates):
+            self.hash_chain.measure(trainer, module)
 
     def _evaluate(self, trainer, module, probes: list[Probe]) -> dict[str, float]:
         found = self.evaluations.measure(trainer, module, probes)
@@ -163,11 +173,15 @@ class Metrics(Callback):
             if self._file is not None:
                 self._file.close()
             cut_metrics(path, path, int(self.row["step"]) - 1, self.columns)
+            if self.hash_chain is not None:
+                self.hash_chain.rewritten()
             self._file = MetricsFile(path, self.columns)
             self._held = self.row
 
     def on_train_end(self, trainer, module) -> None:
         self.read(trainer, module)
+        if self.hash_chain is not None:  # its entry is written with the last row
+            self.hash_chain.measure(trainer, module)
 
     def close(self, trainer) -> None:
         """Finish metrics.csv, however the run ended."""
@@ -228,9 +242,19 @@ class Metrics(Callback):
         if self._file is not None:
             self._file.sync()
 
+    def seal(self) -> None:
+        """Write the entry of the hash chain that waits for the newest row."""
+        if self.hash_chain is not None and self.hash_chain.waits:
+            if self._file is not None:
+                self._file.flush()  # an entry never seals a row that is not in the file
+            self.hash_chain.write()
+
     def _write(self, trainer, row: dict[str, float | int]) -> None:
         if self._file is not None:
             self._file.write(row)
+            if self.hash_chain is not None:
+                self.hash_chain.add({name: row[name] for name in self.columns if name in row})
+                self.seal()
         if is_logged(row, log_every=self.log_every, n_steps=self.n_steps):
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=row["step"])  # `step` is W&B's axis, and has to be in the row
