@@ -293,7 +293,7 @@ def test_a_run_that_was_killed_goes_on_with_its_chain(tmp_path):
     assert found.is_confirmed and found.exact_steps == 10, found.text()
 
 
-def test_the_chain_goes_on_after_a_rollback_and_without_validation(tmp_path):
+def test_the_chain_goes_on_after_a_stop_and_without_validation(tmp_path):
     folder = tmp_path / "run"
     config = config_of(folder)
     config.data.val_fraction = 0.0
