@@ -19,7 +19,7 @@ from gptlab.training.optimizers import build_optimizer
 from gptlab.training.step import train_step
 
 N_LAST = 20  # updates, over which the training loss is averaged
-N_HELD_OUT = 16  # batches behind the last update
+N_HELD_OUT = 32  # batches behind the last update
 
 
 def main(path: Path, name: str, first: int, last: int, overrides: list[str]) -> None:

@@ -48,8 +48,8 @@ def verdict(check: CoordinateCheck, parametrization: str) -> str:
     if not beyond:
         return (
             f"model.parametrization={parametrization} keeps activations at their size over {check.dimension}s "
-            f"{check.sizes[0]} to {check.sizes[-1]}: none drifts by more than a factor of {LIMIT:g} over {SPAN:g} times "
-            f"the {check.dimension} (at most {shown(drifts[0])}: {drifts[0].line.name})"
+            f"{check.sizes[0]} to {check.sizes[-1]}: none drifts by more than a factor of {LIMIT:g} over {SPAN:g} "
+            f"times the {check.dimension} (at most {shown(drifts[0])}: {drifts[0].line.name})"
         )
     named = ", ".join(f"{drift.line.name} by {shown(drift)} ({_when(drift)})" for drift in beyond[:N_NAMED])
     more = len(beyond) - N_NAMED
@@ -87,7 +87,9 @@ def draw(check: CoordinateCheck, folder: Path, *, title: str) -> Path:
     for axes, line in zip(all_axes, check.lines, strict=False):
         for step, values in enumerate(line.values):
             if any(values):
-                axes.plot(check.sizes, values, "o-", markersize=3, linewidth=1.2, label=f"after {step}")
+                axes.plot(
+                    check.sizes, values, "o-", color=f"C{step}", markersize=3, linewidth=1.2, label=f"after {step}"
+                )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         low, high = _limits(line)
@@ -102,7 +104,8 @@ def draw(check: CoordinateCheck, folder: Path, *, title: str) -> Path:
     for axes in all_axes[len(check.lines) :]:
         axes.set_axis_off()
     handles, labels = all_axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    style = {"loc": "outside lower center", "ncols": len(labels), "frameon": False, "fontsize": 8}
+    figure.legend(handles, [*labels[:-1], f"{labels[-1]} updates"], **style)
     figure.suptitle(f"{title}, over {check.dimension}s", fontsize=10)
     path = folder / f"coordinate_check_{check.dimension}.png"
     with replacing(path) as temporary:
