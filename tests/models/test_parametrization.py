@@ -1,4 +1,4 @@
-"""Roles, initial scales and multipliers of mup and completep, and that all are as standard in a model of the base size."""
+"""Roles, initial scales and multipliers of mup and completep, which a model of the base size has as standard."""
 
 from dataclasses import replace
 
@@ -183,7 +183,7 @@ def test_a_key_is_needed_or_refused(changes, needed):
 
 @pytest.mark.parametrize("config", [POST, ENCODER, T5], ids=["post", "encoder", "t5"])
 def test_completep_is_for_decoders_with_pre_norm(config):
-    with pytest.raises(UserError, match="use model.parametrization=standard or mup"):
+    with pytest.raises(UserError, match=r"use model\.parametrization=standard or mup"):
         replace(config, parametrization=COMPLETEP, base_d_model=16, base_n_layer=1).check()
 
 
