@@ -195,8 +195,9 @@ def _size(value: Tensor) -> float:
 def layers_of(model: LanguageModel, *, by_place: bool = False) -> dict[str, nn.Module]:
     """The modules whose outputs are compared, by name: the token embedding, each block and its sublayers.
 
-    With `by_place` the blocks are those that models of different depths have at the same place: the middle one and the
-    last one, by what precedes.
+    With `by_place` the blocks are those that models of different depths have at the same place, the middle one and the
+    last one. Their sublayers are left out: in a model of few blocks those of the last read a stream to which more is
+    still to come.
     """
     found: dict[str, nn.Module] = {}
     embedding = next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
@@ -208,7 +209,7 @@ def layers_of(model: LanguageModel, *, by_place: bool = False) -> dict[str, nn.M
         chosen = {"the middle block": (len(blocks) - 1) // 2, "the last block": len(blocks) - 1}
     for name, i in chosen.items():
         for inner, module in blocks[i].named_children():
-            if sum(parameter.ndim > 1 for parameter in module.parameters()) > 1:
+            if not by_place and sum(parameter.ndim > 1 for parameter in module.parameters()) > 1:
                 found[f"{name}, {inner}"] = module
         found[name] = blocks[i]
     return found
