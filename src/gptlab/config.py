@@ -54,6 +54,8 @@ ANY = "*"  # of every type
 LATER: dict[tuple[str, str, str], tuple[Any, Any]] = {
     ("data", ANY, "filters"): ({}, None),
     **{("model", "decoder", key): (None, None) for key in SCALING_KEYS},
+    ("model", ANY, "parametrization"): ("standard", None),
+    **{("model", ANY, key): (None, None) for key in ("base_d_model", "base_n_layer", "base_d_head")},
     ("model", "decoder", "rope_type"): ("default", None),
     ("tokenizer", "bpe", "pattern"): ("gpt2", None),
     ("data", "shards", "shuffle_shards"): (None, None),
@@ -191,6 +193,7 @@ class RunConfig:
             part.check()
         self.objective.check_model(self.model)
         self.objective.check_data(self.data)
+        self.optimizer.check_model(self.model)
         if self.data.packed is Packing.best_fit and Capability.causal not in self.model.capabilities:
             raise UserError(
                 f"data.packing=best_fit puts several examples into a sequence, of which a model of model.type="

@@ -8,6 +8,7 @@ import typing
 from dataclasses import dataclass
 from enum import Enum
 
+from gptlab.cli import coordinate_check
 from gptlab.cli.options import carry_out
 from gptlab.errors import UserError
 from gptlab.fields import bounded
@@ -18,6 +19,7 @@ HELP = """gptlab inspect data=text data.path=FOLDER [group.key=value ...] [html=
 gptlab inspect step=1 [group.key=value ...]
 gptlab inspect run=runs/NAME step=812
 gptlab inspect run=runs/NAME [prompt="..."]
+gptlab inspect coordinate_check=true [group.key=value ...]
 
 Without step and run, what is in the data: lengths of documents, tokens by source, frequent and repeated ones, how
 sequences cut documents. With step, what that update reads, and of a run the loss of each token under the nearest
@@ -90,6 +92,8 @@ OF_A_RUN = ("losses", "checkpoint", "attempt", "device")
 
 def main(arguments: list[str]) -> int:
     """Show what the arguments ask for; returns the exit code."""
+    if coordinate_check.is_meant(arguments):
+        return coordinate_check.main(arguments)
     return carry_out(arguments, Options, _inspect, of="gptlab inspect", help=HELP, foreign=FOREIGN)
 
 

@@ -43,7 +43,8 @@ class GptlabArchitecture(Architecture):
         plain |= {key: meaning(config, key) for key in plain if key in DERIVED}
         if isinstance(config, DecoderConfig) and config.position is Position.rotary:
             plain |= {key: to_plain(value) for key, value in config.rotation._asdict().items()}
-        del plain["init_from"]
+        for key in ("init_from", "parametrization", "base_d_model", "base_n_layer", "base_d_head"):  # of a standard one
+            del plain[key]
         if isinstance(config, EncoderConfig):
             # The code has one block for both; these are what a decoder can choose and an encoder cannot.
             plain |= {"norm_placement": "post", "n_kv_head": config.n_head}

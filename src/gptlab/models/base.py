@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.errors import UserError
-from gptlab.models.config import Capability, ModelConfig
+from gptlab.models.config import Capability, Kind, ModelConfig, Parametrization, Role
 from gptlab.nn.cache import KVCache
 from gptlab.nn.lora import ADAPTERS
 from gptlab.nn.loss import Auxiliary, LMHead
@@ -93,14 +93,53 @@ class LanguageModel(nn.Module, ABC):
         """Fill `value` with the initial value of parameter `name` of `module`, drawing from `generator` alone.
 
         By default zeros for biases, ones for the weights of norms, and for matrices a normal distribution with standard
-        deviation 0.02.
+        deviation 0.02 in a model of the base width.
         """
         if name.endswith("bias"):
             value.zero_()
         elif value.ndim > 1:
-            value.normal_(std=0.02, generator=generator)
+            value.normal_(std=0.02 * self.init_ratio(name, module), generator=generator)
         else:
             value.fill_(1.0 if name.endswith("weight") else 0.0)
+
+    def role_of(self, name: str, module: nn.Module) -> Role:
+        """What parameter `name` of `module` is, as `config.parametrization` asks."""
+        residual = ".blocks." in f".{name}"
+        if name.endswith(ADAPTERS):  # the rates of LoRA+ (arXiv:2402.12354, section 4)
+            return Role(Kind.output if name.endswith(".lora_down") else Kind.input, residual)
+        if name.startswith(CLASS_HEAD):
+            return Role(Kind.vector if name.endswith("bias") else Kind.output, residual=False)
+        return self._role_of(name, module)
+
+    def _role_of(self, name: str, module: nn.Module) -> Role:
+        raise UserError(
+            f"model.parametrization={self.config.parametrization.value}: the model of model.type={self.config.type} "
+            f"does not say what its parameter {name} is; define _role_of, or use model.parametrization=standard"
+        )
+
+    def init_ratio(self, name: str, module: nn.Module) -> float:
+        """By what the standard deviation of the base model's initial values is multiplied."""
+        width = self.config.width_ratio
+        if width == 1.0:
+            return 1.0
+        return {Kind.hidden: width**-0.5, Kind.output: 1 / width}.get(self.role_of(name, module).kind, 1.0)
+
+    @property
+    def logit_scale(self) -> float:
+        """What a head over the vocabulary multiplies its logits by, tied or not, beside what it always does."""
+        return 1 / self.config.width_ratio
+
+    def as_standard(self) -> tuple[ModelConfig, dict[str, float]]:
+        """A config with parametrization=standard, and the factors of parameters by name that make it compute the same.
+
+        UserError where no factors do.
+        """
+        if self.config.parametrization is Parametrization.standard:
+            return self.config, {}
+        raise UserError(
+            f"model.parametrization={self.config.parametrization.value}: the model of model.type={self.config.type} "
+            "does not say how its multipliers become part of its weights; use it with gptlab alone"
+        )
 
     @property
     def block_names(self) -> list[str]:

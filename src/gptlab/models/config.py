@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptlab.errors import UserError
 from gptlab.fields import bounded, check_bounds
@@ -40,6 +40,33 @@ class Feedforward(Enum):
         return self in (Feedforward.geglu, Feedforward.swiglu)
 
 
+class Parametrization(Enum):
+    """How initial values, learning rates and multipliers follow from the size of a model.
+
+    All are the same for a model of the base width and depth.
+    """
+
+    standard = "standard"  # each recipe is of one size
+    mup = "mup"  # by width: the maximal update parametrization (arXiv:2203.03466, table 8)
+    completep = "completep"  # by width and depth (arXiv:2505.01618, table 1, alpha = 1)
+
+
+class Kind(Enum):
+    """Which dimensions of a parameter grow with the width of the model."""
+
+    input = "input"  # its outputs alone: embeddings. And the head over the vocabulary, which divides logits instead
+    hidden = "hidden"  # inputs and outputs
+    output = "output"  # its inputs alone: routers, and heads over classes
+    vector = "vector"  # of one dimension: biases, gains of norms
+
+
+class Role(NamedTuple):
+    """What a network says of one of its parameters, for its initial scale and its learning rate."""
+
+    kind: Kind
+    residual: bool  # within a residual branch, which completep multiplies by 1 / depth
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """What every model has; an architecture registers a subclass with `build`."""
@@ -51,6 +78,9 @@ class ModelConfig:
     n_layer: int = bounded(6, ge=1)
     d_model: int = bounded(384, ge=1)
     dropout: float = bounded(0.0, ge=0, lt=1)
+    parametrization: Parametrization = Parametrization.standard
+    base_d_model: int | None = bounded(None, ge=1)  # mup, completep: the width at which it is as standard
+    base_n_layer: int | None = bounded(None, ge=1)  # completep: the depth at which it is
 
     def build(self, vocab_size: int) -> "LanguageModel":
         """The network; the caller chooses the device (`with torch.device("meta")`)."""
@@ -83,6 +113,21 @@ class ModelConfig:
         """Names of the losses and measurements that the model adds in training."""
         return ()
 
+    @property
+    def parametrizations(self) -> frozenset[Parametrization]:
+        """Those that the network has the roles, initial values and multipliers for."""
+        return frozenset({Parametrization.standard})
+
+    @property
+    def width_ratio(self) -> float:
+        """The width by that of the base model, with which all of its widths grow; 1 where nothing is scaled."""
+        return 1.0 if self.base_d_model is None else self.d_model / self.base_d_model
+
+    @property
+    def depth_ratio(self) -> float:
+        """The same of the depth."""
+        return 1.0 if self.base_n_layer is None else self.n_layer / self.base_n_layer
+
     def tensor_parallel_dims(self) -> dict[str, int] | None:
         """Sizes that tensor parallelism divides, by the keys that set them; None where it is not supported."""
         return None
@@ -94,6 +139,37 @@ class ModelConfig:
                 "model.init_from= is empty; name a run folder, a .ckpt file or a transformers folder, or leave it out"
             )
         check_bounds(self, "model.")
+        self._check_parametrization()
+
+    def _check_parametrization(self) -> None:
+        given = self.parametrization
+        if given not in self.parametrizations:
+            known = " or ".join(one.value for one in Parametrization if one in self.parametrizations)
+            raise UserError(
+                f"model.parametrization={given.value} is not supported by {self._kind()}; "
+                f"use model.parametrization={known}"
+            )
+        for key, needed, own in (
+            ("base_d_model", given is not Parametrization.standard, self.d_model),
+            ("base_n_layer", given is Parametrization.completep, self.n_layer),
+        ):
+            base = getattr(self, key)
+            if needed and base is None:
+                what = "width" if key == "base_d_model" else "depth"
+                raise UserError(
+                    f"model.parametrization={given.value} needs model.{key}, the {what} of the model whose learning "
+                    f"rate is known, such as model.{key}={max(1, own // 4)}"
+                )
+            if not needed and base is not None:
+                owners = "completep" if key == "base_n_layer" else "mup or completep"
+                raise UserError(
+                    f"model.{key}={base} has no effect on model.parametrization={given.value}; "
+                    f"set model.parametrization={owners}, or model.{key}=null"
+                )
+
+    def _kind(self) -> str:
+        """The model, as errors about its parametrization call it."""
+        return f"a model of model.type={self.type}"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,6 +180,7 @@ class TransformerConfig(ModelConfig):
     d_head: int | None = bounded(None, ge=1)  # null: d_model / n_head
     d_ff: int | None = bounded(None, ge=1)  # null: 4 d_model (swiglu, geglu: 8/3 d_model, up to a multiple of 64)
     feedforward: Feedforward = Feedforward.gelu
+    base_d_head: int | None = bounded(None, ge=1)  # mup, completep: the width of a head in the base model
 
     @property
     def n_expert(self) -> int | None:
@@ -126,6 +203,16 @@ class TransformerConfig(ModelConfig):
             return -(-8 * self.d_model // (3 * 64)) * 64
         return 4 * self.d_model
 
+    def scaled_scores(self, scale: float | None) -> float | None:
+        """The scale of attention scores by the base model's, `scale`, each where None is d_head^-0.5.
+
+        Queries and keys come to point the same way, so that their product grows with d_head and not with its root.
+        """
+        own, base = self.head_width, self.base_d_head
+        if base is None or base == own:
+            return scale
+        return (base**-0.5 if scale is None else scale) * base / own
+
     def tensor_parallel_dims(self) -> dict[str, int] | None:
         return {
             f"model.n_head={self.n_head}": self.n_head,
@@ -139,6 +226,22 @@ class TransformerConfig(ModelConfig):
             raise UserError(
                 f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}; "
                 f"use a multiple of {self.n_head} or set model.d_head"
+            )
+        own, base = self.head_width, self.base_d_head
+        if self.parametrization is Parametrization.standard:
+            if base is not None:
+                raise UserError(
+                    f"model.base_d_head={base} has no effect on model.parametrization=standard; "
+                    "set model.parametrization=mup or completep, or model.base_d_head=null"
+                )
+        elif base is None and self.d_model != self.base_d_model:
+            fewer = f"model.base_d_head={own} where the base model has fewer heads, as wide as here"
+            if self.n_head * own == self.d_model and (self.base_d_model or 0) % self.n_head == 0:
+                as_many = (self.base_d_model or 0) // self.n_head
+                fewer += f", or model.base_d_head={as_many} where it has as many, less wide"
+            raise UserError(
+                f"model.parametrization={self.parametrization.value} needs the width of a head in the base model; "
+                f"set {fewer}"
             )
 
 

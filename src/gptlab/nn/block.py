@@ -8,14 +8,29 @@ from gptlab.nn.attention import KV, Attention
 class Block(nn.Module):
     """Pre-norm: each sublayer reads the normalized residual stream and adds to it (GPT-2, section 2.3)."""
 
-    def __init__(self, *, norm1: nn.Module, attn: Attention, norm2: nn.Module, ffn: nn.Module, dropout: float = 0.0):
+    def __init__(
+        self,
+        *,
+        norm1: nn.Module,
+        attn: Attention,
+        norm2: nn.Module,
+        ffn: nn.Module,
+        dropout: float = 0.0,
+        branch_scale: float = 1.0,
+    ):
         super().__init__()
         self.norm1, self.attn, self.norm2, self.ffn = norm1, attn, norm2, ffn
         self.drop = nn.Dropout(dropout)
+        self.branch_scale = branch_scale  # of what is added; CompleteP, arXiv:2505.01618, equation 1
 
     def forward(self, x: Tensor, **attention) -> Tensor:
-        x = x + self.drop(self.attn(self.norm1(x), **attention))
-        return x + self.drop(self.ffn(self.norm2(x)))
+        x = x + self.branch(self.attn(self.norm1(x), **attention))
+        return x + self.branch(self.ffn(self.norm2(x)))
+
+    def branch(self, added: Tensor) -> Tensor:
+        """What a sublayer adds to the residual stream, of what it returned."""
+        added = self.drop(added)
+        return added if self.branch_scale == 1.0 else self.branch_scale * added
 
 
 class CrossBlock(Block):
@@ -26,9 +41,9 @@ class CrossBlock(Block):
         self.norm_cross, self.cross = norm_cross, cross
 
     def forward(self, x: Tensor, *, source: Tensor | KV, source_mask: Tensor | None = None, **attention) -> Tensor:
-        x = x + self.drop(self.attn(self.norm1(x), **attention))
-        x = x + self.drop(self.cross(self.norm_cross(x), source=source, mask=source_mask))
-        return x + self.drop(self.ffn(self.norm2(x)))
+        x = x + self.branch(self.attn(self.norm1(x), **attention))
+        x = x + self.branch(self.cross(self.norm_cross(x), source=source, mask=source_mask))
+        return x + self.branch(self.ffn(self.norm2(x)))
 
 
 class PostNormBlock(Block):

@@ -48,9 +48,9 @@ class ExpertBlock(Block):
     """A pre-norm block whose feedforward is `MoE`; it returns the stream and how its tokens were routed."""
 
     def forward(self, x: Tensor, *, attention_mask: Tensor | None = None, **attention) -> tuple[Tensor, Routing]:
-        x = x + self.drop(self.attn(self.norm1(x), **attention))
+        x = x + self.branch(self.attn(self.norm1(x), **attention))
         mixed, routing = self.ffn(self.norm2(x), attention_mask)
-        return x + self.drop(mixed), routing
+        return x + self.branch(mixed), routing
 
 
 class MoE(nn.Module):

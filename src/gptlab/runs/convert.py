@@ -28,7 +28,8 @@ from gptlab.interop.openai_checkpoint import OpenAIFolder
 from gptlab.interop.special_tokens import SpecialTokens
 from gptlab.interop.transformers_folder import architecture_for, write_folder
 from gptlab.models.base import CLASS_HEAD
-from gptlab.models.config import model_from_plain
+from gptlab.models.build import shape_model
+from gptlab.models.config import ModelConfig, Parametrization, model_from_plain
 from gptlab.runs import checkpoint
 from gptlab.runs.checkpoint import Checkpoint
 from gptlab.runs.checkpoint_state import CheckpointState
@@ -120,10 +121,35 @@ def _to_hub(source: str, to: str, format: Format | None, *, private: bool | None
     return Converted(done.format, [*done.notes, f"uploaded to {address}"])
 
 
+class _Multiplied(Mapping[str, Tensor]):
+    """Weights of which some are multiplied, one tensor at a time as it is read."""
+
+    def __init__(self, weights: Mapping[str, Tensor], factors: Mapping[str, float]):
+        self._weights, self._factors = weights, factors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __getitem__(self, name: str) -> Tensor:
+        value, factor = self._weights[name], self._factors.get(name, 1.0)
+        return value if factor == 1.0 else (value.float() * factor).to(value.dtype)
+
+
+def _as_standard(config: ModelConfig, weights: Mapping[str, Tensor]) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """The same model without the multipliers of its parametrization, which its weights contain then."""
+    if config.parametrization is Parametrization.standard:
+        return config, weights
+    standard, factors = shape_model(config, 1).as_standard()
+    return standard, _Multiplied(weights, factors)
+
+
 def _for_transformers(source: Checkpoint) -> _Job:
     """How to write a checkpoint for transformers; UserError where that cannot be done."""
     notes: list[str] = []
-    config, weights = model_from_plain(source.state.config["model"]), source.weights()
+    config, weights = _as_standard(model_from_plain(source.state.config["model"]), source.weights())
     class_names = _class_names(source.state.config, weights)
     architecture = architecture_for(config, classifies=bool(class_names))
     kept = architecture.without_heads(config) if class_names else config

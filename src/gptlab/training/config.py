@@ -4,11 +4,12 @@ import math
 import re
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptlab.errors import UserError
 from gptlab.evaluation.config import probe_config
 from gptlab.fields import bounded, check_bounds, shown
+from gptlab.models.config import Kind, ModelConfig, Parametrization, Role
 from gptlab.registry import register
 
 if TYPE_CHECKING:
@@ -21,6 +22,14 @@ class Decay(Enum):
 
     matrices = "matrices"  # those with two dimensions or more
     all = "all"
+
+
+class Multipliers(NamedTuple):
+    """By what a parameter's learning rate, weight decay and epsilon are multiplied."""
+
+    lr: float = 1.0
+    weight_decay: float = 1.0
+    eps: float = 1.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,9 +63,40 @@ class OptimizerConfig:
         """Values that the optimizer keeps for each parameter of such a group, as a memory forecast needs it."""
         return 2  # AdamW's two moments
 
+    def multipliers(self, role: Role, model: ModelConfig, *, hidden: bool, matrix: bool) -> Multipliers:
+        """Those of a parameter in `model.parametrization`, of a group as `settings` has it."""
+        raise NotImplementedError(f"{type(self).__name__} promises no {model.parametrization}")
+
+    @property
+    def parametrizations(self) -> frozenset[Parametrization]:
+        """Those that `multipliers` has the rules for."""
+        return frozenset({Parametrization.standard})
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Refuse a parametrization whose learning rates are not known for this optimizer."""
+        if model.parametrization not in self.parametrizations:
+            raise UserError(
+                f"model.parametrization={model.parametrization.value} has no rule for the learning rates of "
+                f"optimizer={self.type}; use optimizer=adamw or muon, or model.parametrization=standard"
+            )
+
     def check(self) -> None:
         """Refuse values that cannot work."""
         check_bounds(self, "optimizer.")
+
+
+def adamw_multipliers(role: Role, model: ModelConfig) -> Multipliers:
+    """Of AdamW, whose updates have the size of the rate whatever that of the gradient.
+
+    A hidden matrix sums over its inputs, all of which its update moves the same way, so its rate is by their number
+    (arXiv:2203.03466, table 8; outputs without a multiplier: table 3). A weight decay is relative to the rate, and the
+    product stays. Epsilon follows the gradient, which is by the width and, in residual branches, by the depth
+    (arXiv:2505.01618, table 1).
+    """
+    width, depth = model.width_ratio, model.depth_ratio if role.residual else 1.0
+    sums = role.kind in (Kind.hidden, Kind.output)
+    eps = 1.0 if role.kind is Kind.output else 1 / width
+    return Multipliers(1 / width if sums else 1.0, width if sums else 1.0, eps / depth)
 
 
 @register("optimizer", "adamw")
@@ -67,6 +107,13 @@ class AdamWConfig(OptimizerConfig):
         from gptlab.training.optimizers import adamw
 
         return adamw(parameters, self, device=device)
+
+    def multipliers(self, role: Role, model: ModelConfig, *, hidden: bool, matrix: bool) -> Multipliers:
+        return adamw_multipliers(role, model)
+
+    @property
+    def parametrizations(self) -> frozenset[Parametrization]:
+        return frozenset(Parametrization)
 
 
 @register("optimizer", "muon")
@@ -91,6 +138,20 @@ class MuonConfig(OptimizerConfig):
 
     def state_per_parameter(self, *, hidden: bool, matrix: bool) -> int:
         return 1 if hidden and matrix else 2  # Muon keeps a momentum
+
+    def multipliers(self, role: Role, model: ModelConfig, *, hidden: bool, matrix: bool) -> Multipliers:
+        """An update should have a spectral norm by sqrt(outputs / inputs) (arXiv:2310.17813, condition 1).
+
+        That of an orthogonal one, scaled as in arXiv:2502.16982, grows with sqrt(max(outputs, inputs)).
+        """
+        if not (hidden and matrix):
+            return adamw_multipliers(role, model)
+        lr = {Kind.hidden: model.width_ratio**-0.5, Kind.output: 1 / model.width_ratio}.get(role.kind, 1.0)
+        return Multipliers(lr, 1 / lr)
+
+    @property
+    def parametrizations(self) -> frozenset[Parametrization]:
+        return frozenset(Parametrization)
 
 
 class Finetuning(Enum):

@@ -22,6 +22,7 @@ from gptlab.objectives.base import Batch, Objective, logged_means, training_coun
 from gptlab.runs.initial_weights import load_initial
 from gptlab.training.config import FinetuneConfig, OptimizerConfig
 from gptlab.training.finetune import prepare_finetuning
+from gptlab.training.optimizers import build_optimizer
 from gptlab.training.schedule import Schedule
 from gptlab.training.spikes import SpikeDetector
 from gptlab.training.step import gradients_of, loss_and_gradients, reseed, set_lr, target_scales
@@ -139,11 +140,11 @@ class LanguageModule(lightning.LightningModule):
         self.model = model
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+        parameters = None
         if self.strategy_config.type is Sharding.zero1:
             self._optimizer_shards = OptimizerShards(self.model, build_mesh(self.layout, self.device.type))
             parameters = self._optimizer_shards.named_parameters()
-        return self.optimizer_config.build(parameters, device=self.device)
+        return build_optimizer(self.model, self.optimizer_config, device=self.device, parameters=parameters)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         step, world_size = self.finished_steps, self.trainer.world_size
@@ -174,7 +175,7 @@ class LanguageModule(lightning.LightningModule):
         set_lr(optimizer, self.schedule.factor(step))
         self.last_step |= {
             "terms": terms,  # the mean over ranks is the loss
-            "lr": optimizer.param_groups[0]["lr"],
+            "lr": optimizer.param_groups[0]["initial_lr"] * self.schedule.factor(step),  # of the base model
         }
         self.updating = True
         if self._optimizer_shards is None:

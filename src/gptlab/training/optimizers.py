@@ -8,13 +8,16 @@ from torch import Tensor
 
 from gptlab.distributed.internals import leave_loss_scale_to_the_scaler
 from gptlab.distributed.sharded_tensors import by_mesh
-from gptlab.training.config import OptimizerConfig
+from gptlab.models.base import LanguageModel
+from gptlab.models.config import Parametrization
+from gptlab.training.config import Multipliers, OptimizerConfig
 
 
 def parameter_groups(parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups of (name, parameter) pairs that share settings: hidden matrices, other matrices, the rest.
 
-    Hidden matrices are those of blocks. The schedule is a factor on each group's `initial_lr`.
+    Hidden matrices are those of blocks. The schedule is a factor on each group's `initial_lr`, and so are the
+    `multipliers` that `parametrize` may add.
     """
     settings = {
         (hidden, matrix): _settings(config, hidden=hidden, matrix=matrix)
@@ -45,11 +48,55 @@ def fused(config: OptimizerConfig, device: torch.device) -> bool:
     return config.fused if config.fused is not None else device.type in ("cpu", "cuda")
 
 
+def build_optimizer(
+    model: LanguageModel,
+    config: OptimizerConfig,
+    *,
+    device: torch.device,
+    parameters: Iterable[tuple[str, Tensor]] | None = None,
+) -> torch.optim.Optimizer:
+    """The optimizer of a model, with the rates that its parametrization gives each parameter.
+
+    `parameters` are (name, parameter) pairs (None: those of the model that require gradients).
+    """
+    if parameters is None:
+        parameters = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    optimizer = config.build(parameters, device=device)
+    if model.config.parametrization is not Parametrization.standard:
+        parametrize(optimizer, config, model)
+    return optimizer
+
+
+def parametrize(optimizer: torch.optim.Optimizer, config: OptimizerConfig, model: LanguageModel) -> None:
+    """Divide the groups of a new optimizer until each has the multipliers of all of its parameters, and apply them."""
+    config.check_model(model.config)
+    modules, groups = dict(model.named_modules()), []
+    for group in optimizer.param_groups:
+        parts: dict[Multipliers, dict[str, list]] = {}
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            hidden, matrix = _kind(name, parameter)
+            role = model.role_of(name, modules[name.rpartition(".")[0]])
+            found = config.multipliers(role, model.config, hidden=hidden, matrix=matrix)
+            part = parts.setdefault(found, {"params": [], "param_names": []})
+            part["params"].append(parameter)
+            part["param_names"].append(name)
+        groups += [_multiplied(group | part, multipliers) for multipliers, part in parts.items()]
+    optimizer.param_groups[:] = groups
+
+
 def retune(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> None:
     """Continue an optimizer with the settings of a config; its state stays."""
     for group in optimizer.param_groups:
         hidden, matrix = _kind(group["param_names"][0], group["params"][0])
         group |= _settings(config, hidden=hidden, matrix=matrix)
+        if "multipliers" in group:
+            group |= _multiplied(group, group["multipliers"])
+
+
+def _multiplied(group: dict[str, Any], multipliers: Multipliers) -> dict[str, Any]:
+    """A group with its settings multiplied; `initial_lr` stays what it would be in the base model."""
+    scaled = {name: group[name] * factor for name, factor in multipliers._asdict().items()}
+    return group | scaled | {"multipliers": multipliers}
 
 
 def _kind(name: str, parameter: Tensor) -> tuple[bool, bool]:

@@ -64,6 +64,8 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set each group's learning rate to its peak times the schedule's factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
+        if "multipliers" in group:
+            group["lr"] *= group["multipliers"].lr
 
 
 def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -96,7 +98,7 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Carry out the update that follows `step` finished ones, in one process; returns what was measured.
 
-    `batch` is the whole step's, as `batch(config, step)` gives it; `optimizer` comes from `OptimizerConfig.build` and
+    `batch` is the whole step's, as `batch(config, step)` gives it; `optimizer` comes from `build_optimizer` and
     `lr_factor` from `Schedule.factor(step)`. The result holds the loss, the objective's other terms and `grad_norm`
     before clipping.
     """

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gptlab.errors import UserError
 from gptlab.fields import bounded, shown
-from gptlab.models.config import Capability, ModelConfig, TransformerConfig
+from gptlab.models.config import Capability, ModelConfig, Parametrization, TransformerConfig
 from gptlab.registry import register
 
 
@@ -136,6 +136,17 @@ class DecoderConfig(TransformerConfig):
     @property
     def capabilities(self) -> frozenset[Capability]:
         return frozenset({Capability.causal, Capability.document_ids})
+
+    @property
+    def parametrizations(self) -> frozenset[Parametrization]:
+        # A branch of which little is added does not stay small where its sum with the stream is normalized.
+        left_out = {Parametrization.completep} if self.norm_placement is NormPlacement.post else set()
+        return frozenset(Parametrization) - left_out
+
+    def _kind(self) -> str:
+        if self.norm_placement is NormPlacement.post:
+            return "a model with model.norm_placement=post"
+        return super()._kind()
 
     @property
     def kv_heads(self) -> int:

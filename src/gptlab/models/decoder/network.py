@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gptlab.models.config import ModelConfig
 from gptlab.models.decoder.config import DecoderConfig, Init, Norm, NormPlacement, Position, RopeType
-from gptlab.models.transformer import Transformer
+from gptlab.models.transformer import HEAD, Transformer, standard
 from gptlab.nn import rope_scaling
 from gptlab.nn.attention import Attention
 from gptlab.nn.block import Block, PostNormBlock
@@ -106,7 +107,7 @@ class Decoder(Transformer):
     @property
     def head(self) -> LMHead:
         head = self.tok_emb if self.lm_head is None else self.lm_head
-        return LMHead(weight=head.weight, softcap=self.config.logit_softcap)
+        return LMHead(weight=head.weight, scale=self.logit_scale, softcap=self.config.logit_softcap)
 
     @property
     def auxiliary(self) -> Auxiliary | None:
@@ -129,25 +130,42 @@ class Decoder(Transformer):
         # The router decides in float32 by its weight, and is not called.
         return {name: layer for name, layer in super().linear_layers(block).items() if name != "ffn.router"}
 
+    def as_standard(self) -> tuple[ModelConfig, dict[str, float]]:
+        c = self.config
+        scale = c.scaled_scores(c.attention_scale)
+        own = c.head_width**-0.5 if c.attention_scale is None else c.attention_scale
+        scores, changes = 1.0 if scale is None else scale / own, {}
+        if c.qk_norm and scores != 1.0:  # of which a factor of the queries would be lost
+            scores, changes = 1.0, {"attention_scale": scale}
+        if self.lm_head is not None:
+            logits = (HEAD,)
+        else:
+            last = "final_norm" if self.final_norm is not None else f"blocks.{c.n_layer - 1}.norm2"
+            logits = tuple(name for name, _ in self.named_parameters() if name.startswith(f"{last}."))
+        return standard(c, **changes), self._factors(scores=scores, branches=RESIDUAL_PROJECTIONS, logits=logits)
+
     def init_parameter(self, name: str, value: Tensor, module: nn.Module, generator: torch.Generator) -> None:
-        config = self.config
+        config, ratio = self.config, self.init_ratio(name, module)
         embedding = isinstance(module, nn.Embedding)
         residual = name.endswith(RESIDUAL_PROJECTIONS)
         n_inputs: Any = getattr(module, "in_features", None)  # of linear layers, one matrix or a stack of them
+        if n_inputs is not None:
+            n_inputs = n_inputs / config.width_ratio  # in the base model, as `ratio` expects
         if not embedding and n_inputs is None:
             super().init_parameter(name, value, module, generator)
         elif config.init is Init.torch:
             if embedding:
                 value.normal_(generator=generator)
             else:
-                bound = n_inputs**-0.5  # kaiming_uniform_ with a = sqrt(5), as nn.Linear has it
+                bound = n_inputs**-0.5 * ratio  # kaiming_uniform_ with a = sqrt(5), as nn.Linear has it
                 value.uniform_(-bound, bound, generator=generator)
         elif name.endswith("bias"):
             value.zero_()
         elif config.init in (Init.gpt2, Init.normal):
             shrinks = residual and config.init is Init.gpt2
-            std = config.init_std / math.sqrt(2 * config.n_layer) if shrinks else config.init_std
-            value.normal_(std=std, generator=generator)
+            n_layer = config.n_layer / config.depth_ratio
+            std = config.init_std / math.sqrt(2 * n_layer) if shrinks else config.init_std
+            value.normal_(std=std * ratio, generator=generator)
         # Init.zero: each block starts as the identity and an untied head as the uniform distribution. Embeddings are of
         # unit size, unless they are the head as well, whose logits would then be too large. Other matrices have the
         # variance that nn.Linear gives them.
@@ -157,7 +175,7 @@ class Decoder(Transformer):
             unit = 1.0 if config.position is not Position.sinusoidal else config.d_model**-0.5
             value.normal_(std=config.init_std if config.tie_embeddings else unit, generator=generator)
         else:
-            value.normal_(std=(3 * n_inputs) ** -0.5, generator=generator)
+            value.normal_(std=(3 * n_inputs) ** -0.5 * ratio, generator=generator)
 
 
 def _rotary(c: DecoderConfig) -> Rotary:
@@ -188,7 +206,7 @@ def _block(c: DecoderConfig) -> Block:
         qkv_bias=c.attention_biased,
         qk_norm_eps=c.norm_eps if c.qk_norm else None,
         dropout=c.dropout_at("attention"),
-        scale=c.attention_scale,
+        scale=c.scaled_scores(c.attention_scale),
     )
     feedforward = FEEDFORWARDS[c.feedforward]
     if c.n_expert is None:
@@ -209,7 +227,14 @@ def _block(c: DecoderConfig) -> Block:
             softmax=c.router_softmax,
             capacity_factor=c.capacity_factor,
         )
-    return kind(norm1=_norm(c), attn=attention, norm2=_norm(c), ffn=feedforward, dropout=c.dropout_at("residual"))
+    return kind(
+        norm1=_norm(c),
+        attn=attention,
+        norm2=_norm(c),
+        ffn=feedforward,
+        dropout=c.dropout_at("residual"),
+        branch_scale=1 / c.depth_ratio,
+    )
 
 
 def _norm(c: DecoderConfig) -> nn.Module:

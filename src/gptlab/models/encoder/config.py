@@ -3,7 +3,7 @@
 from enum import Enum
 
 from gptlab.fields import bounded
-from gptlab.models.config import Capability, Feedforward, TransformerConfig
+from gptlab.models.config import Capability, Feedforward, Parametrization, TransformerConfig
 from gptlab.registry import register
 
 
@@ -41,6 +41,10 @@ class EncoderConfig(TransformerConfig):
     @property
     def capabilities(self) -> frozenset[Capability]:
         return frozenset({Capability.bidirectional, *CAPABILITIES[self.heads]})
+
+    @property
+    def parametrizations(self) -> frozenset[Parametrization]:
+        return frozenset({Parametrization.standard, Parametrization.mup})  # its norms follow the additions
 
     def remedy(self, missing: frozenset[Capability]) -> str:
         fitting = [heads.value for heads, found in CAPABILITIES.items() if missing <= set(found)]

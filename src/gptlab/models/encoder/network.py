@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptlab.errors import UserError
+from gptlab.models.config import ModelConfig
 from gptlab.models.encoder.config import EncoderConfig, Heads
-from gptlab.models.transformer import Transformer
+from gptlab.models.transformer import Transformer, standard
 from gptlab.nn.attention import Attention
 from gptlab.nn.block import PostNormBlock
 from gptlab.nn.feedforward import FEEDFORWARDS
@@ -59,7 +60,7 @@ class Encoder(Transformer):
     @property
     def head(self) -> LMHead:
         """The masked-language-model head as values, for what `mlm_transform` returns."""
-        return LMHead(weight=self.tok_emb.weight, bias=self._head("mlm").bias)
+        return LMHead(weight=self.tok_emb.weight, bias=self._head("mlm").bias, scale=self.logit_scale)
 
     def pooled(self, hidden_states: Tensor) -> Tensor:
         """One state for each sequence, from its first token: (B, T, D) -> (B, D)."""
@@ -80,7 +81,14 @@ class Encoder(Transformer):
         if name.endswith("bias") or not isinstance(module, nn.Linear | nn.Embedding):
             super().init_parameter(name, value, module, generator)
         else:
-            value.normal_(std=self.config.init_std, generator=generator)
+            value.normal_(std=self.config.init_std * self.init_ratio(name, module), generator=generator)
+
+    def as_standard(self) -> tuple[ModelConfig, dict[str, float]]:
+        c = self.config
+        scale = c.scaled_scores(None)
+        scores = 1.0 if scale is None else scale * c.head_width**0.5
+        logits = () if self.mlm is None else ("mlm.norm.weight", "mlm.norm.bias")
+        return standard(c), self._factors(scores=scores, branches=(), logits=logits)
 
     def _head(self, name: str) -> Any:
         head = getattr(self, name)
@@ -112,6 +120,7 @@ def _block(c: EncoderConfig) -> PostNormBlock:
         bias=True,
         qkv_bias=True,
         dropout=c.dropout_at("attention"),
+        scale=c.scaled_scores(None),
     )
     feedforward = FEEDFORWARDS[c.feedforward](c.d_model, c.ff_width, bias=True)
     return PostNormBlock(norm1=_norm(c), attn=attention, norm2=_norm(c), ffn=feedforward, dropout=c.dropout)

@@ -2,7 +2,7 @@
 
 from gptlab.errors import UserError
 from gptlab.fields import bounded
-from gptlab.models.config import Capability, Feedforward, TransformerConfig
+from gptlab.models.config import Capability, Feedforward, Parametrization, TransformerConfig
 from gptlab.registry import register
 
 
@@ -31,6 +31,10 @@ class EncoderDecoderConfig(TransformerConfig):
     @property
     def capabilities(self) -> frozenset[Capability]:
         return frozenset({Capability.encoder_decoder})
+
+    @property
+    def parametrizations(self) -> frozenset[Parametrization]:
+        return frozenset({Parametrization.standard, Parametrization.mup})  # its two depths have no one ratio
 
     @property
     def decoder_layers(self) -> int:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.models.base import LanguageModel
+from gptlab.models.config import ModelConfig
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
-from gptlab.models.transformer import Transformer
+from gptlab.models.transformer import HEAD, Transformer, standard
 from gptlab.nn.attention import KV, Attention
 from gptlab.nn.block import Block, CrossBlock
 from gptlab.nn.cache import KVCache
@@ -93,9 +94,17 @@ class EncoderDecoder(Transformer):
     @property
     def head(self) -> LMHead:
         head = self.tok_emb if self.lm_head is None else self.lm_head
-        return LMHead(
-            weight=head.weight, scale=self.config.d_model**-0.5 if self.config.scales_decoder_outputs else 1.0
-        )
+        c = self.config
+        own = (c.d_model / c.width_ratio) ** -0.5 if c.scales_decoder_outputs else 1.0
+        return LMHead(weight=head.weight, scale=own * self.logit_scale)
+
+    def as_standard(self) -> tuple[ModelConfig, dict[str, float]]:
+        c = self.config
+        # Where outputs are scaled by d_model^-0.5, the standard model does so by its own width.
+        own = c.width_ratio**0.5 if c.scales_decoder_outputs else 1.0
+        factors = self._factors(scores=c.scaled_scores(1.0) or 1.0, branches=(), logits=())
+        last = "decoder.final_norm.weight" if self.lm_head is None else HEAD
+        return standard(c), factors | {last: own * self.logit_scale}
 
     def new_cache(self, batch_size: int, n_positions: int) -> KVCache:
         return KVCache(self.config.decoder_layers, batch_size=batch_size, n_positions=n_positions)
@@ -114,18 +123,20 @@ class EncoderDecoder(Transformer):
     def init_parameter(self, name: str, value: Tensor, module: nn.Module, generator: torch.Generator) -> None:
         """T5's own (mesh-tensorflow, as in transformers): the token embedding and an untied head of unit size, matrices
         that keep the variance, and queries that compensate for scores without a scale."""
-        c = self.config
+        c, ratio = self.config, self.init_ratio(name, module)
         if name in ("tok_emb.weight", "lm_head.weight"):
             std = 1.0
         elif isinstance(module, nn.Embedding):  # biases of relative positions
-            std = c.d_model**-0.5
+            std = (c.d_model / c.width_ratio) ** -0.5
         elif isinstance(module, nn.Linear):
             queries = name.endswith((".attn.q.weight", ".cross.q.weight"))
-            std = (module.in_features * (c.head_width if queries else 1)) ** -0.5
+            # Of the base model, as `ratio` expects.
+            width = c.head_width if c.base_d_head is None else c.base_d_head
+            std = (module.in_features / c.width_ratio * (width if queries else 1)) ** -0.5
         else:
             value.fill_(c.init_factor)  # a norm's weight
             return
-        value.normal_(std=c.init_factor * std, generator=generator)
+        value.normal_(std=c.init_factor * std * ratio, generator=generator)
 
 
 class Stack(nn.Module):
@@ -184,7 +195,7 @@ def _attention(c: EncoderDecoderConfig) -> Attention:
         bias=False,
         qkv_bias=False,
         dropout=c.dropout,
-        scale=1.0,
+        scale=c.scaled_scores(1.0),
     )
 
 
