@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import gptlab
 from gptlab import composition
 from gptlab.cli.main import VERBS
 from gptlab.config import NOT_IN_RUN_ID
@@ -51,6 +52,16 @@ def test_every_preset_and_every_refused_trainer_option_is_documented():
 def test_every_source_and_tokenizer_is_documented():
     documented = code_spans("data.md")
     assert not {*variants("data"), *variants("tokenizer")} - documented
+
+
+def test_every_public_name_is_in_the_reference():
+    page = (ROOT / "docs" / "api.md").read_text().splitlines()
+    assert not {f"::: gptlab.{name}" for name in gptlab.__all__} - {*page}
+
+
+def test_every_page_is_in_the_sites_navigation():
+    listed = re.findall(r"^ +- (?:[\w-]+: )?([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert not {path.name for path in ROOT.glob("docs/*.md")} - {*listed}
 
 
 def test_every_objective_is_documented():
