@@ -139,11 +139,15 @@ class DecoderConfig(TransformerConfig):
 
     @property
     def parametrizations(self) -> frozenset[Parametrization]:
+        if self.position is Position.sinusoidal:  # whose token embeddings are multiplied by a root of the width
+            return frozenset({Parametrization.standard})
         # A branch of which little is added does not stay small where its sum with the stream is normalized.
         left_out = {Parametrization.completep} if self.norm_placement is NormPlacement.post else set()
         return frozenset(Parametrization) - left_out
 
     def _kind(self) -> str:
+        if self.position is Position.sinusoidal:
+            return "a model with model.position=sinusoidal"
         if self.norm_placement is NormPlacement.post:
             return "a model with model.norm_placement=post"
         return super()._kind()

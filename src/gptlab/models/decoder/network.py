@@ -148,12 +148,12 @@ class Decoder(Transformer):
         config, ratio = self.config, self.init_ratio(name, module)
         embedding = isinstance(module, nn.Embedding)
         residual = name.endswith(RESIDUAL_PROJECTIONS)
-        n_inputs: Any = getattr(module, "in_features", None)  # of linear layers, one matrix or a stack of them
-        if n_inputs is not None:
-            n_inputs = n_inputs / config.width_ratio  # in the base model, as `ratio` expects
-        if not embedding and n_inputs is None:
+        if not embedding and not hasattr(module, "in_features"):
             super().init_parameter(name, value, module, generator)
-        elif config.init is Init.torch:
+            return
+        # Of linear layers, one matrix or a stack of them; in the base model, as `ratio` expects.
+        n_inputs = getattr(module, "in_features", 1) / config.width_ratio
+        if config.init is Init.torch:
             if embedding:
                 value.normal_(generator=generator)
             else:
