@@ -46,7 +46,9 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
             continue
         shown = "".join(output.get("text", "") for output in cell.outputs if output.output_type == "stream")
         warned = [o.text for o in cell.outputs if o.output_type == "stream" and re.search(r"\w+Warning: ", o.text)]
-        assert not [text for text in warned if re.search(r"^\S+:\d+: \w+Warning: ", text, re.M)], warned
+        # tqdm misses ipywidgets, which the extra `notebooks` has and `test` has not.
+        warnings = [found for text in warned for found in re.findall(r"^\S+:\d+: (\w+Warning): ", text, re.M)]
+        assert not {*warnings} - {"TqdmWarning"}, warned
         if "solution" in cell.metadata.get("tags", []):
             solved += shown.count(": right.\n")
         else:
