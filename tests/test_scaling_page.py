@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def say(line, capsys):
-    _, verb, *arguments = shlex.split(line.replace("tests/lab/", f"{ROOT}/tests/lab/"))
+    _, verb, *arguments = (part.replace("tests/lab/", f"{ROOT}/tests/lab/") for part in shlex.split(line))
     code = importlib.import_module(f"gptlab.cli.{verb}").main(arguments)
     out, err = capsys.readouterr()
     assert code == 0, err

@@ -1,4 +1,6 @@
-"""Prints the best rate of each model of a CSV file of rates.py, and draws loss.png beside this file.
+"""Prints the best rate of each model of a CSV file of rates.py, and draws it beside this file.
+
+rates.csv becomes loss.png, any other file a picture of its own name.
 
 python experiments/mup/plot.py FILE.csv
 """
@@ -30,7 +32,8 @@ def main(path: Path) -> None:
     axes.set_ylabel("held-out loss, nats per byte")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.savefig(Path(__file__).with_name("loss.png"), dpi=110)
+    name = "loss" if path.stem == "rates" else path.stem
+    figure.savefig(Path(__file__).with_name(f"{name}.png"), dpi=110)
 
 
 if __name__ == "__main__":

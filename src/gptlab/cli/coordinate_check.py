@@ -14,7 +14,6 @@ from gptlab.generation.config import OutputFormat
 from gptlab.models.config import Parametrization
 
 if typing.TYPE_CHECKING:
-    from gptlab.config import RunConfig
     from gptlab.lab.coordinate_check import CoordinateCheck
 
 KEY = "coordinate_check"
@@ -111,7 +110,7 @@ def _check(own: Options, overrides: list[str]) -> bool:
     return passed
 
 
-def _checks(own: Options, config: "RunConfig") -> "list[CoordinateCheck]":
+def _checks(own: Options, config: typing.Any) -> "list[CoordinateCheck]":
     from gptlab.evaluation.progress import progress
     from gptlab.lab import coordinate_check as lab
     from gptlab.training.loop import open_batches
@@ -175,7 +174,7 @@ def _written(key: str, path: Path, write: typing.Callable[[], typing.Any]) -> ty
         raise UserError(f"{key}={path} cannot be written ({error.strerror or error})") from None
 
 
-def _title(config: "RunConfig") -> str:
+def _title(config: typing.Any) -> str:
     return f"Coordinate check: {config.model.parametrization.value}, {config.optimizer.type}"
 
 

@@ -60,7 +60,7 @@ function lineFigure(title, places, lines, { log = false, unit = "", zero = !log 
     plot = height - top - bottom,
     x = (i) => left + ((width - left - right) * (i + 0.5)) / places.length,
     y = (value) => top + plot * (1 - (scale(value) - scale(low)) / (scale(high) - scale(low))),
-    longest = Math.max(...places.map((name) => name.length)),
+    longest = Math.max(...places.map((name) => String(name).length)),
     every = Math.ceil((places.length * (6.2 * longest + 8)) / (width - left - right));
   const text = (attributes, content) => svg("text", { "font-size": 11, fill: "var(--soft)", ...attributes }, content);
   const draw = () =>
