@@ -86,7 +86,7 @@ FOREIGN = {
     "lr": "optimizer.lr",
     "optim": "optimizer",
     "parametrization": "model.parametrization",
-    "mup": "model.parametrization; mup is one of its values",
+    "mup": "model.parametrization",
     "mup_base_width": "model.base_d_model",
     "mup_width_multiplier": "model.base_d_model; the ratio follows from it and model.d_model",
     "grad_clip": "optimizer.grad_clip",
