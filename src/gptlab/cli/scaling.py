@@ -44,7 +44,8 @@ The second fits the law to runs that are there, or to a CSV file with columns fo
     output                    text, or json with nothing else on standard output (text)
     plugins                   modules that register components of your own, as [MODULE]
 
-Exit code: 0; 1 where a run failed, or is missing so that there is no law; 2 for bad input; 128 + the signal that stopped it.
+Exit code: 0; 1 where a run failed or is missing, so that there is no law; 2 for bad input; 128 + the
+signal that stopped it.
 """
 FOREIGN = {
     "n_bootstrap": "bootstrap",

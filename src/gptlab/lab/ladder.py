@@ -102,8 +102,8 @@ class Ladder:
             same = first.setdefault(key_of_config(rung.point.config), rung)
             if same is not rung:
                 raise UserError(
-                    f"{self.where}: {same.name} and {rung.name} are the same run, by size and by tokens; leave one out, "
-                    "or change its size or its budget"
+                    f"{self.where}: {same.name} and {rung.name} are the same run, by size and by tokens; leave one "
+                    "out, or change its size or its budget"
                 )
 
     def _refuse(self, overrides: Sequence[str], where: str) -> None:
@@ -301,11 +301,11 @@ def _written(ladder: Ladder) -> dict[str, dict[str, Any]]:
         return {}
     try:
         found = {one["name"]: one for one in json.loads(file.read_text(encoding="utf-8"))["held_out"]}
-        for rung in ladder.held_out:
-            if rung.name in found and _has_begun(rung):
-                _refuse_other(found[rung.name], rung, ladder)
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} is damaged; restore it: it proves what was predicted, and is not made again") from None
+    for rung in ladder.held_out:
+        if rung.name in found and _has_begun(rung):
+            _refuse_other(found[rung.name], rung, ladder)
     return found
 
 
@@ -314,13 +314,13 @@ def _refuse_other(one: Mapping[str, Any], rung: Rung, ladder: Ladder) -> None:
     for name, was, now in (
         ("metric", one.get("metric", FitConfig().metric), settings.metric),
         ("parameters", one.get("counted", settings.parameters.value), settings.parameters.value),
-        ("N", one["parameters"], rung.parameters),
-        ("D", one["tokens"], rung.tokens),
+        ("N", one.get("parameters"), rung.parameters),
+        ("D", one.get("tokens"), rung.tokens),
     ):
         if was != now:
             raise UserError(
-                f"{ladder.folder / PREDICTIONS_FILE} has a prediction of {rung.name} for {name}={was}, and this ladder has "
-                f"{name}={now}, which cannot be compared; go on with {name}={was}, or fit these runs by themselves: "
+                f"{ladder.folder / PREDICTIONS_FILE} has a prediction of {rung.name} for {name}={was}, and this ladder "
+                f"has {name}={now}, which cannot be compared; go on with {name}={was}, or fit these runs by themselves: "
                 f"gptlab scaling fit {shlex.quote(str(ladder.folder / LADDER))}"
             )
 

@@ -331,8 +331,8 @@ def _cost(runs: Observations) -> tuple[float, float]:
     exponent, log_factor = np.polyfit(np.log(runs.parameters), np.log(runs.flops / runs.tokens), 1)
     if exponent <= 0:  # the larger the better, at any budget: there is no optimum
         raise UserError(
-            f"FLOPs per token fall with parameters in these runs, as N^{exponent:.2f}: is this column FLOPs? name it with "
-            "flops_column=NAME; runs of a mixture of experts need parameters=active"
+            f"FLOPs per token fall with parameters in these runs, as N^{exponent:.2f}: is this column FLOPs? name it "
+            "with flops_column=NAME; runs of a mixture of experts need parameters=active"
         )
     return float(np.exp(log_factor)), float(exponent)
 
