@@ -320,7 +320,7 @@ def _refuse_other(one: Mapping[str, Any], rung: Rung, ladder: Ladder) -> None:
         if was != now:
             raise UserError(
                 f"{ladder.folder / PREDICTIONS_FILE} has a prediction of {rung.name} for {name}={was}, and this ladder "
-                f"has {name}={now}, which cannot be compared; go on with {name}={was}, or fit these runs by themselves: "
+                f"has {name}={now}, not to be compared; go on with {name}={was}, or fit these runs by themselves: "
                 f"gptlab scaling fit {shlex.quote(str(ladder.folder / LADDER))}"
             )
 
