@@ -251,3 +251,8 @@ def test_each_time_that_a_run_took_a_step_is_what_it_learned_from(say, tmp_path)
     first = json.loads(say(f"run={run.path}", "step=24", "attempt=1", "losses=false", "output=json"))
     assert "".join(one["text"] for one in first["documents"]).startswith(text[23 * 128 : 24 * 128][:8].decode())
     assert f"step={event['from']}" in say(f"run={run.path}")
+
+
+def test_an_empty_run_is_named(say):
+    for arguments in (["run="], ["run=", "step=1"]):
+        assert "run= is empty" in say(*arguments, expect=2)

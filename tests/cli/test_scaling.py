@@ -44,7 +44,8 @@ def test_a_table_is_fitted_drawn_and_planned_with(say, folder, capsys):
     assert found["parameters"]["low"] < 70e9 < found["parameters"]["high"]
     assert "optimal by law.json" in planned("compute=5.76e23", "law=law.json")
     out = planned(*SIZES, "law=law.json", "device=h100")
-    assert "expected loss" in out and "optimal size" in out and "extrapolated" not in out
+    assert "expected loss" in out and "optimal size" in out and "extrapolated: parameters 1/" in out
+    assert "of the smallest that it was fitted to" in out
     said = json.loads(planned(*SIZES, "law=law.json", "output=json"))
     one, compute = said["scaling_law"], said["compute"]
     n = said["parameters"]["total"]
@@ -58,6 +59,8 @@ def test_a_table_is_fitted_drawn_and_planned_with(say, folder, capsys):
     assert "extrapolated: parameters" in planned("model=gpt3_175b", "law=law.json")
     assert "leave one of them out" in planned(*SIZES, "law=law.json", "layers=true", expect=2)
     assert "gptlab scaling fit" in planned(*SIZES, "law=none.json", expect=2)
+    for arguments in (SIZES, ["compute=1e21"]):
+        assert "law= is empty" in planned(*arguments, "law=", expect=2)
 
 
 def test_a_fit_as_json_alone(say, folder):
@@ -75,6 +78,8 @@ def test_bad_input_of_a_fit(say, folder):
         ([*FIT, "plots=picture.pdf"], "ends in neither .png nor .svg"),
         ([*FIT, "plots=none/picture.png"], "create none"),
         ([*FIT, "law=law.txt"], "a file ending in .json"),
+        ([*FIT, "law="], "law= is empty"),
+        ([*FIT, "compute="], "compute= is no number of FLOPs"),
         ([*FIT, "compute=much"], "compute=much is no number of FLOPs"),
         (["fit", RUNS, "bootstrap=1"], "bootstrap=1"),
         ([*FIT, "n_bootstrap=5"], "did you mean bootstrap?"),

@@ -13,8 +13,9 @@ from gptlab import UserError, composition, train_ladder
 from gptlab.config import to_plain
 from gptlab.costs import training_pass
 from gptlab.data.tokenizers.byte import ByteTokenizer
+from gptlab.lab.collect import collect
 from gptlab.lab.ladder import Ladder
-from gptlab.lab.scaling import FitConfig
+from gptlab.lab.scaling import FitConfig, ParameterCount, observe_runs
 from gptlab.lab.scaling_law import read_law
 from gptlab.models.build import shape_model
 from gptlab.runs.folder import MetricsFile
@@ -130,6 +131,38 @@ def test_a_held_out_run_that_was_not_predicted_says_so(runs, tmp_path):
         train_ladder(ladder(), say=lambda line: None)
 
 
+def test_a_prediction_is_compared_with_nothing_else(runs, tmp_path):
+    train_ladder(ladder(), say=lambda line: None)
+    folder = tmp_path / "runs" / "l"
+    file, law = folder / "predictions.json", (folder / "law.json").read_text()
+    (written,) = json.loads(file.read_text())["held_out"]
+    assert written["metric"] == "val/loss" and written["counted"] == "total"
+    for settings in ({"metric": "val/bits_per_byte"}, {"parameters": ParameterCount.non_embedding}):
+        with pytest.raises(UserError, match=r"prediction of large for (metric=val/loss|parameters=total)"):
+            train_ladder(ladder(**settings), say=lambda line: None)
+    for changes, message in (
+        ({"metric": "val/bits_per_byte"}, "metric=val/bits_per_byte"),
+        ({"parameters": 7}, "N=7"),
+        ({"tokens": 7}, "D=7"),
+    ):
+        file.write_text(json.dumps({"held_out": [written | changes]}))
+        with pytest.raises(UserError, match=f"prediction of large for {message}"):
+            train_ladder(ladder(), say=lambda line: None)
+    assert (folder / "law.json").read_text() == law
+
+
+def test_runs_of_few_tokens_are_left_out_of_a_ladders_law(runs):
+    found = ladder({"held_out": {"large": {"size": ["model.d_model=64"], "tokens": "640"}}})
+    least = max(rung.tokens / rung.parameters for rung in found.rungs if rung.tokens == 640)
+    kept = [rung for rung in found.rungs if rung.tokens / rung.parameters >= 1.01 * least]
+    assert len(kept) < len(found.rungs)
+    few = FitConfig(bootstrap=20, min_tokens_per_parameter=1.01 * least)
+    train_ladder(found, say=lambda line: None)
+    records = collect([rung.folder for rung in found.rungs])
+    observed, notes = observe_runs(records, few)
+    assert len(observed) == len(kept) and f"{9 - len(kept)} runs of fewer" in notes[0]
+
+
 def test_what_failed_is_tried_again_and_no_law_is_fitted_before(runs, tmp_path):
     class Failure:
         def __rmul__(self, other):
@@ -175,6 +208,9 @@ def test_runs_are_counted_before_they_are_trained(runs):
         ({"budgets": {"tokens": ["many"]}}, "tokens=many is no budget"),
         ({"budgets": {"tokens": ["10"]}}, "less than one step"),
         ({"held_out": {"large": {"tokens": "1e4"}}}, "has to have a size"),
+        ({"budgets": {"tokens": ["1280", "1.28e3"]}}, "d8,tokens=1280 and d8,tokens=1.28e3 are the same run"),
+        ({"sizes": {"a": ["model.d_model=8"], "b": ["model.d_model=8"]}}, "a,tokens=640 and b,tokens=640 are the same"),
+        ({"held_out": {"x": {"size": ["model.d_model=8"], "tokens": "640"}}}, "d8,tokens=640 and x are the same run"),
         ({"overrides": [*SHARED, "data.val_fraction=0"]}, "leaves no val/loss"),
     ],
 )

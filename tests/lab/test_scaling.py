@@ -124,6 +124,8 @@ def test_tables_are_read_by_their_columns(tmp_path):
     bad = write_table(tmp_path / "e.csv", ["N", "D", "L"], [["1e6", "x"], [1, 2], [3, 4]], comment="# one\n# two\n")
     with pytest.raises(UserError, match="line 5 has 'x' as N"):
         observe([bad], FitConfig())
+    with pytest.raises(UserError, match="several columns N; rename"):
+        observe([write_table(tmp_path / "f.csv", ["N", "N", "D", "L"], [n, n, d, loss(n, d)])], FitConfig())
     for arguments, message in (
         ([bad, known], "fitted alone"),
         ([tmp_path / "none.csv"], "does not exist"),
@@ -135,6 +137,36 @@ def test_tables_are_read_by_their_columns(tmp_path):
         observe([tmp_path / "empty.csv"], FitConfig())
     with pytest.raises(UserError, match="metric=val/x is of runs"):
         observe([known], FitConfig(metric="val/x"))
+
+
+@pytest.mark.parametrize("value", ["nan", "0", "-3", "inf", ""])
+@pytest.mark.parametrize("column", range(3))
+@pytest.mark.parametrize("header", [["N", "D", "L"], ["N", "C", "L"], ["D", "C", "L"]])
+def test_a_cell_that_is_no_number_above_0_is_an_error(tmp_path, value, column, header):
+    rows = [["1e6", "1e8", "3"], ["2e6", "1e8", "3"]]
+    rows[1][column] = value
+    table = write_table(tmp_path / "a.csv", header, zip(*rows, strict=True))
+    with pytest.raises(UserError, match=f"line 3 has '{value}' as {header[column]}; give a number above 0"):
+        observe([table], FitConfig())
+
+
+@pytest.mark.parametrize("settings", [FitConfig(), FitConfig(loss_column="zz")])
+def test_a_row_with_more_cells_than_columns_is_an_error(tmp_path, settings):
+    (tmp_path / "a.csv").write_text("N,D,L\n1e6,1e8,3\n2e6,1e8,3,\n")
+    with pytest.raises(UserError, match="line 3 has more cells"):
+        observe([tmp_path / "a.csv"], settings)
+
+
+def test_a_run_and_its_reproduction_count_once(tmp_path):
+    folder = write_ladder(tmp_path / "runs")
+    rows = [{"step": 10, "tokens": 1280, "train/loss": 9.0, "val/loss": loss(1000, 1280)}]
+    summary = {"parameters": 1000, "flops_per_token": 7000.0}
+    given = {"rows": rows, "summary": summary, "budget_steps": 10}
+    write_trained(folder / "n=1000,steps=10-again", **given)
+    found, notes = observe([folder], FitConfig())
+    assert len(found) == 9 and notes == ["left out: n=1000,steps=10-again (the same run as n=1000,steps=10)"]
+    write_trained(folder / "n=1000,steps=10,seed=1", **given, seed=1)
+    assert len(observe([folder], FitConfig())[0]) == 10
 
 
 def test_a_fit_as_text():

@@ -1,6 +1,8 @@
 """The fit of a scaling law against the published one, scipy, closed forms and simulated runs whose law is known."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +138,18 @@ def test_flops_of_the_runs_decide_what_a_token_costs():
     assert 100 * best.parameters.value**0.9 * best.tokens.value == pytest.approx(1e20)
 
 
+def test_flops_that_fall_with_size_are_refused():
+    n, d = grid(4, 4)
+    with pytest.raises(UserError, match=r"FLOPs per token fall with parameters.* as N\^-0\.50.* flops_column=NAME"):
+        fit_law(n, d, true_loss(n, d), flops=d / n**0.5, n_bootstrap=2)
+
+
+def test_a_run_is_no_more_certain_than_the_law(law):
+    one_sided = replace(law, residuals=np.full_like(law.residuals, 0.05))
+    curve, run = one_sided.predict(1e9, 2e10), one_sided.predict(1e9, 2e10, one_run=True)
+    assert run.low == curve.low and run.high > curve.high
+
+
 def test_a_law_is_read_back(law, tmp_path):
     file = tmp_path / "my law.json"
     law.write(file)
@@ -151,6 +165,40 @@ def test_a_law_is_read_back(law, tmp_path):
         read_law(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["parameters"], "all"),
+        (["residuals", 0], math.nan),
+        (["runs", "losses", 1], math.nan),
+        (["runs", "tokens", 1], 0.0),
+        (["runs", "parameters"], [1e6]),
+        (["theta", 3], -0.1),
+        (["draws"], [[1, 2, 3, 4, 5]]),
+        (["flops_per_token", "exponent"], -0.2),
+        (["flops_per_token", "factor"], math.nan),
+    ],
+)
+def test_a_damaged_law_is_refused(law, tmp_path, keys, value):
+    plain = law.plain()
+    inner = plain
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    (tmp_path / "law.json").write_text(json.dumps(plain))
+    with pytest.raises(UserError, match=r"law\.json (is damaged|holds no fit).* gptlab scaling fit"):
+        read_law(tmp_path)
+
+
+def test_a_law_of_as_many_runs_as_constants_is_refused(law, tmp_path):
+    plain = law.plain()
+    plain["residuals"] = plain["residuals"][:5]
+    plain["runs"] = {name: values and values[:5] for name, values in plain["runs"].items()}
+    (tmp_path / "law.json").write_text(json.dumps(plain))
+    with pytest.raises(UserError, match="is damaged"):
+        read_law(tmp_path)
+
+
 def test_one_run_scatters_more_than_the_law():
     n, d = grid(5, 5)
     losses = true_loss(n, d) * np.exp(0.01 * np.random.default_rng(0).standard_normal(25))
@@ -164,9 +212,10 @@ def test_one_run_scatters_more_than_the_law():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda n, d, x: (n[:5], d[:5], x[:5]), "5 runs"),
+        (lambda n, d, x: (n[:5], d[:5], x[:5]), "5 runs do not"),
+        (lambda n, d, x: (n[:1], d[:1], x[:1]), "1 run does not"),
         (lambda n, d, x: (np.where(n > 1e9, 1e10, 1e8), d, x), "2 different values of parameters"),
-        (lambda n, d, x: (n, np.full_like(d, 1e9), x), "1 different values of tokens"),
+        (lambda n, d, x: (n, np.full_like(d, 1e9), x), "1 different value of tokens"),
         (lambda n, d, x: (n, 20 * n, x), "several budgets"),
         (lambda n, d, x: (n, d, np.where(x == x.max(), np.nan, x)), "losses=nan"),
         (lambda n, d, x: (np.where(n == n.min(), 0, n), d, x), "parameters=0"),

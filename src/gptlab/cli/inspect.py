@@ -98,6 +98,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _inspect(own: Options, overrides: list[str]) -> None:
+    if own.run is not None and not own.run.strip():
+        raise UserError("run= is empty; give run=runs/NAME, or leave it out")
     if own.step is None and own.run is not None:
         from gptlab.cli.inspect_model import show_model
 

@@ -130,6 +130,8 @@ def _comparisons(text: str) -> list[Comparison]:
 
 def _refuse_together(own: _Options, compared: list[Comparison], *, propose: bool) -> None:
     """One question at a time: what would be left unanswered is refused."""
+    if own.law is not None and not own.law.strip():
+        raise UserError("law= is empty; name a law.json of gptlab scaling fit, or leave it out")
     asked = {"layers=true": own.layers, "compare=": bool(compared), PROPOSE: propose, "known=true": own.known}
     asked["compute="] = own.compute is not None
     names = [name for name, given in asked.items() if given]
@@ -225,9 +227,10 @@ def _by_law(found: dict[str, Any], file: str | None) -> list[str]:
     ]
     lines = ["", f"by the scaling law {file} (95% intervals; it holds for its text, tokenizer and recipe)"]
     lines += [f"  {name:<14} {value:>7}   {details}" for name, value, details in rows]
-    beyond = [f"{which} {times:,.1f} times" for which, times in said["beyond"].items() if times > 1]
-    if beyond:
-        lines.append(f"  extrapolated: {' and '.join(beyond)} the largest that it was fitted to")
+    outside = [f"{which} {times:,.1f} times the largest" for which, times in said["beyond"].items() if times > 1]
+    outside += [f"{which} 1/{times:,.1f} of the smallest" for which, times in said["below"].items() if times > 1]
+    if outside:
+        lines.append(f"  extrapolated: {' and '.join(outside)} that it was fitted to")
     return lines
 
 

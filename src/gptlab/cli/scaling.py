@@ -44,7 +44,8 @@ The second fits the law to runs that are there, or to a CSV file with columns fo
     output                    text, or json with nothing else on standard output (text)
     plugins                   modules that register components of your own, as [MODULE]
 
-Exit code: 0; 1 where a run failed; 2 for bad input; 128 + the signal that stopped it.
+Exit code: 0; 1 where a run failed or is missing, so that there is no law; 2 for bad input; 128 + the
+signal that stopped it.
 """
 FOREIGN = {
     "n_bootstrap": "bootstrap",
@@ -128,7 +129,7 @@ def _budgets(text: str | None) -> list[float]:
         found = [float(part) for part in (text or "").strip("[]").split(",") if part.strip()]
     except ValueError:
         found = [0.0]
-    if any(not 0 < value < float("inf") for value in found):
+    if (text is not None and not found) or any(not 0 < value < float("inf") for value in found):
         raise UserError(f"compute={text} is no number of FLOPs; give compute=1e21, or compute=[1e21,1e22]")
     return found
 
@@ -139,7 +140,9 @@ def _places(own: _Options) -> dict[str, Path]:
     from gptlab.lab.scaling_plot import picture_path
 
     found = {}
-    if own.law not in (None, "", "null", "none"):
+    if own.law == "":
+        raise UserError("law= is empty; name a file for the fit, or write law=none for none")
+    if own.law not in (None, "null", "none"):
         path = Path(str(own.law)).expanduser()
         path = path / "law.json" if path.is_dir() else path
         if path.suffix != ".json" or not path.parent.is_dir():

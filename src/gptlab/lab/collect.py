@@ -140,6 +140,12 @@ def differing_keys(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
+def identity(record: RunRecord) -> tuple:
+    """All that decides what a run learned, its seed included: a run and its reproduction share it."""
+    decided = sorted((key, repr(value)) for key, value in record.config.items() if key == "seed" or _decides(key))
+    return record.summary.get("parameters"), *decided
+
+
 def told_apart(records: list[RunRecord], evaluation: str) -> list[RunRecord]:
     """The runs in groups whose evaluation during training of this name is the same too: its texts and its options.
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from gptlab.lab.plan import Devices, Planner
 from gptlab.lab.scaling import FitConfig, count_of, fit_observations, observe_runs
 from gptlab.lab.scaling_law import Interval, ScalingLaw
 from gptlab.lab.space import load_texts
-from gptlab.lab.trials import State, refuse_launched, run_trials
+from gptlab.lab.trials import State, key_of_config, refuse_launched, run_trials
 from gptlab.overrides import key_of
 from gptlab.runs.folder import read_summary
 from gptlab.units import count_text, grid
@@ -91,6 +92,19 @@ class Ladder:
             self._held_out(str(name), about)
             for name, about in (_mapping(found, "held_out", self.where) if "held_out" in found else {}).items()
         ]
+        self._refuse_same()
+
+    def _refuse_same(self) -> None:
+        """UserError for two runs of one config, which would be trained once, and for a held-out one that is fitted."""
+        first: dict[str, Rung] = {}
+        for rung in (*self.rungs, *self.held_out):
+            assert rung.point.config is not None
+            same = first.setdefault(key_of_config(rung.point.config), rung)
+            if same is not rung:
+                raise UserError(
+                    f"{self.where}: {same.name} and {rung.name} are the same run, by size and by tokens; leave one "
+                    "out, or change its size or its budget"
+                )
 
     def _refuse(self, overrides: Sequence[str], where: str) -> None:
         for override in overrides:
@@ -240,13 +254,14 @@ def train_ladder(
     """
     refuse_launched()
     ladder = ladder if isinstance(ladder, Ladder) else Ladder(ladder)
+    written = _written(ladder)
     say(ladder.table())
     code = _train(ladder.rungs, ladder, say)
     if code >= 128 or any(read_summary(rung.folder) is None for rung in ladder.rungs):
-        return LadderResult(folder=ladder.folder, exit_code=code, law=None)
+        return LadderResult(folder=ladder.folder, exit_code=code or 1, law=None)
     law = fit_ladder(ladder, progress=progress)
     law.write(ladder.folder / LAW_FILE)
-    predictions = _predict(ladder, law)
+    predictions = _predict(ladder, law, written)
     if ladder.held_out:
         for one in predictions.values():
             low, high = one["loss"]["low"], one["loss"]["high"]
@@ -279,24 +294,53 @@ def _train(rungs: Sequence[Rung], ladder: Ladder, say: Callable[[str], None]) ->
     return code
 
 
-def _predict(ladder: Ladder, law: ScalingLaw) -> dict[str, dict[str, Any]]:
+def _written(ladder: Ladder) -> dict[str, dict[str, Any]]:
+    """The predictions in the ladder's folder; UserError where one of a run that has begun is of something else."""
+    file = ladder.folder / PREDICTIONS_FILE
+    if not file.is_file():
+        return {}
+    try:
+        found = {one["name"]: one for one in json.loads(file.read_text(encoding="utf-8"))["held_out"]}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged; restore it: it proves what was predicted, and is not made again") from None
+    for rung in ladder.held_out:
+        if rung.name in found and _has_begun(rung):
+            _refuse_other(found[rung.name], rung, ladder)
+    return found
+
+
+def _refuse_other(one: Mapping[str, Any], rung: Rung, ladder: Ladder) -> None:
+    settings = ladder.settings
+    for name, was, now in (
+        ("metric", one.get("metric", FitConfig().metric), settings.metric),
+        ("parameters", one.get("counted", settings.parameters.value), settings.parameters.value),
+        ("N", one.get("parameters"), rung.parameters),
+        ("D", one.get("tokens"), rung.tokens),
+    ):
+        if was != now:
+            raise UserError(
+                f"{ladder.folder / PREDICTIONS_FILE} has a prediction of {rung.name} for {name}={was}, and this ladder "
+                f"has {name}={now}, not to be compared; go on with {name}={was}, or fit these runs by themselves: "
+                f"gptlab scaling fit {shlex.quote(str(ladder.folder / LADDER))}"
+            )
+
+
+def _has_begun(rung: Rung) -> bool:
+    return (rung.folder / "metrics.csv").is_file()
+
+
+def _predict(ladder: Ladder, law: ScalingLaw, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Write what the law says of each held-out run that has not begun; returns all that was written."""
     file = ladder.folder / PREDICTIONS_FILE
-    found = {}
-    if file.is_file():
-        try:
-            found = {one["name"]: one for one in json.loads(file.read_text(encoding="utf-8"))["held_out"]}
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{file} is damaged; restore it: it proves what was predicted, and is not made again"
-            ) from None
     for rung in ladder.held_out:
-        if (rung.folder / "metrics.csv").is_file():
-            continue  # the run has begun: nothing that is written now would be a prediction
+        if _has_begun(rung):
+            continue  # nothing that is written now would be a prediction
         one_run, curve = (law.predict(rung.parameters, rung.tokens, one_run=kind) for kind in (True, False))
         found[rung.name] = {
             "name": rung.name,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "metric": ladder.settings.metric,
+            "counted": ladder.settings.parameters.value,
             "parameters": rung.parameters,
             "tokens": rung.tokens,
             "flops": rung.flops,
@@ -313,7 +357,7 @@ def _predict(ladder: Ladder, law: ScalingLaw) -> dict[str, dict[str, Any]]:
 def _outcomes(ladder: Ladder, law: ScalingLaw, predictions: Mapping[str, Mapping[str, Any]]) -> list[HeldOut]:
     found = []
     for rung in ladder.held_out:
-        one, summary = predictions.get(rung.name), read_summary(rung.folder)
+        one = predictions.get(rung.name)
         said = Interval(**one["loss"]) if one else law.predict(rung.parameters, rung.tokens, one_run=True)
         found.append(
             HeldOut(
@@ -323,10 +367,18 @@ def _outcomes(ladder: Ladder, law: ScalingLaw, predictions: Mapping[str, Mapping
                 times_the_largest=rung.flops / ladder.largest_flops,
                 predicted=said,
                 predicted_at=str(one["written"]) if one else None,
-                measured=None if summary is None else summary.get(ladder.settings.metric),
+                measured=_measured(rung, ladder.settings.metric),
             )
         )
     return found
+
+
+def _measured(rung: Rung, metric: str) -> float | None:
+    """The metric at the end of a run, read as those of the fit; None of a run that has not finished."""
+    if read_summary(rung.folder) is None:
+        return None
+    (record,) = collect([rung.folder])
+    return record.last(metric) if record.state == "finished" else None
 
 
 def _mapping(found: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:

@@ -286,6 +286,7 @@ class Planner:
             "loss": law.predict(n, tokens).plain(),
             "one_run": law.predict(n, tokens, one_run=True).plain(),
             "beyond": {"parameters": n / runs.parameters.max(), "tokens": tokens / runs.tokens.max()},
+            "below": {"parameters": runs.parameters.min() / n, "tokens": runs.tokens.min() / tokens},
             "optimum": {name: getattr(best, name).plain() for name in ("parameters", "tokens", "loss")}
             | {"flops": best.flops, "flops_per_token": {"factor": cost[0], "exponent": cost[1]}},
         }

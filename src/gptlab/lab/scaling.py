@@ -5,15 +5,23 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 import numpy as np
 
 from gptlab.errors import UserError
 from gptlab.fields import bounded
-from gptlab.lab.collect import RunRecord, collect, differing_keys
-from gptlab.lab.scaling_law import BIAS_SOURCE, Interval, IsoFlops, Observations, ScalingLaw, fit_law
+from gptlab.lab.collect import RunRecord, collect, differing_keys, identity
+from gptlab.lab.scaling_law import (
+    BIAS_SOURCE,
+    Interval,
+    IsoFlops,
+    Observations,
+    ParameterCount,
+    ScalingLaw,
+    check_values,
+    fit_law,
+)
 from gptlab.units import count_text, grid, plural
 
 # Names by which the columns of a table are found, in any case.
@@ -24,16 +32,6 @@ COLUMN_NAMES = {
     "loss": ("loss", "val/loss", "val_loss", "l"),
 }
 OF_VOCABULARY = ("embedding", "position", "head")  # parts that non_embedding leaves out, as arXiv:2001.08361 does
-
-
-class ParameterCount(Enum):
-    """Which parameters N are."""
-
-    # Chinchilla counts them all (arXiv:2203.15556). At small sizes, where lookup tables are a large part, another count
-    # gives another exponent, which explains most of the difference between the two papers (arXiv:2406.12907).
-    total = "total"
-    non_embedding = "non_embedding"  # as Kaplan et al.: without token and position embeddings, nor an untied head
-    active = "active"  # of a mixture of experts those that a token meets, with embeddings
 
 
 def count_of(counts: Mapping[str, int], which: ParameterCount) -> int:
@@ -70,20 +68,24 @@ def observe(sources: Sequence[str | Path], settings: FitConfig) -> tuple[Observa
     if tables:
         if settings.metric != "val/loss":
             raise UserError(f"metric={settings.metric} is of runs; name a column of {tables[0]} with loss_column=NAME")
-        found, notes = _of_table(tables[0], settings), []
-    else:
-        for option in ("parameters_column", "tokens_column", "flops_column", "loss_column"):
-            if getattr(settings, option) is not None:
-                raise UserError(f"{option}= is of a CSV file, and {sources[0]} holds runs; leave it out")
-        found, notes = observe_runs(collect(sources), settings)
-    kept = found.tokens / found.parameters >= settings.min_tokens_per_parameter
-    if not kept.all():
-        notes.append(
-            f"{plural(int((~kept).sum()), 'run')} of fewer than min_tokens_per_parameter="
-            f"{settings.min_tokens_per_parameter:g} left out"
-        )
-        found = found.only(kept)
-    return found, notes
+        return _with_tokens_enough(_of_table(tables[0], settings), settings, [])
+    for option in ("parameters_column", "tokens_column", "flops_column", "loss_column"):
+        if getattr(settings, option) is not None:
+            raise UserError(f"{option}= is of a CSV file, and {sources[0]} holds runs; leave it out")
+    return observe_runs(collect(sources), settings)
+
+
+def _with_tokens_enough(found: Observations, settings: FitConfig, notes: list[str]) -> tuple[Observations, list[str]]:
+    """Those of at least `min_tokens_per_parameter`, and a note of the others; UserError for what is no number."""
+    check_values(found)  # before the filter, which would drop NaN for another reason
+    kept = found.tokens >= settings.min_tokens_per_parameter * found.parameters
+    if kept.all():
+        return found, notes
+    said = (
+        f"{plural(int((~kept).sum()), 'run')} of fewer than min_tokens_per_parameter="
+        f"{settings.min_tokens_per_parameter:g} left out"
+    )
+    return found.only(kept), [*notes, said]
 
 
 def fit_scaling_law(
@@ -127,6 +129,9 @@ def observe_runs(records: Sequence[RunRecord], settings: FitConfig) -> tuple[Obs
         notes.append(f"left out: {', '.join(f'{record.name} ({record.standing()})' for record in left)}")
     if not finished:
         raise UserError("none of these runs has finished; a law is fitted to finished runs")
+    finished, again = _without_repeats(finished)
+    if again:
+        notes.append(f"left out: {', '.join(f'{name} (the same run as {first})' for name, first in again.items())}")
     texts = [key for key in differing_keys(finished) if key.startswith(("data.", "tokenizer.", "objective."))]
     of_text = [key for key in texts if not key.startswith("tokenizer.")] if "per_byte" in settings.metric else texts
     if of_text:
@@ -143,14 +148,23 @@ def observe_runs(records: Sequence[RunRecord], settings: FitConfig) -> tuple[Obs
         rows.append((_count(record, settings.parameters), record.tokens, loss, record.flops))
     parameters, tokens, losses, flops = zip(*rows, strict=True)
     counted = all(value is not None for value in flops)
-    return (
-        Observations(
-            *(np.array(values, float) for values in (parameters, tokens, losses)),
-            names=tuple(record.name for record in finished),
-            flops=np.array(flops, float) if counted else None,
-        ),
-        notes,
+    found = Observations(
+        *(np.array(values, float) for values in (parameters, tokens, losses)),
+        names=tuple(record.name for record in finished),
+        flops=np.array(flops, float) if counted else None,
     )
+    return _with_tokens_enough(found, settings, notes)
+
+
+def _without_repeats(records: Sequence[RunRecord]) -> tuple[list[RunRecord], dict[str, str]]:
+    """Each run once, and of the others, as a reproduction, the name by that of the run that it repeats."""
+    first: dict[tuple, RunRecord] = {}
+    again = {}
+    for record in records:
+        same = first.setdefault(identity(record), record)
+        if same is not record:
+            again[record.name] = same.name
+    return list(first.values()), again
 
 
 def _count(record: RunRecord, which: ParameterCount) -> int:
@@ -181,9 +195,16 @@ def _of_table(path: Path, settings: FitConfig) -> Observations:
     reader = csv.DictReader(io.StringIO("".join(lines[n_comment:])))
     numbered = [(n_comment + reader.line_num, row) for row in reader]
     rows, places = [row for _, row in numbered], [place for place, _ in numbered]
+    for place, row in numbered:
+        if None in row:  # where DictReader puts the cells that no column has
+            raise UserError(
+                f"{path}: line {place} has more cells than the line that names the columns; delete the rest"
+            )
     if not rows:
         raise UserError(f"{path} has no rows below its first line, which names the columns")
-    names = list(rows[0])
+    names = list(reader.fieldnames or ())
+    if twice := [name for name in names if name.strip() and names.count(name) > 1]:
+        raise UserError(f"{path} has several columns {twice[0]}; rename all but one")
     chosen = {kind: _column(names, kind, getattr(settings, f"{kind}_column"), path) for kind in COLUMN_NAMES}
     if chosen["loss"] is None or [chosen[kind] for kind in ("parameters", "tokens", "flops")].count(None) > 1:
         needed = "loss and two of parameters, tokens and flops"
@@ -223,11 +244,13 @@ def _numbers(rows: Sequence[Mapping[str, str]], places: Sequence[int], name: str
     found = []
     for place, row in zip(places, rows, strict=True):
         try:
-            found.append(float(row[name]))
+            value = float(row[name])
         except (TypeError, ValueError):
-            raise UserError(
-                f"{path}: line {place} has {row[name]!r} as {name}; give a number, or delete the line"
-            ) from None
+            value = math.nan
+        if not 0 < value < math.inf:
+            said = "nothing" if row[name] is None else repr(row[name])
+            raise UserError(f"{path}: line {place} has {said} as {name}; give a number above 0, or delete the line")
+        found.append(value)
     return np.array(found)
 
 

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from gptlab.errors import UserError
 from gptlab.files import write_text_atomic
+from gptlab.units import plural
 
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
 DELTA = 1e-3  # of the Huber loss, in log L
@@ -37,6 +39,16 @@ SIX_ND = (6.0, 1.0)
 SAME_BUDGET = 1.1  # runs whose FLOPs differ by no more are one isoFLOP profile
 MIN_PROFILE = 4  # sizes: through three a parabola always passes
 BIAS_SOURCE = "arXiv:2603.22339"
+
+
+class ParameterCount(Enum):
+    """Which parameters N are."""
+
+    # Chinchilla counts them all (arXiv:2203.15556). At small sizes, where lookup tables are a large part, another count
+    # gives another exponent, which explains most of the difference between the two papers (arXiv:2406.12907).
+    total = "total"
+    non_embedding = "non_embedding"  # as Kaplan et al.: without token and position embeddings, nor an untied head
+    active = "active"  # of a mixture of experts those that a token meets, with embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +142,15 @@ class ScalingLaw:
     def predict(self, parameters: float, tokens: float, *, one_run: bool = False) -> Interval:
         """The loss with its interval; with `one_run` that of a single run, which scatters about the law as these do."""
         drawn = _log_loss(self.draws, math.log(parameters), math.log(tokens))
+        low, high = _ends(drawn)
         if one_run:
             n = len(self.residuals)
             scale = math.sqrt(n / (n - len(CONSTANTS)))
             drawn = drawn + scale * np.random.default_rng(0).choice(self.residuals, len(drawn))
-        low, high = np.exp(_ends(drawn))
-        return Interval(float(self.loss(parameters, tokens)), float(low), float(high))
+            # Residuals of one sign, or few draws, would move an end inwards; a run is no more certain than the law.
+            ends = _ends(drawn)
+            low, high = min(low, ends[0]), max(high, ends[1])
+        return Interval(float(self.loss(parameters, tokens)), float(np.exp(low)), float(np.exp(high)))
 
     def optimum(self, flops: float, flops_per_token: tuple[float, float] | None = None) -> Optimum:
         """The compute-optimal parameters and tokens for a budget, with intervals.
@@ -204,7 +219,7 @@ def read_law(path: str | Path) -> ScalingLaw:
                 flops=None if runs["flops"] is None else np.array(runs["flops"], float),
             ),
             (float(found["flops_per_token"]["factor"]), float(found["flops_per_token"]["exponent"])),
-            counted=str(found["parameters"]),
+            counted=ParameterCount(found["parameters"]).value,
             notes=tuple(map(str, found["notes"])),
         )
     except OSError as error:
@@ -212,10 +227,23 @@ def read_law(path: str | Path) -> ScalingLaw:
         raise UserError(f"law={path} cannot be read: {what}; name a law.json of gptlab scaling fit") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"law={path} holds no fit; name a law.json of gptlab scaling fit") from None
-    n, wrong = len(law.observations), not np.isfinite(law.theta).all() or not np.isfinite(law.draws).all()
-    if wrong or law.theta.shape != (5,) or law.draws.ndim != 2 or law.draws.shape[1] != 5 or len(law.residuals) != n:
+    if not _is_sound(law):
         raise UserError(f"law={path} is damaged; make it again with gptlab scaling fit")
     return law
+
+
+def _is_sound(law: ScalingLaw) -> bool:
+    """Whether a law has the shapes and the numbers that a fit has."""
+    n, runs = len(law.observations), law.observations
+    shapes = law.theta.shape == (5,) and law.draws.ndim == 2 and law.draws.shape[1] == 5 and len(law.draws) > 1
+    columns = [runs.parameters, runs.tokens, runs.losses, *([] if runs.flops is None else [runs.flops])]
+    if not shapes or n < MIN_RUNS or any(column.shape != (n,) for column in (*columns, law.residuals)):
+        return False
+    positive = [*columns, law.theta[3:], law.draws[:, 3:], np.array(law.flops_per_token)]
+    finite = [law.theta, law.draws, law.residuals, *positive]
+    return all(bool(np.isfinite(values).all()) for values in finite) and all(
+        bool((values > 0).all()) for values in positive
+    )
 
 
 def fit_law(
@@ -243,7 +271,9 @@ def fit_law(
         names=tuple(names),
         flops=None if flops is None else np.asarray(flops, float).ravel(),
     )
+    check_values(runs)
     _check(runs)
+    cost = _cost(runs)
     if n_bootstrap < 2:
         raise UserError(f"bootstrap={n_bootstrap} gives no interval; use at least 2, and for a result 1000")
     x, z, y = np.log(runs.parameters), np.log(runs.tokens), np.log(runs.losses)
@@ -255,7 +285,7 @@ def fit_law(
         draws=problem.uncentered(drawn),
         residuals=-problem.residuals(theta[None], y[None])[0],
         observations=runs,
-        flops_per_token=_cost(runs),
+        flops_per_token=cost,
         n_agreeing=n_agreeing,
         at_bound=problem.at_bound(theta),
         counted=counted,
@@ -264,7 +294,8 @@ def fit_law(
     return law
 
 
-def _check(runs: Observations) -> None:
+def check_values(runs: Observations) -> None:
+    """UserError for a run whose parameters, tokens, loss or FLOPs are not finite and above 0."""
     for name in ("parameters", "tokens", "losses", *(["flops"] if runs.flops is not None else [])):
         values = getattr(runs, name)
         if len(values) != len(runs):
@@ -273,12 +304,19 @@ def _check(runs: Observations) -> None:
         if len(wrong):
             which = runs.names[wrong[0]] if runs.names else f"number {wrong[0] + 1}"
             raise UserError(f"run {which} has {name}={values[wrong[0]]:g}; a law needs numbers above 0: leave it out")
+
+
+def _check(runs: Observations) -> None:
     if len(runs) < MIN_RUNS:
-        raise UserError(f"{len(runs)} runs do not determine five constants; fit {MIN_RUNS} or more, better 12")
+        do = "does" if len(runs) == 1 else "do"
+        raise UserError(
+            f"{plural(len(runs), 'run')} {do} not determine five constants; fit {MIN_RUNS} or more, better 12"
+        )
     for name in ("parameters", "tokens"):
         n = len(np.unique(np.round(np.log(getattr(runs, name)), 2)))
         if n < MIN_DISTINCT:
-            raise UserError(f"the runs have {n} different values of {name}; an exponent needs {MIN_DISTINCT} or more")
+            values = plural(n, "different value")
+            raise UserError(f"the runs have {values} of {name}; an exponent needs {MIN_DISTINCT} or more")
     if abs(np.corrcoef(np.log(runs.parameters), np.log(runs.tokens))[0, 1]) > COLLINEAR:
         raise UserError(
             "tokens follow from parameters in these runs, so that A / N^alpha and B / D^beta cannot be told apart; "
@@ -287,10 +325,15 @@ def _check(runs: Observations) -> None:
 
 
 def _cost(runs: Observations) -> tuple[float, float]:
-    """c and p of FLOPs per token = c N^p, by least squares over the runs' own FLOPs."""
+    """c and p of FLOPs per token = c N^p, by least squares over the runs' own FLOPs; UserError where they fall."""
     if runs.flops is None:
         return SIX_ND
     exponent, log_factor = np.polyfit(np.log(runs.parameters), np.log(runs.flops / runs.tokens), 1)
+    if exponent <= 0:  # the larger the better, at any budget: there is no optimum
+        raise UserError(
+            f"FLOPs per token fall with parameters in these runs, as N^{exponent:.2f}: is this column FLOPs? name it "
+            "with flops_column=NAME; runs of a mixture of experts need parameters=active"
+        )
     return float(np.exp(log_factor)), float(exponent)
 
 
