@@ -29,20 +29,30 @@ def test_each_row_is_hashed_with_the_one_before_whatever_the_columns_are():
 def test_an_entry_is_hashed_with_the_one_before_and_seals_the_events(tmp_path):
     chain = Chain(tmp_path)
     (tmp_path / "events.jsonl").write_text("abc\n")
-    head = chain.append("weights", step=3)
-    content = {"entry": "weights", "events": [4, sha("abc\n")], "step": 3}
+    head = chain.append("rewritten", step=3)
+    content = {"entry": "rewritten", "events": [4, sha("abc\n")], "step": 3}
     assert head == sha(f"{ZERO}\n{json.dumps(content)}")
     with open(tmp_path / "events.jsonl", "a") as file:
         file.write("d\n")
     again = Chain(tmp_path)  # of a run that goes on
     assert again.head == head
-    content = {"entry": "ended", "events": [6, sha("abc\nd\n")], "step": 4}
-    assert again.append("ended", step=4) == sha(f"{head}\n{json.dumps(content)}")
+    content = {"entry": "another kind", "events": [6, sha("abc\nd\n")], "step": 4}
+    assert again.append("another kind", step=4) == sha(f"{head}\n{json.dumps(content)}")
     assert [entry["step"] for entry in read_chain(tmp_path).entries] == [3, 4]
     with open(tmp_path / "chain.jsonl", "a") as file:
         file.write(json.dumps({"entry": "weights", "head": head}) + "\n" + '{"entr')
     found = read_chain(tmp_path)
     assert len(found.entries) == 2 and found.broken == 3 and found.torn
+
+
+def test_an_entry_that_lacks_what_its_kind_has_breaks_the_chain(tmp_path):
+    for number, (entry, facts) in enumerate(
+        [("weights", {"step": 1}), ("rewritten", {}), ("saved", {"step": 1, "files": 3})], 1
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        Chain(folder).append(entry, **facts)
+        assert read_chain(folder).broken == 1
 
 
 def test_the_checksum_of_weights_is_one_of_names_types_shapes_and_bytes():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 FIRST_TOLERANCE = 1e-5  # at the first step
 TOLERANCE_PER_STEP = 1e-6
 LARGEST_TOLERANCE = 0.02
+TRAINING = ("step", "tokens", "train/")  # columns of every step, whatever is measured beside training
 REDUCED = 50.0  # as many times as much where matrices are multiplied in bfloat16 or float16, whose unit is 2^-9
 
 
@@ -36,10 +37,15 @@ class Difference:
 def first_difference(
     recorded: Mapping[int, Mapping[str, float]], again: Mapping[int, Mapping[str, float]]
 ) -> Difference | None:
-    """The first cell that is not equal to the last bit; of steps that both have, and not of times and memory."""
+    """The first cell that is not equal to the last bit; of steps that both have, and not of times and memory.
+
+    What is measured beside training may be measured at other steps: of it only cells that both have count.
+    """
     for step in sorted(recorded.keys() & again.keys()):
         then, now = recorded[step], again[step]
-        for name in then.keys() | now.keys():
+        for name in sorted(then.keys() | now.keys()):
+            if not name.startswith(TRAINING) and not (name in then and name in now):
+                continue
             if not name.startswith("perf/") and not _same(then.get(name), now.get(name)):
                 return Difference(step, name, then.get(name), now.get(name))
     return None

@@ -1,5 +1,6 @@
 """Steps of a finished or interrupted run, taken once more in a folder of their own, and what came out."""
 
+import copy
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from gptlab.distributed.devices import find_devices
 from gptlab.errors import UserError
 from gptlab.runs import amendments, chain, checkpoint
 from gptlab.runs.chain import read_chain
+from gptlab.runs.environment import FILE
 from gptlab.runs.folder import RunFolder, cut_metrics, read_columns, read_events, read_metrics
 from gptlab.runs.run import Run
 from gptlab.training.config import LoggersConfig, SpikeAction
@@ -44,11 +46,21 @@ def config_again(run: Run, folder: Path, environment: Mapping[str, Any] | None) 
 
     Other people's callbacks are left out: no code runs because a run folder names it.
     """
-    config = run.config
+    config = copy.deepcopy(run.config)  # the run keeps its own
     config.run_dir, config.name, config.resume = str(folder), None, "auto"
     config.logger = LoggersConfig()
     config.callbacks.extra = {}
+    config.trainer.max_time = None  # a limit on one start, and no part of what is learned
     layout = (environment or {}).get("layout") or {}
+    try:
+        _spread(config, layout)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{run.path / FILE} names no layout that can be used ({error!r}); restore it") from None
+    return config
+
+
+def _spread(config: Any, layout: Mapping[str, Any]) -> None:
+    """Spread it over devices as it was."""
     if layout:
         config.strategy = from_plain(StrategyConfig, layout["strategy"])
         config.micro_batch_size = layout["micro_batch_size"]
@@ -62,7 +74,6 @@ def config_again(run: Run, folder: Path, environment: Mapping[str, Any] | None) 
             devices = find_devices(config.trainer)
         if config.trainer.precision is None and devices.precision != layout["precision"]:
             config.trainer.precision = layout["precision"]  # the default of another kind of device
-    return config
 
 
 def checkpoints_of(run: Path) -> dict[int, Path]:
@@ -84,22 +95,27 @@ def copy_start(run: Path, folder: Path, start: int) -> None:
     folder.mkdir(parents=True)
     if (run / "inputs.json").is_file():
         shutil.copyfile(run / "inputs.json", folder / "inputs.json")
-    copy_record(run, folder)
+    copy_record(run, folder, start)
     if start:
         path = checkpoints_of(run)[start]
         cut_metrics(run / "metrics.csv", folder / "metrics.csv", start, list(read_columns(run / "metrics.csv")))
         _copy_checkpoint(path, folder / "checkpoints", f"step_{start:08d}{'.ckpt' if path.is_file() else ''}")
 
 
-def copy_record(run: Path, folder: Path) -> None:
-    """Let a new run in `folder` do at the same steps what was done to `run` while it was going."""
+def copy_record(run: Path, folder: Path, start: int | None) -> None:
+    """Let a new run in `folder` do at the same steps what was done to `run` while it was going.
+
+    A run that begins at the checkpoint of `start` leaves out what `run` did by then; None for one that will find out by
+    itself when to go back.
+    """
     record = RunFolder(folder, writes=True)
     for event in read_events(run):
         kind = event["event"]
         facts = {key: value for key, value in event.items() if key not in ("event", "time")}
         if kind == amendments.TAKEN:  # how it is saved is nothing that it learns from
             facts["overrides"] = {k: v for k, v in facts["overrides"].items() if not k.startswith(CHECKPOINTS)}
-        if kind in (amendments.TAKEN, amendments.REFUSED, ROLLED_BACK):
+        went_back = kind == ROLLED_BACK and start is not None and event["to"] <= start
+        if went_back or kind in (amendments.TAKEN, amendments.REFUSED):
             record.event(kind, **facts)
 
 
@@ -133,7 +149,7 @@ def retake(
     copy_start(run.path, folder / RUN, start)
     config = config_again(run, folder / RUN, environment)
     config.trainer.enable_progress_bar = config.trainer.enable_model_summary = False
-    config.trainer.profiler = config.trainer.max_time = None
+    config.trainer.profiler = None
     config.callbacks.checkpoint = config.callbacks.sample = None
     config.callbacks.plot = config.callbacks.forecast = False
     if config.callbacks.spike.action is SpikeAction.rollback:  # nothing is saved to go back to

@@ -109,7 +109,8 @@ def reproduce(
     from gptlab.training.loop import train
 
     opened = open_run(run)
-    folder = Path(to).expanduser() if to is not None else opened.path.with_name(f"{opened.path.resolve().name}-again")
+    whole = opened.path.resolve()  # of `.` too
+    folder = Path(to).expanduser() if to is not None else whole.with_name(f"{whole.name}-again")
     environments = environment.read(opened.path)
     first = environments[0] if environments else None
     recorded = {int(row["step"]): row for row in read_metrics(opened.path / "metrics.csv")}
@@ -121,16 +122,17 @@ def reproduce(
     began = next((e for e in read_chain(opened.path).entries if e["entry"] == chain.STARTED), None)
     if began is not None and began["step"] and not any((folder / "checkpoints").glob("*")):
         config.resume = opened.config.resume  # the weights that it began from
-    bits, others = _differs(first)
-    if len(environments) > 1:
-        bits.append(f"the run went on in another environment after step {environments[1]['step']:,}")
+    bits, others = _differs(opened, first)
+    other = next((one for one in environments[1:] if environment.differences(environments[0], one)[0]), None)
+    if other is not None:
+        bits.append(f"the run went on in another environment after step {other['step']:,}")
     stop = max(recorded)
     found = Reproduction(
         opened.path,
         folder,
         bits,
         others,
-        tolerance=tolerance_at(stop, (first or {}).get("layout", {}).get("precision"), factor=tolerance),
+        tolerance=tolerance_at(stop, ((first or {}).get("layout") or {}).get("precision"), factor=tolerance),
         expected_steps=stop,
     )
     if is_rank_0():
@@ -155,23 +157,28 @@ def _open(run: Run, folder: Path) -> None:
     if (folder / "config.yaml").is_file() or (folder / "metrics.csv").is_file():
         raise UserError(f"to={folder} holds a run that is no repetition; name another folder with to=FOLDER")
     folder.mkdir(parents=True, exist_ok=True)
-    copy_record(run.path, folder)
+    copy_record(run.path, folder, None)
     content = {"run_id": run.config.run_id(), "path": str(run.path.resolve())}
     write_text_atomic(named, yaml.safe_dump(content))
 
 
-def _differs(there: dict[str, Any] | None) -> tuple[list[str], list[str]]:
+def _differs(run: Run, there: dict[str, Any] | None) -> tuple[list[str], list[str]]:
     if there is None:
         return ["where the run was made is not on its record"], []
-    return environment.differences(there, environment.describe(there.get("layout") or {}))
+    here = environment.describe(there.get("layout") or {}, run.config.plugins)
+    trainer = run.config.trainer
+    here["flags"] = environment.flags_in_training(here["flags"], trainer.deterministic, trainer.benchmark)
+    bits, others = environment.differences(there, here)
+    varying = environment.varies(there)
+    return [*bits, *([varying] if varying is not None else [])], others
 
 
 def _announced(run: Run, found: Reproduction, there: dict[str, Any] | None) -> str:
     lines = [f"differs here: {line}" for line in (*found.bits, *found.others)] or ["nothing differs here"]
     if there is not None:
         for one in (there.get("code") or {}).get("repositories", ()):
-            changed = " with uncommitted changes" if one["diff"] or not one["diff_is_whole"] else ""
-            lines.append(f"code: {one['name']} at commit {(one['commit'] or 'none')[:12]}{changed}")
+            changed = " with uncommitted changes" if one.get("diff") or not one.get("diff_is_whole") else ""
+            lines.append(f"code: {one.get('name')} at commit {(one.get('commit') or 'none')[:12]}{changed}")
     if run.config.callbacks.extra:
         lines.append("callbacks.extra is left out: gptlab runs no code because a run folder names it")
     if any(event["event"] == amendments.TAKEN for event in read_events(run.path)):
@@ -190,7 +197,7 @@ def _compare(
 ) -> None:
     again = {int(row["step"]): row for row in read_metrics(found.folder / "metrics.csv")}
     found.n_steps = max((step for step in again if step in recorded), default=0)
-    precision = (there or {}).get("layout", {}).get("precision")
+    precision = ((there or {}).get("layout") or {}).get("precision")
     found.first = first_difference(recorded, again)
     found.beyond = first_beyond(recorded, again, 0, precision, factor=factor)
     for name in dict.fromkeys(name for row in recorded.values() for name in row):

@@ -346,6 +346,8 @@ def _check_files(found: Verification, record: _Record) -> None:
     if ended is None or ended is not record.entries[-1]:
         return
     for name, checksum in ended["files"].items():
+        if name == amendments.FILE and ended["entry"] == chain.ENDED:
+            continue  # it may be amended until it goes on; what it took up is compared with the events
         path = record.path / name
         there = path.is_file()
         problem = f"{path} is {'not what was written' if there else 'missing'}"
@@ -466,9 +468,8 @@ def _stretches(record: _Record, line: _Line, segments: int | None) -> list[tuple
     ends = sorted(step for step in line.weights if 0 < step <= last) or ([last] if last else [])
     saved = list(checkpoints_of(record.path))
     starts = [step for step in [*([0] if line.first_step == 0 else []), *saved] if any(end > step for end in ends)]
-    if segments is None and starts:
-        after = [end for end in ends if end > starts[0]]
-        return [(starts[0], after[-1], len(after))]
+    if segments is None:
+        return _all_stretches(starts, ends, line.turns)
     found: dict[int, list[int]] = {start: [] for start in starts}
     limits = dict(zip(starts, [*starts[1:], last + 1], strict=True))
     for _ in range(segments or 0):  # the next one goes where the fewest are, and never over another start
@@ -486,6 +487,23 @@ def _stretches(record: _Record, line: _Line, segments: int | None) -> list[tuple
         start = min(free, key=lambda start: (len(found[start]), start))
         found[start].append(free[start])
     return [(start, ends[-1], len(ends)) for start, ends in found.items() if ends]
+
+
+def _all_stretches(starts: list[int], ends: list[int], turns: list[int]) -> list[tuple[int, int, int]]:
+    """All steps, in one stretch but where the run went back: a stretch of none up to where it can be taken up again.
+
+    Not at every checkpoint: the optimizer state that one holds is found only by training up to it.
+    """
+    found, at = [], min(starts, default=None)
+    while at is not None:
+        turn = min((turn for turn in turns if turn > at), default=ends[-1])
+        within = [end for end in ends if at < end <= turn]
+        found += [(at, within[-1], len(within))] if within else []
+        reached = within[-1] if within else at
+        at = min((start for start in starts if start >= turn and start > at), default=None)
+        if reached < (ends[-1] if at is None else at):
+            found.append((reached, ends[-1] if at is None else at, 0))
+    return found
 
 
 def _recompute(
@@ -510,12 +528,12 @@ def _recompute(
     taken: set[int] = set()
     for start, stop, count in stretches:
         what = f"steps {start + 1:,} to {stop:,}"
-        turn = next((turn for turn in line.turns if start < turn < stop), None)
+        turn = next((turn for turn in line.turns if start < turn < stop), start if not count else None)
         if turn is not None:
-            found.skip(what, f"the run went back to step {turn:,} in between, and no checkpoint of it is kept")
+            found.skip(what, f"the run went back to step {turn:,}, and no checkpoint of it is kept")
             continue
         there = environment.at_step(environments, start)
-        exact, why = _expects_bits(there, environments, start, stop)
+        exact, why, differs = _expects_bits(run, there, environments, start, stop)
         parts = f" ({count} stretches between checksums)" if count > 1 else ""
         say(f"taking {what} again{parts}, to be equal {'bit for bit' if exact else why}")
         settings = run.config.callbacks.chain
@@ -527,7 +545,19 @@ def _recompute(
                 found.skip(what, f"they cannot be taken here: {error}")
                 continue
         precision = ((there or {}).get("layout") or {}).get("precision")
-        _compare(found, record, line, again, start, stop, exact=exact, why=why, precision=precision, factor=tolerance)
+        _compare(
+            found,
+            record,
+            line,
+            again,
+            start,
+            stop,
+            exact=exact,
+            why=why,
+            differs=differs,
+            precision=precision,
+            factor=tolerance,
+        )
         steps = set(range(start + 1, stop + 1)) - taken
         taken |= steps
         if found.checks[-1].outcome is Outcome.ok:
@@ -536,19 +566,23 @@ def _recompute(
 
 
 def _expects_bits(
-    there: dict[str, Any] | None, environments: list[dict[str, Any]], start: int, stop: int
-) -> tuple[bool, str]:
-    """Whether steps come out here as they did there to the last bit, and why not."""
+    run: Run, there: dict[str, Any] | None, environments: list[dict[str, Any]], start: int, stop: int
+) -> tuple[bool, str, list[str]]:
+    """Whether steps come out here as they did there to the last bit, why not, and what else differs."""
     if there is None:
-        return False, "within the tolerance: where it was made is not on the record"
-    layout = there.get("layout") or {}
-    here = environment.describe(layout) | {"threads": there.get("threads")}  # as many are used
-    bits, _ = environment.differences(there, here)
+        return False, "within the tolerance: where it was made is not on the record", []
+    layout, trainer = there.get("layout") or {}, run.config.trainer
+    here = environment.describe(layout, run.config.plugins) | {"threads": there.get("threads")}  # as many are used
+    here["flags"] = environment.flags_in_training(here["flags"], trainer.deterministic, trainer.benchmark)
+    bits, others = environment.differences(there, here)
     if bits:
-        return False, f"within the tolerance, as other things compute here ({'; '.join(bits)})"
-    if environment.at_step(environments, stop - 1) != there and any(start < e["step"] < stop for e in environments):
-        return False, "within the tolerance, as the run went on in another environment in between"
-    return True, ""
+        return False, f"within the tolerance, as other things compute here ({'; '.join(bits)})", others
+    varying = environment.varies(there)
+    if varying is not None:
+        return False, f"within the tolerance, as {varying}", others
+    if any(start < e["step"] < stop and environment.differences(there, e)[0] for e in environments):
+        return False, "within the tolerance, as the run went on in another environment in between", others
+    return True, "", others
 
 
 def _compare(
@@ -561,13 +595,15 @@ def _compare(
     *,
     exact: bool,
     why: str,
+    differs: list[str],
     precision: str | None,
     factor: float,
 ) -> None:
     what = f"steps {start + 1:,} to {stop:,}"
     first = start if start else -1
     recorded = {int(row["step"]): row for row in record.rows if first < row["step"] <= stop}
-    missing = next((step for step in recorded if step not in again.rows), None)
+    # Before the first step there is only validation, which a later start may have turned off.
+    missing = next((step for step in recorded if step and step not in again.rows), None)
     if missing is not None:
         return found.add(what, f"taken again, the run has no step {missing:,}", "")
     n_sums = sum(step in again.weights for step in line.weights if start < step <= stop)
@@ -579,6 +615,8 @@ def _compare(
         problem = None if other is None else str(other)
         if problem is None and wrong is not None:
             problem = f"after step {wrong:,} the weights are others than recorded"
+        if problem is not None and differs:
+            problem += f" (here differ also {'; '.join(differs)})"
         return found.add(
             what, problem, f"taken again, and equal bit for bit: all metrics, {n_sums} checksums of the weights"
         )
@@ -587,6 +625,8 @@ def _compare(
     most = largest(recorded, again.rows, "train/loss")
     apart = 0.0 if most is None else abs((most.recorded or 0.0) - (most.again or 0.0))
     problem = None if beyond is None else f"{beyond}, more than the tolerance of {limit:.1g}"
+    if problem is not None and differs:
+        problem += f" (here differ also {'; '.join(differs)})"
     found.add(what, problem, f"taken again, {why}: losses differ by {apart:.1g} at most, allowed {limit:.1g} of each")
 
 

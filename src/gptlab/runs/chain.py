@@ -25,6 +25,10 @@ TAG_DIGITS = 8  # of the hash of each row that an entry keeps, by which the firs
 STARTED, CONTINUED, ROLLED_BACK, REWRITTEN = "started", "continued", "rolled back", "rewritten"
 WEIGHTS, SAVED, ENDED, FINISHED = "weights", "saved", "ended", "finished"
 AGAIN = (STARTED, CONTINUED, ROLLED_BACK, REWRITTEN)  # the rows after their step are written again
+# What an entry has to have beside `events`, by its kind.
+START = ("row", "rows", "files", "tokens")
+PARTS = {STARTED: START, CONTINUED: START, WEIGHTS: ("row", "rows", "weights"), SAVED: ("files",)}
+PARTS |= {ROLLED_BACK: ("row", "rows"), ENDED: ("row", "rows", "files"), FINISHED: ("row", "rows", "files")}
 SEALED = ("config.yaml", "inputs.json", "tokenizer.json", "environment.json")  # at each start
 
 
@@ -118,6 +122,22 @@ def _end_line(path: Path) -> None:
             os.truncate(path, whole)
 
 
+def _is_whole(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry has what those of its kind have; KeyError or TypeError for some that have not."""
+    end, checksum = entry["events"]
+    known = isinstance(end, int) and isinstance(checksum, str) and isinstance(entry["step"], int)
+    found = {part: entry[part] for part in PARTS.get(entry["entry"], ())}
+    tables = [found[part] for part in ("files", "tokens") if part in found]
+    return (
+        known
+        and all(isinstance(table, dict) for table in tables)
+        and all(isinstance(found[part], str) for part in ("rows", "weights") if part in found)
+        and ("row" not in found or found["row"] is None or isinstance(found["row"], int))
+        and isinstance(entry.get("tags", ""), str)
+        and ("rows" not in entry or "row" in entry)
+    )
+
+
 @dataclass(slots=True)
 class ChainRecord:
     """What chain.jsonl holds."""
@@ -138,7 +158,7 @@ def read_chain(run: Path) -> ChainRecord:
         try:
             entry = json.loads(line)
             own = entry.pop("head")
-            follows = own == entry_head(head, entry) and line == _text({**entry, "head": own})
+            follows = own == entry_head(head, entry) and line == _text({**entry, "head": own}) and _is_whole(entry)
         except (ValueError, KeyError, TypeError, AttributeError):
             follows, entry, own = False, {}, ""
         if not follows:

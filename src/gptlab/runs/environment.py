@@ -30,13 +30,21 @@ KERNEL_VARIABLES = (
 )
 # Files whose changes are never kept, whatever a repository says of them.
 PRIVATE = re.compile(
-    r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|[^/]*(secret|credential|password|token)[^/]*\.(?!py)[^/]*)|\.(pem|key|p12)$",
-    re.I,
+    r"""(?ix) (?:^|/) (?: \.env[^/]* | \.?netrc | id_[a-z0-9_-]+
+        | (?! [^/]* \. (?: py[ix]? | ipynb | c | cc | cpp | cu | cuh | h | hpp | rs | go | js | ts | md | rst ) $ )
+          [^/]* (?: secret | credential | password | token (?! i[sz] ) ) [^/]*
+        | [^/]* \. (?: pem | key | p12 ) ) $"""
 )
-# A line that assigns a secret a value, in code or in a config.
+# A value that is assigned to a secret's name, in code or in a config: between quotes; without, to the end of the line,
+# where names of language models' tokens, such as n_tokens, have only values of one word.
 SECRET = re.compile(
-    r"""(?i)([\w-]*(?:api[_-]?key|secret|passw(?:or)?d|token|credential)[\w-]*["']?\s*[:=]\s*)["'][^"']{6,}["']"""
+    r"""(?imx) ( [\w-]* (?: api[_-]?key | secret | passw(?:or)?d | token | credential ) [\w-]* ["']? \s* [:=] \s* )
+        (?: "[^"\n]{6,}" | '[^'\n]{6,}' )
+    | ( [\w-]* (?: api[_-]?key | secret | passw(?:or)?d | credential | [a-z]_token\b | bearer ) [\w-]* ["']? \s* [:=\s] \s* )
+        [^\n]{6,} $
+    | ( [\w-]* token \b \s* [:=] \s* ) [^\s"'()\[\]{},]{6,} (?= \s* (?: \#.* )? $ )"""
 )
+KNOWN_SECRET = re.compile(r"\b(hf_|sk-|ghp_|github_pat_|AKIA|xox)[\w-]{6,}")  # by how services begin theirs
 # What decides about the last bit of every number, with the name that a person knows it by.
 BITS = {
     "torch.version": "torch",
@@ -52,6 +60,7 @@ BITS = {
     "threads": "threads",
     "flags": "kernel choices",
     "layout": "devices and strategy",
+    "code.source": "gptlab's own source",
 }
 
 
@@ -69,11 +78,32 @@ def describe(layout: Mapping[str, Any], plugins: Iterable[str] = ()) -> dict[str
     }
 
 
+def flags_in_training(flags: Mapping[str, Any], deterministic: Any, benchmark: bool | None) -> dict[str, Any]:
+    """What Lightning's Trainer makes of a process' choices of kernels, by trainer.deterministic and benchmark."""
+    found = dict(flags)
+    if deterministic is not None:
+        found["deterministic"] = bool(deterministic)
+    if deterministic:
+        found["variables"] = {**flags["variables"], "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        benchmark = bool(benchmark)
+    if benchmark is not None:
+        found["cudnn_benchmark"] = benchmark
+    return found
+
+
+def varies(environment: Mapping[str, Any]) -> str | None:
+    """Why even the same machine may give other bits; None where it gives the same."""
+    gpus, on_cpu = _at(environment, "machine.gpus"), " x CPU" in str(_at(environment, "layout.devices"))
+    if not gpus or on_cpu or _at(environment, "flags.deterministic"):
+        return None
+    return "GPU kernels may add in another order each time without trainer.deterministic=true"
+
+
 def record(run: Path, step: int, environment: Mapping[str, Any], *, anew: bool) -> None:
-    """Add the environment to environment.json, where it is another than what held up to that step; `anew` begins it."""
+    """Add the environment to environment.json, where it computes other bits than that of before; `anew` begins it."""
     before = [] if anew else read(run)
     kept = [one for one in before if one["step"] <= step]
-    if not kept or {**kept[-1], "step": None} != {**environment, "step": None}:
+    if not kept or differences(kept[-1], environment)[0]:
         kept.append({"step": step, **environment})
     if kept != before:
         write_text_atomic(run / FILE, json.dumps(kept, indent=1) + "\n")
@@ -110,7 +140,10 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[list
                 f"{name}, {part}: {_shown(then.get(part))} there, {_shown(now.get(part))} here" for part in changed
             ]
         elif then != now:
-            bits.append(f"{name}: {_shown(then)} there, {_shown(now)} here")
+            digits = 12 if key == "code.source" else None
+            bits.append(f"{name}: {_shown(then)[:digits]} there, {_shown(now)[:digits]} here")
+    then, now = _at(there, "code.plugins") or {}, _at(here, "code.plugins") or {}
+    bits += [f"plugin {name}: another source" for name in {**then, **now} if then.get(name) != now.get(name)]
     rest = []
     if there.get("python") != here.get("python"):
         rest.append(f"Python: {_shown(_at(there, 'python.version'))} there, {_shown(_at(here, 'python.version'))} here")
@@ -122,11 +155,6 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[list
     if others := [name for name in changed if name not in own]:
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""
         rest.append(f"{len(others)} other packages: {', '.join(others[:4])}{more}")
-    then, now = _at(there, "code.source"), _at(here, "code.source")
-    if then != now:
-        rest.append(f"gptlab's own source: {_shown(then)[:12]} there, {_shown(now)[:12]} here")
-    then, now = _at(there, "code.plugins") or {}, _at(here, "code.plugins") or {}
-    rest += [f"plugin {name}: another source" for name in then if then[name] != now.get(name)]
     return bits, rest
 
 
@@ -237,10 +265,24 @@ def _code(plugins: tuple[str, ...], folder: str) -> dict[str, Any]:
 
 def _repository(root: Path) -> dict[str, Any]:
     """The commit of a repository and what differs from it, without private files and the values of secrets."""
-    names = [name for name in _git(root, "diff", "HEAD", "--name-only", "-z").split("\0") if name]
+    keys = _git(root, "config", "-z", "--name-only", "--get-regexp", r"^filter\.").split("\0")
+    if any("=" in key for key in keys):  # -c cannot name such a filter
+        return {"name": root.name, "commit": _git(root, "rev-parse", "HEAD").strip() or None, "diff": ""} | {
+            "diff_is_whole": False,
+            "untracked_files": 0,
+        }
+    drivers = {key.rpartition(".")[0] for key in keys if key}
+    no_filters = [
+        part
+        for driver in sorted(drivers)
+        for setting in ("clean=", "smudge=", "process=", "required=false")
+        for part in ("-c", f"{driver}.{setting}")
+    ]
+    names = [name for name in _git(root, *no_filters, "diff", "HEAD", "--name-only", "-z").split("\0") if name]
     kept = [name for name in names if not PRIVATE.search(name)]
-    diff = _git(root, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--", *kept) if kept else ""
-    diff = SECRET.sub(r"\1***", without_password(diff))
+    options = ("--no-ext-diff", "--no-textconv", "--no-color")
+    diff = _git(root, *no_filters, "diff", "HEAD", *options, "--", *kept) if kept else ""
+    diff = without_secrets(without_password(diff))
     whole = len(diff.encode()) <= DIFF_BYTES
     untracked = [n for n in _git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0") if n]
     return {
@@ -250,6 +292,12 @@ def _repository(root: Path) -> dict[str, Any]:
         "diff_is_whole": whole and kept == names,
         "untracked_files": len(untracked),
     }
+
+
+def without_secrets(text: str) -> str:
+    """Text with *** for the values of secrets."""
+    text = SECRET.sub(lambda found: f"{found[1] or found[2] or found[3]}***", text)
+    return KNOWN_SECRET.sub("***", text)
 
 
 def _git(folder: Path, *arguments: str) -> str:

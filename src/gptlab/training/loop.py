@@ -563,7 +563,9 @@ class _Training:
     def seal(self, entry: str) -> None:
         """Seal all rows and, of a run that has one, the summary."""
         if self.chain is not None and self.hash_chain is not None:
-            rows, names = self.hash_chain.rows, ("summary.json", amendments.FILE)
+            # A run that has not finished may be amended while it stands still: what it took up is among the events.
+            names = ("summary.json", amendments.FILE) if entry == chain.FINISHED else ("summary.json",)
+            rows = self.hash_chain.rows
             files = {n: sha256_of(self.folder.path / n) for n in names if (self.folder.path / n).is_file()}
             facts = {"row": rows.step, "rows": rows.head, "tags": rows.take_tags(), "files": files}
             publish_head(self.loggers, self.chain.append(entry, step=self.module.finished_steps, **facts))
