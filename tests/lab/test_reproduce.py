@@ -8,13 +8,17 @@ import pytest
 from small_runs import small_run
 
 from gptlab.cli import reproduce as command
+from gptlab.config import to_plain
 from gptlab.errors import UserError
-from gptlab.lab.agreement import first_beyond, tolerance_at
+from gptlab.lab.agreement import first_beyond, first_difference, tolerance_at
+from gptlab.lab.recompute import config_again, copy_record
 from gptlab.lab.reproduce import reproduce
 from gptlab.runs import amendments
-from gptlab.runs.folder import RunFolder, read_metrics
+from gptlab.runs.folder import RunFolder, read_events, read_metrics
+from gptlab.runs.run import open_run
 from gptlab.training.config import CallbacksConfig, TrainerConfig
 from gptlab.training.loop import train
+from gptlab.training.spikes import ROLLED_BACK
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,34 @@ def test_another_environment_is_named_and_a_claim_that_does_not_hold_is_too(trai
     (claimed / "metrics.csv").write_text("\n".join(lines) + "\n")
     assert command.main([str(claimed), f"to={tmp_path / 'again'}"]) == 1
     assert "NOT reproduced: step 7: train/loss" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_config_to_be_carried_out_again_leaves_the_runs_own_as_it_is(trained, tmp_path):
+    run = open_run(trained)
+    before = to_plain(run.config)
+    again = config_again(run, tmp_path / "again", None)
+    assert again.run_dir != run.config.run_dir and to_plain(run.config) == before
+    with pytest.raises(UserError, match="no layout that can be used"):
+        config_again(run, tmp_path / "again", {"layout": {"world_size": 1}})
+
+
+def test_only_what_was_rolled_back_by_then_is_taken_over(tmp_path):
+    record = RunFolder(tmp_path / "run", writes=True)
+    record.path.mkdir()
+    for to, skipped in ((4, 2), (8, 5)):
+        record.event(ROLLED_BACK, **{"from": to + 2, "to": to, "loss": 9.0, "skipped_steps": skipped, "in_a_row": 1})
+    for start, expected in ((None, []), (3, []), (4, [4]), (7, [4]), (8, [4, 8])):
+        folder = tmp_path / str(start)
+        folder.mkdir()
+        copy_record(record.path, folder, start)
+        assert [event["to"] for event in read_events(folder)] == expected
+
+
+def test_what_is_measured_beside_training_may_be_measured_elsewhere():
+    then, now = {1: {"step": 1, "train/loss": 2.0, "val/loss": 3.0}}, {1: {"step": 1, "train/loss": 2.0}}
+    assert first_difference(then, now) is first_difference(now, then) is None
+    assert first_difference(then, {1: {"step": 1, "val/loss": 3.0}}).name == "train/loss"
+    assert first_difference(then, {1: then[1] | {"val/loss": 3.5}}).name == "val/loss"
 
 
 def test_losses_may_go_apart_with_the_steps_and_other_numbers_as_they_will():

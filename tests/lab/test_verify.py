@@ -20,7 +20,7 @@ from gptlab.cli import verify as command
 from gptlab.data.sources.config import TextConfig
 from gptlab.errors import UserError
 from gptlab.files import locked, sha256_of
-from gptlab.lab.verify import Outcome, Verification, verify
+from gptlab.lab.verify import Outcome, Verification, _all_stretches, verify
 from gptlab.runs import amendments, chain, checkpoint
 from gptlab.runs.chain import RowChain, entry_head, read_chain
 from gptlab.runs.folder import RUNNING_LOCK, RunFolder, read_metrics
@@ -306,6 +306,15 @@ def test_the_chain_goes_on_after_a_stop_and_without_validation(tmp_path):
     train(config)
     found = verify(folder, segments=9)
     assert found.is_confirmed and found.n_steps == STEPS, found.text()
+
+
+def test_all_steps_are_taken_in_one_stretch_but_where_the_run_went_back():
+    ends = [2, 4, 6, 8, 10]
+    assert _all_stretches([0, 4], ends, []) == [(0, 10, 5)]
+    assert _all_stretches([0, 4], ends, [4]) == [(0, 4, 2), (4, 10, 3)]
+    assert _all_stretches([0, 8], ends, [4]) == [(0, 4, 2), (4, 8, 0), (8, 10, 1)]
+    assert _all_stretches([0], ends, [4]) == [(0, 4, 2), (4, 10, 0)]
+    assert _all_stretches([], ends, [4]) == []
 
 
 def test_a_run_of_before_there_were_chains_is_checked_as_far_as_can_be(copy):

@@ -40,9 +40,10 @@ PRIVATE = re.compile(
 SECRET = re.compile(
     r"""(?imx) ( [\w-]* (?: api[_-]?key | secret | passw(?:or)?d | token | credential ) [\w-]* ["']? \s* [:=] \s* )
         (?: "[^"\n]{6,}" | '[^'\n]{6,}' )
-    | ( [\w-]* (?: api[_-]?key | secret | passw(?:or)?d | credential | [a-z]_token\b | bearer ) [\w-]* ["']? \s* [:=\s] \s* )
+    | ( [\w-]* (?: api[_-]?key | secret | passw(?:or)?d | credential | [a-z]_token\b ) [\w-]* ["']? [ \t]* [:=] [ \t]*
+        | \b bearer [ \t]+ )
         [^\n]{6,} $
-    | ( [\w-]* token \b \s* [:=] \s* ) [^\s"'()\[\]{},]{6,} (?= \s* (?: \#.* )? $ )"""
+    | ( [\w-]* token \b [ \t]* [:=] [ \t]* ) [^\s"'()\[\]{},]{6,} (?= [ \t]* (?: \#.* )? $ )"""
 )
 KNOWN_SECRET = re.compile(r"\b(hf_|sk-|ghp_|github_pat_|AKIA|xox)[\w-]{6,}")  # by how services begin theirs
 # What decides about the last bit of every number, with the name that a person knows it by.
