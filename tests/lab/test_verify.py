@@ -301,6 +301,8 @@ def test_the_chain_goes_on_after_a_stop_and_without_validation(tmp_path):
     found = verify(folder, segments=1)
     assert found.is_confirmed and found.exact_steps == 3, found.text()
     assert [e["entry"] for e in read_chain(folder).entries][-1] == "ended"
+    amendments.add(RunFolder(folder, writes=True), {"optimizer.lr": 4e-3})
+    assert verify(folder, segments=0).is_confirmed, "an amendment waits for the run to go on"
     config.resume = "auto"
     config.callbacks.chain = ChainConfig(every_steps=None)
     train(config)

@@ -572,8 +572,9 @@ def _expects_bits(
     if there is None:
         return False, "within the tolerance: where it was made is not on the record", []
     layout, trainer = there.get("layout") or {}, run.config.trainer
-    here = environment.describe(layout, run.config.plugins) | {"threads": there.get("threads")}  # as many are used
+    here = environment.describe(layout, run.config.plugins)
     here["flags"] = environment.flags_in_training(here["flags"], trainer.deterministic, trainer.benchmark)
+    here["threads"] = there.get("threads")  # as many are used
     bits, others = environment.differences(there, here)
     if bits:
         return False, f"within the tolerance, as other things compute here ({'; '.join(bits)})", others
