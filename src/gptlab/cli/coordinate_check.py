@@ -64,16 +64,14 @@ def is_meant(arguments: list[str]) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Check what the arguments ask for; returns the exit code: 1 where a layer drifts."""
-    passed: list[bool] = []
-    code = carry_out(
+    return carry_out(
         arguments,
         Options,
-        lambda own, overrides: passed.append(_check(own, overrides)),
+        lambda own, overrides: int(not _check(own, overrides)),
         of=f"gptlab inspect {KEY}=true",
         help=HELP,
         foreign=FOREIGN,
     )
-    return code or int(not all(passed))
 
 
 def _check(own: Options, overrides: list[str]) -> bool:

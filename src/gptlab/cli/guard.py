@@ -11,13 +11,14 @@ from gptlab.errors import UserError, without_password
 SILENT_SECONDS = 4  # more than rank 0 takes to end the other ranks
 
 
-def guard(action: Callable[[], None], arguments: Sequence[str] = ()) -> int:
+def guard(action: Callable[[], int | None], arguments: Sequence[str] = ()) -> int:
     """Carry out `action`, print what went wrong, and return the process's exit code.
 
-    0 done, 2 for bad input, 1 for a failure, 130, 143 and 138 after a signal. `arguments` are what was typed.
+    0 done, or what `action` returns, 2 for bad input, 1 for a failure, 130, 143 and 138 after a signal. `arguments` are
+    what was typed.
     """
     try:
-        action()
+        return action() or 0
     except UserError as error:
         return _print(str(error), 2)
     except SystemExit as stop:
@@ -40,7 +41,6 @@ def guard(action: Callable[[], None], arguments: Sequence[str] = ()) -> int:
             place = f": {error.filename}" if error.filename else ""
             return _print(f"{error.strerror}{place}", 1, shared=False)
         return _print(f"\n{traceback.format_exc().rstrip()}", 1, shared=False)
-    return 0
 
 
 def _is_of_hydra(error: Exception) -> bool:

@@ -19,7 +19,7 @@ Options = TypeVar("Options")
 def carry_out(
     arguments: list[str],
     kind: type[Options],
-    action: Callable[[Options, list[str]], None],
+    action: Callable[[Options, list[str]], int | None],
     *,
     of: str,
     help: str | Callable[[], str],
@@ -27,8 +27,9 @@ def carry_out(
 ) -> int:
     """Carry out a command that has options of its own beside the overrides of `gptlab train`; returns the exit code.
 
-    `kind` is the dataclass of its own options, and `action` gets them, checked, and the overrides. `of` is the command,
-    as errors call it, and `help` what it prints without arguments. `foreign` is as in `read`.
+    `kind` is the dataclass of its own options, and `action` gets them, checked, and the overrides, and may return an
+    exit code. `of` is the command, as errors call it, and `help` what it prints without arguments. `foreign` is as in
+    `read`.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
         print(help if isinstance(help, str) else help(), end="")
@@ -38,10 +39,10 @@ def carry_out(
     own = [argument for argument in arguments if argument.partition("=")[0] in known]
     overrides = [argument for argument in arguments if argument.partition("=")[0] not in known]
 
-    def checked() -> None:
+    def checked() -> int | None:
         options = kind(**read(own, hints, of, foreign))
         check_bounds(options)
-        action(options, overrides)
+        return action(options, overrides)
 
     return guard(checked, overrides)
 

@@ -38,9 +38,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0
-    reproduced: list[bool] = []
-    code = guard(lambda: reproduced.append(show(arguments)))
-    return code or int(not reproduced[0])
+    return guard(lambda: int(not show(arguments)))
 
 
 def show(arguments: list[str]) -> bool:

@@ -82,12 +82,9 @@ def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0
-    codes: list[int] = []
     if arguments[0] == FIT:
-        code = guard(lambda: _fit(arguments[1:]), arguments)
-    else:
-        code = guard(lambda: codes.append(_ladder(arguments)), arguments)
-    return max([code, *codes])
+        return guard(lambda: _fit(arguments[1:]), arguments)
+    return guard(lambda: _ladder(arguments), arguments)
 
 
 def _fit(arguments: list[str]) -> None:

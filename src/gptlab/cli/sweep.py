@@ -69,9 +69,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0
-    codes: list[int] = []
-    code = guard(lambda: codes.append(_sweep(arguments)), arguments)
-    return max([code, *codes])
+    return guard(lambda: _sweep(arguments), arguments)
 
 
 def _sweep(arguments: list[str]) -> int:

@@ -48,9 +48,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0
-    confirmed: list[bool] = []
-    code = guard(lambda: confirmed.append(show(arguments)))
-    return code or int(not confirmed[0])
+    return guard(lambda: int(not show(arguments)))
 
 
 def show(arguments: list[str]) -> bool:
