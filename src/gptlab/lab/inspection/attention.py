@@ -83,17 +83,21 @@ def _sizes(one: AttentionRecord) -> tuple[int, int]:
 
 def _limit(groups: dict[str, list[AttentionRecord]]) -> int:
     """How many tokens the maps may have, so that all of them fit the page."""
+    maps = [
+        (one.queries.shape[1], _sizes(one), causal)
+        for records in groups.values()
+        for causal in [all(map(_is_causal, records))]
+        for one in records
+    ]
 
     def n_bytes(limit: int) -> int:
         total = 0
-        for records in groups.values():
-            causal = all(map(_is_causal, records))
-            for one in records:
-                rows, columns = (min(limit, size) for size in _sizes(one))
-                total += one.queries.shape[1] * (rows * (rows + 1) // 2 if causal else rows * columns)
+        for n_head, sizes, causal in maps:
+            n_queries, n_keys = (min(limit, size) for size in sizes)
+            total += n_head * (n_queries * (n_queries + 1) // 2 if causal else n_queries * n_keys)
         return total
 
-    limit = max(max(_sizes(one)) for records in groups.values() for one in records)
+    limit = max(max(sizes) for _, sizes, _ in maps)
     while limit > 1 and n_bytes(limit) > MAP_BYTES:
         limit -= 1
     return limit
