@@ -94,9 +94,8 @@ def report(
     early = (
         " (stopped early)" if summary["stopped_early"] else "" if summary["finished"] else " (ended before the budget)"
     )
-    lines.append(
-        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s{_pauses(summary)}{early}"
-    )
+    read = f"{summary['steps']:,} steps, {summary['tokens']:,} tokens"
+    lines.append(f"{read} in {summary['seconds']:,.0f} s{_pauses(summary)}{early}")
     if objective.per_byte:
         lines.append(f"unigram entropy of the training text {summary['unigram_entropy']:.4f} nats per token")
     for split, label in SPLITS:
