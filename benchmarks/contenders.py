@@ -11,6 +11,7 @@ peak of memory until then. Between requests the process sleeps. The end of stand
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -85,6 +86,17 @@ def batches(given: SimpleNamespace) -> Iterator[tuple[Any, Any]]:
         yield sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous()
 
 
+def weights(given: SimpleNamespace, *, linear: bool) -> dict[str, Any]:
+    """The initial weights under GPT-2's names; `linear`: the matrices of blocks (out, in), as nn.Linear has them."""
+    from safetensors.torch import load_file
+
+    found = load_file(given.weights)
+    matrices = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    if linear:
+        found = {name: value.t() if name.endswith(matrices) else value for name, value in found.items()}
+    return found | {"lm_head.weight": found["transformer.wte.weight"]}
+
+
 def gptlab(given: SimpleNamespace, turns: Turns) -> None:
     """`gptlab.train` itself, with the callbacks that the overrides leave."""
     import lightning
@@ -95,8 +107,11 @@ def gptlab(given: SimpleNamespace, turns: Turns) -> None:
         def on_train_start(self, trainer, module) -> None:
             turns.begin()
 
-        def on_train_batch_end(self, trainer, module, *_) -> None:
-            turns.finish_step(next(iter(module.last_step["terms"].values())))
+        def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+            self.loss = next(iter(module.last_step["terms"].values()))  # later it has gone into metrics.csv
+
+        def on_train_batch_end(self, *_) -> None:
+            turns.finish_step(self.loss)
 
     gptlab.train(gptlab.compose(*given.overrides, f"run_dir={given.folder}/run"), callbacks=[Clock()])
 
@@ -106,7 +121,6 @@ def nanogpt(given: SimpleNamespace, turns: Turns) -> None:
     sys.path.insert(0, given.nanogpt)
     import torch
     from model import GPT, GPTConfig
-    from safetensors.torch import load_file
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = given.device == "cuda"
     model: Any = GPT(
@@ -120,9 +134,7 @@ def nanogpt(given: SimpleNamespace, turns: Turns) -> None:
             bias=True,
         )
     )
-    matrices = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-    weights = {k: v.t() if k.endswith(matrices) else v for k, v in load_file(given.weights).items()}
-    model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
+    model.load_state_dict(weights(given, linear=True))
     model.to(given.device)
     # Its AdamW is the fused one where it is told that the device is a GPU.
     optimizer = model.configure_optimizers(WEIGHT_DECAY, LR, BETAS, "cuda" if given.fused else given.device)
@@ -146,7 +158,6 @@ def transformers(given: SimpleNamespace, turns: Turns) -> None:
     import numpy as np
     import torch
     import transformers as hf
-    from safetensors.torch import load_file
 
     hf.utils.logging.set_verbosity_error()
     config = hf.GPT2Config(
@@ -162,8 +173,7 @@ def transformers(given: SimpleNamespace, turns: Turns) -> None:
         eos_token_id=None,
     )
     model = hf.GPT2LMHeadModel(config)
-    weights = load_file(given.weights)
-    model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
+    model.load_state_dict(weights(given, linear=False))
     sequences = np.load(given.batches, mmap_mode="r").reshape(-1, given.context_length + 1)
     losses = []
 
@@ -217,7 +227,6 @@ def litgpt(given: SimpleNamespace, turns: Turns) -> None:
     import torch
     from litgpt.model import GPT, Config
     from litgpt.utils import chunked_cross_entropy, instantiate_torch_optimizer
-    from safetensors.torch import load_file
 
     fabric = lightning.Fabric(
         accelerator=given.device, devices=1, precision="bf16-mixed" if given.device == "cuda" else "32-true"
@@ -239,19 +248,15 @@ def litgpt(given: SimpleNamespace, turns: Turns) -> None:
     )
     with fabric.init_module(empty_init=True):
         model: Any = GPT(config)
-    weights = load_file(given.weights)
-    names = {"norm_1": "ln_1", "norm_2": "ln_2", "attn.qkv": "attn.c_attn", "attn.proj": "attn.c_proj"}
-    names |= {"mlp.fc": "mlp.c_fc", "mlp.proj": "mlp.c_proj"}
-    blocks = {
-        f"transformer.h.{i}.{a}": f"transformer.h.{i}.{b}" for i in range(given.n_layer) for a, b in names.items()
-    }
-    modules = {"transformer.wte": "transformer.wte", "transformer.ln_f": "transformer.ln_f", **blocks}
-    values = {}
-    for own, theirs in modules.items():
-        for kind in {"weight", "bias"} & {name.removeprefix(f"{theirs}.") for name in weights}:
-            value = weights[f"{theirs}.{kind}"]
-            values[f"{own}.{kind}"] = value.t() if value.ndim == 2 and own in blocks else value
-    model.load_state_dict(values | {"lm_head.weight": weights["transformer.wte.weight"]})
+    names = {".ln_1.": ".norm_1.", ".ln_2.": ".norm_2.", ".c_attn.": ".qkv.", ".c_proj.": ".proj.", ".c_fc.": ".fc."}
+    pattern = re.compile("|".join(map(re.escape, names)))
+    model.load_state_dict(
+        {
+            pattern.sub(lambda found: names[found[0]], name): value
+            for name, value in weights(given, linear=True).items()
+            if name != "transformer.wpe.weight"
+        }
+    )
     model.transformer.wte.weight = model.lm_head.weight
     model.max_seq_length = given.context_length
     model = fabric.setup(torch.compile(model) if given.compile else model)
