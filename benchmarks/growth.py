@@ -154,9 +154,8 @@ def draw(varied: list[Axis], flops: float, path: Path) -> None:
     for panel in panels[:, 0]:
         panel.set_ylabel("tokens per second")
     panels[0, 0].legend(fontsize=8)
-    threads = torch.get_num_threads()
     figure.suptitle(
-        f"A training step on {threads} thread{'s' if threads > 1 else ''}, float32, around {BASE.n_layer} layers, "
+        f"A training step, float32, threads: {torch.get_num_threads()}, around {BASE.n_layer} layers, "
         f"d_model {BASE.d_model}, V {BASE.vocab_size:,}, T {BASE.context_length}, batch {BASE.n_sequences}",
         fontsize=10,
     )
@@ -168,12 +167,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     given = parser.parse_args()
+    if given.rounds < 1:
+        parser.error(f"--rounds {given.rounds} must be at least 1")
     if given.plot is not None and not given.plot.parent.is_dir():
         parser.error(f"--plot {given.plot}: the folder {given.plot.parent} does not exist; create it")
     keep_freed_memory()  # as a run on a CPU does
     varied = axes()
     flops = measure(varied, given.rounds)
-    print(f"{torch.get_num_threads()} threads, float32; {flops / 1e9:,.0f} GFLOP/s in a product of matrices", end=" ")
+    print(f"float32, threads: {torch.get_num_threads()}; {flops / 1e9:,.0f} GFLOP/s in a product of matrices", end=" ")
     print(f"{WIDTH_OF_PRODUCT} wide\n\n{table(varied)}")
     if given.plot is not None:
         draw(varied, flops, given.plot)

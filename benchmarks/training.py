@@ -108,7 +108,7 @@ class Conditions:
         return (
             f"{size.n_layer} layers, d_model {size.d_model}, {size.n_head} heads, V {size.vocab_size:,}, "
             f"T {size.context_length}, micro-batch {size.micro_batch_size}; "
-            f"{numbers}{', compiled' if self.compiled else ''}; {self.threads} threads; "
+            f"{numbers}{', compiled' if self.compiled else ''}; threads: {self.threads}; "
             f"{self.rounds} rounds of {self.steps} steps{', a process each' if self.fresh else ''}"
         )
 
@@ -424,6 +424,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.nanogpt is not None and not (given.nanogpt / "model.py").is_file():
         parser.error(f"--nanogpt {given.nanogpt} has no model.py; git clone https://github.com/karpathy/nanoGPT")
+    for option in ("rounds", "steps", "threads"):
+        value = getattr(given, option)
+        if value is not None and value < 1:
+            parser.error(f"--{option} {value} must be at least 1")
     names = given.sizes or DEFAULT[given.device]
     for name in names:
         if name not in SIZES[given.device]:
