@@ -13,7 +13,7 @@ def describe() -> str:
     import torch
 
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [processor(), f"{n_cores} cores", f"{torch.get_num_threads()} threads"]
+    parts = [processor(), f"{n_cores} cores", f"threads: {torch.get_num_threads()}"]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         parts.append(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB of memory")
     if torch.cuda.is_available():
