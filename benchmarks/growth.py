@@ -150,6 +150,10 @@ def draw(varied: list[Axis], flops: float, path: Path) -> None:
             place = {"textcoords": "offset points", "xytext": (0, -12), "ha": "center"}
             panel.annotate(f"{median / bound:.0%}", (value, median), **place, fontsize=8, color="tab:blue")
         panel.set(xscale="log", yscale="log", xlabel=axis.title)
+        labels = [f"{value / 1e6:.1f}M" if value >= 1e6 else f"{value:,}" for value in values]
+        panel.set_xticks(values, labels)
+        panel.set_xticks([], minor=True)
+        panel.margins(x=0.1, y=0.15)  # room for the percentages
         panel.grid(alpha=0.3)
     for panel in panels[:, 0]:
         panel.set_ylabel("tokens per second")
