@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def run(name: str, arguments: list[str], to: Path, typed: list[str]) -> int:
             code = process.wait()
             ending = "" if code == 0 else f"failed with exit code {code}"
         except KeyboardInterrupt:
-            _interrupt(process)
+            lines += _interrupt(process)
             raise
         finally:
             seconds = time.monotonic() - started
@@ -147,12 +148,17 @@ def run(name: str, arguments: list[str], to: Path, typed: list[str]) -> int:
     return code
 
 
-def _interrupt(process: subprocess.Popen) -> None:
+def _interrupt(process: subprocess.Popen) -> list[str]:
+    """End a benchmark; returns the lines that it had printed and nobody had read."""
     os.killpg(process.pid, signal.SIGINT)
+    kill = threading.Timer(GRACE_SECONDS, os.killpg, (process.pid, signal.SIGKILL))
+    kill.start()
     try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        rest = list(process.stdout)
+        process.wait()
+    finally:
+        kill.cancel()
+    return rest
 
 
 def listing() -> str:
