@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from benchmarks import machine
 
@@ -129,17 +130,17 @@ def run(name: str, arguments: list[str], to: Path, typed: list[str]) -> int:
     # In a group of its own, so that Ctrl-C reaches it and its processes once, from here.
     given = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "errors": "replace"}
     with subprocess.Popen(command, **given, process_group=0) as process:
+        # In a thread, where Ctrl-C is not raised: between reading a line and keeping it, it would lose it.
+        reader = threading.Thread(target=_pass_on, args=(process.stdout, lines))
+        reader.start()
         try:
-            for line in process.stdout:
-                lines.append(line)
-                sys.stdout.write(line)
-                sys.stdout.flush()
             code = process.wait()
             ending = "" if code == 0 else f"failed with exit code {code}"
         except KeyboardInterrupt:
-            lines += _interrupt(process)
+            _interrupt(process)
             raise
         finally:
+            reader.join()
             seconds = time.monotonic() - started
             title = f"python benchmarks/{name}.py {' '.join(map(_shown, arguments))}".strip()
             facts = [f"{began:%Y-%m-%d %H:%M}", f"{seconds:.0f} seconds", *([f"**{ending}**"] if ending else [])]
@@ -148,17 +149,19 @@ def run(name: str, arguments: list[str], to: Path, typed: list[str]) -> int:
     return code
 
 
-def _interrupt(process: subprocess.Popen) -> list[str]:
-    """End a benchmark; returns the lines that it had printed and nobody had read."""
+def _pass_on(output: TextIO, lines: list[str]) -> None:
+    for line in output:
+        lines.append(line)
+        sys.stdout.write(line)
+        sys.stdout.flush()
+
+
+def _interrupt(process: subprocess.Popen) -> None:
     os.killpg(process.pid, signal.SIGINT)
-    kill = threading.Timer(GRACE_SECONDS, os.killpg, (process.pid, signal.SIGKILL))
-    kill.start()
     try:
-        rest = list(process.stdout)
-        process.wait()
-    finally:
-        kill.cancel()
-    return rest
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def listing() -> str:
