@@ -1,0 +1,164 @@
+"""benchmarks/: the one command, what it keeps, and that contenders compute the same."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import growth, training
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py")}
+TOY = training.SIZES["cpu"]["toy"]
+
+# Runs the command over benchmarks of its own: what stands in the folder that is given.
+DRIVER = """
+import sys
+from pathlib import Path
+from benchmarks import __main__ as command
+command.FOLDER = Path(sys.argv[1])
+command.machine.describe = lambda: "a machine"
+command.BENCHMARKS = {path.stem: command.Benchmark(1, options=()) for path in sorted(command.FOLDER.glob("*.py"))}
+sys.exit(command.main(sys.argv[2:]))
+"""
+
+
+def run(folder: Path, *typed: str) -> subprocess.CompletedProcess:
+    arguments = [sys.executable, "-c", DRIVER, str(folder), "--to", str(folder / "results"), *typed]
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def refusal(capsys, *typed: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        command.main(typed)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_every_script_is_known():
+    scripts = {name for name, text in SCRIPTS.items() if "argparse.ArgumentParser(" in text} - {"__main__"}
+    assert scripts == set(command.BENCHMARKS)
+
+
+@pytest.mark.parametrize("name", command.BENCHMARKS)
+def test_options_that_are_handed_on_are_those_of_the_script(name):
+    options = set(re.findall(r'add_argument\("--([\w-]+)"', SCRIPTS[name]))
+    found, shared = command.BENCHMARKS[name], {option.replace("_", "-") for option in command.OPTIONS}
+    assert {option.replace("_", "-") for option in found.options} == options & shared
+    assert {argument[2:] for argument in found.arguments if argument.startswith("--")} <= options
+
+
+def test_the_default_selection_is_short_and_kills_nothing():
+    default = {name: found for name, found in command.BENCHMARKS.items() if found.default}
+    assert sum(found.minutes for found in default.values()) < 25
+    assert "faults" not in default
+
+
+def test_listing(capsys):
+    assert command.main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    for name in command.BENCHMARKS:
+        assert f"{command.about(name)}\n" in listed
+    assert '"""' not in listed
+
+
+def test_a_wrong_name_is_answered_with_the_known_ones(capsys):
+    said = refusal(capsys, "traning")
+    assert "traning" in said and "did you mean training?" in said
+    assert ", ".join(command.BENCHMARKS) in said
+
+
+def test_an_option_that_a_benchmark_lacks_is_refused(capsys):
+    assert "--rounds means nothing to memory" in refusal(capsys, "training", "memory", "--rounds", "2")
+    assert "--nanogpt means nothing to data; it is for training" in refusal(capsys, "data", "--nanogpt", "x")
+    assert "name one" in refusal(capsys, "data", "saving", "--", "--megabytes", "1")
+    assert "at least 1" in refusal(capsys, "data", "--rounds", "0")
+
+
+def test_results_are_kept_of_all_and_added_to_on_the_same_day(tmp_path):
+    (tmp_path / "good.py").write_text("import sys\nprint('measured', *sys.argv[1:])")
+    (tmp_path / "bad.py").write_text("print('begun')\nraise SystemExit(3)")
+    ended = run(tmp_path)
+    assert ended.returncode == 1 and "bad failed" in ended.stderr
+    assert "measured\n" in ended.stdout, "the output passes through"
+    good, bad = (next((tmp_path / "results").glob(f"*-{name}.md")) for name in ("good", "bad"))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-good\.md", good.name)
+    assert "a machine" in good.read_text() and "```text\nmeasured\n```" in good.read_text()
+    assert "**failed with exit code 3**" in bad.read_text() and "begun" in bad.read_text()
+    first = good.read_text()
+    assert run(tmp_path, "good", "--", "--corpus", str(tmp_path / "corpus")).returncode == 0
+    assert good.read_text().startswith(first)
+    added = good.read_text()[len(first) :]
+    heading, _, output = added.partition("```text")
+    assert "python benchmarks/good.py --corpus ...\n" in heading and str(tmp_path) not in heading
+    assert "by `python -m benchmarks --to ... good -- --corpus ...`" in heading
+    assert "measured --corpus" in output
+
+
+def test_an_interrupt_keeps_what_was_measured(tmp_path):
+    interrupt = "import os, signal, time\nprint('half')\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)"
+    (tmp_path / "a.py").write_text("print('whole')")
+    (tmp_path / "b.py").write_text(interrupt)
+    (tmp_path / "c.py").write_text("print('never')")
+    assert run(tmp_path).returncode == 130
+    results = {path.stem[-1]: path.read_text() for path in (tmp_path / "results").iterdir()}
+    assert set(results) == {"a", "b"}
+    assert "whole" in results["a"] and "interrupted" not in results["a"]
+    assert "half" in results["b"] and "**interrupted**" in results["b"]
+
+
+def test_contenders_compute_the_same_losses_and_one_that_fails_leaves_the_others(tmp_path):
+    contenders = [
+        training.Contender("gptlab", "gptlab"),
+        training.Contender("transformers", "transformers"),
+        training.Contender("nanoGPT", "nanogpt", options={"nanogpt": str(tmp_path)}),  # where there is none
+    ]
+    found = training.measure(contenders, training.Conditions(size=TOY, rounds=1, steps=2, threads=1), tmp_path)
+    ours, theirs, missing = found.values()
+    assert ours.failure == theirs.failure == ""
+    assert len(ours.losses) == training.WARM_UP_STEPS
+    assert ours.losses == pytest.approx(theirs.losses, abs=1e-4)
+    assert ours.losses[-1] < ours.losses[0] - 0.05, "the steps change the weights"
+    assert all(len(m.tokens_per_second) == 1 and m.tokens_per_second[0] > 0 for m in (ours, theirs))
+    assert all(100 * 2**20 < m.peak_bytes < 4 * 2**30 for m in (ours, theirs)), "torch alone takes more than 100 MiB"
+    assert "No module named 'model'" in missing.failure
+    shown = training.table(contenders, found)
+    assert "agrees" in shown and "DIFFERS" not in shown
+    assert "failed: ModuleNotFoundError" in shown
+    theirs.losses[1] += 0.002
+    assert "DIFFERS (by 2e-03)" in training.table(contenders, found)
+
+
+def test_ratios_are_of_the_same_round():
+    contenders = [training.Contender(name, name) for name in ("gptlab", "slow", "close")]
+    rates = {"gptlab": [100.0, 10.0, 60.0], "slow": [50.0, 5.0, 20.0], "close": [80.0, 8.0, 60.0]}
+    found = {name: training.Measured(rates[name], [1.0, 1.0, 1.0], 2**20) for name in rates}
+    lines = training.table(contenders, found).splitlines()
+    assert lines[2].split()[:6] == ["slow", "20", "5", "to", "50", "2.00"]
+    assert lines[3].split()[:6] == ["close", "60", "8", "to", "80", "1.25"]
+    assert lines[-1].endswith("the best peer (close): 1.25")
+
+
+def test_absent_peers_are_listed_with_how_to_get_them(monkeypatch):
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    contenders, absent = training.find_contenders(None, "python", None, device="cpu")
+    assert [c.name for c in contenders] == ["gptlab", "litgpt"]
+    assert "git clone" in absent["nanoGPT"] and "pip install transformers" in absent["transformers"]
+    contenders, absent = training.find_contenders(Path("x"), None, "python", device="cuda")
+    assert [c.name for c in contenders] == ["gptlab", "nanoGPT", "transformers"] and list(absent) == ["litgpt"]
+
+
+def test_growth_counts_what_a_token_costs_and_draws(tmp_path, monkeypatch):
+    point = growth.Point(n_layer=2, d_model=64, vocab_size=128, context_length=16, n_sequences=2)
+    products = 2 * 12 * 64**2 + 128 * 64  # of weights: a multiply-add each, forward and twice backward
+    assert point.flops_per_token == 6 * products + 3 * 2 * 2 * 2 * 16 * 64  # and scores and values of two blocks
+    monkeypatch.setattr(growth, "WIDTH_OF_PRODUCT", 64)
+    axis = growth.Axis("context", lambda point: point.context_length, (point,))
+    flops = growth.measure([axis], rounds=1)
+    assert axis.bounds == [flops / point.flops_per_token] and axis.medians[0] > 0
+    assert f"{axis.medians[0] / axis.bounds[0]:.0%}" in growth.table([axis])
+    growth.draw([axis] * 4, flops, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
