@@ -28,6 +28,7 @@ def written(tmp_path_factory):
     """The rows by section and name, and the table, of the program's own run."""
     folder = tmp_path_factory.mktemp("results")
     given = [str(PROGRAM), "--device", "cpu", "--to", str(folder), "--sections", "checks,speed,generation"]
+    given += ["--minutes", "60"]  # a bound, on a busy machine too
     code = f"import runpy, sys; sys.executable = {warm_python()!r}; sys.argv = {given!r}\n"
     code += f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
     done = subprocess.run([warm_python(), "-c", code], capture_output=True, text=True, timeout=300)
