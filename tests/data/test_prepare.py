@@ -420,6 +420,7 @@ def test_the_progress_bar_goes_to_standard_error(make, capfd):
     prepare(make(prose(0)), ByteConfig(), progress=True)
     out, err = capfd.readouterr()
     assert out == "" and "tokenizing" in err
+    assert err.count("\n") == 1  # one line, where there is no terminal
 
 
 @pytest.mark.parametrize("split", list(Split))

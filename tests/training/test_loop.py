@@ -582,3 +582,17 @@ def test_no_bits_per_byte_of_a_text_that_the_tokenizer_does_not_give_back(tmp_pa
     captured = capsys.readouterr()
     assert captured.err.count("warning: no bits per byte: the tokenizer does not give the text back") == 1
     assert "val/bits_per_byte" not in captured.out
+
+
+def test_a_default_precision_is_continued_by_its_name_alone(tmp_path):
+    """As on another device, whose default is another: what the refusal says to type has to be taken."""
+
+    def config(precision):
+        trainer = TrainerConfig(accelerator="cpu", devices=1, precision=precision, enable_progress_bar=False)
+        return small_run(tmp_path / "run", trainer=trainer)
+
+    train(config(None), until_step=5)
+    with pytest.raises(UserError, match=r"trainer\.precision was None and is bf16-mixed"):
+        train(config("bf16-mixed"))
+    assert train(config("32-true")).summary["steps"] == 10
+    assert len(step_rows(tmp_path / "run" / "metrics.csv")) == 10

@@ -6,14 +6,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gptlab.units import duration
+from gptlab.units import bytes_text, duration
 
 
 @contextmanager
 def byte_progress(what: str, total_bytes: int | None, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """Yields a function to call with the bytes done since the last call; the bar goes to standard error."""
+    """Yields a function to call with the bytes done since the last call.
+
+    The bar goes to standard error; where that is no terminal, one line at the end does.
+    """
     if not show:
         yield lambda n_bytes: None
+        return
+    if not sys.stderr.isatty():
+        done: list[int] = []
+        yield done.append
+        print(f"{what}  {bytes_text(sum(done))}", file=sys.stderr, flush=True)
         return
     from rich.console import Console
     from rich.progress import (

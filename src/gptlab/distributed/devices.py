@@ -140,6 +140,12 @@ def _free_in_groups(root: Path, own: Path) -> list[int]:
     return found
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given, before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def memory_gib(device: torch.device) -> float:
     """The most that was allocated on a GPU; what the process holds on a CPU."""
     if device.type == "cuda":

@@ -174,8 +174,8 @@ class MoE(nn.Module):
         capacity = self._capacity(n_tokens)
         limits = torch.full((batch_size,), capacity, device=order.device)  # (B)
         if mask is not None:
-            by_length = torch.tensor([self._capacity(n) for n in range(n_tokens + 1)], device=order.device)
-            limits = by_length[mask.sum(1)]
+            by_length = torch.tensor([self._capacity(n) for n in range(n_tokens + 1)])
+            limits = by_length.to(order.device, non_blocking=True)[mask.sum(1)]
         n_dropped = (choices.n_chosen - limits[:, None]).clamp(min=0).sum(1)
         if n_groups > batch_size:
             limits = F.pad(limits, (0, 1))  # padding is never answered

@@ -174,6 +174,11 @@ def order_of(
     return order, ReadAhead(tokens, order) if isinstance(tokens, FetchedTokens) else None
 
 
+def contiguous(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch as its copy to a GPU wants it: views with gaps would be copied by way of memory that is not pinned."""
+    return {name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
 def is_of(split: str, name: str) -> bool:
     """Whether it is the split `name`, or that of one source of a mixture."""
     return split == name or split.startswith(f"{name}/")
@@ -351,6 +356,8 @@ class ExamplesDataModule(lightning.LightningDataModule):
 
     def _loader(self, batches: Dataset, sampler) -> DataLoader:
         workers = self.config.n_workers
+        assert self.trainer is not None
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"  # a run on the CPU of such a machine touches none
         return DataLoader(
             batches,
             batch_size=None,
@@ -360,7 +367,8 @@ class ExamplesDataModule(lightning.LightningDataModule):
             worker_init_fn=partial(_begin_worker, run=os.getpid()),
             # A fork of a process with running threads can hang; and workers need torch alone.
             multiprocessing_context="spawn" if workers else None,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=on_gpu,
+            collate_fn=contiguous if on_gpu else None,
             # Without one of its own the loader draws from the global generator, which is the model's.
             generator=torch.Generator().manual_seed(self.seed),
         )

@@ -212,8 +212,14 @@ class LanguageModule(lightning.LightningModule):
         counts = training_counts(self.objective, batch)
         if self.trainer.world_size == 1:
             return counts
-        values = [torch.as_tensor(count, device=self.device) for count in counts.values()]
-        return dict(zip(counts, self._sum(torch.stack(values)), strict=True))
+        values = torch.stack([self._on_device(count) for count in counts.values()])
+        return dict(zip(counts, self._sum(values), strict=True))
+
+    def _on_device(self, value: int | torch.Tensor) -> torch.Tensor:
+        """A number as a tensor; a fill does not wait for a GPU, as a copy of a number would."""
+        if isinstance(value, torch.Tensor):
+            return value.to(self.device)
+        return torch.full((), value, device=self.device)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Here gradients are complete, and unscaled under 16-mixed.
@@ -261,7 +267,7 @@ class LanguageModule(lightning.LightningModule):
         counts = self.objective.counts(batch)
         terms = {name: term for name, term in self.objective.loss(self.model, batch).items() if term.logged}
         values = [*(term.sum for term in terms.values()), *counts.values()]
-        sums = torch.stack([torch.as_tensor(value, device=self.device).double() for value in values])
+        sums = torch.stack([self._on_device(value).double() for value in values])
         if not batch["counts"]:  # it only keeps this rank in step with the others, who may have all the batches
             sums = torch.zeros_like(sums)
         self._sums[split] = self._sums[split] + sums if split in self._sums else sums

@@ -96,7 +96,10 @@ def _newest(folder: RunFolder, identity: Identity) -> Checkpoint | None:
     if path is None:
         return None
     found = checkpoint.load(path)
-    refuse_changes(identity.fields, found.state.config, path)
+    fields = identity.fields
+    if found.state.arithmetic == identity.arithmetic:  # whether it was named or the device's default
+        fields = fields | {"trainer": {"precision": found.state.config.get("trainer", {}).get("precision")}}
+    refuse_changes(fields, found.state.config, path)
     refuse_other_inputs(identity.inputs, folder.path)
     return found
 

@@ -77,9 +77,11 @@ def reseed(seed: int, step: int, data_rank: int = 0, device: torch.device | str 
     """Make dropout a function of (seed, step, rank), so that a resumed run draws what an uninterrupted one draws."""
     combined = ((seed * 1_000_003 + step) * 65_536 + data_rank) % 2**63
     torch.default_generator.manual_seed(combined)  # torch.manual_seed would walk over every backend, each step
-    match torch.device(device).type:
+    device = torch.device(device)
+    match device.type:
         case "cuda":
-            torch.cuda.manual_seed(combined)
+            with torch.cuda.device(device):  # what is seeded is the current one
+                torch.cuda.manual_seed(combined)
         case "mps":
             torch.mps.manual_seed(combined)
 

@@ -3,9 +3,9 @@
 import sys
 import time
 
-import torch
 from lightning.pytorch.callbacks import Callback
 
+from gptlab.distributed.devices import wait_for
 from gptlab.forecast import Plan
 from gptlab.units import duration, plural
 
@@ -46,7 +46,7 @@ class Pace(Callback):
     def _at(self, module, index: int, count: int) -> None:
         if module.finished_steps == self._first_step:
             if index == self.first:
-                self._synchronize(module)
+                wait_for(module.device)
                 self._began = time.perf_counter()
             elif index == self.first + 1:
                 self._measure(module, count)
@@ -55,7 +55,7 @@ class Pace(Callback):
         """Judge a step by the time since `_began`, which was one of its `count` micro-batches."""
         if self._began is None or self._said:
             return
-        self._synchronize(module)
+        wait_for(module.device)
         seconds, plan = (time.perf_counter() - self._began) * count, self.plan
         self._began = None
         if seconds < LONG_STEP_SECONDS:
@@ -70,10 +70,6 @@ class Pace(Callback):
             f"{tokens / seconds:,.0f} tokens/s, and {plural(left, 'step')} about {duration(rest)}; "
             "Ctrl-C stops the run and keeps its finished steps; batch_tokens=... makes a step smaller"
         )
-
-    def _synchronize(self, module) -> None:
-        if module.device.type == "cuda":  # once a run
-            torch.cuda.synchronize(module.device)
 
     def _say(self, text: str) -> None:
         print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from gptlab.distributed.devices import memory_gib
+from gptlab.distributed.devices import memory_gib, wait_for
 from gptlab.steps import Steps
 
 METER_SECONDS = 0.5  # over which tokens per second are averaged, at least
@@ -36,7 +36,11 @@ class Throughput:
         self._since, self._since_step = time.perf_counter(), step
 
     def measure(self, step: int, device: torch.device) -> bool:
-        """Take a new measurement if the newest is old enough; returns whether it was."""
+        """Take a new measurement if the newest is old enough; returns whether it was.
+
+        Called where a GPU's numbers are read, so that it is waited for anyway: steps that are only queued do not count.
+        """
+        wait_for(device)
         now = time.perf_counter()
         if now - self._since < METER_SECONDS or step == self._since_step:
             return False
