@@ -53,6 +53,7 @@ BENCHMARKS = {
     "experts": Benchmark(1),
     "startup": Benchmark(4, arguments=("--gigabytes", "0.2")),
     "growth": Benchmark(2),
+    "gpu": Benchmark(10, default=False, options=("nanogpt",)),
     "memory": Benchmark(4, default=False, options=()),
     "largest_batch": Benchmark(30, default=False, options=()),
     "curation": Benchmark(10, default=False, options=()),
