@@ -11,13 +11,13 @@ from torch import nn
 from gptlab.data.prepare import prepare
 from gptlab.distributed.devices import Devices
 from gptlab.errors import UserError
-from gptlab.forecast import check_memory, explain_allocation, make_plan
+from gptlab.forecast import check_memory, count_validations, explain_allocation, make_plan
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import ModelConfig
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.nn.loss import LMHead
-from gptlab.training.config import FinetuneConfig, Finetuning
+from gptlab.training.config import FinetuneConfig, Finetuning, TrainerConfig
 from gptlab.training.finetune import prepare_finetuning
 
 DEVICES = Devices(accelerator="cpu", per_node=1, world_size=1, precision="32-true", peak_flops=1e12)
@@ -149,3 +149,32 @@ def test_an_allocation_that_fails_is_explained(planned, tmp_path, error):
     text = explain_allocation(error, plan, small_run(tmp_path / "run"))
     assert text is not None and text.startswith("out of memory; the plan is about ") and "micro_batch_size=4" in text
     assert explain_allocation(RuntimeError("shapes differ"), plan, small_run(tmp_path / "run")) is None
+
+
+@pytest.mark.parametrize(
+    ("validation_tflop", "run_tflop", "expected"),
+    [
+        (0.9, 1.0, 10),  # short
+        (10.0, 10_000.0, 10),
+        (10.0, 2_200.0, 10),  # eleven, with the one before the first step, are 5%
+        (10.0, 2_100.0, 9),
+        (10.0, 800.0, 3),
+        (10.0, 1.0, 1),  # one is always made
+    ],
+)
+def test_validations_take_a_twentieth_of_the_compute_at_most(validation_tflop, run_tflop, expected):
+    found = count_validations(validation_tflop * 1e12, run_tflop * 1e12)
+    assert found == expected
+    if validation_tflop > 1 and found > 1:
+        assert (found + 1) * validation_tflop <= 0.05 * run_tflop
+
+
+def test_the_default_interval_follows_from_the_compute(planned, monkeypatch):
+    def every() -> int:
+        return planned(budget_steps=100, trainer=TrainerConfig(accelerator="cpu", devices=1))[0].val_every
+
+    assert every() == 10
+    monkeypatch.setattr("gptlab.forecast.SHORT_VALIDATION_FLOPS", 1.0)
+    plan = planned(budget_steps=100)[0]
+    assert plan.val_tokens / 3 > 0.05 * 100 * 128 / 2, "the run is too short for two"
+    assert every() == 100

@@ -31,7 +31,7 @@ def main(path: Path) -> None:
     axes.set_xlabel("base-2 logarithm of the learning rate, of which each model's best is circled")
     axes.set_ylabel("held-out loss, nats per byte")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", fontsize=8)
     name = "loss" if path.stem == "rates" else path.stem
     figure.savefig(Path(__file__).with_name(f"{name}.png"), dpi=110)
 

@@ -38,25 +38,26 @@ def draw(rows, probed, categories) -> None:
     figure = Figure(figsize=(12, 4), layout="constrained")
     FigureCanvasAgg(figure)
     loss, grammar, forms = figure.subplots(1, 3)
-    loss.plot(rows["tokens"], rows["train/loss"].rolling(9, min_periods=1).mean(), label="training")
+    millions = rows["tokens"] / 1e6
+    loss.plot(millions, rows["train/loss"].rolling(9, min_periods=1).mean(), label="training")
     validated = rows[rows["val/loss"].notna()]
-    loss.plot(validated["tokens"], validated["val/loss"], marker="o", label="validation")
+    loss.plot(validated["tokens"] / 1e6, validated["val/loss"], marker="o", label="validation")
     loss.set_ylabel("nats per token")
     loss.set_title("loss")
     for name, values in categories.items():
-        grammar.plot(probed["tokens"], values, linewidth=0.8, alpha=0.6, label=name.replace("_", " "))
-    grammar.plot(probed["tokens"], probed["eval/grammar/accuracy"], color="black", linewidth=2, label="all")
+        grammar.plot(probed["tokens"] / 1e6, values, linewidth=0.8, alpha=0.6, label=name.replace("_", " "))
+    grammar.plot(probed["tokens"] / 1e6, probed["eval/grammar/accuracy"], color="black", linewidth=2, label="all")
     grammar.axhline(0.5, color="black", linewidth=0.8, linestyle="dotted")
     grammar.set_title(f"minimal pairs, {N_PAIRS} of each kind (dotted: a guess)")
     for n, name in FORMS.items():
-        forms.plot(probed["tokens"], probed[f"eval/forms/{n}/accuracy"], marker="o", label=name)
+        forms.plot(probed["tokens"] / 1e6, probed[f"eval/forms/{n}/accuracy"], marker="o", label=name)
     forms.axhline(1 / 3, color="black", linewidth=0.8, linestyle="dotted")
     forms.set_title("the form of a verb (dotted: a guess)")
     for axes in (grammar, forms):
         axes.set_ylim(0, 1)
         axes.set_ylabel("accuracy")
     for axes in (loss, grammar, forms):
-        axes.set_xlabel("tokens")
+        axes.set_xlabel("million tokens")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=7)
     figure.savefig(Path(__file__).with_name("learned.png"), dpi=110)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # A plan of memory is an estimate: it is refused where it exceeds what is free by more than this factor.
 MEMORY_ERROR = 1.25
+MAX_VALIDATIONS = 10  # of a run by default, beside the one before the first step
+MAX_VALIDATION_SHARE = 0.05  # of the compute of a run
+SHORT_VALIDATION_FLOPS = 1e12
 NEAR = 0.85  # of what is free, from where there is a warning
 STATE = ("weights", "gradients", "optimizer")  # known exactly
 NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory", "MPS backend out of memory")
@@ -230,6 +233,17 @@ def count_steps(config: RunConfig, n_parameters: int) -> int:
     return max(1, config.steps.within(tokens))
 
 
+def count_validations(validation_flops: float, run_flops: float) -> int:
+    """How often a run validates by default: so often that it takes up to 5% of its compute, one to ten times.
+
+    A validation of less than a TFLOP, seconds on a CPU, counts as none. The one before the first step is one more.
+    """
+    if validation_flops < SHORT_VALIDATION_FLOPS:
+        return MAX_VALIDATIONS
+    affordable = int(MAX_VALIDATION_SHARE * run_flops / validation_flops) - 1
+    return min(max(affordable, 1), MAX_VALIDATIONS)
+
+
 def make_plan(
     config: RunConfig,
     data: "PreparedData | PreparedMixture",
@@ -246,8 +260,6 @@ def make_plan(
     layout = config.strategy.layout(devices.world_size, config.trainer.num_nodes)
     share = config.sequences_per_step // layout.data
     micro_batch_size = min(config.micro_batch_size or share, share)
-    interval = config.trainer.val_check_interval
-    val_every = max(1, round(n_steps * interval)) if isinstance(interval, float) else interval
     counted, evaluated, uncounted = None, None, ""
     passes = {
         "target_length": objective.target_length,
@@ -262,6 +274,13 @@ def make_plan(
             evaluated = costs.forward_pass(model, config.context_length, batch_size=batch_size, **passes)
     except (RuntimeError, TypeError) as error:  # a model of a plugin may read values
         uncounted = f"the model does not run on the meta device, {str(error).splitlines()[0]}"
+    flops_per_token = counted.flops_per_token if counted else costs.estimated_flops_per_token(model)
+    validation_flops = data.n_tokens("val") * flops_per_token / 3  # a forward pass is a third of a step
+    run_flops = config.steps.tokens_before(n_steps) * flops_per_token
+    interval = config.trainer.val_check_interval
+    if interval is None:
+        interval = 1 / count_validations(validation_flops, run_flops)
+    val_every = max(1, round(n_steps * interval)) if isinstance(interval, float) else interval
     return Plan(
         n_steps=n_steps,
         steps=config.steps,
@@ -269,7 +288,7 @@ def make_plan(
         vocab_size=vocab_size,
         tokenizer_vocab_size=data.tokenizer.vocab_size,
         parameters=parameters,
-        flops_per_token=counted.flops_per_token if counted else costs.estimated_flops_per_token(model),
+        flops_per_token=flops_per_token,
         # A batch of a table's examples is as long as the longest, so no number of tokens says what it costs, and
         # attention over shorter parts costs less.
         peak_flops=None

@@ -315,7 +315,8 @@ class TrainerConfig:
     devices: Any = "auto"
     num_nodes: int = bounded(1, ge=1)
     precision: str | None = None  # null: 32-true on a CPU, bf16-mixed on a GPU that has it
-    val_check_interval: Any = 0.1  # optimizer steps, or a part of the run
+    # Optimizer steps, or a part of the run; null: ten times, and less often where that takes over 5% of the compute.
+    val_check_interval: Any = None
     limit_val_batches: Any = None  # a part of the split is logged as val_part/..., never as val/...
     limit_test_batches: Any = None
     log_every_n_steps: int = bounded(10, ge=1)  # how often loggers get a row; metrics.csv has every step
@@ -333,10 +334,11 @@ class TrainerConfig:
 
     def check(self) -> None:
         interval = self.val_check_interval
-        if isinstance(interval, bool) or not isinstance(interval, int | float) or interval <= 0:
+        number = isinstance(interval, int | float) and not isinstance(interval, bool) and interval > 0
+        if interval is not None and not number:
             raise UserError(
                 f"trainer.val_check_interval={interval} must be a number of steps such as 100, "
-                "or a part of the run such as 0.1"
+                "a part of the run such as 0.1, or null"
             )
         if isinstance(interval, float) and interval > 1:
             raise UserError(
@@ -446,7 +448,8 @@ class LoggersConfig:
 class CheckpointConfig:
     """When the run is saved; `last` and `best` always follow the newest and the best."""
 
-    every_steps: int | None = bounded(None, ge=1)  # null: after each validation
+    # null: after each validation; what would take over 5% of the time waits, unless it takes less than a second.
+    every_steps: int | None = bounded(None, ge=1)
     every_minutes: float | None = bounded(None, gt=0)  # beside that, as the clock goes
     keep_last: int = bounded(1, ge=1)
     best: bool = True

@@ -54,6 +54,7 @@ from gptlab.training.callbacks.hash_chain import HashChain
 from gptlab.training.callbacks.layer_sizes import LayerSizes
 from gptlab.training.callbacks.metrics import Metrics, is_logged
 from gptlab.training.callbacks.pace import Pace
+from gptlab.training.callbacks.pauses import Pauses
 from gptlab.training.callbacks.preview import Preview
 from gptlab.training.callbacks.progress_bar import ProgressBar
 from gptlab.training.callbacks.same_start import SameStart
@@ -230,6 +231,8 @@ def train(
                 steps=run.module.finished_steps,
                 skipped_steps=run.module.skipped_steps,
                 seconds=time.perf_counter() - started,
+                evaluating_seconds=run.pauses.evaluating_seconds,
+                saving_seconds=run.pauses.saving_seconds,
                 metrics=metrics,
                 shares=datamodule.shares,
                 epochs=datamodule.epochs(run.module.finished_steps + run.module.skipped_steps),
@@ -401,6 +404,7 @@ class _Training:
     trainer: lightning.Trainer = field(init=False)
     metrics: Metrics = field(init=False)
     signals: SignalListener = field(init=False)
+    pauses: Pauses = field(default_factory=Pauses)
     earlier: Path = field(init=False)  # the metrics.csv that leads up to the first of them
     amender: Amender = field(init=False)
     forecast: Forecast | None = field(init=False, default=None)
@@ -478,6 +482,7 @@ class _Training:
             agreement,
             Throughput(steps=plan.steps, flops_per_token=plan.flops_per_token, peak_flops=plan.peak_flops),
             Evaluations(self.probes, self.signals, n_steps=plan.n_steps),
+            self.pauses,
             self.hash_chain,
             columns=self.columns,
             epochs=self.datamodule.epochs,
@@ -491,6 +496,7 @@ class _Training:
             folder,
             self.metrics,
             self.signals,
+            self.pauses,
             prototype=self.identity.prototype(),
             source=source,
             sharded=config.strategy.shards_model,
@@ -500,7 +506,7 @@ class _Training:
         parts = AmendableConfig(config.optimizer, config.schedule, config.callbacks, config.batch_tokens, config.steps)
         self.amender = Amender(parts, folder, agreement, checkpoints, n_steps=plan.n_steps)
         same = SameStart(step=self.module.finished_steps, data=self.identity.data, tokenizer=self.identity.tokenizer)
-        own: list[Callback] = [self.metrics, same, self.signals, checkpoints, self.amender]
+        own: list[Callback] = [self.pauses, self.metrics, same, self.signals, checkpoints, self.amender]
         every = None if config.callbacks.inspect is None else config.callbacks.inspect.every_steps
         own.append(LayerSizes(every, folder, steps=plan.steps, n_steps=plan.n_steps, earlier=self.earlier))
         if folder.writes:

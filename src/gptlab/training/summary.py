@@ -31,6 +31,8 @@ def summarize(
     steps: int,
     skipped_steps: int,
     seconds: float,
+    evaluating_seconds: float,
+    saving_seconds: float,
     metrics: dict[str, float],
     shares: Mapping[str, float],
     epochs: Mapping[str, float],
@@ -45,6 +47,8 @@ def summarize(
         "steps": steps,
         "tokens": plan.steps.tokens_before(steps),
         "seconds": round(seconds, 1),
+        "evaluating_seconds": round(evaluating_seconds, 1),
+        "saving_seconds": round(saving_seconds, 1),
         "train/loss": train_loss,
         **metrics,
         # Reads up to 50M tokens of each corpus: here alone, once a run.
@@ -90,7 +94,8 @@ def report(
     early = (
         " (stopped early)" if summary["stopped_early"] else "" if summary["finished"] else " (ended before the budget)"
     )
-    lines.append(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s{early}")
+    read = f"{summary['steps']:,} steps, {summary['tokens']:,} tokens"
+    lines.append(f"{read} in {summary['seconds']:,.0f} s{_pauses(summary)}{early}")
     if objective.per_byte:
         lines.append(f"unigram entropy of the training text {summary['unigram_entropy']:.4f} nats per token")
     for split, label in SPLITS:
@@ -110,6 +115,14 @@ def report(
     lines.append(f"next: {_next(summary, folder, generates=generates, elsewhere=elsewhere)}")
     lines.append(last_line(summary, folder))
     return "\n".join(lines)
+
+
+def _pauses(summary: dict[str, Any]) -> str:
+    """Which parts of the time were no training."""
+    names = {"evaluating_seconds": "evaluating", "saving_seconds": "saving"}
+    parts = {name: summary[key] / max(summary["seconds"], 1e-9) for key, name in names.items()}
+    found = [f"{part:.0%} {name}" for name, part in parts.items() if part >= 0.005]
+    return f", {' and '.join(found)}" if found else ""
 
 
 def _is_of_source(name: str, prefix: str) -> bool:

@@ -17,9 +17,12 @@ from gptlab.runs.folder import RunFolder
 from gptlab.runs.writer import CheckpointWriter, Save
 from gptlab.steps import Steps
 from gptlab.training.callbacks.metrics import Metrics
+from gptlab.training.callbacks.pauses import Pauses
 from gptlab.training.callbacks.signals import SignalListener
 from gptlab.training.config import CheckpointConfig
 from gptlab.training.spikes import Spike
+
+POSTPONE_SAVES = "postpone saves"  # the request to leave out saves that follow validations
 
 
 class Checkpoints(Callback):
@@ -35,6 +38,7 @@ class Checkpoints(Callback):
         folder: RunFolder,
         metrics: Metrics,
         signals: SignalListener,
+        pauses: Pauses,
         *,
         prototype: CheckpointState,
         source: Checkpoint | None,
@@ -46,6 +50,7 @@ class Checkpoints(Callback):
         self.folder = folder
         self.metrics = metrics
         self.signals = signals
+        self.pauses = pauses
         self.agreement = metrics.agreement
         self.prototype = prototype
         self.sharded = sharded
@@ -57,7 +62,12 @@ class Checkpoints(Callback):
         self._source = source
         self._writer: CheckpointWriter | None = None
         self._saved_at = time.monotonic()
-        self.agreement.requests |= {"save": self._asks_to_save, "failed": self._has_failed}
+        self._postponed = False  # whether a save is to be made up for
+        self.agreement.requests |= {
+            "save": self._asks_to_save,
+            "failed": self._has_failed,
+            POSTPONE_SAVES: pauses.saving_takes_too_much,
+        }
 
     def on_train_start(self, trainer, module) -> None:
         module.before_micro_batch.append(partial(self._within_step, trainer, module))
@@ -178,11 +188,14 @@ class Checkpoints(Callback):
     def _is_due(self, step: int) -> bool:
         if self.settings is None or step <= self.saved_step:
             return False
-        if "save" in self.agreement.agreed or (self.settings.best and self._improves()):
+        if "save" in self.agreement.agreed or step == self.metrics.n_steps:
             return True
+        improves = self.settings.best and self._improves()
         if self.settings.every_steps is not None:
-            return step % self.settings.every_steps == 0 or step == self.metrics.n_steps
-        return self.metrics.validates_after(step) or step == self.metrics.n_steps
+            return improves or step % self.settings.every_steps == 0
+        due = improves or self._postponed or self.metrics.validates_after(step)
+        self._postponed = due and POSTPONE_SAVES in self.agreement.agreed
+        return due and not self._postponed
 
     def _improves(self) -> bool:
         loss = self.metrics.row.get("val/loss")  # of the newest step, if it was followed by an evaluation
@@ -202,6 +215,10 @@ class Checkpoints(Callback):
         """Write step_<n>, and let `last`, and `best` if it is the best, name it."""
         if self.settings is None or self._writer is None:
             return
+        with self.pauses.saving():
+            self._save(self.settings, self._writer, trainer, module)
+
+    def _save(self, settings: CheckpointConfig, writer: CheckpointWriter, trainer, module) -> None:
         self.metrics.read(trainer, module)  # refuses to save what is not finite
         self.metrics.flush(trainer)
         chain = self.metrics.hash_chain
@@ -233,7 +250,7 @@ class Checkpoints(Callback):
         else:
             path = path.with_name(f"{path.name}.ckpt")
             tensors = checkpoint.by_key(checkpoint.model_state(module.model), checkpoint.optimizer_state(optimizer))
-        links = ["last", "best"] if improves and self.settings.best else ["last"]
+        links = ["last", "best"] if improves and settings.best else ["last"]
 
         def done(seconds: float, waited: float) -> None:
             self.folder.event("saved", step=step, seconds=round(seconds, 3), held=round(collected + waited, 3))
@@ -241,7 +258,7 @@ class Checkpoints(Callback):
                 chain.saved(step, path)
 
         collected = time.perf_counter() - started
-        self._writer.save(Save(path, state, tensors, self.sharded, links, done))
-        self.saved_step, self._saved_at = step, time.monotonic()
+        writer.save(Save(path, state, tensors, self.sharded, links, done))
+        self.saved_step, self._saved_at, self._postponed = step, time.monotonic(), False
         self.agreement.agreed -= {"save", "failed"}
         self.metrics.throughput.restart(step)

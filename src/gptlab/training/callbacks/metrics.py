@@ -11,6 +11,7 @@ from gptlab.runs.folder import MetricsFile, RunFolder, cut_metrics
 from gptlab.training.callbacks.agreement import SLOW_STEPS, Agreement
 from gptlab.training.callbacks.evaluations import Evaluations
 from gptlab.training.callbacks.hash_chain import HashChain
+from gptlab.training.callbacks.pauses import Pauses
 from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.spikes import LossGuard
 
@@ -38,6 +39,7 @@ class Metrics(Callback):
         agreement: Agreement,
         throughput: Throughput,
         evaluations: Evaluations,
+        pauses: Pauses,
         hash_chain: HashChain | None = None,
         *,
         columns: list[str],
@@ -52,6 +54,7 @@ class Metrics(Callback):
         self.agreement = agreement
         self.throughput = throughput
         self.evaluations = evaluations
+        self.pauses = pauses
         self.hash_chain = hash_chain
         self.columns = columns
         self.epochs = epochs  # of each source of a mixture, by the steps whose samples were read
@@ -143,7 +146,8 @@ class Metrics(Callback):
             self.hash_chain.measure(trainer, module)
 
     def _evaluate(self, trainer, module, probes: list[Probe]) -> dict[str, float]:
-        found = self.evaluations.measure(trainer, module, probes)
+        with self.pauses.evaluating():
+            found = self.evaluations.measure(trainer, module, probes)
         self.evaluated |= found
         self.folder.event("evaluated", step=self.row["step"], **found)
         self.throughput.restart(module.finished_steps)
