@@ -5,6 +5,8 @@ import os
 
 # On tiny shapes a second thread costs more than it brings; processes that tests start inherit the setting.
 os.environ["OMP_NUM_THREADS"] = "1"
+# The compiler's own processes would each import torch to compile a few small kernels.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 # A run must never reach for a network or for a person's own cache.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -29,7 +31,10 @@ def frozen():
 
 
 # Files that start processes. They come first, so that at the end no worker waits for another's long file.
-LONG = "test_readme test_strategies test_launchers test_plugins test_spikes test_experts test_resume".split()
+LONG = (
+    "test_readme test_strategies test_launchers test_stop_points test_plugins test_spikes test_experts test_objectives "
+    "test_finetune test_resume test_notebooks test_loop test_sweeps_page test_parametrization test_experiments"
+).split()
 
 
 def pytest_collection_modifyitems(items):

@@ -242,8 +242,8 @@ def train(
 
 
 def start_sweep(arguments: list[str], folder: Path, **environment) -> subprocess.Popen:
-    """Start `gptlab ARGUMENTS`, a sweep whose trials' processes are warm too, as a process to be waited for."""
-    code = f"import sys; sys.executable = {warm_python()!r}; sys.argv = ['gptlab', *{list(map(str, arguments))!r}]\n"
+    """Start `gptlab ARGUMENTS`, a sweep, as a process to be waited for."""
+    code = f"import sys; sys.argv = ['gptlab', *{list(map(str, arguments))!r}]\n"
     code += "from gptlab.cli.main import main; sys.exit(main())"
     return subprocess.Popen(
         [warm_python(), "-c", code],

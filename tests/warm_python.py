@@ -2,8 +2,8 @@
 
 Importing them takes eight seconds, a fork of a process that has done so some milliseconds. `warm_python()` gives the
 path of a program that takes Python's arguments: it hands them, with its files, environment and folder, to a server
-that forks, passes signals on to the fork, and ends as the fork ends. What the fork starts itself is started as always.
-GPTLAB_COLD_TESTS=1 turns all this off.
+that forks, passes signals on to the fork, and ends as the fork ends. In the fork it is `sys.executable`: other ranks
+and trials are forks as well. GPTLAB_COLD_TESTS=1 turns all this off, in a fork's environment for what that starts.
 """
 
 import array
@@ -19,6 +19,11 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+# What runs and sweeps import, some of it on their way.
+IMPORTED = (
+    *("gptlab.cli.train", "gptlab.training.loop", "gptlab.lab.trials", "gptlab.lab.report"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "rich.progress"),
+)
 _servers: list[subprocess.Popen] = []
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -47,7 +52,11 @@ def ask(address: str, arguments: list[str]) -> None:
             signal.sigtimedwait([], 0.02)
         else:
             sys.exit("the server of warm_python() did not start; its error is above")
-        job = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+        if "GPTLAB_STARTER" in os.environ:  # a rank ends with rank 0, and is the server's child
+            import ctypes
+
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        job = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "parent": os.getppid()}
         files = array.array("i", [0, 1, 2])
         text = json.dumps(job).encode()
         server.sendmsg([len(text).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
@@ -67,11 +76,11 @@ def ask(address: str, arguments: list[str]) -> None:
 def serve(address: str) -> dict | None:
     """Fork for each connection until standard input is closed; returns None then, and in a fork its job."""
     import gc
+    import importlib
     import select
 
-    import gptlab.cli.train
-    import gptlab.training.loop  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     gc.freeze()  # a fork's collector does not touch, and so copy, what is here
 
     woken, wake = os.pipe()
@@ -134,19 +143,26 @@ def serve(address: str) -> dict | None:
                 os.close(file)
 
 
-def carry_out(job: dict) -> None:
-    """What `python ARGUMENTS` does in that folder and environment."""
+def carry_out(job: dict, program: Path) -> None:
+    """What `python ARGUMENTS` does in that folder and environment; `program` starts others like it."""
     import runpy
 
+    own, getppid = os.getpid(), os.getppid
+    os.getppid = lambda: job["parent"] if os.getpid() == own else getppid()  # not the server, but who asked it
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["folder"])
+    if not os.environ.get("GPTLAB_COLD_TESTS"):
+        sys.executable = str(program)
     encoding = os.environ.get("PYTHONIOENCODING")
     sys.stdin = sys.__stdin__ = open(0, encoding=encoding, closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     first, *others = job["arguments"]
+    while first.startswith(("-u", "-P", "-Xfrozen")):  # which change nothing but that lines are shown at once
+        sys.stdout.reconfigure(line_buffering=True)
+        first, *others = others
     if first == "-m":
         sys.argv = others
         sys.path.insert(0, job["folder"])
@@ -156,7 +172,7 @@ def carry_out(job: dict) -> None:
         sys.path.insert(0, "")
         exec(compile(others[0], "<string>", "exec"), {"__name__": "__main__"})
     else:
-        sys.argv = job["arguments"]
+        sys.argv = [first, *others]
         sys.path.insert(0, str(Path(first).resolve().parent))
         runpy.run_path(first, run_name="__main__")
 
@@ -167,4 +183,4 @@ if __name__ == "__main__":
     sys.path.pop(0)  # this folder, which no other program sees
     todo = serve(sys.argv[2])
     if todo is not None:
-        carry_out(todo)
+        carry_out(todo, Path(sys.argv[2]).with_name("python"))

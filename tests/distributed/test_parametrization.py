@@ -1,7 +1,7 @@
 """The rates of each parameter reach it under every strategy."""
 
 import pytest
-from ranks import carry_out
+from ranks import carry_out, wanted
 from small_runs import step_rows
 
 from gptlab.config import to_plain
@@ -9,33 +9,38 @@ from gptlab.models.config import Parametrization
 from gptlab.models.decoder.config import DecoderConfig
 
 MODEL = DecoderConfig(
-    n_layer=4,
+    n_layer=2,
     n_head=2,
     d_model=32,
     context_length=16,
     parametrization=Parametrization.completep,
     base_d_model=8,
-    base_n_layer=2,
+    base_n_layer=1,
     base_d_head=4,
 )
-STRATEGIES = ("ddp", "zero1", "fsdp", "tp")
+MUON = {"optimizer": "muon"}  # which has AdamW for all that is no matrix
+JOBS = {
+    "ddp": {"strategy": {"type": "ddp"}},
+    "zero1": {"strategy": {"type": "zero1"}},
+    "fsdp": {"strategy": {"type": "fsdp"}},
+    "tp": {"strategy": {"type": "tp"}},
+    "fsdp muon": {"strategy": {"type": "fsdp"}, **MUON},
+}
+REPEATED = ("ddp", "fsdp")  # by one process, whose optimizer each rank has, and by fsdp with Muon
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, request):
     place = tmp_path_factory.mktemp("parametrization")
-    run = {"model": to_plain(MODEL), "micro_batch_size": 2}
-    muon = {"optimizer": "muon"}
-    alone = [{"run": run}, {"run": run, **muon}]
-    names = ["auto", "auto muon"]
-    carry_out([job | {"folder": str(place / name)} for name, job in zip(names, alone, strict=True)], 1, place)
-    jobs = [{"run": run, "strategy": {"type": name}, "folder": str(place / name)} for name in STRATEGIES]
-    jobs.append({"run": run, "strategy": {"type": "fsdp"}, "folder": str(place / "fsdp muon"), **muon})
-    carry_out(jobs, 2, place)
+    looked_at = {"auto": {}, "auto muon": MUON} | {name: JOBS[name] for (name,) in wanted(request, "name")}
+    for n_ranks in (1, 2):
+        jobs = {name: job for name, job in looked_at.items() if ("strategy" in job) == (n_ranks == 2)}
+        run = {"model": to_plain(MODEL), "micro_batch_size": 2}
+        carry_out([{**job, "run": run, "folder": str(place / name)} for name, job in jobs.items()], n_ranks, place)
     return place
 
 
-@pytest.mark.parametrize("name", [*STRATEGIES, "fsdp muon"])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in REPEATED)) for name in JOBS])
 def test_a_strategy_learns_what_one_process_learns(trained, name):
     expected, found = (
         step_rows(trained / which / "metrics.csv") for which in ("auto muon" if "muon" in name else "auto", name)

@@ -111,7 +111,7 @@ def test_draws_follow_the_distribution(name, fits):
     seen = [1, 4, 4, 7]
     n, generator = 20_000, torch.Generator().manual_seed(5)
     sampling = Sampling(**FILTERS[name])
-    draws = [choose(logits[None], sampling, [seen], [generator])[0] for _ in range(n)]
+    draws = choose(logits.expand(n, -1), sampling, [seen] * n, [generator] * n)
     # The distribution, written out token by token.
     s = sampling
     scores = [float(x) for x in logits]
