@@ -67,7 +67,7 @@ HOMES = {
     "omegaconf": ("composition", "cli"),
     "datasets": ("data/sources/huggingface",),
     "transformers": ("interop",),
-    "torchmetrics": ("evaluation/rouge",),
+    "torchmetrics": ("evaluation/rouge", "distributed/lightning_import"),
     "lm_eval": ("evaluation/harness",),
     "tensorflow": ("interop/openai_checkpoint",),
     "matplotlib": ("lab", "training/plot"),

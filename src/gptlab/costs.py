@@ -28,7 +28,7 @@ from gptlab.counting import (
 from gptlab.distributed.config import SHARDED, Layout, Recompute, Sharding, StrategyConfig
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability
-from gptlab.nn.loss import CHUNK_ELEMENTS_CPU, CHUNK_ELEMENTS_GPU
+from gptlab.nn.loss import CHUNK_ELEMENTS_CPU, CHUNK_ELEMENTS_GPU, softmax_rows_cpu
 from gptlab.nn.tensor_parallel import Split
 from gptlab.training.config import OptimizerConfig
 
@@ -339,19 +339,27 @@ def memory_bytes(
         parts |= dict.fromkeys(("weights", "gradients", "optimizer"), 0)  # in the host's memory
     if counted is not None:
         parts["activations"] = counted.activation_bytes(precision, strategy.activation_checkpointing)
-        chunk = max(CHUNK_ELEMENTS_GPU if counted.fused else CHUNK_ELEMENTS_CPU, counted.vocab_size)
         element = activation if counted.fused else residual  # a CPU's plain kernels also keep what autocast widens
-        parts["logits"] = round(min(counted.n_logits, chunk)) * (4 + activation)
+        parts["logits"] = _logit_bytes(counted.n_logits, counted, activation)
         # Logits are gone before the blocks' backward pass begins.
         parts["temporary"] = max(0, counted.working * element - parts["logits"])
         if evaluated is not None:
-            logits = round(min(evaluated.n_logits, chunk)) * (4 + activation)
+            logits = _logit_bytes(evaluated.n_logits, counted, activation)
             in_training = parts["gradients"] + parts["activations"] + parts["logits"] + parts["temporary"]
             parts["evaluation"] = max(0, evaluated.peak * element + logits - in_training)
         passing = sum(parts.get(name, 0) for name in ("activations", "logits", "temporary", "evaluation"))
         parts["fragmentation"] = round(fragmentation * passing)
     parts["process"] = process
     return parts | {"total": sum(parts.values())}
+
+
+def _logit_bytes(n_logits: float, counted: TrainingPass, activation: int) -> int:
+    """A chunk of logits, and its softmax in float32; where there are several, a CPU takes a few positions at a time."""
+    chunk = max(CHUNK_ELEMENTS_GPU if counted.fused else CHUNK_ELEMENTS_CPU, counted.vocab_size)
+    held = in_softmax = min(n_logits, chunk)
+    if n_logits > chunk and not counted.fused:
+        in_softmax = min(held, softmax_rows_cpu(counted.vocab_size) * counted.vocab_size)
+    return round(held) * activation + round(in_softmax) * 4
 
 
 def _tensor_parallel(model: LanguageModel) -> set[nn.Parameter]:

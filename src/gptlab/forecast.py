@@ -11,7 +11,7 @@ from gptlab.distributed.config import SHARDED, Layout, Recompute
 from gptlab.errors import UserError
 from gptlab.models.base import LanguageModel
 from gptlab.steps import Steps
-from gptlab.training.config import eval_batch_size
+from gptlab.training.config import eval_micro_batch_size
 from gptlab.units import bytes_text, flops_text, plural, significant, table
 
 if TYPE_CHECKING:
@@ -270,7 +270,10 @@ def make_plan(
     try:
         counted = costs.training_pass(model, config.context_length, micro_batch_size=micro_batch_size, **passes)
         if data.n_tokens("val"):
-            batch_size = eval_batch_size(config.context_length, config.micro_batch_size)
+            alone_on_cpu = devices.accelerator == "cpu" and devices.world_size == 1
+            batch_size = eval_micro_batch_size(
+                config.context_length, config.micro_batch_size, alone_on_cpu=alone_on_cpu
+            )
             evaluated = costs.forward_pass(model, config.context_length, batch_size=batch_size, **passes)
     except (RuntimeError, TypeError) as error:  # a model of a plugin may read values
         uncounted = f"the model does not run on the meta device, {str(error).splitlines()[0]}"

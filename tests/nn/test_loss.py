@@ -52,6 +52,40 @@ def test_equals_explicit_maths_with_all_gradients(chunk_size, ignored, scale, so
         near(gradient, wanted, 2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_of_uninitialized_memory_is_kept(monkeypatch, dtype):
+    monkeypatch.setattr(loss.torch, "empty_like", lambda x, **options: torch.full_like(x, torch.nan, **options))
+    hidden, weight, shift, targets = example(bias=True, dtype=dtype)
+    linear_cross_entropy(hidden, LMHead(weight, shift), targets, chunk_size=7).backward()
+    assert all(x.grad.isfinite().all() for x in (hidden, weight, shift))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 50])
+def test_positions_that_go_through_the_softmax_together_change_nothing(monkeypatch, rows):
+    def found(n):
+        monkeypatch.setattr(loss, "softmax_rows_cpu", lambda vocab_size: n)
+        hidden, weight, shift, targets = example(bias=True)
+        targets[1, 3:5] = -100
+        total = linear_cross_entropy(hidden, LMHead(weight, shift, softcap=3.0), targets, chunk_size=12)
+        return [total.detach(), *torch.autograd.grad(total, (hidden, weight))]
+
+    assert all(map(torch.equal, found(rows), found(1000)))
+
+
+def test_the_softmax_is_never_a_copy_of_a_whole_chunk_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(loss, "softmax_rows_cpu", lambda vocab_size: 8)
+    rows, softmax = [], torch.log_softmax
+
+    def watched(scores, *args, **options):
+        rows.append(len(scores))
+        return softmax(scores, *args, **options)
+
+    monkeypatch.setattr(loss.torch, "log_softmax", watched)
+    hidden, weight, _, targets = example(bias=False)
+    linear_cross_entropy(hidden, LMHead(weight), targets, chunk_size=20).backward()
+    assert rows == [8, 8, 1, 8, 8]
+
+
 def test_other_ignore_index_and_all_ignored():
     hidden, weight, _, targets = example(bias=False)
     for chunk_size in (4, 100):

@@ -256,12 +256,15 @@ def help_text(overrides: list[str], config_dir: str | None = None) -> str:
 
 
 def _train(composed: DictConfig, overrides: list[str]) -> None:
+    from gptlab.distributed.lightning_import import import_lightning_alone
     from gptlab.distributed.signals import end_with_starter, requeue_before_the_first_step
 
     end_with_starter()
     requeue_before_the_first_step()
     config = composition.resolve(composed, overrides)
     # torch and lightning take seconds to import: only an accepted config pays for them.
+    if not config.plugins and not config.callbacks.extra:  # nobody else's code
+        import_lightning_alone()
     from gptlab.training.loop import train
 
     train(config, command=continue_command(sys.argv), sweep=_sweep_of(Path(config.folder())))

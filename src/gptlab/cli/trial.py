@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
 
 def _train(arguments: list[str]) -> None:
     from gptlab.cli.options import load_plugins
+    from gptlab.distributed.lightning_import import import_lightning_alone
     from gptlab.errors import UserError
     from gptlab.lab.trials import read_frozen
 
@@ -33,6 +34,8 @@ def _train(arguments: list[str]) -> None:
         raise UserError("name the folder of a sweep's trial, as in python -m gptlab.cli.trial runs/SWEEP/TRIAL")
     folder = Path(rest[0])
     config = read_frozen(folder)
+    if not config.plugins and not config.callbacks.extra:  # nobody else's code
+        import_lightning_alone()
     from gptlab.training.loop import train  # takes seconds to import
 
     train(config, command="the command of the sweep", sweep=folder.resolve().parent.name)

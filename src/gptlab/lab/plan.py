@@ -32,7 +32,7 @@ from gptlab.lab.scaling_law import ScalingLaw
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import Capability
-from gptlab.training.config import eval_batch_size
+from gptlab.training.config import eval_micro_batch_size
 from gptlab.training.finetune import prepare_finetuning
 
 PROCESS_BYTES = round(0.44 * 2**30)  # Python, torch and Lightning on a CPU (Linux, torch 2.13)
@@ -150,7 +150,11 @@ class Planner:
             return zero_paper_bytes(self.parameters["trained"], strategy.type, self.devices.count)
         evaluated = None
         if self.config.data.has_validation:
-            batch_size = eval_batch_size(self.config.context_length, micro_batch_size or self.config.micro_batch_size)
+            batch_size = eval_micro_batch_size(
+                self.config.context_length,
+                micro_batch_size or self.config.micro_batch_size,
+                alone_on_cpu=self.devices.kind.is_cpu and self.devices.count == 1,
+            )
             if batch_size not in self._evaluated:
                 self._evaluated[batch_size] = costs.forward_pass(
                     self.model, self.config.context_length, batch_size=batch_size, **self.about

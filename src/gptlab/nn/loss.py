@@ -14,6 +14,10 @@ IGNORE_INDEX = -100
 # to hide the pass over the weight's gradient that ends each chunk.
 CHUNK_ELEMENTS_CPU = 2**24
 CHUNK_ELEMENTS_GPU = 2**27
+# Of a chunk a CPU takes so many through the softmax at a time, which then stay in its cache and need no second chunk;
+# or more, so that each thread has some positions.
+SOFTMAX_ELEMENTS_CPU = 2**20
+ROWS_PER_THREAD = 8
 
 
 @dataclass(slots=True)
@@ -126,6 +130,21 @@ def _check_targets(targets: Tensor, vocab_size: int, ignore_index: int) -> None:
         )
 
 
+def softmax_rows_cpu(vocab_size: int) -> int:
+    """How many positions of a chunk go through the softmax together on a CPU."""
+    return max(ROWS_PER_THREAD * torch.get_num_threads(), SOFTMAX_ELEMENTS_CPU // vocab_size)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """Add a @ b to `total`, in its dtype; the first product is written over what it holds."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b, beta=0 if first else 1)
+    elif first:
+        total.copy_(a @ b)
+    else:
+        total += a @ b
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """The gradients of a sum of log-probabilities are ready when the loss is; backward only scales them."""
 
@@ -137,36 +156,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets = targets.masked_fill(ignored, 0)
         matrix, shift = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if for_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
+        d_weight = torch.empty_like(weight, dtype=torch.float32) if for_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if for_bias and bias is not None else None
         log_p_targets = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        counted = (~ignored).float()
 
         n_chunks = -(-len(targets) // chunk_size)
         size = -(-len(targets) // n_chunks)  # all chunks alike: no short one at the end
+        n_rows = softmax_rows_cpu(len(weight)) if hidden.device.type == "cpu" else size
         for start in range(0, len(targets), size):
             chunk = slice(start, start + size)
-            target = targets[chunk, None]
-            log_p = F.linear(inputs[chunk], matrix, shift)  # (N, V)
-            if softcap is not None:
-                saturation = torch.tanh_(log_p.float() / softcap)
-                log_p = saturation * softcap
-            log_p = torch.log_softmax(log_p, -1, dtype=torch.float32)
-            log_p_target = log_p.gather(1, target)  # (N, 1)
-            log_p_targets[chunk] = log_p_target[:, 0]
-            if d_hidden is None and d_weight is None and d_bias is None:
-                continue
-            d_logits = log_p.exp_().scatter_(1, target, log_p_target.exp_().sub_(1))
-            if softcap is not None:
-                d_logits *= saturation.square_().neg_().add_(1)
-            if d_bias is not None:
-                d_bias += d_logits.T.mv((~ignored[chunk]).float())
-            d_logits = d_logits.to(hidden.dtype)
+            logits = F.linear(inputs[chunk], matrix, shift)  # (N, V)
+            parts = (logits, targets[chunk, None], log_p_targets[chunk, None], counted[chunk])
+            for scores, target, log_p_target, counts in zip(*(part.split(n_rows) for part in parts), strict=True):
+                capped = scores
+                if softcap is not None:
+                    saturation = torch.tanh_(scores.float() / softcap)
+                    capped = saturation * softcap
+                log_p = torch.log_softmax(capped, -1, dtype=torch.float32)
+                torch.gather(log_p, 1, target, out=log_p_target)
+                if d_hidden is None and d_weight is None and d_bias is None:
+                    continue
+                d_logits = log_p.exp_().scatter_(1, target, log_p_target.exp().sub_(1))
+                if softcap is not None:
+                    d_logits *= saturation.square_().neg_().add_(1)
+                if d_bias is not None:
+                    d_bias += d_logits.T.mv(counts)
+                scores.copy_(d_logits)
             if d_hidden is not None:
-                torch.mm(d_logits, matrix, out=d_hidden[chunk])
-            if d_weight is not None and hidden.dtype == torch.float32:
-                d_weight.addmm_(d_logits.T, inputs[chunk])
-            elif d_weight is not None:
-                d_weight += d_logits.T @ inputs[chunk]
+                torch.mm(logits, matrix, out=d_hidden[chunk])
+            if d_weight is not None:
+                _add_product(d_weight, logits.T, inputs[chunk], first=start == 0)
 
         if d_hidden is not None:
             d_hidden.mul_(scale).masked_fill_(ignored[:, None], 0)

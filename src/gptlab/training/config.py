@@ -563,12 +563,23 @@ class CallbacksConfig:
             )
 
 
-EVAL_TOKENS = 16_384  # of one forward pass without gradients
+EVAL_TOKENS = 16_384  # of a batch of an evaluation
+EVAL_TOKENS_CPU = 4_096  # of one forward pass without gradients on a CPU, which is as fast with few
 
 
 def eval_batch_size(context_length: int, micro_batch_size: int | None) -> int:
-    """How many sequences an evaluation scores at once."""
+    """How many sequences a batch of an evaluation has."""
     return max(micro_batch_size or 1, EVAL_TOKENS // context_length, 1)
+
+
+def eval_micro_batch_size(context_length: int, micro_batch_size: int | None, *, alone_on_cpu: bool) -> int:
+    """How many of these an evaluation scores at once.
+
+    Ranks score whole batches, so that all of them run the model equally often.
+    """
+    if not alone_on_cpu:
+        return eval_batch_size(context_length, micro_batch_size)
+    return max(micro_batch_size or 1, EVAL_TOKENS_CPU // context_length, 1)
 
 
 def is_whole(limit: Any) -> bool:

@@ -20,12 +20,12 @@ from gptlab.models.build import initial_values, shape_model
 from gptlab.models.config import ModelConfig
 from gptlab.objectives.base import Batch, Objective, logged_means, training_counts
 from gptlab.runs.initial_weights import load_initial
-from gptlab.training.config import FinetuneConfig, OptimizerConfig
+from gptlab.training.config import FinetuneConfig, OptimizerConfig, eval_micro_batch_size
 from gptlab.training.finetune import prepare_finetuning
 from gptlab.training.optimizers import build_optimizer
 from gptlab.training.schedule import Schedule
 from gptlab.training.spikes import SpikeDetector
-from gptlab.training.step import gradients_of, loss_and_gradients, reseed, set_lr, target_scales
+from gptlab.training.step import gradients_of, loss_and_gradients, micro_batches, reseed, set_lr, target_scales
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,15 +263,24 @@ class LanguageModule(lightning.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.evaluation = self._means(whole=self.whole_test)
 
-    def _add(self, split: str, batch: Batch) -> None:
-        counts = self.objective.counts(batch)
-        terms = {name: term for name, term in self.objective.loss(self.model, batch).items() if term.logged}
-        values = [*(term.sum for term in terms.values()), *counts.values()]
-        sums = torch.stack([self._on_device(value).double() for value in values])
-        if not batch["counts"]:  # it only keeps this rank in step with the others, who may have all the batches
-            sums = torch.zeros_like(sums)
-        self._sums[split] = self._sums[split] + sums if split in self._sums else sums
-        self._summed = terms, list(counts)
+    def _add(self, split: str, batch: dict[str, Any]) -> None:
+        does_count = batch["counts"]
+        for part in self._eval_micro_batches({name: value for name, value in batch.items() if name != "counts"}):
+            counts = self.objective.counts(part)
+            terms = {name: term for name, term in self.objective.loss(self.model, part).items() if term.logged}
+            values = [*(term.sum for term in terms.values()), *counts.values()]
+            sums = torch.stack([self._on_device(value).double() for value in values])
+            if not does_count:  # it only keeps this rank in step with the others, who may have all the batches
+                sums = torch.zeros_like(sums)
+            self._sums[split] = self._sums[split] + sums if split in self._sums else sums
+            self._summed = terms, list(counts)
+
+    def _eval_micro_batches(self, batch: Batch) -> list[Batch]:
+        """A batch of an evaluation in the parts that are scored at once."""
+        n_tokens = next(iter(batch.values()))[0].numel()  # of a sequence
+        alone_on_cpu = self.device.type == "cpu" and self.trainer.world_size == 1
+        size = eval_micro_batch_size(max(1, n_tokens), self.micro_batch_size, alone_on_cpu=alone_on_cpu)
+        return micro_batches(batch, size if alone_on_cpu else None)
 
     def _means(self, *, whole: bool) -> dict[str, float]:
         """Means over the targets of all ranks, and of a mixture over its sources."""
