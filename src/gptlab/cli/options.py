@@ -129,6 +129,8 @@ def compose(overrides: list[str], of: str) -> Any:
 
 def html_path(given: str, name: str) -> Path:
     """The file that `html=` means, `name` within a folder; UserError where it is no page or has no folder."""
+    if not given.strip():  # which Path takes for this folder
+        raise UserError(f"html= is empty; name a file that ends in .html or a folder, such as html={name}")
     path = Path(given).expanduser()
     path = path / name if path.is_dir() else path
     if path.suffix.lower() not in (".html", ".htm"):

@@ -18,6 +18,8 @@ BETWEEN_RUNS_SECONDS = 90  # a sweep may take to start its next trial
 
 def page_path(path: str | Path, name: str = PAGE) -> Path:
     """Where a page is written: a file that ends in .html, or one called `name` in a folder; UserError otherwise."""
+    if isinstance(path, str) and not path.strip():  # which Path takes for this folder
+        raise UserError(f"html= is empty; name a file that ends in .html or a folder, such as html={name}")
     path = Path(path).expanduser()
     found = path / name if path.is_dir() else path
     if found.suffix.lower() not in (".html", ".htm"):

@@ -108,6 +108,8 @@ def reproduce(
     """
     from gptlab.training.loop import train
 
+    if isinstance(to, str) and not to.strip():  # which Path takes for this folder
+        raise UserError("to= is empty; name a folder for the new run, or leave it out")
     opened = open_run(run)
     whole = opened.path.resolve()  # of `.` too
     folder = Path(to).expanduser() if to is not None else whole.with_name(f"{whole.name}-again")
