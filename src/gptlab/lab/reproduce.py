@@ -158,7 +158,12 @@ def _open(run: Run, folder: Path) -> None:
         return
     if (folder / "config.yaml").is_file() or (folder / "metrics.csv").is_file():
         raise UserError(f"to={folder} holds a run that is no repetition; name another folder with to=FOLDER")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"to={folder} cannot be made ({error.strerror or error}); name another folder with to=FOLDER"
+        ) from None
     copy_record(run.path, folder, None)
     content = {"run_id": run.config.run_id(), "path": str(run.path.resolve())}
     write_text_atomic(named, yaml.safe_dump(content))
