@@ -121,7 +121,7 @@ def generate(arguments: list[str]) -> None:
     device = find_device(config.device)
     assert config.run is not None  # `check` asks for it
     model, tokenizer, end_ids = load_model(config.run, "run")
-    draft = _draft_model(config.draft_model, config, tokenizer, model) if config.draft_model else None
+    draft = _draft_model(config.draft_model, config, tokenizer, model) if config.draft_model is not None else None
     encoded = encode_prompts(prompts, tokenizer, model, f"run={config.run}")
     if (note := beyond_training(encoded, model)) is not None:
         print(f"warning: {note}", file=sys.stderr)
