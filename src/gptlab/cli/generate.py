@@ -23,6 +23,7 @@ from gptlab.cli.options import (
 from gptlab.errors import UserError
 from gptlab.generation.config import SEED, GenerateConfig, OutputFormat
 from gptlab.quoting import unescaped
+from gptlab.units import plural
 
 if typing.TYPE_CHECKING:
     from gptlab.data.tokenizers.tokenizer import Tokenizer
@@ -155,7 +156,7 @@ def generate(arguments: list[str]) -> None:
     if (note := cut_by_window(lengths, model)) is not None:
         print(f"note: {note}", file=sys.stderr)
     n_tokens = sum(len(result.tokens) for result in results)
-    print(f"{n_tokens:,} tokens in {seconds:.2f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
+    print(f"{plural(n_tokens, 'token')} in {seconds:.2f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
 
 class _Screen:

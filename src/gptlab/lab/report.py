@@ -10,6 +10,7 @@ from gptlab.lab.collect import RunRecord, collect, higher_is_better
 from gptlab.lab.compare import RunComparison, compare_records
 from gptlab.lab.page import Verdicts, metric_names, write_page
 from gptlab.training.plot import OverlaidRun, plot_overlaid
+from gptlab.units import plural
 
 PAGE = "compare.html"
 PICTURE = "loss.png"
@@ -45,7 +46,8 @@ def write_comparison(
     """Write the page of these runs, with what `found` says of their differences; UserError where it cannot be."""
     records = records if found is None else found.records  # in the groups of that comparison
     names = sorted({record.folder.parent.name for record in records})
-    title = f"{len(records)} runs" if len(names) != 1 else f"{names[0]}: {len(records)} runs"
+    title = plural(len(records), "run")
+    title = title if len(names) != 1 else f"{names[0]}: {title}"
     said = verdicts(found) if found is not None else None
     try:
         return write_page(records, path, title=title, verdicts=said, reload_seconds=reload_seconds)

@@ -19,6 +19,7 @@ from gptlab.runs.amendments import Amendment
 from gptlab.runs.folder import RunFolder
 from gptlab.training.plot import plot_loss
 from gptlab.training.spikes import LossJump
+from gptlab.units import plural
 
 SPLITS = (("val", "validation"), ("train_eval", "training, in eval mode"), ("test", "test"))
 
@@ -90,7 +91,8 @@ def report(
     early = (
         " (stopped early)" if summary["stopped_early"] else "" if summary["finished"] else " (ended before the budget)"
     )
-    lines.append(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s{early}")
+    steps = plural(summary["steps"], "step")
+    lines.append(f"{steps}, {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s{early}")
     if objective.per_byte:
         lines.append(f"unigram entropy of the training text {summary['unigram_entropy']:.4f} nats per token")
     for split, label in SPLITS:
