@@ -157,6 +157,8 @@ REFUSED = {
     "model.bias=maybe": ["model.bias=maybe must be true or false"],
     "data=text data.path=": ["data.path= is empty"],
     "resume=": ["resume= is empty"],
+    "data=mixture data.sources.a=stdlib data.sources.a.weight=0.5": ["write data.weights.a=0.5"],
+    "data=mixture data.sources.a=stdlib data.sources.a.schedule=[[0,1]]": ["write data.schedule.a=[[0,1]]"],
     "logger=null": ["no logger is the default; leave it out"],
     "callbacks.sample=null callbacks.sample.prompt=x": [
         "callbacks.sample.prompt has no effect with callbacks.sample=null"

@@ -56,11 +56,16 @@ def bounded(
 
 
 def check_bounds(config: Any, prefix: str = "") -> None:
-    """Refuse a value outside its field's bounds; `prefix` is how the config's keys begin, as "model."."""
+    """Refuse a value outside its field's bounds, and an infinite number in a field that has any.
+
+    `prefix` is how the config's keys begin, as "model.".
+    """
     for f in fields(config):
         bounds, value = f.metadata.get(BOUNDS), getattr(config, f.name)
         if bounds is not None and value is not None and not bounds.hold(value):
             raise UserError(f"{prefix}{f.name}={shown(value)} {bounds}")
+        if bounds is not None and isinstance(value, float) and math.isinf(value):
+            raise UserError(f"{prefix}{f.name}={shown(value)} must be finite{bounds.hint and f'; {bounds.hint}'}")
 
 
 def shown(value: Any) -> str:

@@ -328,6 +328,8 @@ def _refuse_of_mixture(key: str, value: str, presets: Sequence[str]) -> None:
         return _refuse_preset(key, value, presets)
     if option == "type":
         raise UserError(f"{key} follows from the preset; choose one with {SOURCES}{name}={value}")
+    if beside := [owner for owner in OF_MIXTURES[1:] if owner.rpartition(".")[2].rstrip("s") == option.rstrip("s")]:
+        raise UserError(f"unknown config key {key}; it stands beside the sources: write {beside[0]}.{name}={value}")
     if option not in (*known, "preset") and not option.startswith("chat."):
         raise UserError(
             f"unknown config key {key}: {option} is no key of a source{did_you_mean(option, sorted(known))}; a source "

@@ -46,6 +46,8 @@ def test_a_path_with_an_equals_sign_is_no_option(sweep, monkeypatch):
         (["my runs", "metrc=val/loss"], "unknown option metrc of gptlab compare; did you mean metric?"),
         (["my runs", "at=worst"], "at=worst is unknown; known: last, best"),
         (["my runs", "effect=0"], "effect=0.0 must be above 0"),
+        (["my runs", "effect=inf"], "effect=inf must be finite"),
+        (["my runs", "html="], "html= is empty; name a file that ends in .html or a folder, such as html=compare.html"),
         (["my runs", "by_run=maybe"], "by_run=maybe must be true or false"),
         (["my runs", "metric=val/accuracy"], "metric=val/accuracy is a metric of none of these runs"),
         (["elsewhere"], "elsewhere does not exist"),

@@ -8,7 +8,7 @@ import pytest
 from small_runs import write_run
 
 from gptlab import plugins
-from gptlab.cli import amend, convert, evaluate, generate
+from gptlab.cli import amend, convert, embed, evaluate, generate, inspect, reproduce, verify
 from gptlab.cli.options import carry_out, load_plugins, read, without_last_line_end
 from gptlab.errors import UserError
 from gptlab.fields import bounded
@@ -175,3 +175,17 @@ def test_own_options_beside_overrides(arguments, code, printed, capsys):
     assert found == code and printed in (out if code == 0 else err)
     assert carry_out([], Own, action, of="gptlab some", help=lambda: "made when asked\n") == 0
     assert capsys.readouterr().out == "made when asked\n"
+
+
+@pytest.mark.parametrize("command", [verify, reproduce])
+def test_an_infinite_tolerance_would_confirm_everything(command, capsys):
+    assert command.main(["runs/a", "tolerance=inf"]) == 2
+    assert "tolerance=inf must be finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [amend, embed, evaluate, generate, inspect], ids=lambda command: command.__name__)
+def test_a_run_without_its_key_is_answered_with_it(command, tmp_path, capsys):
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    assert command.main([str(folder), "seed=1"]) == 2
+    assert capsys.readouterr().err == f"error: {folder} lacks its key; write 'run={folder}'\n"

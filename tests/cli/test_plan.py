@@ -61,7 +61,12 @@ def test_a_device_of_the_users_own(say):
         (["device=h10"], ["device=h10", "did you mean h100", "peak_tflops="]),
         (["compare=presicion"], ["compare=presicion", "precision"]),
         (["accounting=deepspeed"], ["accounting=deepspeed", "zero_paper"]),
+        (["compare="], ["compare= is unknown", "precision"]),
+        (["compare=[precision"], ["compare=[precision is unknown", "[precision,strategy]"]),
         (["known=true", "model=small"], ["known=true", "leave out model=small"]),
+        (["known=true", "device=h100"], ["known=true is about no device", "leave out device="]),
+        (["compute=1e21", "price_per_hour=3"], ["compute= is about no device", "leave out price_per_hour="]),
+        (["--config-dir"], ["--config-dir needs a value"]),
         (["mfu=1.5"], ["mfu=1.5"]),
         (["model.n_lyer=3"], ["n_lyer", "did you mean"]),
         (["tokenizer=char", "model=small"], ["tokenizer=char", "model.vocab_size=N"]),
@@ -72,6 +77,7 @@ def test_a_device_of_the_users_own(say):
         (["model=small", "device=h100", "compare=precision", "accounting=zero_paper"], ["zero_paper", "leave it out"]),
         (["--known"], ["--known", "gptlab plan --help"]),
         (["price_per_hour=-1"], ["price_per_hour"]),
+        (["memory_gb=1e300"], ["memory_gb=1e+300 is outside"]),
     ],
 )
 def test_wrong_input(say, arguments, parts):

@@ -88,6 +88,7 @@ def test_bad_input_of_a_fit(say, folder):
         (["runs"], "gptlab scaling fit runs"),
         (["bootstrap=5"], "ladder= is missing"),
         (["ladder=none.yaml"], "ladder=none.yaml cannot be read"),
+        (["ladder="], "ladder= is empty"),
         (["ladder=none.yaml", "plots=x.png"], "plots= is of gptlab scaling fit"),
         (["ladder=none.yaml", "--force"], "--force is not an option"),
         (["ladder=none.yaml", "n_bootstrap=5"], "did you mean bootstrap?"),

@@ -122,6 +122,7 @@ def test_names_are_unique_and_as_short_as_can_be(tmp_path):
         ("empty", r"empty holds no run: .*metrics\.csv; name a run folder"),
         ("file", r"file is a file; name a run folder"),
         ("no*", r"no\* matches nothing"),
+        ("", r"the name of a run is empty"),
         ("e*", r"e\* matches no run folder"),
         (None, r"no runs to compare; name run folders"),
     ],

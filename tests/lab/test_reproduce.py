@@ -53,6 +53,10 @@ def test_a_run_is_reproduced_bit_for_bit_and_the_command_may_be_repeated(trained
     assert rows[0] == rows[1] and rows[0][1]["train/lr"] == pytest.approx(5e-3 / 3)
     with pytest.raises(UserError, match="holds a run that is no repetition"):
         reproduce(again, trained)
+    with pytest.raises(UserError, match="to= is empty"):  # not this folder
+        reproduce(trained, "")
+    with pytest.raises(UserError, match=r"cannot be made \(.+\); name another folder with to=FOLDER"):
+        reproduce(trained, trained / "config.yaml" / "again")
     with pytest.raises(UserError, match="is the run itself"):
         reproduce(trained, trained)
 

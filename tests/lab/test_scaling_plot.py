@@ -36,6 +36,8 @@ def test_where_a_picture_goes(tmp_path):
     for wrong in ("x.pdf", "none/x.png"):
         with pytest.raises(UserError, match="plots="):
             picture_path(tmp_path / wrong)
+    with pytest.raises(UserError, match="plots= is empty"):  # not this folder
+        picture_path("")
 
 
 def test_a_page_holds_its_picture_and_escapes_its_title(law, tmp_path):

@@ -32,6 +32,8 @@ def test_columns_and_places():
     assert "10-18 of 60" in lines[1] and lines[1].endswith('"noise"') and "b.txt" in lines[2]
     assert len({line.index(text) for line, text in zip(lines[1:], ('"noise"', '"calm"'), strict=True)}) == 1
     assert documents_text(read(), 1).endswith("and 1 more, which the page and output=json list")
+    often = DocumentRead(source="", number=0, begin=0, end=90, parts=[(0, n, n + 9) for n in (0, 20, 40, 60)])
+    assert tokens_of(often) == "0-9, 20-29, 40-49 and 1 part of 90"
     unknown = DocumentRead(source="", number=None, begin=30, end=47, parts=[(0, 30, 47)])
     assert tokens_of(unknown) == "30-47"
 

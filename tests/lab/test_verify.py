@@ -182,6 +182,9 @@ def test_an_unchanged_run_is_confirmed_and_taken_again_bit_for_bit(trained, caps
     heads = [entries[5]["head"][:16], "0" * 16]
     for published, confirmed in zip(heads, (True, False), strict=True):
         assert verify(trained, segments=0, head=published).is_confirmed is confirmed
+    for no_head in ("", "head", entries[5]["head"][:7]):
+        with pytest.raises(UserError, match="is no head of a hash chain; give the 8 hexadecimal digits"):
+            verify(trained, segments=0, head=no_head)
 
 
 def tokens_of(run: Path) -> Path:

@@ -7,6 +7,8 @@ from small_runs import small_run, step_rows
 from gptlab.config import config_from_plain, to_plain
 from gptlab.errors import UserError
 from gptlab.runs import checkpoint
+from gptlab.runs.initial_weights import open_weights
+from gptlab.runs.named_tokenizer import tokenizer_named, tokenizer_of_model
 from gptlab.runs.run import open_run
 from gptlab.training.config import CallbacksConfig, CheckpointConfig, SpikeAction, SpikeConfig
 from gptlab.training.loop import train
@@ -86,3 +88,14 @@ def test_a_config_of_another_version_is_refused_by_key(tmp_path, change, message
     plain = to_plain(small_run(tmp_path / "run")) | change
     with pytest.raises(UserError, match=f"saved.yaml.*{message}"):
         config_from_plain(plain, "saved.yaml")
+
+
+def test_no_name_does_not_mean_the_current_folder(trained, monkeypatch):
+    config, _ = trained
+    monkeypatch.chdir(config.run_dir)
+    assert open_run(".").config == config  # which holds a run
+    with pytest.raises(UserError, match="the run's folder is empty"):
+        open_run("")
+    for opened in (tokenizer_of_model, tokenizer_named, open_weights):
+        with pytest.raises(UserError, match="run= is empty; name a"):
+            opened(" ", "run")

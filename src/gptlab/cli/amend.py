@@ -7,7 +7,7 @@ from typing import Any
 
 from gptlab import composition
 from gptlab.cli.guard import guard
-from gptlab.cli.options import load_plugins, split
+from gptlab.cli.options import load_plugins, refuse_bare_run, split
 from gptlab.config import ALTERNATIVES, to_plain
 from gptlab.errors import UserError
 from gptlab.overrides import refuse_unknown_key
@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
 
 def amend(arguments: list[str]) -> None:
     """Check the overrides against the run's config and record them for the run to apply."""
+    refuse_bare_run(arguments, ("run",))
     overrides: dict[str, str] = {}
     for key, value in split(arguments):
         if not value:

@@ -84,7 +84,7 @@ def show(arguments: list[str]) -> None:
     check_bounds(own)
     if not runs:
         raise UserError("gptlab compare needs runs; name run folders such as runs/NAME, 'runs/*' or a sweep's folder")
-    page = page_path(own.html or PAGE) if own.html is not None or own.watch else None
+    page = page_path(PAGE if own.html is None else own.html) if own.html is not None or own.watch else None
     if page is not None and own.watch:
         if own.output is OutputFormat.json:
             raise UserError("watch=true prints lines as runs go on, and no JSON; leave out output=json or watch=true")

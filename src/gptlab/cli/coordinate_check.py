@@ -7,7 +7,7 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptlab.cli.options import carry_out, compose, print_text
+from gptlab.cli.options import carry_out, compose, html_path, print_text
 from gptlab.errors import UserError
 from gptlab.fields import bounded
 from gptlab.generation.config import OutputFormat
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
 def _check(own: Options, overrides: list[str]) -> bool:
     if not own.coordinate_check:
         raise UserError(f"{KEY}=false asks for nothing; leave it out to inspect the data")
-    page = None if own.html is None else _page_path(own.html)
+    page = None if own.html is None else html_path(own.html, PAGE)
     config = compose(overrides, "gptlab inspect")
     checks = _checks(own, config)
     given = config.model.parametrization.value
@@ -155,14 +155,6 @@ def _sizes(key: str, text: str | None) -> list[int]:
     if len(found) < 2 or found[0] < 1:
         raise UserError(f"{key}={text} must be two whole numbers or more, such as {key}=32,64,128")
     return found
-
-
-def _page_path(given: str) -> Path:
-    path = Path(given).expanduser()
-    path = path / PAGE if path.is_dir() else path
-    if path.suffix != ".html":
-        raise UserError(f"html={given} must end in .html, or name a folder that is there")
-    return path
 
 
 def _written(key: str, path: Path, write: typing.Callable[[], typing.Any]) -> typing.Any:

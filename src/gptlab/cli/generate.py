@@ -23,6 +23,7 @@ from gptlab.cli.options import (
 from gptlab.errors import UserError
 from gptlab.generation.config import SEED, GenerateConfig, OutputFormat
 from gptlab.quoting import unescaped
+from gptlab.units import plural
 
 if typing.TYPE_CHECKING:
     from gptlab.data.tokenizers.tokenizer import Tokenizer
@@ -121,7 +122,7 @@ def generate(arguments: list[str]) -> None:
     device = find_device(config.device)
     assert config.run is not None  # `check` asks for it
     model, tokenizer, end_ids = load_model(config.run, "run")
-    draft = _draft_model(config.draft_model, config, tokenizer, model) if config.draft_model else None
+    draft = _draft_model(config.draft_model, config, tokenizer, model) if config.draft_model is not None else None
     encoded = encode_prompts(prompts, tokenizer, model, f"run={config.run}")
     if (note := beyond_training(encoded, model)) is not None:
         print(f"warning: {note}", file=sys.stderr)
@@ -155,7 +156,7 @@ def generate(arguments: list[str]) -> None:
     if (note := cut_by_window(lengths, model)) is not None:
         print(f"note: {note}", file=sys.stderr)
     n_tokens = sum(len(result.tokens) for result in results)
-    print(f"{n_tokens:,} tokens in {seconds:.2f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
+    print(f"{plural(n_tokens, 'token')} in {seconds:.2f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
 
 class _Screen:

@@ -71,7 +71,7 @@ class Options:
     plots: str | None = None
     plots_format: PictureFormat = PictureFormat.png
     n_shown: int = bounded(N_SHOWN, ge=1)
-    sample_mb: float = bounded(16.0, gt=0, lt=math.inf)
+    sample_mb: float = bounded(16.0, ge=0.001, lt=math.inf)
     by_token: bool = False
     losses: bool = True
     checkpoint: str | None = None

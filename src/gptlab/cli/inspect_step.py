@@ -69,7 +69,7 @@ def show_step(own: "Options", step: int, overrides: list[str]) -> None:
         by_source = Counter(source["name"] for source in of_mixture)
         counts += "; " + ", ".join(f"{n:,} of {name}" for name, n in sorted(by_source.items()))
     title = f"step {step:,} of {own.run if run is not None else 'a run'}"
-    what = f"{n_examples:,} examples with {counts}"
+    what = f"{plural(n_examples, 'example')} with {counts}"
     if page is not None:
         told = [("data", data.description), ("read", what), *facts]
         try:

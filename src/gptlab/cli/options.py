@@ -3,7 +3,7 @@
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ def carry_out(
     overrides = [argument for argument in arguments if argument.partition("=")[0] not in known]
 
     def checked() -> int | None:
+        refuse_bare_run(arguments, hints)
         options = kind(**read(own, hints, of, foreign))
         check_bounds(options)
         return action(options, overrides)
@@ -58,6 +59,14 @@ def split(arguments: list[str]) -> list[tuple[str, str]]:
     return found
 
 
+def refuse_bare_run(arguments: list[str], keys: Container[str]) -> None:
+    """Refuse the path of a run without `run=`, which other commands take, where `run` is among the keys."""
+    if "run" in keys:
+        for argument in arguments:
+            if "=" not in argument and "/" in argument and Path(argument).expanduser().exists():
+                raise UserError(f"{argument} lacks its key; write {shlex.quote(f'run={argument}')}")
+
+
 def load_plugins(arguments: list[str]) -> list[str]:
     """Import the modules that `plugins=` names; returns the other arguments."""
     plugins.load(plugins.named_in(arguments))
@@ -71,6 +80,7 @@ def read(arguments: list[str], hints: Mapping[str, Any], of: str, foreign: Mappi
     be given several times, once per item. `foreign` maps other programs' names to ours. UserError for an unknown key,
     for one that is given twice, and for a value of another type.
     """
+    refuse_bare_run(arguments, hints)
     values: dict[str, Any] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -129,6 +139,8 @@ def compose(overrides: list[str], of: str) -> Any:
 
 def html_path(given: str, name: str) -> Path:
     """The file that `html=` means, `name` within a folder; UserError where it is no page or has no folder."""
+    if not given.strip():  # which Path takes for this folder
+        raise UserError(f"html= is empty; name a file that ends in .html or a folder, such as html={name}")
     path = Path(given).expanduser()
     path = path / name if path.is_dir() else path
     if path.suffix.lower() not in (".html", ".htm"):

@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 import typing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -57,14 +57,14 @@ class Comparison(Enum):
 @dataclass(kw_only=True, slots=True)
 class _Options:
     device: str = "cpu"
-    peak_tflops: float | None = bounded(None, gt=0, lt=math.inf)
-    memory_gb: float | None = bounded(None, gt=0, lt=math.inf)
+    peak_tflops: float | None = bounded(None, gt=0, le=1e9)
+    memory_gb: float | None = bounded(None, gt=0, le=1e9)
     watts: float | None = bounded(None, gt=0, lt=math.inf)
     mfu: float = bounded(0.4, gt=0, le=1)
     tokens_per_second: float | None = bounded(None, gt=0, lt=math.inf)
     price_per_hour: float | None = bounded(None, ge=0, lt=math.inf)
     layers: bool = False
-    compare: str = ""
+    compare: str | None = None
     accounting: str = "gptlab"
     compute: float | None = bounded(None, gt=0, lt=math.inf)
     law: str | None = None
@@ -94,7 +94,7 @@ def _answer(own: _Options, overrides: list[str]) -> None:
     kind = _hardware(own)
     given = [one for one in overrides if one != PROPOSE]
     if not any(one.partition("=")[0] == "trainer.accelerator" for one in given) and kind.is_cpu:
-        given.append("trainer.accelerator=cpu")
+        given.insert(0, "trainer.accelerator=cpu")  # first, since --config-dir takes what follows it
     config = compose(given, "gptlab plan")
 
     from gptlab.counting import without_compiler
@@ -120,10 +120,12 @@ def _answer(own: _Options, overrides: list[str]) -> None:
     print(_text(found, devices, own.law))
 
 
-def _comparisons(text: str) -> list[Comparison]:
-    names = [name.strip() for name in text.strip("[]").split(",") if name.strip()]
+def _comparisons(text: str | None) -> list[Comparison]:
+    if text is None:
+        return []
+    inside = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
     try:
-        return [Comparison(name) for name in names]
+        return [Comparison(name.strip()) for name in inside.split(",")]
     except ValueError:
         raise UserError(f"compare={text} is unknown; use precision, strategy or [precision,strategy]") from None
 
@@ -159,6 +161,10 @@ def _without_model(own: _Options, overrides: list[str]) -> None:
     which = "known=true" if own.known else "compute="
     if overrides or (own.known and own.compute is not None):
         raise UserError(f"{which} is about no run; leave out {overrides[0] if overrides else 'compute='}")
+    usual = _Options()
+    for f in fields(own):
+        if f.name not in ("known", "compute", "law", "output") and getattr(own, f.name) != getattr(usual, f.name):
+            raise UserError(f"{which} is about no device and no run; leave out {f.name}=")
     if own.known:
         from gptlab.lab.plan import known_models
 
@@ -277,7 +283,7 @@ def _text(found: dict[str, Any], devices: "Devices", law: str | None = None) -> 
     lines += [f"  {name:<{names}}  {count_text(n):>5}" for name, n in found["chinchilla"].items()]
     lines += _by_law(found, law)
     assert time is not None
-    lines += ["", f"next: python train.py ... starts it; gptlab plan {_next(found)}"]
+    lines += ["", f"next: gptlab train ... starts it; gptlab plan {_next(found)}"]
     return "\n".join(lines)
 
 
@@ -363,7 +369,7 @@ def _print_proposals(own: _Options, planner: "Planner", overrides: list[str]) ->
         replaced = {one.partition("=")[0] for one in best.overrides}
         replaced |= {"strategy.tensor_parallel", "strategy.replicas", "strategy.cpu_offload"}
         kept = [one for one in overrides if one.partition("=")[0] not in replaced]  # options of the command too
-        print(f"\nnext: python train.py {shlex.join([*kept, *best.overrides])}")
+        print(f"\nnext: gptlab train {shlex.join([*kept, *best.overrides])}")
 
 
 def _print_comparisons(own: _Options, planner: "Planner", compared: list[Comparison]) -> None:

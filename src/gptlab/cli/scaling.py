@@ -209,6 +209,8 @@ def _ladder(arguments: list[str]) -> int:
             raise UserError(f"unknown option {key} of gptlab scaling; did you mean {FOREIGN[key]}?")
     own = _Options(**read([one for one in rest if one not in overrides], OPTIONS, "gptlab scaling", FOREIGN))
     check_bounds(own)
+    if own.ladder is not None and not own.ladder.strip():
+        raise UserError("ladder= is empty; name a YAML file of sizes and budgets")
     if own.ladder is None:
         near = did_you_mean(arguments[0].partition("=")[0], [FIT, "ladder"])
         raise UserError(f"ladder= is missing; name a YAML file of sizes and budgets, or write gptlab scaling fit{near}")

@@ -183,6 +183,8 @@ def groups(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 def _folders(pattern: str) -> list[Path]:
     """The run folders that a pattern means, sorted as a person would."""
+    if not pattern.strip():  # which Path takes for this folder
+        raise UserError("the name of a run is empty; name a run folder such as runs/NAME, a glob or a sweep's folder")
     path = Path(pattern).expanduser()
     if path.exists():
         found = _below(path)

@@ -25,7 +25,7 @@ from gptlab.lab.space import load_texts
 from gptlab.lab.trials import State, key_of_config, refuse_launched, run_trials
 from gptlab.overrides import key_of
 from gptlab.runs.folder import read_summary
-from gptlab.units import count_text, grid
+from gptlab.units import count_text, grid, plural
 
 LAW_FILE, PREDICTIONS_FILE, PICTURE = "law.json", "predictions.json", "scaling.png"
 LADDER, HELD_OUT = "ladder", "held_out"  # folders of runs
@@ -190,7 +190,7 @@ class Ladder:
         ]
         head = ["run", "N", "tokens", "FLOPs", "times the largest"]
         total = sum(rung.flops for rung in (*self.rungs, *self.held_out))
-        return f"{grid(head, rows)}\n{len(rows)} runs, {total:.3g} FLOPs together"
+        return f"{grid(head, rows)}\n{plural(len(rows), 'run')}, {total:.3g} FLOPs together"
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ class Planner:
             except (RuntimeError, TypeError) as error:  # a model of a plugin may read values
                 raise UserError(
                     f"model.type={self.config.model.type} does not run on the meta device, so that nothing can be "
-                    f"counted: {first_line(error)}; train.py with debug=smoke measures it"
+                    f"counted: {first_line(error)}; gptlab train with debug=smoke measures it"
                 ) from error
         return self._passes[micro_batch_size]
 

@@ -10,6 +10,7 @@ from gptlab.lab.collect import RunRecord, collect, higher_is_better
 from gptlab.lab.compare import RunComparison, compare_records
 from gptlab.lab.page import Verdicts, metric_names, write_page
 from gptlab.training.plot import OverlaidRun, plot_overlaid
+from gptlab.units import plural
 
 PAGE = "compare.html"
 PICTURE = "loss.png"
@@ -18,6 +19,8 @@ BETWEEN_RUNS_SECONDS = 90  # a sweep may take to start its next trial
 
 def page_path(path: str | Path, name: str = PAGE) -> Path:
     """Where a page is written: a file that ends in .html, or one called `name` in a folder; UserError otherwise."""
+    if isinstance(path, str) and not path.strip():  # which Path takes for this folder
+        raise UserError(f"html= is empty; name a file that ends in .html or a folder, such as html={name}")
     path = Path(path).expanduser()
     found = path / name if path.is_dir() else path
     if found.suffix.lower() not in (".html", ".htm"):
@@ -43,7 +46,8 @@ def write_comparison(
     """Write the page of these runs, with what `found` says of their differences; UserError where it cannot be."""
     records = records if found is None else found.records  # in the groups of that comparison
     names = sorted({record.folder.parent.name for record in records})
-    title = f"{len(records)} runs" if len(names) != 1 else f"{names[0]}: {len(records)} runs"
+    title = plural(len(records), "run")
+    title = title if len(names) != 1 else f"{names[0]}: {title}"
     said = verdicts(found) if found is not None else None
     try:
         return write_page(records, path, title=title, verdicts=said, reload_seconds=reload_seconds)

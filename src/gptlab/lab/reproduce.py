@@ -108,6 +108,8 @@ def reproduce(
     """
     from gptlab.training.loop import train
 
+    if isinstance(to, str) and not to.strip():  # which Path takes for this folder
+        raise UserError("to= is empty; name a folder for the new run, or leave it out")
     opened = open_run(run)
     whole = opened.path.resolve()  # of `.` too
     folder = Path(to).expanduser() if to is not None else whole.with_name(f"{whole.name}-again")
@@ -156,7 +158,12 @@ def _open(run: Run, folder: Path) -> None:
         return
     if (folder / "config.yaml").is_file() or (folder / "metrics.csv").is_file():
         raise UserError(f"to={folder} holds a run that is no repetition; name another folder with to=FOLDER")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"to={folder} cannot be made ({error.strerror or error}); name another folder with to=FOLDER"
+        ) from None
     copy_record(run.path, folder, None)
     content = {"run_id": run.config.run_id(), "path": str(run.path.resolve())}
     write_text_atomic(named, yaml.safe_dump(content))

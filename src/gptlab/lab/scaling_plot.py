@@ -21,6 +21,8 @@ FORMATS = (".png", ".svg")
 
 def picture_path(path: str | Path, name: str = "scaling.png") -> Path:
     """Where a picture is written: a file that ends in .png or .svg, or one called `name` in a folder."""
+    if isinstance(path, str) and not path.strip():  # which Path takes for this folder
+        raise UserError(f"plots= is empty; name a .png or .svg file or a folder, such as plots={name}")
     path = Path(path).expanduser()
     found = path / name if path.is_dir() else path
     if found.suffix.lower() not in FORMATS:

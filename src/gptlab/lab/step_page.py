@@ -9,7 +9,7 @@ from typing import Any
 from gptlab.data.tokenizers.pieces import escaped, visible
 from gptlab.lab import html
 from gptlab.lab.step import DocumentRead, ExampleRead, StepRead, by_loss
-from gptlab.units import grid
+from gptlab.units import grid, plural
 
 N_DOCUMENTS = 10  # on the screen
 PAGE_DOCUMENTS = 500
@@ -53,7 +53,7 @@ def tokens_of(one: DocumentRead) -> str:
     start = one.begin if one.number is not None else 0
     parts = sorted({(begin, end) for _, begin, end in one.parts})
     shown = ", ".join(f"{begin - start:,}-{end - start:,}" for begin, end in parts[:3])
-    more = f" and {len(parts) - 3:,} parts" if len(parts) > 3 else ""
+    more = f" and {plural(len(parts) - 3, 'part')}" if len(parts) > 3 else ""
     return f"{shown}{more}" + (f" of {one.end - one.begin:,}" if one.number is not None else "")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -130,6 +131,11 @@ def verify(
     stretch. UserError where the folder holds no run, or one that is going on.
     """
     opened = open_run(run)
+    if head is not None and not re.fullmatch(rf"[0-9a-fA-F]{{{TAG_DIGITS},}}", head):
+        raise UserError(
+            f"head={head} is no head of a hash chain; give the {TAG_DIGITS} hexadecimal digits or more that "
+            "gptlab verify printed or W&B's summary shows"
+        )
     if is_running(opened.path):
         raise UserError(f"{opened.path} is being trained; verify it when it has ended, or stop it first")
     config = opened.config
@@ -243,12 +249,11 @@ def _check_chain(found: Verification, record: _Record, *, expected: bool, publis
     found.add("chain", problem, f"{len(record.entries):,} entries follow from each other{torn}")
     if published is not None:
         at = next((i for i, e in enumerate(record.entries) if e["head"].startswith(published.lower())), None)
-        named = len(published) >= TAG_DIGITS and at is not None
         before = (
             "" if at is None else f"entry {at + 1} of {len(record.entries)}, of step {record.entries[at]['step']:,}"
         )
         found.add(
-            "published head", None if named else f"head={published} is that of no entry", f"it is that of {before}"
+            "published head", f"head={published} is that of no entry" if at is None else None, f"it is that of {before}"
         )
     _check_rows(found, record, line)
     _check_events(found, record)

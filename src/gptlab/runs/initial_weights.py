@@ -136,6 +136,8 @@ def open_weights(name: str, key: str) -> ExternalFolder | Checkpoint:
 
     A run folder stands for its best checkpoint. `key` is what the user typed it with.
     """
+    if not name.strip():  # which Path takes for this folder
+        raise UserError(f"{key}= is empty; name a run folder, a .ckpt file or a transformers folder")
     path = Path(name).expanduser()
     if path.is_file():
         return _verified(path)

@@ -13,6 +13,8 @@ def tokenizer_of_model(name: str, key: str = "run") -> Tokenizer:
 
     UserError where there is none. A run that has not saved a checkpoint yet has one already.
     """
+    if not name.strip():  # which Path takes for this folder
+        raise UserError(f"{key}= is empty; name a run folder, a .ckpt file or a transformers folder")
     file = Path(name).expanduser() / "tokenizer.json"
     if file.is_file() and _is_ours(file):
         return load_tokenizer(file)
@@ -30,6 +32,8 @@ def tokenizer_of_model(name: str, key: str = "run") -> Tokenizer:
 
 def tokenizer_named(name: str, key: str = "tokenizer") -> Tokenizer:
     """The tokenizer in a file or a folder with a tokenizer.json, or a preset that needs no training, such as gpt2."""
+    if not name.strip():
+        raise UserError(f"{key}= is empty; name a tokenizer.json or a preset, such as gpt2")
     path = Path(name).expanduser()
     if path.is_dir():
         path = path / "tokenizer.json"

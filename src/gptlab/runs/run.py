@@ -104,6 +104,8 @@ def config_of_import(model: ModelConfig, tokenizer: TokenizerConfig, model_tag: 
 
 def open_run(path: str | Path) -> Run:
     """The run in a folder; UserError where the folder holds none."""
+    if isinstance(path, str) and not path.strip():  # which Path takes for this folder
+        raise UserError("the run's folder is empty; name one such as runs/NAME")
     path = Path(path).expanduser()
     if not (path / "config.yaml").is_file():
         what = "holds no run: it has no config.yaml" if path.is_dir() else "does not exist"

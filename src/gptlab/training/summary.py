@@ -19,6 +19,7 @@ from gptlab.runs.amendments import Amendment
 from gptlab.runs.folder import RunFolder
 from gptlab.training.plot import plot_loss
 from gptlab.training.spikes import LossJump
+from gptlab.units import plural
 
 SPLITS = (("val", "validation"), ("train_eval", "training, in eval mode"), ("test", "test"))
 
@@ -94,7 +95,7 @@ def report(
     early = (
         " (stopped early)" if summary["stopped_early"] else "" if summary["finished"] else " (ended before the budget)"
     )
-    read = f"{summary['steps']:,} steps, {summary['tokens']:,} tokens"
+    read = f"{plural(summary['steps'], 'step')}, {summary['tokens']:,} tokens"
     lines.append(f"{read} in {summary['seconds']:,.0f} s{_pauses(summary)}{early}")
     if objective.per_byte:
         lines.append(f"unigram entropy of the training text {summary['unigram_entropy']:.4f} nats per token")

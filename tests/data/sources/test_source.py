@@ -119,6 +119,9 @@ def test_empty_and_binary_files_are_refused_by_name(tmp_path, name, content, why
 def test_missing_paths_say_what_to_give(tmp_path):
     with pytest.raises(ValueError, match=r"data\.path=foo\.txt does not exist; give a file, a folder or a glob"):
         read(TextConfig(path="foo.txt"))
+    os.mkfifo(tmp_path / "pipe.txt")  # which nobody writes to
+    with pytest.raises(ValueError, match=r"pipe\.txt is a pipe, .*; write it into a file"):
+        read(TextConfig(path=str(tmp_path / "pipe.txt")))
     with pytest.raises(ValueError, match=r"data\.path is not set"):
         read(TextConfig())
     with pytest.raises(ValueError, match=r"foo\*\.txt matches no file"):

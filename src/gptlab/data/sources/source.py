@@ -243,10 +243,12 @@ def checksums_of(paths: list[Path], cache_dir: str | None = None) -> list[str]:
 
 
 def existing_path(text: str) -> Path:
-    """The path of `data.path`; UserError where nothing is there."""
+    """The path of `data.path`; UserError where nothing is there, and for a pipe."""
     path = Path(text).expanduser()
     if not path.exists():
         raise UserError(f"data.path={text} does not exist; give a file, a folder or a glob")
+    if path.is_fifo():  # as of a shell's <(COMMAND); a pipe without a writer would be waited for
+        raise UserError(f"data.path={text} is a pipe, and a text is read more than once; write it into a file")
     return path
 
 
