@@ -55,6 +55,7 @@ BENCHMARKS = {
     "growth": Benchmark(2),
     "gpu": Benchmark(10, default=False, options=("nanogpt",)),
     "memory": Benchmark(4, default=False, options=()),
+    "peak_memory": Benchmark(6, default=False, options=()),
     "largest_batch": Benchmark(30, default=False, options=()),
     "curation": Benchmark(10, default=False, options=()),
     "comparisons": Benchmark(30, default=False, options=()),
