@@ -4,6 +4,7 @@
     python experiments/check.py --minutes 20          those that take longer too
     python experiments/check.py shakespeare_char_cpu  these claims alone
     python experiments/check.py --list                what there is, without a run
+    python experiments/check.py verdict_val -- data.path=FILE     with overrides, as of a text that is not to be fetched
 
 Runs are kept in runs/claims, so that a second call only reads them; `gptlab verify runs/claims/NAME` checks one.
 Exit code 1 where a number is off by more than its tolerance, or a run failed.
@@ -30,12 +31,13 @@ def read_claims(path: Path) -> dict[str, dict]:
     return claims
 
 
-def carry_out(claim: dict, folder: Path) -> float | None:
+def carry_out(claim: dict, folder: Path, overrides: list[str]) -> float | None:
     """The claim's metric of its run, which is trained where it has not been; None where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
+    typed = [*claim["overrides"], *overrides]
     # Claims about one run share it.
-    run = folder / sha256(json.dumps(claim["overrides"]).encode()).hexdigest()[:8]
-    command = [sys.executable, "-m", "gptlab.cli.main", "train", *claim["overrides"], f"run_dir={run}"]
+    run = folder / sha256(json.dumps(typed).encode()).hexdigest()[:8]
+    command = [sys.executable, "-m", "gptlab.cli.main", "train", *typed, f"run_dir={run}"]
     done = subprocess.run(command, stdout=subprocess.DEVNULL)
     if done.returncode:
         return None
@@ -62,7 +64,9 @@ def main() -> int:
     parser.add_argument("--claims", type=Path, default=Path(__file__).with_name("claims.yaml"))
     parser.add_argument("--to", type=Path, default=Path("runs/claims"), help="where the runs are kept")
     parser.add_argument("--list", action="store_true", help="show the claims without a run")
-    given = parser.parse_args()
+    typed = sys.argv[1:]
+    end = typed.index("--") if "--" in typed else len(typed)
+    given, overrides = parser.parse_args(typed[:end]), typed[end + 1 :]
     claims = read_claims(given.claims)
     if unknown := set(given.names) - set(claims):
         parser.error(f"unknown claim {', '.join(sorted(unknown))}; known: {', '.join(claims)}")
@@ -74,8 +78,8 @@ def main() -> int:
         return 0
     table, held = [["claim", "metric", "claimed", "obtained", "off by", "tolerance", ""]], []
     for name, claim in chosen.items():
-        print(f"{name}: gptlab train {' '.join(claim['overrides'])}", file=sys.stderr, flush=True)
-        line, holds = row(name, claim, carry_out(claim, given.to))
+        print(f"{name}: gptlab train {' '.join([*claim['overrides'], *overrides])}", file=sys.stderr, flush=True)
+        line, holds = row(name, claim, carry_out(claim, given.to, overrides))
         table.append(line)
         held.append(holds)
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]

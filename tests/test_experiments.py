@@ -43,6 +43,18 @@ def test_a_number_that_a_run_does_not_come_to_is_named(check, tmp_path, monkeypa
     assert last == "1 of 2 claims hold; 1 left out"
 
 
+def test_overrides_reach_the_run(check, tmp_path, monkeypatch):
+    overrides = overrides_of(write_text(tmp_path / "text.txt"))
+    without_text = [one for one in overrides if not one.startswith("data.path=")]
+    claim = {"overrides": without_text, "metric": "val/loss", "claimed": 2.9, "tolerance": 1.5, "minutes": 1}
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump({"one": claim}))
+    typed = ["check.py", "--claims", str(tmp_path / "claims.yaml"), "--to", str(tmp_path / "runs"), "one"]
+    monkeypatch.setattr(sys, "argv", typed)
+    assert check.main() == 1, "the text is missing"
+    monkeypatch.setattr(sys, "argv", [*typed, "--", f"data.path={tmp_path / 'text.txt'}"])
+    assert check.main() == 0
+
+
 def test_claims_compose_and_are_those_of_the_pages(check):
     pages = "".join(page.read_text() for page in FOLDER.glob("*/README.md"))
     for name, claim in check.read_claims(FOLDER / "claims.yaml").items():
