@@ -130,7 +130,13 @@ def run(name: str, arguments: list[str], to: Path, typed: list[str]) -> int:
     print(f"== {name}", flush=True)
     lines, ending = [], "interrupted"
     # In a group of its own, so that Ctrl-C reaches it and its processes once, from here.
-    given = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "errors": "replace"}
+    given = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+        "errors": "replace",
+    }
     with subprocess.Popen(command, **given, process_group=0) as process:
         # In a thread, where Ctrl-C is not raised: between reading a line and keeping it, it would lose it.
         reader = threading.Thread(target=_pass_on, args=(process.stdout, lines))

@@ -98,7 +98,10 @@ def weights(given: SimpleNamespace, *, linear: bool) -> dict[str, Any]:
 
 
 def gptlab(given: SimpleNamespace, turns: Turns) -> None:
-    """`gptlab.train` itself, with the callbacks that the overrides leave."""
+    """`gptlab.train` itself, with the callbacks that the overrides leave, imported as train.py does."""
+    from gptlab.distributed.lightning_import import import_lightning_alone
+
+    import_lightning_alone()
     import lightning
 
     import gptlab

@@ -178,3 +178,15 @@ def test_the_default_interval_follows_from_the_compute(planned, monkeypatch):
     plan = planned(budget_steps=100)[0]
     assert plan.val_tokens / 3 > 0.05 * 100 * 128 / 2, "the run is too short for two"
     assert every() == 100
+    monkeypatch.setattr("gptlab.forecast.count_validations", lambda validation_flops, run_flops: 9)
+    assert every() == 12, "at 12, 24, ... 96, 100"
+
+
+def test_a_validation_of_a_part_costs_a_part(planned, monkeypatch):
+    costs = []
+    monkeypatch.setattr("gptlab.forecast.count_validations", lambda flops, run_flops: costs.append(flops) or 10)
+    for limit in (None, 0.5, 1):
+        planned(trainer=TrainerConfig(accelerator="cpu", devices=1, limit_val_batches=limit))
+    planned(trainer=TrainerConfig(accelerator="cpu", devices=1), eval_train=True)
+    whole, half, one_batch, with_train = costs
+    assert half == pytest.approx(whole / 2) and one_batch <= whole and with_train > 5 * whole

@@ -11,7 +11,7 @@ from gptlab.distributed.config import SHARDED, Layout, Recompute
 from gptlab.errors import UserError
 from gptlab.models.base import LanguageModel
 from gptlab.steps import Steps
-from gptlab.training.config import eval_micro_batch_size
+from gptlab.training.config import eval_batch_size, eval_micro_batch_size
 from gptlab.units import bytes_text, flops_text, plural, significant, table
 
 if TYPE_CHECKING:
@@ -244,6 +244,19 @@ def count_validations(validation_flops: float, run_flops: float) -> int:
     return min(max(affordable, 1), MAX_VALIDATIONS)
 
 
+def _validation_tokens(config: RunConfig, data: "PreparedData | PreparedMixture") -> float:
+    """How many tokens a validation reads."""
+    limit = config.trainer.limit_val_batches
+    batch_tokens = eval_batch_size(config.context_length, config.micro_batch_size) * config.context_length
+    total = 0.0
+    for split in ("val", "train") if config.eval_train else ("val",):
+        n_tokens = data.n_tokens(split)
+        if limit is not None:
+            n_tokens = n_tokens * limit if isinstance(limit, float) else min(n_tokens, limit * batch_tokens)
+        total += n_tokens
+    return total
+
+
 def make_plan(
     config: RunConfig,
     data: "PreparedData | PreparedMixture",
@@ -278,11 +291,11 @@ def make_plan(
     except (RuntimeError, TypeError) as error:  # a model of a plugin may read values
         uncounted = f"the model does not run on the meta device, {str(error).splitlines()[0]}"
     flops_per_token = counted.flops_per_token if counted else costs.estimated_flops_per_token(model)
-    validation_flops = data.n_tokens("val") * flops_per_token / 3  # a forward pass is a third of a step
+    validation_flops = _validation_tokens(config, data) * flops_per_token / 3  # a forward pass is a third of a step
     run_flops = config.steps.tokens_before(n_steps) * flops_per_token
     interval = config.trainer.val_check_interval
-    if interval is None:
-        interval = 1 / count_validations(validation_flops, run_flops)
+    if interval is None:  # never more often than that
+        interval = -(-n_steps // count_validations(validation_flops, run_flops))
     val_every = max(1, round(n_steps * interval)) if isinstance(interval, float) else interval
     return Plan(
         n_steps=n_steps,

@@ -9,7 +9,7 @@ from small_runs import write_run
 
 from gptlab import plugins
 from gptlab.cli import amend, convert, embed, evaluate, generate, inspect, reproduce, verify
-from gptlab.cli.options import carry_out, load_plugins, read, without_last_line_end
+from gptlab.cli.options import carry_out, load_plugins, read, refuse_bare_run, without_last_line_end
 from gptlab.errors import UserError
 from gptlab.fields import bounded
 from gptlab.quoting import unescaped
@@ -189,3 +189,10 @@ def test_a_run_without_its_key_is_answered_with_it(command, tmp_path, capsys):
     folder.mkdir()
     assert command.main([str(folder), "seed=1"]) == 2
     assert capsys.readouterr().err == f"error: {folder} lacks its key; write 'run={folder}'\n"
+
+
+def test_a_folder_of_presets_is_no_run(tmp_path):
+    for option in ("--config-dir", "-cd"):
+        refuse_bare_run([option, str(tmp_path), "prompt=a"], {"run", "prompt"})
+    with pytest.raises(UserError, match="lacks its key"):
+        refuse_bare_run(["--config-dir", str(tmp_path), str(tmp_path)], {"run"})

@@ -63,7 +63,7 @@ def test_nothing_of_uninitialized_memory_is_kept(monkeypatch, dtype):
 @pytest.mark.parametrize("rows", [1, 3, 50])
 def test_positions_that_go_through_the_softmax_together_change_nothing(monkeypatch, rows):
     def found(n):
-        monkeypatch.setattr(loss, "softmax_rows_cpu", lambda vocab_size: n)
+        monkeypatch.setattr(loss, "softmax_positions_cpu", lambda vocab_size: n)
         hidden, weight, shift, targets = example(bias=True)
         targets[1, 3:5] = -100
         total = linear_cross_entropy(hidden, LMHead(weight, shift, softcap=3.0), targets, chunk_size=12)
@@ -73,7 +73,7 @@ def test_positions_that_go_through_the_softmax_together_change_nothing(monkeypat
 
 
 def test_the_softmax_is_never_a_copy_of_a_whole_chunk_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(loss, "softmax_rows_cpu", lambda vocab_size: 8)
+    monkeypatch.setattr(loss, "softmax_positions_cpu", lambda vocab_size: 8)
     rows, softmax = [], torch.log_softmax
 
     def watched(scores, *args, **options):

@@ -596,3 +596,6 @@ def test_a_default_precision_is_continued_by_its_name_alone(tmp_path):
         train(config("bf16-mixed"))
     assert train(config("32-true")).summary["steps"] == 10
     assert len(step_rows(tmp_path / "run" / "metrics.csv")) == 10
+    assert train(config(None)).summary["steps"] == 10, "finished, by the command that began it"
+    with pytest.raises(UserError, match=r"trainer\.precision was 32-true and is bf16-mixed"):
+        train(config("bf16-mixed"))

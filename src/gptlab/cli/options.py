@@ -4,6 +4,7 @@ import shlex
 import sys
 import typing
 from collections.abc import Callable, Container, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +63,9 @@ def split(arguments: list[str]) -> list[tuple[str, str]]:
 def refuse_bare_run(arguments: list[str], keys: Container[str]) -> None:
     """Refuse the path of a run without `run=`, which other commands take, where `run` is among the keys."""
     if "run" in keys:
-        for argument in arguments:
+        for before, argument in pairwise(["", *arguments]):
+            if before in ("--config-dir", "-cd"):
+                continue
             if "=" not in argument and "/" in argument and Path(argument).expanduser().exists():
                 raise UserError(f"{argument} lacks its key; write {shlex.quote(f'run={argument}')}")
 

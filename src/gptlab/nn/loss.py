@@ -17,7 +17,7 @@ CHUNK_ELEMENTS_GPU = 2**27
 # Of a chunk a CPU takes so many through the softmax at a time, which then stay in its cache and need no second chunk;
 # or more, so that each thread has some positions.
 SOFTMAX_ELEMENTS_CPU = 2**20
-ROWS_PER_THREAD = 8
+POSITIONS_PER_THREAD = 8
 
 
 @dataclass(slots=True)
@@ -130,9 +130,9 @@ def _check_targets(targets: Tensor, vocab_size: int, ignore_index: int) -> None:
         )
 
 
-def softmax_rows_cpu(vocab_size: int) -> int:
+def softmax_positions_cpu(vocab_size: int) -> int:
     """How many positions of a chunk go through the softmax together on a CPU."""
-    return max(ROWS_PER_THREAD * torch.get_num_threads(), SOFTMAX_ELEMENTS_CPU // vocab_size)
+    return max(POSITIONS_PER_THREAD * torch.get_num_threads(), SOFTMAX_ELEMENTS_CPU // vocab_size)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
@@ -163,12 +163,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
         n_chunks = -(-len(targets) // chunk_size)
         size = -(-len(targets) // n_chunks)  # all chunks alike: no short one at the end
-        n_rows = softmax_rows_cpu(len(weight)) if hidden.device.type == "cpu" else size
-        for start in range(0, len(targets), size):
-            chunk = slice(start, start + size)
+        n_at_once = softmax_positions_cpu(len(weight)) if hidden.device.type == "cpu" else size
+
+        def take(chunk: slice) -> None:  # a function, so that nothing of a chunk is alive while the next is computed
             logits = F.linear(inputs[chunk], matrix, shift)  # (N, V)
             parts = (logits, targets[chunk, None], log_p_targets[chunk, None], counted[chunk])
-            for scores, target, log_p_target, counts in zip(*(part.split(n_rows) for part in parts), strict=True):
+            for scores, target, log_p_target, counts in zip(*(part.split(n_at_once) for part in parts), strict=True):
                 capped = scores
                 if softcap is not None:
                     saturation = torch.tanh_(scores.float() / softcap)
@@ -181,12 +181,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if softcap is not None:
                     d_logits *= saturation.square_().neg_().add_(1)
                 if d_bias is not None:
-                    d_bias += d_logits.T.mv(counts)
+                    d_bias.add_(d_logits.T.mv(counts))
                 scores.copy_(d_logits)
             if d_hidden is not None:
                 torch.mm(logits, matrix, out=d_hidden[chunk])
             if d_weight is not None:
-                _add_product(d_weight, logits.T, inputs[chunk], first=start == 0)
+                _add_product(d_weight, logits.T, inputs[chunk], first=chunk.start == 0)
+
+        for start in range(0, len(targets), size):
+            take(slice(start, start + size))
 
         if d_hidden is not None:
             d_hidden.mul_(scale).masked_fill_(ignored[:, None], 0)

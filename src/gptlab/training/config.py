@@ -446,9 +446,9 @@ class LoggersConfig:
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
-    """When the run is saved; `last` and `best` always follow the newest and the best."""
+    """When the run is saved; `last` and `best` follow the newest and the best of what is saved."""
 
-    # null: after each validation; what would take over 5% of the time waits, unless it takes less than a second.
+    # null: after a validation, unless saving would take over 5% of the time; saves of less than a second always happen.
     every_steps: int | None = bounded(None, ge=1)
     every_minutes: float | None = bounded(None, gt=0)  # beside that, as the clock goes
     keep_last: int = bounded(1, ge=1)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import lightning
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
 
 from gptlab.data.config import DataConfig, RunDataConfig
 from gptlab.data.examples.packing import Packed, PackedDocuments, PackedExamples
@@ -176,7 +176,8 @@ def order_of(
 
 def contiguous(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch as its copy to a GPU wants it: views with gaps would be copied by way of memory that is not pinned."""
-    return {name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    tensors = default_convert(batch)  # as a loader without a function of its own does
+    return {name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in tensors.items()}
 
 
 def is_of(split: str, name: str) -> bool:

@@ -73,7 +73,7 @@ def find_checkpoint(resume: str | None, identity: Identity, folder: RunFolder) -
     if state.arithmetic not in (None, identity.arithmetic):  # another machine's default
         raise UserError(
             f"{path} was trained in {state.arithmetic} and would continue in {identity.arithmetic} here; "
-            f"set trainer.precision={state.arithmetic}, or start another run with name=..."
+            f"add trainer.precision={state.arithmetic} run_dir={folder.path}, or start another run with name=..."
         )
     if state.data != identity.data:
         raise UserError(
@@ -134,9 +134,13 @@ def refuse_changes(identity_fields: dict[str, Any], saved: dict[str, Any], where
 
 def refuse_changes_of_run(identity_fields: dict[str, Any], folder: RunFolder) -> None:
     """The same for a run folder, whose config.yaml is compared."""
-    saved = folder.path / "config.yaml"
-    if saved.is_file():
-        refuse_changes(identity_fields, yaml.safe_load(saved.read_text()), folder.path)
+    path = folder.path / "config.yaml"
+    if path.is_file():
+        saved = yaml.safe_load(path.read_text())
+        precisions = [fields.get("trainer", {}).get("precision") for fields in (identity_fields, saved)]
+        if None in precisions:  # the device's default may be what the other names
+            identity_fields = identity_fields | {"trainer": {"precision": precisions[1]}}
+        refuse_changes(identity_fields, saved, folder.path)
 
 
 def refuse_other_inputs(

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from small_runs import small_run
+from small_runs import small_run, step_rows
 
 from gptlab.runs import checkpoint
 from gptlab.training.callbacks import pauses
@@ -35,8 +35,15 @@ def saved(found: Pauses, clock: Clock, seconds: float) -> Pauses:
     return found
 
 
-def test_the_next_save_waits_until_all_are_a_twentieth_of_the_time(clock):
+def begun(clock: Clock) -> Pauses:
     found = Pauses()
+    clock.now += 1000.0  # before training
+    found.on_train_start(None, None)
+    return found
+
+
+def test_the_next_save_waits_until_all_are_a_twentieth_of_the_time(clock):
+    found = begun(clock)
     assert not found.saving_takes_too_much()  # nobody knows how long the first takes
     saved(found, clock, 3.0)
     assert found.saving_takes_too_much()
@@ -46,8 +53,17 @@ def test_the_next_save_waits_until_all_are_a_twentieth_of_the_time(clock):
     assert not found.saving_takes_too_much()
 
 
-def test_a_short_save_never_waits(clock):
-    assert not saved(Pauses(), clock, 0.9).saving_takes_too_much()
+def test_a_short_save_is_never_left_out(clock):
+    assert not saved(begun(clock), clock, 0.9).saving_takes_too_much()
+
+
+def test_time_and_saves_before_a_rollback_count_alike(clock):
+    found = begun(clock)
+    for _ in range(10):
+        clock.now += 1000.0
+        saved(found, clock, 20.0)
+    found.on_train_start(None, None)  # after a spike
+    assert not found.saving_takes_too_much()
 
 
 @pytest.fixture
@@ -63,19 +79,25 @@ def saved_steps(tmp_path):
     return saved_steps
 
 
-def test_saves_after_validations_wait_and_those_that_were_asked_for_do_not(saved_steps, monkeypatch):
+def test_saves_after_validations_are_left_out_and_those_that_were_asked_for_are_not(saved_steps, monkeypatch):
     assert saved_steps()[1] == [5, 10]
-    monkeypatch.setattr(pauses, "SHORT_SECONDS", 0.0)
     monkeypatch.setattr(Pauses, "saving_takes_too_much", lambda self: True)
-    run, steps = saved_steps("postponed")
+    run, steps = saved_steps("left out")
     assert steps == [10] and checkpoint.newest(run.path / "checkpoints")[0] is not None
     assert saved_steps("asked for", every_steps=3)[1] == [3, 5, 6, 9, 10]
 
 
-def test_a_save_that_waited_is_made_when_it_may(saved_steps, monkeypatch):
-    answers = iter([False] * 4 + [True] * 2 + [False] * 4)  # one for each step
+def test_the_best_is_the_best_of_what_was_saved(tmp_path, monkeypatch):
+    answers = iter([False] * 4 + [True] * 2 + [False] * 14)  # one for each step: the second validation is too early
     monkeypatch.setattr(Pauses, "saving_takes_too_much", lambda self: next(answers))
-    assert saved_steps()[1] == [7, 10]
+    config = small_run(tmp_path / "run", budget_steps=20)
+    config.trainer.val_check_interval = 3
+    run = train(config)
+    losses = {row["step"]: row["val/loss"] for row in step_rows(run.path / "metrics.csv") if "val/loss" in row}
+    saves = [event["step"] for event in run.events() if event["event"] == "saved"]
+    assert saves == [3, 9, 12, 15, 18, 20]
+    best = checkpoint.load(checkpoint.linked(run.path / "checkpoints", "best"))
+    assert best.state.step == min(saves, key=losses.__getitem__)
 
 
 def test_the_summary_says_what_was_no_training(saved_steps, monkeypatch, capsys):

@@ -22,7 +22,7 @@ from gptlab.training.callbacks.signals import SignalListener
 from gptlab.training.config import CheckpointConfig
 from gptlab.training.spikes import Spike
 
-POSTPONE_SAVES = "postpone saves"  # the request to leave out saves that follow validations
+SKIP_SAVES = "skip saves"  # the request to leave out saves that follow validations
 
 
 class Checkpoints(Callback):
@@ -62,11 +62,10 @@ class Checkpoints(Callback):
         self._source = source
         self._writer: CheckpointWriter | None = None
         self._saved_at = time.monotonic()
-        self._postponed = False  # whether a save is to be made up for
         self.agreement.requests |= {
             "save": self._asks_to_save,
             "failed": self._has_failed,
-            POSTPONE_SAVES: pauses.saving_takes_too_much,
+            SKIP_SAVES: pauses.saving_takes_too_much,
         }
 
     def on_train_start(self, trainer, module) -> None:
@@ -193,9 +192,8 @@ class Checkpoints(Callback):
         improves = self.settings.best and self._improves()
         if self.settings.every_steps is not None:
             return improves or step % self.settings.every_steps == 0
-        due = improves or self._postponed or self.metrics.validates_after(step)
-        self._postponed = due and POSTPONE_SAVES in self.agreement.agreed
-        return due and not self._postponed
+        due = improves or self.metrics.validates_after(step)
+        return due and SKIP_SAVES not in self.agreement.agreed
 
     def _improves(self) -> bool:
         loss = self.metrics.row.get("val/loss")  # of the newest step, if it was followed by an evaluation
@@ -259,6 +257,6 @@ class Checkpoints(Callback):
 
         collected = time.perf_counter() - started
         writer.save(Save(path, state, tensors, self.sharded, links, done))
-        self.saved_step, self._saved_at, self._postponed = step, time.monotonic(), False
+        self.saved_step, self._saved_at = step, time.monotonic()
         self.agreement.agreed -= {"save", "failed"}
         self.metrics.throughput.restart(step)

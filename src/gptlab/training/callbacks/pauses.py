@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from lightning.pytorch.callbacks import Callback
 
 MAX_SAVING_SHARE = 0.05  # of the time since training began
-SHORT_SECONDS = 1.0  # of one save, which is never postponed
+SHORT_SECONDS = 1.0  # of one save, which is never left out
 
 
 class Pauses(Callback):
@@ -17,7 +17,7 @@ class Pauses(Callback):
         self.evaluating_seconds = 0.0
         self.saving_seconds = 0.0
         self._newest_save_seconds = 0.0
-        self._began = time.perf_counter()
+        self._began: float | None = None  # None before training
         self._evaluation_began = 0.0
 
     @contextmanager
@@ -37,14 +37,18 @@ class Pauses(Callback):
 
     def saving_takes_too_much(self) -> bool:
         """Whether one more save as long as the newest exceeds MAX_SAVING_SHARE of the time so far."""
-        newest, elapsed = self._newest_save_seconds, time.perf_counter() - self._began
+        now, newest = time.perf_counter(), self._newest_save_seconds
+        elapsed = now - (self._began or now)
         return newest >= SHORT_SECONDS and self.saving_seconds + newest > MAX_SAVING_SHARE * elapsed
 
     def on_train_start(self, trainer, module) -> None:
-        self._began = time.perf_counter()
+        if self._began is None:  # a run that goes back after a spike starts training once more
+            self._began = time.perf_counter()
 
     def on_validation_start(self, trainer, module) -> None:
         self._evaluation_began = time.perf_counter()
 
     def on_validation_end(self, trainer, module) -> None:
         self.evaluating_seconds += time.perf_counter() - self._evaluation_began
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
