@@ -16,9 +16,10 @@ TOY = training.SIZES["cpu"]["toy"]
 
 # Runs the command over benchmarks of its own: what stands in the folder that is given.
 DRIVER = """
-import sys
+import signal, sys
 from pathlib import Path
 from benchmarks import __main__ as command
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 command.FOLDER = Path(sys.argv[1])
 command.machine.describe = lambda: "a machine"
 command.BENCHMARKS = {path.stem: command.Benchmark(1, options=()) for path in sorted(command.FOLDER.glob("*.py"))}

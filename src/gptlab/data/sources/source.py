@@ -275,7 +275,7 @@ class FoundFiles:
 def files_below(
     root: Path, is_wanted: Callable[[str], bool] = lambda name: True, skip: Iterable[str] = ()
 ) -> FoundFiles:
-    """Files below a folder, links followed; each file and each folder is taken once, hidden ones never."""
+    """Files below a folder, links followed; each file and each folder is taken once, hidden ones and pipes never."""
     found = FoundFiles(files=[])
     folders_seen, n_links = set(), 0
     for folder, folders, names in os.walk(root, followlinks=True):
@@ -290,7 +290,7 @@ def files_below(
         for name in names:
             if name.startswith("."):
                 found.n_hidden += 1
-            elif is_wanted(name):
+            elif is_wanted(name) and not Path(folder, name).is_fifo():  # which would be waited for
                 found.files.append((prefix + name, Path(folder, name)))
             else:
                 found.n_other += 1
