@@ -29,7 +29,7 @@ def import_lightning_alone() -> None:
             check(cache)
 
     imports.package_available = lambda name: _package(name) not in LEFT_OUT and is_installed(name)
-    imports.RequirementCache._check_available = check_unless_left_out
+    imports.RequirementCache._check_available = check_unless_left_out  # pyright: ignore[reportAttributeAccessIssue]
     try:
         import torchmetrics  # noqa: F401
     finally:

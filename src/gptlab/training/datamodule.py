@@ -174,7 +174,7 @@ def order_of(
     return order, ReadAhead(tokens, order) if isinstance(tokens, FetchedTokens) else None
 
 
-def contiguous(batch: dict[str, Any]) -> dict[str, Any]:
+def contiguous(batch: Any) -> dict[str, Any]:
     """A batch as its copy to a GPU wants it: views with gaps would be copied by way of memory that is not pinned."""
     tensors = default_convert(batch)  # as a loader without a function of its own does
     return {name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in tensors.items()}

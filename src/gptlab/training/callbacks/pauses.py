@@ -51,4 +51,8 @@ class Pauses(Callback):
     def on_validation_end(self, trainer, module) -> None:
         self.evaluating_seconds += time.perf_counter() - self._evaluation_began
 
-    on_test_start, on_test_end = on_validation_start, on_validation_end
+    def on_test_start(self, trainer, module) -> None:
+        self.on_validation_start(trainer, module)
+
+    def on_test_end(self, trainer, module) -> None:
+        self.on_validation_end(trainer, module)
