@@ -12,6 +12,20 @@ from gptlab.distributed.allocator import expected_fragmentation, without_thread_
 print("started", sys.argv[1:], expected_fragmentation(), flush=True)
 without_thread_cache(sys.argv[0])
 """
+BLOCKS = """
+import ctypes, resource
+from gptlab.distributed.allocator import keep_freed_memory
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    block = libc.malloc(1 << 26)
+    ctypes.memset(block, 1, 1 << 26)
+    libc.free(block)
+pages = (1 << 26) // resource.getpagesize()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / pages)
+"""
 ARGUMENTS = ["a b", "c='d'", "x=[1,2]"]
 
 
@@ -46,22 +60,6 @@ def test_a_program_starts_once_more_without_the_thread_cache(tmp_path, monkeypat
 )
 def test_a_program_is_not_started_again(tmp_path, monkeypatch, before):
     assert len(started(tmp_path, monkeypatch, before)) == 1
-
-
-BLOCKS = """
-import ctypes, resource
-from gptlab.distributed.allocator import keep_freed_memory
-libc = ctypes.CDLL("libc.so.6")
-libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-keep_freed_memory()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-    block = libc.malloc(1 << 26)
-    ctypes.memset(block, 1, 1 << 26)
-    libc.free(block)
-pages = (1 << 26) // resource.getpagesize()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / pages)
-"""
 
 
 @pytest.mark.skipif(not allocator._is_glibc(), reason="the C library is not glibc")
