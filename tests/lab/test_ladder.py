@@ -194,6 +194,15 @@ def test_runs_are_counted_before_they_are_trained(runs):
     assert not runs.order
 
 
+def test_each_run_is_trained_with_each_seed(runs):
+    twice = ladder({"seeds": ["1", "2"]})
+    assert [rung.name for rung in twice.rungs[:2]] == ["d8,tokens=640,seed=1", "d8,tokens=640,seed=2"]
+    assert [rung.point.config["seed"] for rung in twice.rungs] == [1, 2] * 9
+    assert twice.held_out[0].point.config["seed"] == ladder().held_out[0].point.config["seed"]
+    result = train_ladder(twice)
+    assert len(result.law.observations.losses) == 18
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -212,6 +221,11 @@ def test_runs_are_counted_before_they_are_trained(runs):
         ({"sizes": {"a": ["model.d_model=8"], "b": ["model.d_model=8"]}}, "a,tokens=640 and b,tokens=640 are the same"),
         ({"held_out": {"x": {"size": ["model.d_model=8"], "tokens": "640"}}}, "d8,tokens=640 and x are the same run"),
         ({"overrides": [*SHARED, "data.val_fraction=0"]}, "leaves no val/loss"),
+        ({"seeds": "3"}, "seeds has to be a list of numbers"),
+        ({"seeds": []}, "seeds has to be a list of numbers"),
+        ({"seeds": ["1", "x"]}, "seed=x"),
+        ({"seeds": ["1", "1"]}, "d8,tokens=640,seed=1 and d8,tokens=640,seed=1 are the same run"),
+        ({"seeds": ["1"], "overrides": [*SHARED, "seed=2"]}, "leave out seed= or the list"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_run(runs, changes, message):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ from gptlab.units import count_text, grid, plural
 LAW_FILE, PREDICTIONS_FILE, PICTURE = "law.json", "predictions.json", "scaling.png"
 LADDER, HELD_OUT = "ladder", "held_out"  # folders of runs
 BUDGET_KINDS = ("tokens", "flops", "tokens_per_parameter")
-KEYS = ("overrides", "sizes", "budgets", "held_out")
+KEYS = ("overrides", "sizes", "budgets", "seeds", "held_out")
 OF_LADDER = ("name", "run_dir", "resume", "budget_tokens", "budget_steps", "tokens_per_parameter")
 FORM = (
     "sizes: {small: [model.d_model=32], large: [model.d_model=64]}, budgets: {tokens: [1e6, 4e6]}, held_out: {largest: "
-    "{size: [model.d_model=256], tokens: 3e7}}, and overrides: [...] of all runs"
+    "{size: [model.d_model=256], tokens: 3e7}}, overrides: [...] of all runs, and seeds: [1, 2] to train each twice"
 )
 
 
@@ -83,10 +84,15 @@ class Ladder:
         ((kind, values),) = budgets.items()
         if not isinstance(values, list) or not values:
             raise UserError(f"{self.where}: budgets.{kind} has to be a list of numbers: {FORM}")
+        own = {name: _overrides(sizes, name, f"{self.where}: sizes") for name in sizes}
+        seeds = _seeds(found, self.where)
+        if seeds and any(key_of(o) == "seed" for o in (*self._common, *chain.from_iterable(own.values()))):
+            raise UserError(f"{self.where}: seeds are set by its list of seeds; leave out seed= or the list")
         self.rungs = [
-            self._rung(LADDER, f"{name},{kind}={value}", _overrides(sizes, name, f"{self.where}: sizes"), kind, value)
-            for name in sizes
+            self._rung(LADDER, ",".join((name, f"{kind}={value}", *seed)), [*own[name], *seed], kind, value)
+            for name in own
             for value in map(str, values)
+            for seed in seeds or [()]
         ]
         self.held_out = [
             self._held_out(str(name), about)
@@ -386,6 +392,14 @@ def _mapping(found: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any
     if not isinstance(value, Mapping) or not value:
         raise UserError(f"{where}: {key} has to be a mapping: {FORM}")
     return value
+
+
+def _seeds(found: Mapping[str, Any], where: str) -> list[tuple[str, ...]]:
+    """The overrides of each seed of a ladder's list; empty where it has none."""
+    seeds = found.get("seeds", [])
+    if not isinstance(seeds, list) or ("seeds" in found and not seeds):
+        raise UserError(f"{where}: seeds has to be a list of numbers, such as [1, 2, 3]: {FORM}")
+    return [(f"seed={seed}",) for seed in seeds]
 
 
 def _overrides(found: Mapping[str, Any], key: str, where: str) -> list[str]:
