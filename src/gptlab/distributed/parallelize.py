@@ -62,8 +62,11 @@ def parallelize(model: LanguageModel, config: StrategyConfig, mesh: DeviceMesh |
         for block in model.blocks:
             _recompute(block, config.activation_checkpointing)
     if config.compile:
+        # Batches of a second size would be compiled with symbolic sizes, over which torch 2.13 recurses without end in
+        # DTensors: under tensor parallelism each size is compiled by itself.
+        dynamic = False if config.type in TENSOR_PARALLEL else None
         for block in model.blocks:
-            block.compile()  # in place: a wrapped module would rename its parameters
+            block.compile(dynamic=dynamic)  # in place: a wrapped module would rename its parameters
     if config.type in SHARDED:
         assert mesh is not None and mesh.mesh_dim_names is not None
         names = tuple(name for name in mesh.mesh_dim_names if name != "tensor")
