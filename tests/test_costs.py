@@ -1,11 +1,13 @@
 """Counts on the meta device, held against explicit maths, the real model and torch's own counter."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import gptlab.nn.moe as moe
@@ -19,7 +21,7 @@ from gptlab.models.config import Capability, Feedforward, ModelConfig
 from gptlab.models.decoder.config import AttentionPattern, DecoderConfig, Norm, NormPlacement, Position
 from gptlab.models.encoder.config import EncoderConfig, Heads
 from gptlab.models.encoder_decoder.config import EncoderDecoderConfig
-from gptlab.nn.loss import CHUNK_ELEMENTS_GPU, LMHead
+from gptlab.nn.loss import CHUNK_ELEMENTS_GPU, LMHead, linear_cross_entropy
 from gptlab.training.config import AdamWConfig, FinetuneConfig, Finetuning, MuonConfig
 from gptlab.training.finetune import prepare_finetuning
 
@@ -428,6 +430,33 @@ def test_memory_by_part():
     hidden = count(p for name, p in model.blocks.named_parameters() if p.ndim == 2 or name.endswith(split))
     tensor = memory(model, counted, strategy=StrategyConfig(type=Sharding.tp), layout=Layout(tensor=2))
     assert tensor["weights"] == 4 * (n - hidden // 2)
+
+
+def test_a_micro_batch_has_a_gradient_of_the_head_beside_the_sum():
+    model = build_model(DecoderConfig(**SMALL, tie_embeddings=True), 997, seed=0)
+    weight, tokens, storages, alive = model.head.weight, torch.arange(32).reshape(2, 16), {}, []
+
+    class Gradients(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.shape == weight.shape and not result.is_set_to(weight.data):
+                storage = result.untyped_storage()
+                storages[storage._cdata] = weakref.ref(storage)
+            return result
+
+    def in_the_first_block(module, grads, of_outputs):
+        alive.append(sum(storage() is not None for storage in storages.values()))
+
+    model.blocks[0].register_full_backward_hook(in_the_first_block)
+    with Gradients():
+        for _ in range(3):
+            linear_cross_entropy(model.hidden_states(tokens), model.head, tokens, chunk_size=8).backward()
+    assert alive == [1, 2, 2]
+    counted = costs.training_pass(shaped(model.config, vocab_size=997), 16)
+    once, again = (memory(model, counted, accumulates=accumulates) for accumulates in (False, True))
+    assert again["temporary"] - once["temporary"] == 4 * weight.numel()
+    sharded = {"strategy": StrategyConfig(type=Sharding.fsdp), "layout": Layout(shards=2)}
+    assert memory(model, counted, **sharded) == memory(model, counted, accumulates=True, **sharded)
 
 
 @pytest.mark.parametrize("optimizer", [AdamWConfig(), MuonConfig()], ids=lambda optimizer: optimizer.type)

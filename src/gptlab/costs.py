@@ -296,6 +296,7 @@ def memory_bytes(
     precision: str,
     strategy: StrategyConfig,
     layout: Layout,
+    accumulates: bool = False,
     evaluated: ForwardPass | None = None,
     process: int = 0,
     fragmentation: float = 0.0,
@@ -303,7 +304,8 @@ def memory_bytes(
     """Peak memory of training, in bytes per device, by part and in `total`.
 
     `counted` is a pass over a device's micro-batch; without it `activations`, `logits` and `temporary`, what the
-    backward pass of a block needs beyond them, are left out. `evaluation` is what a forward pass over a batch of a
+    backward pass of a block needs beyond them, are left out. With `accumulates` a step has several micro-batches, and
+    the gradient of the head is there a second time before it is added to the first. `evaluation` is what a forward pass over a batch of a
     validation split, `evaluated`, needs beyond all that. On a CPU `process` is what the program itself takes, and
     `fragmentation` what lies free between tensors that come and go, as a fraction of these.
     """
@@ -343,6 +345,8 @@ def memory_bytes(
         parts["logits"] = _logit_bytes(counted.n_logits, counted, activation)
         # Logits are gone before the blocks' backward pass begins.
         parts["temporary"] = max(0, counted.working * element - parts["logits"])
+        if accumulates:
+            parts["temporary"] += _second_gradient(model, counted, layout) * weight
         if evaluated is not None:
             logits = _logit_bytes(evaluated.n_logits, counted, activation)
             in_training = parts["gradients"] + parts["activations"] + parts["logits"] + parts["temporary"]
@@ -360,6 +364,17 @@ def _logit_bytes(n_logits: float, counted: TrainingPass, activation: int) -> int
     if n_logits > chunk and not counted.fused:
         in_softmax = min(held, softmax_positions_cpu(counted.vocab_size) * counted.vocab_size)
     return round(held) * activation + round(in_softmax) * 4
+
+
+def _second_gradient(model: LanguageModel, counted: TrainingPass, layout: Layout) -> int:
+    """Elements of the head's gradient of a micro-batch, before it is added to that of the micro-batches before.
+
+    Of a head that shares its weight with the embedding it waits for the embedding's, which is the last to be known.
+    Sharded gradients are added to their shards at once.
+    """
+    if not counted.vocab_size or layout.shards > 1 or not model.head.weight.requires_grad:
+        return 0
+    return model.head.weight.numel()
 
 
 def _tensor_parallel(model: LanguageModel) -> set[nn.Parameter]:

@@ -317,6 +317,7 @@ def make_plan(
             precision=devices.precision,
             strategy=config.strategy,
             layout=layout,
+            accumulates=micro_batch_size < share,
             evaluated=evaluated,
             process=devices.process_bytes,
             fragmentation=devices.fragmentation,

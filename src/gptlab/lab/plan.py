@@ -168,6 +168,7 @@ class Planner:
             precision=precision or self.precision,
             strategy=strategy,
             layout=layout,
+            accumulates=(micro_batch_size or self.micro_batch_size(layout)) < self.share(layout),
             evaluated=evaluated,
             process=PROCESS_BYTES if is_cpu else 0,
             fragmentation=FRAGMENTATION if is_cpu else 0.0,
@@ -184,7 +185,9 @@ class Planner:
 
         if not fits(0):  # the usual answer for a large model
             return None
-        low, high = 1, len(sizes)
+        if fits(-1):  # a step in one piece has one gradient of the head, one in several pieces two
+            return sizes[-1]
+        low, high = 1, len(sizes) - 1
         while low < high:  # memory grows with the size
             middle = (low + high) // 2
             if fits(middle):
