@@ -10,6 +10,8 @@ from typing import Any
 TRIM_THRESHOLD, MMAP_THRESHOLD, MXFAST = -1, -3, 1  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MXFAST of malloc.h
 # Measured with glibc 2.36 (benchmarks/memory.py).
 FRAGMENTATION, FRAGMENTATION_WITH_THREAD_CACHE = 0.15, 0.3
+LARGEST_KEPT = 65 * 2**20  # a chunk of logits (nn.loss) takes 64 MiB at most, and its alignment some bytes
+LARGEST_KEPT_WITH_THREAD_CACHE = 2**25
 TUNABLES, NO_THREAD_CACHE = "GLIBC_TUNABLES", "glibc.malloc.tcache_count=0"
 
 
@@ -21,7 +23,7 @@ def keep_freed_memory() -> None:
     ones are given back: where they were kept, smaller tensors split them, and the peak of an encoder-decoder was 16%
     higher. With the cache of small blocks on it is 32 MiB, for the same reason.
     """
-    _call("mallopt", MMAP_THRESHOLD, 1 << (25 if _has_thread_cache() else 26))
+    _call("mallopt", MMAP_THRESHOLD, LARGEST_KEPT_WITH_THREAD_CACHE if _has_thread_cache() else LARGEST_KEPT)
     _call("mallopt", TRIM_THRESHOLD, (1 << 31) - 1)
     _call("mallopt", MXFAST, 0)  # see `without_thread_cache`
 
