@@ -305,9 +305,9 @@ def memory_bytes(
 
     `counted` is a pass over a device's micro-batch; without it `activations`, `logits` and `temporary`, what the
     backward pass of a block needs beyond them, are left out. With `accumulates` a step has several micro-batches, and
-    the gradient of the head is there a second time before it is added to the first. `evaluation` is what a forward pass over a batch of a
-    validation split, `evaluated`, needs beyond all that. On a CPU `process` is what the program itself takes, and
-    `fragmentation` what lies free between tensors that come and go, as a fraction of these.
+    the gradient of the head is there a second time before it is added to the first. `evaluation` is what a forward
+    pass over a batch of a validation split, `evaluated`, needs beyond all that. On a CPU `process` is what the program
+    itself takes, and `fragmentation` what lies free between tensors that come and go, as a fraction of these.
     """
     weight, copy, activation, residual = PRECISIONS[precision]
     tensor, blocks = layout.tensor, list(model.blocks)
