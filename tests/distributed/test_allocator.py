@@ -15,15 +15,17 @@ without_thread_cache(sys.argv[0])
 BLOCKS = """
 import ctypes, resource
 from gptlab.distributed.allocator import keep_freed_memory
+from gptlab.nn.loss import CHUNK_ELEMENTS_CPU
+SIZE = 4 * CHUNK_ELEMENTS_CPU + 64  # aligned
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 keep_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):
-    block = libc.malloc(1 << 26)
-    ctypes.memset(block, 1, 1 << 26)
+    block = libc.malloc(SIZE)
+    ctypes.memset(block, 1, SIZE)
     libc.free(block)
-pages = (1 << 26) // resource.getpagesize()
+pages = SIZE // resource.getpagesize()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / pages)
 """
 ARGUMENTS = ["a b", "c='d'", "x=[1,2]"]
@@ -63,7 +65,7 @@ def test_a_program_is_not_started_again(tmp_path, monkeypatch, before):
 
 
 @pytest.mark.skipif(not allocator._is_glibc(), reason="the C library is not glibc")
-def test_a_large_block_is_used_again_without_the_thread_cache():
+def test_the_block_of_a_chunk_of_logits_is_used_again_without_the_thread_cache():
     environment = {**os.environ, allocator.TUNABLES: allocator.NO_THREAD_CACHE}
     done = subprocess.run([sys.executable, "-c", BLOCKS], capture_output=True, text=True, env=environment, check=True)
     assert float(done.stdout) < 2  # of eight times: its pages are fetched once

@@ -10,8 +10,7 @@ from typing import Any
 TRIM_THRESHOLD, MMAP_THRESHOLD, MXFAST = -1, -3, 1  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MXFAST of malloc.h
 # Measured with glibc 2.36 (benchmarks/memory.py).
 FRAGMENTATION, FRAGMENTATION_WITH_THREAD_CACHE = 0.15, 0.3
-LARGEST_KEPT = 65 * 2**20  # a chunk of logits (nn.loss) takes 64 MiB at most, and its alignment some bytes
-LARGEST_KEPT_WITH_THREAD_CACHE = 2**25
+LARGEST_KEPT, LARGEST_KEPT_WITH_THREAD_CACHE = 2**26, 2**25  # bytes
 TUNABLES, NO_THREAD_CACHE = "GLIBC_TUNABLES", "glibc.malloc.tcache_count=0"
 
 

@@ -12,7 +12,7 @@ IGNORE_INDEX = -100
 
 # Logits per chunk. On a CPU a chunk should be small next to the weights. A GPU wants matrix products long enough
 # to hide the pass over the weight's gradient that ends each chunk.
-CHUNK_ELEMENTS_CPU = 2**24
+CHUNK_ELEMENTS_CPU = 2**24 - 2**16  # a float32 chunk stays below 64 MiB, which a CPU reuses (distributed.allocator)
 CHUNK_ELEMENTS_GPU = 2**27
 # Of a chunk a CPU takes so many through the softmax at a time, which then stay in its cache and need no second chunk;
 # or more, so that each thread has some positions.
