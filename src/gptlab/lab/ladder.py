@@ -89,10 +89,10 @@ class Ladder:
         if seeds and any(key_of(o) == "seed" for o in (*self._common, *chain.from_iterable(own.values()))):
             raise UserError(f"{self.where}: seeds are set by its list of seeds; leave out seed= or the list")
         self.rungs = [
-            self._rung(LADDER, ",".join((name, f"{kind}={value}", *seed)), [*own[name], *seed], kind, value)
+            self._rung(LADDER, name, own[name], kind, value, seed)
             for name in own
             for value in map(str, values)
-            for seed in seeds or [()]
+            for seed in seeds or [None]
         ]
         self.held_out = [
             self._held_out(str(name), about)
@@ -127,7 +127,12 @@ class Ladder:
             raise UserError(f"{where} has to have a size, which is a list of overrides, and one budget: {FORM}")
         return self._rung(HELD_OUT, name, _overrides(about, "size", where), kinds[0], str(about[kinds[0]]))
 
-    def _rung(self, group: str, name: str, size: Sequence[str], kind: str, value: str) -> Rung:
+    def _rung(
+        self, group: str, size_name: str, size: Sequence[str], kind: str, value: str, seed: str | None = None
+    ) -> Rung:
+        name = size_name
+        if group == LADDER:
+            name += f",{kind}={value}" + ("" if seed is None else f",seed={seed}")
         where = f"{self.where}: {group} {name}"
         self._refuse(size, "a size")
         try:
@@ -138,8 +143,9 @@ class Ladder:
             raise UserError(f"{where}: {kind}={value} is no budget; give a number above 0")
         folder = self.folder / group / name
         try:
+            seeded = [] if seed is None else [f"seed={seed}"]
             # Any budget counts parameters; the one that is meant may follow from them.
-            planner = self._planner([*self._common, *size, "budget_steps=1"])
+            planner = self._planner([*self._common, *size, *seeded, "budget_steps=1"])
             tokens = {
                 "tokens": lambda: budget,
                 "flops": lambda: budget / planner.training_pass().flops_per_token,
@@ -157,7 +163,10 @@ class Ladder:
             name=name,
             folder=folder,
             point=Point(
-                {"size": name.partition(",")[0], kind: value}, to_plain(config), config.identity_fields(), str(folder)
+                {"size": size_name, kind: value} | ({} if seed is None else {"seed": seed}),
+                to_plain(config),
+                config.identity_fields(),
+                str(folder),
             ),
             parameters=count_of(planner.parameters, self.settings.parameters),
             tokens=trained,
@@ -394,12 +403,12 @@ def _mapping(found: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any
     return value
 
 
-def _seeds(found: Mapping[str, Any], where: str) -> list[tuple[str, ...]]:
-    """The overrides of each seed of a ladder's list; empty where it has none."""
+def _seeds(found: Mapping[str, Any], where: str) -> list[str]:
+    """A ladder's list of seeds; empty where it has none."""
     seeds = found.get("seeds", [])
     if not isinstance(seeds, list) or ("seeds" in found and not seeds):
         raise UserError(f"{where}: seeds has to be a list of numbers, such as [1, 2, 3]: {FORM}")
-    return [(f"seed={seed}",) for seed in seeds]
+    return [str(seed) for seed in seeds]
 
 
 def _overrides(found: Mapping[str, Any], key: str, where: str) -> list[str]:
