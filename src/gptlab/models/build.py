@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gptlab.errors import UserError
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import ModelConfig
 from gptlab.nn.lora import ADAPTERS
@@ -23,12 +25,22 @@ def build_model(config: ModelConfig, vocab_size: int, *, seed: int) -> LanguageM
 def shape_model(config: ModelConfig, vocab_size: int, n_class: int | None = None) -> LanguageModel:
     """Build the model on the meta device: shapes and names, no values and no memory.
 
-    With `n_class` it has a `class_head` for that many classes.
+    With `n_class` it has a `class_head` for that many classes. UserError for sizes beyond what a tensor can have.
     """
-    with torch.device("meta"), _NoValues():
-        model = config.build(vocab_size)
-        if n_class is not None:
-            model.add_class_head(n_class)
+    try:
+        with torch.device("meta"), _NoValues():
+            model = config.build(vocab_size)
+            if n_class is not None:
+                model.add_class_head(n_class)
+    except (RuntimeError, TypeError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        sizes = {f.name: getattr(config, f.name) for f in fields(config) if type(getattr(config, f.name)) is int}
+        name, value = max(sizes.items(), key=lambda item: item[1])
+        raise UserError(
+            f"model.{name}={value} makes a tensor of more than {torch.iinfo(torch.int64).max:.0e} bytes, which torch "
+            "cannot count; make it smaller"
+        ) from None
     return model
 
 

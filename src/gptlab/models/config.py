@@ -75,7 +75,7 @@ class ModelConfig:
     vocab_size: int | None = bounded(None, ge=1)  # null: the tokenizer's
     context_length: int = bounded(256, ge=1)
     init_from: str | None = None  # weights to start from: a run folder, a .ckpt, a transformers folder or a hub name
-    n_layer: int = bounded(6, ge=1)
+    n_layer: int = bounded(6, ge=1, le=2_000)
     d_model: int = bounded(384, ge=1)
     dropout: float = bounded(0.0, ge=0, lt=1)
     parametrization: Parametrization = Parametrization.standard

@@ -13,7 +13,7 @@ class EncoderDecoderConfig(TransformerConfig):
     Positions are relative, so any length can be read; `context_length` is how long texts are in training.
     """
 
-    n_decoder_layer: int | None = bounded(None, ge=1)  # null: n_layer, which is the encoder's
+    n_decoder_layer: int | None = bounded(None, ge=1, le=2_000)  # null: n_layer, which is the encoder's
     feedforward: Feedforward = Feedforward.relu
     relative_attention_num_buckets: int = 32  # ranges of distance that have a bias of their own
     relative_attention_max_distance: int = 128  # in tokens; all beyond it share a bias
