@@ -145,7 +145,7 @@ def test_whole_values_for_a_model_that_has_none():
         ({"n_kv_head": 3}, r"use one of \[1, 2, 4\]"),
         ({"position": Position.rotary, "d_head": 7}, "set an even model.d_head"),
         ({"dropout_residual": 1.0}, r"outside \[0, 1\)"),
-        ({"n_layer": 0}, "at least 1"),
+        ({"n_layer": 0}, r"n_layer=0 is outside \[1, 2000\]"),
         ({"n_layer": 100_000}, r"n_layer=100000 is outside \[1, 2000\]"),
         ({"d_ff": 10**17}, f"model.d_ff={10**17} makes a tensor of more than 9e\\+18 bytes"),
         ({"d_ff": 10**21}, f"model.d_ff={10**21} makes a tensor of more than 9e\\+18 bytes"),
