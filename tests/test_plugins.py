@@ -188,7 +188,7 @@ def test_super_works_in_a_registered_class(monkeypatch):
     assert Narrow().type == "narrow" and not hasattr(Narrow(), "__dict__")
     with pytest.raises(UserError, match="too wide"):
         Narrow(d_model=9).check()
-    with pytest.raises(UserError, match=r"model\.n_layer=0 must be at least 1"):
+    with pytest.raises(UserError, match=r"model\.n_layer=0 is outside"):
         Narrow(d_model=8, n_layer=0).check()
     with pytest.raises(AttributeError):
         Narrow().n_layr = 3
