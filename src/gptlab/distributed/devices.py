@@ -14,6 +14,8 @@ from gptlab.distributed.launch import check_launch, find_launched
 from gptlab.errors import UserError
 from gptlab.training.config import TrainerConfig
 
+LOADED_LATER = 24 * 2**20  # bytes of libraries that a CPU's process loads while it trains (benchmarks/memory.py)
+
 
 @dataclass(frozen=True, slots=True)
 class Devices:
@@ -24,7 +26,7 @@ class Devices:
     world_size: int
     precision: str
     peak_flops: float | None  # of one device
-    process_bytes: int = 0  # what a process on the CPU takes before it has a model
+    process_bytes: int = 0  # what a process on the CPU takes besides the tensors of training
     fragmentation: float = 0.0  # of memory on the CPU, as a fraction of the tensors that come and go
 
     def describe(self) -> str:
@@ -71,7 +73,7 @@ def find_devices(config: TrainerConfig) -> Devices:
     per_node = config.devices if isinstance(config.devices, list) else asked
     process_bytes, fragmentation = 0, 0.0
     if accelerator == "cpu":
-        process_bytes = resident_bytes() or 0
+        process_bytes = (resident_bytes() or 0) + LOADED_LATER
         fragmentation = expected_fragmentation()
     return Devices(
         accelerator, per_node, world_size, precision, _peak(accelerator, precision), process_bytes, fragmentation

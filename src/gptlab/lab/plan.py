@@ -35,7 +35,7 @@ from gptlab.models.config import Capability
 from gptlab.training.config import eval_micro_batch_size
 from gptlab.training.finetune import prepare_finetuning
 
-PROCESS_BYTES = round(0.32 * 2**30)  # Python, torch and Lightning on a CPU (Linux, torch 2.13)
+PROCESS_BYTES = round(0.38 * 2**30)  # Python, torch and Lightning on a CPU (Linux, torch 2.13)
 SPECIAL_TOKENS = ("<mask>", "<pad>", "<cls>", "<sep>")
 N_SENTINELS = 400  # beyond any objective's
 # Bytes of a weight and of a cached key or value in inference.
