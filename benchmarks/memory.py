@@ -136,11 +136,12 @@ def main() -> None:
     if given.case is not None:
         found = measure(given.case.split(), given.folder)
         return print(json.dumps(found))
+    chosen = {name: typed for name, typed in cases(every=given.all).items() if given.only in name}
+    if not chosen:
+        sys.exit(f"error: --only {given.only!r} is in no case's name, as in {next(iter(cases(every=False)))!r}")
     print("| case | planned MiB | measured MiB | planned / measured |\n|---|---:|---:|---:|")
     ratios = []
-    for name, typed in cases(every=given.all).items():
-        if given.only not in name:
-            continue
+    for name, typed in chosen.items():
         with tempfile.TemporaryDirectory() as folder:
             write_texts(Path(folder))
             command = [sys.executable, __file__, "--case", typed, "--folder", folder]
@@ -153,6 +154,8 @@ def main() -> None:
         planned, measured = found["planned"]["total"], found["measured"]
         print(f"| {name} | {planned / MIB:,.0f} | {measured / MIB:,.0f} | {planned / measured:.2f} |", flush=True)
         ratios.append(planned / measured)
+    if not ratios:
+        sys.exit("error: no run ended")
     errors = sorted(abs(ratio - 1) for ratio in ratios)
     print(f"\nError: median {statistics.median(errors):.1%}, largest {errors[-1]:.1%}, of {len(errors)} runs.")
 
