@@ -27,6 +27,8 @@ The second fits the law to runs that are there, or to a CSV file with columns fo
 
     ladder                    a YAML of overrides, sizes, budgets and held_out; see docs/scaling.md
     dry_run                   true: list the ladder's runs and their FLOPs, and train nothing (false)
+    form                      sum: L(N, D) = E + A / N^alpha + B / D^beta; norm: with a constant p more,
+                              E + ((A / N^alpha)^p + (B / D^beta)^p)^(1/p) (sum)
     parameters                what N is: total, non_embedding or active parameters (total); of a table, what its column
                               holds
     metric                    the loss of runs, at their end (val/loss)

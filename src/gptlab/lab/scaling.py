@@ -16,6 +16,7 @@ from gptlab.lab.scaling_law import (
     BIAS_SOURCE,
     Interval,
     IsoFlops,
+    LawForm,
     Observations,
     ParameterCount,
     ScalingLaw,
@@ -45,6 +46,7 @@ def count_of(counts: Mapping[str, int], which: ParameterCount) -> int:
 class FitConfig:
     """How a law is fitted to runs or to a table."""
 
+    form: LawForm = LawForm.sum
     parameters: ParameterCount = ParameterCount.total
     metric: str = "val/loss"
     min_tokens_per_parameter: float = bounded(0.0, ge=0, lt=math.inf)
@@ -112,6 +114,7 @@ def fit_observations(
         flops=found.flops,
         names=found.names,
         counted=settings.parameters.value,
+        form=settings.form,
         delta=settings.delta,
         n_bootstrap=settings.bootstrap,
         seed=settings.seed,
@@ -263,7 +266,7 @@ def text(law: ScalingLaw, iso: IsoFlops, budgets: Sequence[float]) -> str:
     ]
     runs = law.observations
     lines = [
-        f"L(N, D) = E + A / N^alpha + B / D^beta, fitted to {plural(len(runs), 'run')}: N {_range(runs.parameters)} "
+        f"{law.form.formula}, fitted to {plural(len(runs), 'run')}: N {_range(runs.parameters)} "
         f"({law.counted} parameters), D {_range(runs.tokens)} tokens",
         "",
         grid(["", "value", "95% interval", "standard error"], rows),

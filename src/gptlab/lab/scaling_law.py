@@ -1,5 +1,9 @@
 """Scaling laws: L(N, D) = E + A / N^alpha + B / D^beta, fitted to runs, with intervals, optima and isoFLOP profiles.
 
+`LawForm.norm` has ((A / N^alpha)^p + (B / D^beta)^p)^(1/p) in place of the sum of both terms, which it is for p = 1; with
+E = 0 and p = 1 / beta it is equation 1.5 of Kaplan et al. (arXiv:2001.08361). The larger p, the more the larger of the
+two terms alone counts: parameters are of little use before there are tokens for them.
+
 The fit is approach 3 of Hoffmann et al. (arXiv:2203.15556, section 3.3 and appendix D.3): the Huber loss with
 delta = 1e-3 on residuals of log L, where log L is a log-sum-exp of log E, log A - alpha log N and log B - beta log D.
 N are parameters, D training tokens, L nats per token.
@@ -20,17 +24,18 @@ from gptlab.errors import UserError
 from gptlab.files import write_text_atomic
 from gptlab.units import plural
 
-CONSTANTS = ("E", "A", "B", "alpha", "beta")
+CONSTANTS = ("E", "A", "B", "alpha", "beta", "p")  # the last of LawForm.norm alone
 DELTA = 1e-3  # of the Huber loss, in log L
-MIN_RUNS = 6  # five constants are fitted
 MIN_DISTINCT = 3  # sizes, and token counts: two would let any exponent fit
 COLLINEAR = 0.999  # correlation of log N and log D
 N_BOOTSTRAP = 1000
 LEVEL = 0.95
 # In the coordinates of the solver: logs of the three terms at the geometric means of N and D, and the exponents.
 EXPONENTS = (0.01, 3.0)
+NORMS = (0.25, 16.0)  # of p
 SMALLEST_TERM = 1e-4  # of the lowest loss
 GRID = np.geomspace(0.03, 1.5, 12)  # exponents from which fits start
+NORM_GRID = (1.0, 3.0)  # p, likewise
 N_REFINED = 8  # of the starts
 N_STEPS = 1000
 BOOTSTRAP_STEPS = 120
@@ -39,6 +44,22 @@ SIX_ND = (6.0, 1.0)
 SAME_BUDGET = 1.1  # runs whose FLOPs differ by no more are one isoFLOP profile
 MIN_PROFILE = 4  # sizes: through three a parabola always passes
 BIAS_SOURCE = "arXiv:2603.22339"
+
+
+class LawForm(Enum):
+    """How the terms of parameters and of tokens are put together."""
+
+    sum = "sum"  # E + A / N^alpha + B / D^beta (arXiv:2203.15556)
+    norm = "norm"  # E + ((A / N^alpha)^p + (B / D^beta)^p)^(1/p)
+
+    @property
+    def n_constants(self) -> int:
+        return len(CONSTANTS) - (self is LawForm.sum)
+
+    @property
+    def formula(self) -> str:
+        terms = {"sum": "A / N^alpha + B / D^beta", "norm": "((A / N^alpha)^p + (B / D^beta)^p)^(1/p)"}
+        return f"L(N, D) = E + {terms[self.value]}"
 
 
 class ParameterCount(Enum):
@@ -107,8 +128,8 @@ class Observations:
 class ScalingLaw:
     """A fitted law with the bootstrap's fits, from which every interval is taken."""
 
-    theta: np.ndarray  # (5,): log E, log A, log B, alpha, beta
-    draws: np.ndarray  # (S, 5), the same of each bootstrap fit
+    theta: np.ndarray  # (5,) or (6,): log E, log A, log B, alpha, beta, and p of LawForm.norm
+    draws: np.ndarray  # (S, 5 or 6), the same of each bootstrap fit
     residuals: np.ndarray  # (n,), log of measured over fitted loss
     observations: Observations
     flops_per_token: tuple[float, float] = SIX_ND  # c and p of FLOPs per token = c N^p
@@ -118,22 +139,26 @@ class ScalingLaw:
     notes: tuple[str, ...] = field(default=())
 
     @property
+    def form(self) -> LawForm:
+        return next(form for form in LawForm if form.n_constants == len(self.theta))
+
+    @property
     def constants(self) -> dict[str, Interval]:
-        """E, A, B, alpha and beta, each with its 95% interval."""
-        values, draws = _natural(self.theta), _natural(self.draws)
-        low, high = _ends(draws)
-        return {name: Interval(float(values[i]), float(low[i]), float(high[i])) for i, name in enumerate(CONSTANTS)}
+        """E, A, B, alpha and beta, and p of LawForm.norm, each with its 95% interval."""
+        values, (low, high) = _natural(self.theta), _ends(_natural(self.draws))
+        columns = zip(CONSTANTS, values, low, high, strict=False)
+        return {name: Interval(float(value), float(a), float(b)) for name, value, a, b in columns}
 
     @property
     def standard_errors(self) -> dict[str, float]:
         """The standard deviation of each constant over the bootstrap fits."""
-        return dict(zip(CONSTANTS, map(float, _natural(self.draws).std(0)), strict=True))
+        return dict(zip(CONSTANTS, map(float, _natural(self.draws).std(0)), strict=False))
 
     @property
     def spread(self) -> float:
         """The standard deviation of a run's loss about the law, relative, estimated from the residuals."""
         n = len(self.residuals)
-        return float(np.sqrt((self.residuals**2).sum() / (n - len(CONSTANTS))))
+        return float(np.sqrt((self.residuals**2).sum() / (n - len(self.theta))))
 
     def loss(self, parameters: ArrayLike, tokens: ArrayLike) -> np.ndarray:
         """Nats per token that the law gives for N parameters and D tokens."""
@@ -145,7 +170,7 @@ class ScalingLaw:
         low, high = _ends(drawn)
         if one_run:
             n = len(self.residuals)
-            scale = math.sqrt(n / (n - len(CONSTANTS)))
+            scale = math.sqrt(n / (n - len(self.theta)))
             drawn = drawn + scale * np.random.default_rng(0).choice(self.residuals, len(drawn))
             # Residuals of one sign, or few draws, would move an end inwards; a run is no more certain than the law.
             ends = _ends(drawn)
@@ -176,7 +201,7 @@ class ScalingLaw:
         """All of the law as plain values, from which `read_law` makes it again."""
         runs = self.observations
         return {
-            "form": "L(N, D) = E + A / N^alpha + B / D^beta",
+            "form": self.form.formula,
             "parameters": self.counted,
             "constants": {name: one.plain() for name, one in self.constants.items()},
             "standard_errors": self.standard_errors,
@@ -235,9 +260,10 @@ def read_law(path: str | Path) -> ScalingLaw:
 def _is_sound(law: ScalingLaw) -> bool:
     """Whether a law has the shapes and the numbers that a fit has."""
     n, runs = len(law.observations), law.observations
-    shapes = law.theta.shape == (5,) and law.draws.ndim == 2 and law.draws.shape[1] == 5 and len(law.draws) > 1
+    is_known = law.theta.shape in [(form.n_constants,) for form in LawForm]
+    shapes = is_known and law.draws.ndim == 2 and law.draws.shape[1] == len(law.theta) and len(law.draws) > 1
     columns = [runs.parameters, runs.tokens, runs.losses, *([] if runs.flops is None else [runs.flops])]
-    if not shapes or n < MIN_RUNS or any(column.shape != (n,) for column in (*columns, law.residuals)):
+    if not shapes or n <= len(law.theta) or any(column.shape != (n,) for column in (*columns, law.residuals)):
         return False
     positive = [*columns, law.theta[3:], law.draws[:, 3:], np.array(law.flops_per_token)]
     finite = [law.theta, law.draws, law.residuals, *positive]
@@ -254,17 +280,19 @@ def fit_law(
     flops: ArrayLike | None = None,
     names: Sequence[str] = (),
     counted: str = "total",
+    form: LawForm = LawForm.sum,
     delta: float = DELTA,
     n_bootstrap: int = N_BOOTSTRAP,
     seed: int = 0,
     progress: bool = False,
 ) -> ScalingLaw:
-    """Fit L(N, D) = E + A / N^alpha + B / D^beta to runs: parameters N, tokens D, losses in nats per token.
+    """Fit the form of a law to runs: parameters N, tokens D, losses in nats per token.
 
     The Huber loss of log residuals is minimized from the best of a grid of exponents, for each of which E, A and B
-    follow by linear least squares (variable projection). Intervals are percentiles over fits to runs that were drawn
-    with replacement, each begun at the fit to all of them. `flops` are training FLOPs of each run; without them a token
-    costs 6 N. UserError where the runs cannot determine the five constants.
+    follow by linear least squares (variable projection); with LawForm.norm those are of the sum, and p is on the grid
+    too. Intervals are percentiles over fits to runs that were drawn with replacement, each begun at the fit to all of
+    them. `flops` are training FLOPs of each run; without them a token costs 6 N. UserError where the runs cannot
+    determine the constants.
     """
     runs = Observations(
         *(np.asarray(values, float).ravel() for values in (parameters, tokens, losses)),
@@ -272,12 +300,12 @@ def fit_law(
         flops=None if flops is None else np.asarray(flops, float).ravel(),
     )
     check_values(runs)
-    _check(runs)
+    _check(runs, form)
     cost = _cost(runs)
     if n_bootstrap < 2:
         raise UserError(f"bootstrap={n_bootstrap} gives no interval; use at least 2, and for a result 1000")
     x, z, y = np.log(runs.parameters), np.log(runs.tokens), np.log(runs.losses)
-    problem = _Problem(x, z, y, delta)
+    problem = _Problem(x, z, y, delta, form)
     theta, n_agreeing = problem.solve()
     drawn = problem.bootstrap(theta, n_bootstrap, np.random.default_rng(seed), progress=progress)
     law = ScalingLaw(
@@ -306,12 +334,11 @@ def check_values(runs: Observations) -> None:
             raise UserError(f"run {which} has {name}={values[wrong[0]]:g}; a law needs numbers above 0: leave it out")
 
 
-def _check(runs: Observations) -> None:
-    if len(runs) < MIN_RUNS:
+def _check(runs: Observations, form: LawForm) -> None:
+    n = form.n_constants
+    if len(runs) <= n:
         do = "does" if len(runs) == 1 else "do"
-        raise UserError(
-            f"{plural(len(runs), 'run')} {do} not determine five constants; fit {MIN_RUNS} or more, better 12"
-        )
+        raise UserError(f"{plural(len(runs), 'run')} {do} not determine {n} constants; fit {n + 1} or more, better 12")
     for name in ("parameters", "tokens"):
         n = len(np.unique(np.round(np.log(getattr(runs, name)), 2)))
         if n < MIN_DISTINCT:
@@ -344,9 +371,9 @@ def _notes(law: ScalingLaw) -> list[str]:
     ]
     if law.n_agreeing < N_REFINED:
         found.append(f"{law.n_agreeing} of {N_REFINED} starts ended at this fit, the others at worse ones")
-    for name in ("alpha", "beta"):
-        one = law.constants[name]
-        if name not in law.at_bound and (one.low < 1.01 * EXPONENTS[0] or one.high > 0.99 * EXPONENTS[1]):
+    for name in CONSTANTS[3 : len(law.theta)]:
+        one, (least, most) = law.constants[name], NORMS if name == "p" else EXPONENTS
+        if name not in law.at_bound and (one.low < 1.01 * least or one.high > 0.99 * most):
             found.append(
                 f"the interval of {name} reaches the end of its range: these runs hardly determine it, and predictions "
                 "beyond them are worth little"
@@ -360,16 +387,17 @@ def _notes(law: ScalingLaw) -> list[str]:
 class _Problem:
     """The minimization in coordinates where it is well conditioned: terms at the geometric means of N and D."""
 
-    def __init__(self, x: np.ndarray, z: np.ndarray, y: np.ndarray, delta: float):
+    def __init__(self, x: np.ndarray, z: np.ndarray, y: np.ndarray, delta: float, form: LawForm):
         self.centers = np.array([0, x.mean(), z.mean()])
         self.x, self.z, self.y, self.delta = x - x.mean(), z - z.mean(), y, delta
         top, bottom = float(y.max()), float(y.min())
         least = bottom + math.log(SMALLEST_TERM)
-        self.low = np.array([least, least, least, EXPONENTS[0], EXPONENTS[0]])
-        self.high = np.array([top, top, top, EXPONENTS[1], EXPONENTS[1]])
+        self.form, n = form, form.n_constants
+        self.low = np.array([least, least, least, EXPONENTS[0], EXPONENTS[0], NORMS[0]])[:n]
+        self.high = np.array([top, top, top, EXPONENTS[1], EXPONENTS[1], NORMS[1]])[:n]
 
     def uncentered(self, theta: np.ndarray) -> np.ndarray:
-        """log E, log A, log B, alpha, beta of what the solver found."""
+        """log E, log A, log B and the exponents of what the solver found."""
         found = theta.copy()
         found[..., 1] += found[..., 3] * self.centers[1]
         found[..., 2] += found[..., 4] * self.centers[2]
@@ -392,11 +420,12 @@ class _Problem:
             for beta in GRID:
                 terms = np.stack([np.ones_like(self.x), np.exp(-alpha * self.x), np.exp(-beta * self.z)], 1)
                 solution, *_ = np.linalg.lstsq(terms / losses[:, None], np.ones_like(losses), rcond=None)
-                found.append([*np.log(np.maximum(solution, SMALLEST_TERM * losses.min())), alpha, beta])
+                of_sum = [*np.log(np.maximum(solution, SMALLEST_TERM * losses.min())), alpha, beta]
+                found += [of_sum] if self.form is LawForm.sum else [[*of_sum, p] for p in NORM_GRID]
         return np.clip(np.array(found), self.low, self.high)
 
     def bootstrap(self, theta: np.ndarray, n: int, rng: np.random.Generator, *, progress: bool) -> np.ndarray:
-        """Fits (n, 5) to runs drawn with replacement."""
+        """Fits (n, 5 or 6) to runs drawn with replacement."""
         from gptlab.evaluation.progress import progress as bar
 
         found = []
@@ -416,7 +445,7 @@ class _Problem:
         for _ in range(100 * size):
             weights = rng.multinomial(n, np.full(n, 1 / n))
             there = weights > 0
-            if there.sum() >= MIN_RUNS - 1 and all(
+            if there.sum() >= self.form.n_constants and all(
                 len(np.unique(values[there])) >= MIN_DISTINCT for values in (sizes, tokens)
             ):
                 found.append(weights)
@@ -428,18 +457,18 @@ class _Problem:
         return self._forward(theta)[0] - y
 
     def _forward(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """log L (S, n), and the share of each term in L (3, S, n)."""
-        terms = np.stack(
-            [
-                np.broadcast_to(theta[:, :1], (len(theta), len(self.x))),
-                theta[:, 1:2] - theta[:, 3:4] * self.x,
-                theta[:, 2:3] - theta[:, 4:5] * self.z,
-            ]
-        )
-        largest = terms.max(0)
-        shares = np.exp(terms - largest)
-        total = shares.sum(0)
-        return largest + np.log(total), shares / total
+        """log L (S, n), and its derivatives by the constants (S, n, 5 or 6)."""
+        a = theta[:, 1:2] - theta[:, 3:4] * self.x
+        b = theta[:, 2:3] - theta[:, 4:5] * self.z
+        p = theta[:, 5:] if self.form is LawForm.norm else np.ones((len(theta), 1))
+        both = np.logaddexp(p * a, p * b) / p
+        fitted = np.logaddexp(theta[:, :1], both)
+        share = np.exp(both - fitted)  # of both in L
+        of_a, of_b = (share * np.exp(p * (term - both)) for term in (a, b))
+        found = [1 - share, of_a, of_b, -of_a * self.x, -of_b * self.z]
+        if self.form is LawForm.norm:
+            found.append((of_a * a + of_b * b - share * both) / p)
+        return fitted, np.stack(found, 2)
 
     def _cost(self, residuals: np.ndarray, weights: np.ndarray) -> np.ndarray:
         size, delta = np.abs(residuals), self.delta
@@ -450,7 +479,7 @@ class _Problem:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Minimize many weighted problems at once: Levenberg-Marquardt on least squares that are reweighted for Huber.
 
-        `start` is (S, 5), `weights` (S or 1, n). Returns the minima (S, 5) and their costs.
+        `start` is (S, 5 or 6), `weights` (S or 1, n). Returns the minima, of its shape, and their costs.
         """
         theta = start.copy()
         y, weights = (np.broadcast_to(values, (len(theta), len(self.x))) for values in (y, weights))
@@ -459,15 +488,14 @@ class _Problem:
         costs = self._cost(self.residuals(theta, y), weights)
         for _ in range(n_steps):
             now, seen, weight = theta[active], y[active], weights[active]
-            fitted, shares = self._forward(now)
+            fitted, jacobian = self._forward(now)
             residuals = fitted - seen
-            jacobian = np.stack([*shares, -shares[1] * self.x, -shares[2] * self.z], 2)  # (S, n, 5)
             huber = weight * np.minimum(1, self.delta / np.maximum(np.abs(residuals), 1e-300))
             weighted = (jacobian * huber[:, :, None]).transpose(0, 2, 1)
             hessian, gradient = weighted @ jacobian, (weighted @ residuals[:, :, None])[:, :, 0]
             diagonal = np.einsum("sii->si", hessian)
             damped = damping[active][:, None] * (diagonal + 1e-12 * diagonal.max(1, keepdims=True) + 1e-300)
-            step = np.linalg.solve(hessian + damped[:, :, None] * np.eye(5), -gradient[:, :, None])[:, :, 0]
+            step = np.linalg.solve(hessian + damped[:, :, None] * np.eye(len(self.low)), -gradient[:, :, None])[:, :, 0]
             tried = np.clip(now + step, self.low, self.high)
             tried_costs = self._cost(self.residuals(tried, seen), weight)
             better = tried_costs < costs[active]
@@ -482,17 +510,24 @@ class _Problem:
     def at_bound(self, theta: np.ndarray) -> tuple[str, ...]:
         near = 1e-6 * (self.high - self.low)
         on = (theta <= self.low + near) | (theta >= self.high - near)
-        return tuple(name for name, is_on in zip(CONSTANTS, on, strict=True) if is_on)
+        return tuple(name for name, is_on in zip(CONSTANTS, on, strict=False) if is_on)
+
+
+def _split(theta: np.ndarray) -> tuple[np.ndarray, ...]:
+    """log E, log A, log B, alpha, beta and p, which is 1 in a sum, of one law or of many (S, 5 or 6)."""
+    found = tuple(np.moveaxis(theta, -1, 0))
+    return found if len(found) == len(CONSTANTS) else (*found, np.ones_like(found[0]))
 
 
 def _log_loss(theta: np.ndarray, x: ArrayLike, z: ArrayLike) -> np.ndarray:
-    """log L of one law at many places, or of many laws (S, 5) at one place."""
-    e, a, b, alpha, beta = np.moveaxis(theta, -1, 0)
-    return np.logaddexp(np.logaddexp(e, a - alpha * np.asarray(x)), b - beta * np.asarray(z))
+    """log L of one law at many places, or of many laws at one place."""
+    e, a, b, alpha, beta, p = _split(theta)
+    both = np.logaddexp(p * (a - alpha * np.asarray(x)), p * (b - beta * np.asarray(z))) / p
+    return np.logaddexp(e, both)
 
 
 def _natural(theta: np.ndarray) -> np.ndarray:
-    """E, A, B, alpha, beta of log E, log A, log B, alpha, beta."""
+    """E, A, B and the exponents of log E, log A, log B and the exponents."""
     return np.concatenate([np.exp(theta[..., :3]), theta[..., 3:]], -1)
 
 
@@ -502,11 +537,11 @@ def _ends(draws: np.ndarray) -> np.ndarray:
 
 
 def _optimum(theta: np.ndarray, flops: float, cost: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """N, D and L where E + A N^-alpha + B (C / (c N^p))^-beta is lowest over N: its derivative is 0."""
-    _, a, b, alpha, beta = np.moveaxis(theta, -1, 0)
+    """N, D and L where the loss with D = C / (c N^power) is lowest over N: its derivative is 0."""
+    _, a, b, alpha, beta, p = _split(theta)
     log_budget = math.log(flops / cost[0])
     power = cost[1]
-    log_n = (np.log(alpha) + a - np.log(power * beta) - b + beta * log_budget) / (alpha + power * beta)
+    log_n = (np.log(alpha / (power * beta)) / p + a - b + beta * log_budget) / (alpha + power * beta)
     log_d = log_budget - power * log_n
     return np.exp(log_n), np.exp(log_d), np.exp(_log_loss(theta, log_n, log_d))
 

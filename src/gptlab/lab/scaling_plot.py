@@ -51,7 +51,7 @@ def draw(
         axes.grid(alpha=0.25)
     constants = law.constants
     shown = ", ".join(f"{name} {one.value:.4g}" for name, one in constants.items())
-    figure.suptitle(f"{title}: L(N, D) = E + A / N$^\\alpha$ + B / D$^\\beta$ with {shown}")
+    figure.suptitle(f"{title}: {law.form.formula} with {shown}")
     with rc_context({"svg.hashsalt": "gptlab"}), replacing(path) as temporary:
         kind = path.suffix[1:].lower()
         figure.savefig(temporary, dpi=110, format=kind, metadata={"Date": None} if kind == "svg" else None)
