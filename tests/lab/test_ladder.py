@@ -16,7 +16,7 @@ from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.lab.collect import collect
 from gptlab.lab.ladder import Ladder
 from gptlab.lab.scaling import FitConfig, ParameterCount, observe_runs
-from gptlab.lab.scaling_law import read_law
+from gptlab.lab.scaling_law import LawForm, read_law
 from gptlab.models.build import shape_model
 from gptlab.runs.folder import MetricsFile
 
@@ -137,8 +137,9 @@ def test_a_prediction_is_compared_with_nothing_else(runs, tmp_path):
     file, law = folder / "predictions.json", (folder / "law.json").read_text()
     (written,) = json.loads(file.read_text())["held_out"]
     assert written["metric"] == "val/loss" and written["counted"] == "total"
-    for settings in ({"metric": "val/bits_per_byte"}, {"parameters": ParameterCount.non_embedding}):
-        with pytest.raises(UserError, match=r"prediction of large for (metric=val/loss|parameters=total)"):
+    others = ({"metric": "val/bits_per_byte"}, {"parameters": ParameterCount.non_embedding}, {"form": LawForm.norm})
+    for settings in others:
+        with pytest.raises(UserError, match=r"prediction of large for (metric=val/loss|parameters=total|form=sum)"):
             train_ladder(ladder(**settings), say=lambda line: None)
     for changes, message in (
         ({"metric": "val/bits_per_byte"}, "metric=val/bits_per_byte"),

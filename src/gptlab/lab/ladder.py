@@ -328,6 +328,7 @@ def _refuse_other(one: Mapping[str, Any], rung: Rung, ladder: Ladder) -> None:
     settings = ladder.settings
     for name, was, now in (
         ("metric", one.get("metric", FitConfig().metric), settings.metric),
+        ("form", one.get("form", settings.form.value), settings.form.value),
         ("parameters", one.get("counted", settings.parameters.value), settings.parameters.value),
         ("N", one.get("parameters"), rung.parameters),
         ("D", one.get("tokens"), rung.tokens),
@@ -355,6 +356,7 @@ def _predict(ladder: Ladder, law: ScalingLaw, found: dict[str, dict[str, Any]]) 
             "name": rung.name,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "metric": ladder.settings.metric,
+            "form": law.form.value,
             "counted": ladder.settings.parameters.value,
             "parameters": rung.parameters,
             "tokens": rung.tokens,

@@ -1,8 +1,8 @@
 """Scaling laws: L(N, D) = E + A / N^alpha + B / D^beta, fitted to runs, with intervals, optima and isoFLOP profiles.
 
-`LawForm.norm` has ((A / N^alpha)^p + (B / D^beta)^p)^(1/p) in place of the sum of both terms, which it is for p = 1; with
-E = 0 and p = 1 / beta it is equation 1.5 of Kaplan et al. (arXiv:2001.08361). The larger p, the more the larger of the
-two terms alone counts: parameters are of little use before there are tokens for them.
+`LawForm.norm` has ((A / N^alpha)^p + (B / D^beta)^p)^(1/p) in place of the sum of both terms, which it is for p = 1.
+With E = 0 and p = 1 / beta it is equation 1.5 of Kaplan et al. (arXiv:2001.08361). The larger p, the more the larger of
+the two terms alone counts: parameters are of little use before there are tokens for them.
 
 The fit is approach 3 of Hoffmann et al. (arXiv:2203.15556, section 3.3 and appendix D.3): the Huber loss with
 delta = 1e-3 on residuals of log L, where log L is a log-sum-exp of log E, log A - alpha log N and log B - beta log D.
@@ -132,7 +132,7 @@ class ScalingLaw:
     draws: np.ndarray  # (S, 5 or 6), the same of each bootstrap fit
     residuals: np.ndarray  # (n,), log of measured over fitted loss
     observations: Observations
-    flops_per_token: tuple[float, float] = SIX_ND  # c and p of FLOPs per token = c N^p
+    flops_per_token: tuple[float, float] = SIX_ND  # c and k of FLOPs per token = c N^k
     n_agreeing: int = 0  # of the refined starts, those that ended at this fit
     at_bound: tuple[str, ...] = ()  # constants that the runs do not determine
     counted: str = "total"  # which parameters N are
@@ -180,7 +180,7 @@ class ScalingLaw:
     def optimum(self, flops: float, flops_per_token: tuple[float, float] | None = None) -> Optimum:
         """The compute-optimal parameters and tokens for a budget, with intervals.
 
-        FLOPs per token are c N^p with `flops_per_token` = (c, p); (6, 1) is C = 6 N D.
+        FLOPs per token are c N^k with `flops_per_token` = (c, k); (6, 1) is C = 6 N D.
         """
         cost = flops_per_token or self.flops_per_token
         value, drawn = (_optimum(theta, flops, cost) for theta in (self.theta, self.draws))
@@ -352,7 +352,7 @@ def _check(runs: Observations, form: LawForm) -> None:
 
 
 def _cost(runs: Observations) -> tuple[float, float]:
-    """c and p of FLOPs per token = c N^p, by least squares over the runs' own FLOPs; UserError where they fall."""
+    """c and k of FLOPs per token = c N^k, by least squares over the runs' own FLOPs; UserError where they fall."""
     if runs.flops is None:
         return SIX_ND
     exponent, log_factor = np.polyfit(np.log(runs.parameters), np.log(runs.flops / runs.tokens), 1)
@@ -537,7 +537,7 @@ def _ends(draws: np.ndarray) -> np.ndarray:
 
 
 def _optimum(theta: np.ndarray, flops: float, cost: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """N, D and L where the loss with D = C / (c N^power) is lowest over N: its derivative is 0."""
+    """N, D and L where the loss with D = C / (c N^k) is lowest over N: its derivative is 0."""
     _, a, b, alpha, beta, p = _split(theta)
     log_budget = math.log(flops / cost[0])
     power = cost[1]
