@@ -128,7 +128,7 @@ def test_composing_leaves_the_process_as_it_was(monkeypatch, tmp_path):
 def test_epochs_are_converted_where_the_tokens_are_known(tmp_path):
     text = write_text(tmp_path / "a text.txt")
     overrides = ["data=text", f"data.path={text}", f"data.cache_dir={tmp_path / 'cache'}", "tokenizer=byte"]
-    with pytest.raises(UserError, match=r"did you mean budget_tokens\? .* which the plan prints as data$"):
+    with pytest.raises(UserError, match=r"did you mean budget_tokens\? .* the plan says how many epochs a budget is$"):
         compose("epochs=2.5", *overrides)
     config = compose(*overrides)
     n_tokens = prepare(config.data, config.tokenizer, progress=False).train.n_tokens
@@ -136,6 +136,9 @@ def test_epochs_are_converted_where_the_tokens_are_known(tmp_path):
     for key in ("epochs", "trainer.max_epochs"):
         with pytest.raises(UserError, match=rf"{key}.*budget_tokens={math.ceil(2.5 * n_tokens)}\?.*{n_tokens:,}$"):
             compose(f"{key}=2.5", *overrides)
+    for override in ("epochs=ten", "epochs=", "epochs=-1", "trainer.max_epochs=ten"):  # no number of them
+        with pytest.raises(UserError, match=r"did you mean budget_tokens\? .*N epochs are N times"):
+            compose(override, *overrides)
     with pytest.raises(UserError, match="unknown config key sede"):
         compose("sede=1", "epochs=2", *overrides)
     with pytest.raises(UserError, match=r"did you mean budget_tokens\? "):  # another split has another number

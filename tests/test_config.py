@@ -51,8 +51,32 @@ def test_a_later_key_that_has_an_effect_is_another_run(tmp_path):
     saved, name = older(config), config.run_id()
     config.model.rope_type, config.model.rope_factor = RopeType.linear, 2.0
     assert config.run_id() != name
-    with pytest.raises(UserError, match=r"model\.rope_type was None and is linear"):
+    with pytest.raises(UserError, match=r"model\.rope_type was default and is linear"):
         refuse_changes(config.identity_fields(), saved, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "was"),
+    [
+        (["model.rope_type=linear", "model.rope_factor=2"], "model.rope_type was linear and is default"),
+        (["length_warmup=[[4096,32]]"], r"length_warmup was \[\[4096, 32\]\] and is \[\]"),
+        (["batch_warmup=[[4096,1024]]"], r"batch_warmup was \[\[4096, 1024\]\] and is \[\]"),
+        (["data.packing=best_fit", "data.attention=document"], "data.attention was document and is sequence"),
+        (["data.boundary_targets=false"], "data.boundary_targets was False and is True"),
+        (["filters=[length]"], r"data\.filters\.length was \{.*\} and is None"),
+        (
+            ["model.parametrization=mup", "model.base_d_model=64", "model.base_d_head=32"],
+            "model.parametrization was mup and is standard",
+        ),
+        (["tokenizer=bpe", "tokenizer.pattern=gpt4"], "tokenizer.pattern was gpt4 and is gpt2"),
+    ],
+)
+def test_a_later_key_that_had_an_effect_and_is_left_out_is_another_run(tmp_path, overrides, was):
+    common = ["data=text", "data.path=x", *(["tokenizer=bpe"] if "tokenizer=bpe" in overrides else ["tokenizer=byte"])]
+    saved, now = gptlab.compose(*common, *overrides), gptlab.compose(*common)
+    with pytest.raises(UserError, match=was):
+        refuse_changes(now.identity_fields(), to_plain(saved), tmp_path)
+    refuse_changes(saved.identity_fields(), to_plain(saved), tmp_path)
 
 
 def of_shards(path, *overrides):

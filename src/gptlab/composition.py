@@ -98,14 +98,17 @@ def refuse_wrong(overrides: Sequence[str], config_dir: str | Path | None) -> Non
     try:
         refuse_unknown(overrides, preset_names(config_dir))
     except UserError as error:
-        override, n_epochs = epochs_in(overrides) or ("", 0.0)
-        key = override.partition("=")[0]
-        head, _, note = str(error).partition("; did you mean budget_tokens?")
+        asked = epochs_in(overrides)
+        if asked is None:
+            raise
+        override, n_epochs = asked
+        key = key_of(override)
+        head, _, note = str(error).partition(", of a table ")
+        head, _, note = head.partition("; did you mean budget_tokens?")
         n_tokens = _known_tokens([o for o in overrides if o != override], config_dir) if note and key in head else None
         if n_tokens is None:
             raise
         budget = f"budget_tokens={math.ceil(n_epochs * n_tokens)}"
-        note = note.removesuffix(", which the plan prints as data")
         raise UserError(f"{head}; did you mean {budget}?{note}, which has {n_tokens:,}") from None
 
 

@@ -1,7 +1,8 @@
 """Config schema: a whole run, and the checks that need more than one of its parts."""
 
+import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from hashlib import sha256
@@ -69,6 +70,7 @@ LATER: dict[tuple[str, str, str], tuple[Any, Any]] = {
     ("data", ANY, "boundary_targets"): (True, None),
 }
 
+OPEN_MAPPINGS = ("filters", "sources", "weights")  # whose entries the user names
 # Where and how a run is carried out and shown, but not what is learned.
 NOT_IN_RUN_ID = (
     "name",
@@ -426,6 +428,15 @@ def as_before(plain: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def with_later(plain: dict[str, Any]) -> dict[str, Any]:
+    """The config with each key of `LATER` that applies to it; one that is missing is unused."""
+    for (group, kind, key), (unused, before) in LATER.items():
+        for node in _nodes(plain, group):
+            if kind in (ANY, node.get("type")):
+                node.setdefault(key, unused if before is None else before)
+    return plain
+
+
 def _nodes(plain: dict[str, Any], group: str) -> Iterator[dict[str, Any]]:
     """The configs of a group ("": the run's own keys): one, and of a mixture those of its sources too."""
     node = plain.get(group) if group else plain
@@ -460,14 +471,24 @@ def _texts(plain: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(value, path)
 
 
-def differences(now: Any, then: Any, keys: tuple[str, ...]) -> str:
+def run_differences(now: Mapping[str, Any], then: Mapping[str, Any], keys: Sequence[str] | None = None) -> str:
+    """Where the plain configs of two runs differ below `keys` (None: those of `now`), as text; empty where they do not.
+
+    Either may be as it was before there were the keys of `LATER`.
+    """
+    now, then = with_later(as_before(copy.deepcopy(dict(now)))), with_later(as_before(copy.deepcopy(dict(then))))
+    return differences(now, then, tuple(now) if keys is None else keys)
+
+
+def differences(now: Any, then: Any, keys: Sequence[str]) -> str:
     """Where two plain configs differ below `keys`, as text; empty where they do not."""
 
     def leaves(a: Any, b: Any, path: str) -> Iterator[str]:
         if isinstance(a, dict):
             b = b if isinstance(b, dict) else {}
-            for key in a:
-                yield from leaves(a[key], b.get(key), f"{path}.{key}")
+            gone = [key for key in b if key not in a] if path.rpartition(".")[2] in OPEN_MAPPINGS else []
+            for key in (*a, *gone):
+                yield from leaves(a.get(key), b.get(key), f"{path}.{key}")
         elif a != b:
             yield f"{path} was {b} and is {a}"
 

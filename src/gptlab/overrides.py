@@ -36,13 +36,14 @@ OF_MIXTURES = ("data.sources", "data.weights", "data.schedule", "data.max_epochs
 SOURCES, *OF_SOURCES = (f"{key}." for key in OF_MIXTURES)  # how the keys of entries begin, before the source's name
 FILTERS = "data.filters."  # likewise those of filters
 OF_FILTER = re.compile(r"(?:data\.|data\.sources\.[^.]+\.)filters\.([^.]+)(?:\.(.*))?")  # its name, and an option
+NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 SOURCE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 MAX_TRIAL_BYTES = 200  # of a trial's folder name, less than a file system takes
 
 # Other code bases' names for our keys, where spelling alone would not find them; what comes after "; " is said as well.
 EPOCHS = (
-    "budget_tokens; a run is counted in tokens: {value} epochs are {value} times the tokens of the training split, "
-    "which the plan prints as data"
+    "budget_tokens; a run is counted in tokens: {value} epochs are {value} times the tokens of the training split, of "
+    "a table {value} times its examples x context_length, and the plan says how many epochs a budget is"
 )
 ACCUMULATION = "micro_batch_size; accumulation steps are batch_tokens / (context length x micro_batch_size x devices)"
 STEP = "batch_tokens; it is the tokens of a step over all devices, and micro_batch_size the sequences at a time on each"
@@ -119,6 +120,7 @@ FOREIGN = {
     "num_steps": "budget_steps",
     "max_tokens": "budget_tokens",
     "epochs": EPOCHS,
+    "budget_epochs": EPOCHS,
     "n_epochs": EPOCHS,
     "num_epochs": EPOCHS,
     "num_train_epochs": EPOCHS,
@@ -366,6 +368,7 @@ def refuse_unknown(overrides: Sequence[str], presets: Mapping[str, Sequence[str]
         if override.startswith("~") and key in OPTIONAL and not equals:
             continue
         if override.startswith("~") and key not in OPTIONAL:
+            refuse_unknown_key(key, presets)
             instead = f"choose one with {key}=NAME" if key in presets else f"use {key}=null where it may be left out"
             raise UserError(f"{override}: a run needs {key}; {instead}")
         if not equals:
@@ -410,8 +413,8 @@ def _refuse_filter(key: str, name: str, option: str | None, overrides: Sequence[
 def epochs_in(overrides: Iterable[str]) -> tuple[str, float] | None:
     """The override that asks for a number of epochs, and the number; None where none does."""
     for override in overrides:
-        key, _, value = override.partition("=")
-        if FOREIGN.get(key.split(".")[-1]) is EPOCHS and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        key, value = key_of(override), override.partition("=")[2]
+        if FOREIGN.get(key.split(".")[-1]) is EPOCHS and NUMBER.fullmatch(value):
             return override, float(value)
     return None
 
@@ -455,7 +458,8 @@ def _nearest(key: str, known: Iterable[str], value: str = "") -> str:
     theirs = FOREIGN.get(key) or FOREIGN.get(key.split(".")[-1])
     if theirs is None:
         return did_you_mean(key, sorted(known))
-    ours, _, note = theirs.format(value=value or "N").partition("; ")
+    said = value if NUMBER.fullmatch(value) else "N"
+    ours, _, note = theirs.format(value=said).partition("; ")
     if ours == "trainer.precision" and value.lower() in PRECISION_NAMES:
         ours = f"{ours}={PRECISION_NAMES[value.lower()]}"
     return f"; did you mean {ours}?" + (f" {note[0].upper()}{note[1:]}" if note else "")

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from gptlab.units import plural
+
 NUMBERS = ("perplexity", "bits_per_byte")  # of a perplexity, by which results are compared
 INDENT = "    "
 
@@ -24,10 +26,10 @@ def text(result: dict[str, Any], *, n_shown: int) -> str:
     if result["what"] in ("answers", "choices"):
         sample = _with_answers if result["what"] == "answers" else _with_choices
         parts += [sample(sample_) for sample_ in result["samples"][:n_shown]]
-        about = f"{len(result['samples']):,} prompts of {result['settings']['data']}"
+        about = f"{plural(len(result['samples']), 'prompt')} of {result['settings']['data']}"
     elif result["what"] == "pairs":
         parts += [_with_pairs(result["samples"], n_shown)] if n_shown else []
-        about = f"{len(result['samples']):,} minimal pairs"
+        about = plural(len(result["samples"]), "minimal pair")
     else:
         about = "tasks of lm-eval"
     if not result.get("complete", True):

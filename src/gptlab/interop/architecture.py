@@ -191,8 +191,8 @@ def _kinds(kind: type[ModelConfig]) -> dict[str, tuple[type, ...]]:
 
 def meaning(config: Any, option: str) -> Any:
     """The value that a config key has in effect: null may stand for another value, and another value for null."""
-    if option.startswith("rope_"):  # null where a scaling has no such key, or there is no rotation
-        return getattr(config.rotation, option) if config.position is Position.rotary else None
+    if _is_of_rotation(option):  # null where a scaling has no such key, or there is no rotation
+        return getattr(config.rotation, option) if _rotates(config) else None
     if option == "attention_scale" and config.attention_scale == config.head_width**-0.5:
         return None
     if option.startswith("dropout"):
@@ -209,8 +209,16 @@ def differences(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
     return [
         f"model.{name}={shown(meaning(theirs, name))}"
         for name in meanings(type(theirs))
-        if meaning(theirs, name) != meaning(ours, name)
+        if meaning(theirs, name) != meaning(ours, name) and not (_is_of_rotation(name) and not _rotates(theirs))
     ]
+
+
+def _is_of_rotation(option: str) -> bool:
+    return option.startswith("rope_")
+
+
+def _rotates(config: Any) -> bool:
+    return config.position is Position.rotary
 
 
 def shapes(config: ModelConfig, vocab_size: int, n_class: int | None = None) -> dict[str, torch.Size]:

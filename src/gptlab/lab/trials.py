@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
-from gptlab.config import MAX_NAME_BYTES, as_before, config_from_plain, differences
+from gptlab.config import MAX_NAME_BYTES, config_from_plain, run_differences
 from gptlab.distributed.signals import SIGNALS
 from gptlab.errors import UserError
 from gptlab.files import locked, write_text_atomic
@@ -177,7 +177,7 @@ def refuse_other_run(trial: Trial, identity: Mapping[str, Any]) -> None:
     if not saved.is_file():
         return
     found = yaml.safe_load(saved.read_text())
-    if differing := differences(identity, as_before(found), tuple(identity)):
+    if differing := run_differences(identity, found):
         raise UserError(f"{trial.folder} holds a run of another config: {differing}; give the sweep another name=NAME")
 
 

@@ -1,6 +1,5 @@
 """Which checkpoint a run continues from, and why a checkpoint may be refused."""
 
-import copy
 import json
 import sys
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from gptlab.config import as_before, differences
+from gptlab.config import run_differences
 from gptlab.distributed.launch import restarted
 from gptlab.errors import UserError
 from gptlab.runs import checkpoint
@@ -116,8 +115,7 @@ def _at(path: Path, identity: Identity, folder: RunFolder) -> Checkpoint:
             "leave resume out to continue it, or start again elsewhere with name=..."
         )
     for keys in NEEDED:
-        now, then = (as_before(copy.deepcopy(plain)) for plain in (identity.config, found.state.config))
-        differing = differences(now, then, keys)
+        differing = run_differences(identity.config, found.state.config, keys)
         if differing:
             raise UserError(f"{path} is a checkpoint of another model or batch: {differing}")
     return found
@@ -125,7 +123,7 @@ def _at(path: Path, identity: Identity, folder: RunFolder) -> Checkpoint:
 
 def refuse_changes(identity_fields: dict[str, Any], saved: dict[str, Any], where: Path) -> None:
     """Refuse a config that learns something else than the saved one."""
-    differing = differences(identity_fields, as_before(copy.deepcopy(saved)), tuple(identity_fields))
+    differing = run_differences(identity_fields, saved)
     if saved and differing:
         raise UserError(
             f"{where} has another config: {differing}; restore these values, or start another run with name=..."

@@ -44,7 +44,7 @@ def read_table(path: str | Stored, seen: Seen | None = None) -> Iterator[dict[st
     """
     path = Path(path).expanduser() if isinstance(path, str) else path
     if isinstance(path, Path) and not path.exists():
-        raise UserError(f"{path} does not exist; give a table: a file ending in {', '.join(TABLE_ENDINGS)}")
+        raise UserError(f"{path} does not exist; give a table: a file ending in {', '.join(TABLE_ENDINGS)} or .parquet")
     read = {".jsonl": _json_lines, ".json": _json_list, ".csv": _csv, ".tsv": _tsv}.get(table_ending(path) or "")
     if read is None:
         raise UserError(
@@ -103,7 +103,7 @@ def fields_of(record: dict[str, Any], columns: Sequence[str], where: str) -> dic
 def _no_filter_column(column: str, columns: Any) -> str:
     return (
         f"{column} is not a column, and a filter reads it; there are {', '.join(sorted(columns))}; name one of these "
-        "in the filter, as data.filters.addresses.column=, or leave the filter out"
+        "as data.filters.NAME.column=, NAME being the filter, or leave the filter out"
     )
 
 

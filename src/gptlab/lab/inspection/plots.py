@@ -173,10 +173,10 @@ def _softmax(figure: Any, data: Mapping[str, Any], texts: Mapping[str, Sequence[
 
 def _norm_weights(figure: Any, data: Mapping[str, Any], texts: Mapping[str, Sequence[str]]) -> None:
     for axes, (kind, one) in zip(figure.subplots(1, len(data), squeeze=False)[0], data.items(), strict=True):
-        middles, layers = np.convolve(one["edges"], [0.5, 0.5], "valid"), one["layers"]
+        layers = one["layers"]
         for i, layer in enumerate(layers):
             counts = np.array(layer["counts"]) / max(1, *layer["counts"])
-            axes.fill_between(middles, i, i - 0.85 * counts, step="mid", color=BLUE, linewidth=0)
+            axes.stairs(i - 0.85 * counts, one["edges"], baseline=i, fill=True, color=BLUE)
         _ticks(axes.yaxis, [_short(layer["name"]) for layer in layers], quoted=False)
         axes.set(title=f"{kind}s of norms", ylim=(len(layers) - 0.5, -1))
 

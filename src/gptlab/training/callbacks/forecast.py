@@ -175,10 +175,10 @@ class Forecast(Callback):
             found = forecast_final(curve, [one for one in self._earlier if one.metric == curve.metric])
         except np.linalg.LinAlgError:  # a forecast ends no run
             return
-        if not np.isfinite([found.loss, found.low, found.high]).all():
+        if not np.isfinite([found.loss, found.low, found.high]).all() or found.loss <= 0:  # no cross-entropy is below 0
             return
         entry: dict[str, Any] = {"step": step, "metric": curve.metric}
-        entry |= {"loss": found.loss, "low": found.low, "high": found.high}
+        entry |= {"loss": found.loss, "low": max(0.0, found.low), "high": found.high}
         self.forecasts["loss"].append(entry | {"seconds": self._seconds(step)})
         forecasts.write(self.folder.path, self.forecasts)
 
