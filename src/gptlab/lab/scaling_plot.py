@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gptlab.lab.ladder import HeldOut
 
 MAX_LABELS = 10
+LEAST_SHOWN = 0.3  # E as a fraction of the lowest loss
 FORMATS = (".png", ".svg")
 
 
@@ -94,7 +95,9 @@ def _losses(axes: Any, law: ScalingLaw, held_out: "Sequence[HeldOut]") -> None:
         if one.measured is not None:
             label = f"{one.name}, measured ({one.error:+.2%})"
             axes.plot(one.tokens, one.measured, "*", color="tab:red", markersize=13, label=label)
-    axes.axhline(law.constants["E"].value, color="gray", linestyle="dotted", label="E")
+    irreducible = law.constants["E"].value
+    if irreducible > LEAST_SHOWN * runs.losses.min():  # far below the runs it would press them together
+        axes.axhline(irreducible, color="gray", linestyle="dotted", label="E")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
