@@ -139,6 +139,8 @@ def test_epochs_are_converted_where_the_tokens_are_known(tmp_path):
     for override in ("epochs=ten", "epochs=", "epochs=-1", "trainer.max_epochs=ten"):  # no number of them
         with pytest.raises(UserError, match=r"did you mean budget_tokens\? .*N epochs are N times"):
             compose(override, *overrides)
+    with pytest.raises(UserError, match=rf"budget_tokens={4 * n_tokens}\?.*{n_tokens:,}, each read 2 times by windows"):
+        compose("epochs=2", *overrides, "model.context_length=64", "data.stride=32")
     with pytest.raises(UserError, match="unknown config key sede"):
         compose("sede=1", "epochs=2", *overrides)
     with pytest.raises(UserError, match=r"did you mean budget_tokens\? "):  # another split has another number

@@ -105,20 +105,25 @@ def refuse_wrong(overrides: Sequence[str], config_dir: str | Path | None) -> Non
         key = key_of(override)
         head, _, note = str(error).partition(", of a table ")
         head, _, note = head.partition("; did you mean budget_tokens?")
-        n_tokens = _known_tokens([o for o in overrides if o != override], config_dir) if note and key in head else None
-        if n_tokens is None:
+        known = _known_tokens([o for o in overrides if o != override], config_dir) if note and key in head else None
+        if known is None:
             raise
-        budget = f"budget_tokens={math.ceil(n_epochs * n_tokens)}"
-        raise UserError(f"{head}; did you mean {budget}?{note}, which has {n_tokens:,}") from None
+        n_tokens, n_reads = known
+        budget = f"budget_tokens={math.ceil(n_epochs * n_tokens * n_reads)}"
+        has = f"{n_tokens:,}" + ("" if n_reads == 1 else f", each read {n_reads:.3g} times by windows that overlap")
+        raise UserError(f"{head}; did you mean {budget}?{note}, which has {has}") from None
 
 
-def _known_tokens(overrides: Sequence[str], config_dir: str | Path | None) -> int | None:
+def _known_tokens(overrides: Sequence[str], config_dir: str | Path | None) -> tuple[int, float] | None:
+    """The tokens of the training split, and how often an epoch reads each; None where they are not known."""
     from gptlab.data.prepare import known_tokens
+    from gptlab.forecast import reads_per_epoch
 
     with suppress(UserError, OSError):  # which the user meets next, once this key is right
         config = compose(*overrides, config_dir=config_dir)
         if isinstance(config.data, DataConfig):
-            return known_tokens(config.data, config.tokenizer)
+            n_tokens = known_tokens(config.data, config.tokenizer)
+            return None if n_tokens is None else (n_tokens, reads_per_epoch(config))
     return None
 
 

@@ -72,6 +72,7 @@ class Plan:
     val_tokens: int
     devices: str
     layout: Layout
+    reads_per_epoch: float = 1.0  # of each token, by sliding windows that overlap
     sources: tuple["PlannedSource", ...] = ()  # of a mixture
     confined: bool = False  # attention to documents
     packed: Mapping[str, "Packed"] = field(default_factory=dict)  # what packing made of each corpus's training split
@@ -123,14 +124,14 @@ class Plan:
         return f"a mixture of {plural(len(self.sources), 'source')}" if self.sources else self.corpus
 
     def epoch_tokens(self, sequences_per_step: int) -> float | None:
-        """The tokens of an epoch as a run counts them: of a table with the padding of its examples; None of a mixture,
-        whose sources have an epoch each."""
+        """The tokens of an epoch as a run counts them: of a table with the padding of its examples, and where windows
+        overlap each as often as it is read; None of a mixture, whose sources have an epoch each."""
         if self.sources:
             return None
         if self.packed:
             return self.packed[""].n_sequences * self.step_tokens / sequences_per_step
         if self.n_examples is None:
-            return max(1, self.train_tokens)
+            return max(1, self.train_tokens * self.reads_per_epoch)
         return self.n_examples * self.step_tokens / sequences_per_step
 
     def _budget(self, sequences_per_step: int) -> str:
@@ -330,8 +331,14 @@ def make_plan(
         val_tokens=data.n_tokens("val"),
         devices=devices.describe(),
         layout=layout,
+        reads_per_epoch=reads_per_epoch(config),
         confined=config.data.confined,
     )
+
+
+def reads_per_epoch(config: RunConfig) -> float:
+    """How often an epoch of sliding windows reads a token: 2 where they overlap by half."""
+    return config.context_length / (config.data.stride or config.context_length)
 
 
 def with_packing(plan: Plan, packed: "Mapping[str, Packed]") -> Plan:
