@@ -87,7 +87,7 @@ def test_decoder_outputs_are_scaled_where_embeddings_are_tied_unless_set():
             {"relative_attention_max_distance": 3},
             "model.relative_attention_max_distance=3 must be above half of model.relative_attention_num_buckets=6",
         ),
-        ({"n_decoder_layer": 0}, "model.n_decoder_layer=0 must be at least 1"),
+        ({"n_decoder_layer": 0}, "model.n_decoder_layer=0 is outside"),
         (
             {"decoder_start_token_id": 40, "vocab_size": 31},
             "model.decoder_start_token_id=40 is outside model.vocab_size=31",
