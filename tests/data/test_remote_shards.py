@@ -4,6 +4,7 @@ import json
 import pickle
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -69,6 +70,14 @@ def cached(tmp_path, ending=".bin"):
     return [path for path in (tmp_path / "cache" / "shards").iterdir() if path.name.endswith(ending)]
 
 
+def bytes_held(tmp_path):
+    total = 0
+    for path in cached(tmp_path, ""):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_the_same_data_as_of_the_folder(tmp_path, folder, ranges):
     here = opened(folder, tmp_path)
@@ -107,9 +116,9 @@ def test_a_window_of_shards_is_all_that_the_cache_holds(tmp_path, folder):
                 ahead.at(i)
                 index = order.indices(np.array([i, i + 1]))
                 assert np.array_equal(windows.gather(index), local.gather(index))
-                found = cached(cache, "")
                 most = max(most, len(cached(cache)))
-                assert sum(path.stat().st_size for path in found if path.exists()) <= limit
+                # A file may be removed and another grow while they are looked at one after the other.
+                assert any(bytes_held(cache) <= limit for _ in range(5))
                 assert len(windows.sharded._open) <= 2 * n_window
             assert n_window <= most <= room
             whole = [path for path, _ in server.gets if path.startswith("/train")]
