@@ -340,17 +340,21 @@ def test_runs_of_no_common_budget_have_no_profiles():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_sizes", "n_budgets"), [(4, 4), (6, 6)])
-def test_intervals_hold_the_truth_as_often_as_they_say(n_sizes, n_budgets):
+@pytest.mark.parametrize(
+    ("form", "n_sizes", "n_budgets"), [(LawForm.sum, 4, 4), (LawForm.sum, 6, 6), (LawForm.norm, 6, 6)]
+)
+def test_intervals_hold_the_truth_as_often_as_they_say(form, n_sizes, n_budgets):
     n, d = grid(n_sizes, n_budgets)
-    truth, rng = np.array([TRUTH[name] for name in CONSTANTS]), np.random.default_rng(7)
-    hits, predicted = np.zeros(len(CONSTANTS)), 0
+    p = 2.5 if form is LawForm.norm else 1.0
+    names = CONSTANTS[: form.n_constants]
+    truth, rng = np.array([{**TRUTH, "p": p}[name] for name in names]), np.random.default_rng(7)
+    hits, predicted = np.zeros(len(names)), 0
     for _ in range(100):
-        losses = true_loss(n, d) * np.exp(0.003 * rng.standard_normal(len(n)))
-        law = fit_law(n, d, losses, n_bootstrap=300)
+        losses = true_norm(n, d, p) * np.exp(0.003 * rng.standard_normal(len(n)))
+        law = fit_law(n, d, losses, form=form, n_bootstrap=300)
         ends = np.array([[one.low, one.high] for one in law.constants.values()])
         hits += (ends[:, 0] <= truth) & (truth <= ends[:, 1])
         one = law.predict(3e10, 1e12)
-        predicted += one.low <= true_loss(3e10, 1e12) <= one.high
-    assert ((hits >= 89) & (hits <= 99)).all(), dict(zip(CONSTANTS, hits, strict=True))
+        predicted += one.low <= true_norm(3e10, 1e12, p) <= one.high
+    assert ((hits >= 89) & (hits <= 99)).all(), dict(zip(names, hits, strict=True))
     assert 85 <= predicted <= 100
