@@ -54,6 +54,7 @@ def test_a_program_starts_once_more_without_the_thread_cache(tmp_path, monkeypat
 @pytest.mark.parametrize(
     "before",
     [
+        pytest.param("import os\ndef refuse(*_): raise PermissionError\nos.execve = refuse\n", id="not permitted"),
         pytest.param("import sys; sys.settrace(lambda *_: None)\n", id="a debugger"),
         pytest.param("import sys; sys.modules['torch'] = sys\n", id="not at the start"),
         pytest.param("import sys; sys.argv[0] = 'another.py'\n", id="not the program"),

@@ -39,7 +39,8 @@ def without_thread_cache(program: str) -> None:
     is_program = main is not None and os.path.realpath(main) == os.path.realpath(program)
     watched = sys.gettrace() is not None or "torch" in sys.modules or threading.active_count() > 1
     if is_program and not watched and _is_glibc() and TUNABLES not in os.environ:
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, TUNABLES: NO_THREAD_CACHE})
+        with suppress(OSError):  # an interpreter that may not be started again: it goes on with the cache
+            os.execve(sys.executable, sys.orig_argv, {**os.environ, TUNABLES: NO_THREAD_CACHE})
 
 
 def expected_fragmentation() -> float:
