@@ -190,8 +190,10 @@ def _path(source: str | Path) -> Path:
 def _of_table(path: Path, settings: FitConfig) -> Observations:
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text ({error}); name a CSV file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; name a CSV file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: the byte at {error.start:,}; name a CSV file") from None
     # Lines of comment may come first; a row is named by its line in the file.
     lines = text.splitlines(keepends=True)
     n_comment = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
