@@ -338,7 +338,7 @@ def make_plan(
 
 def reads_per_epoch(config: RunConfig) -> float:
     """How often an epoch of sliding windows reads a token: 2 where they overlap by half."""
-    return config.context_length / (config.data.stride or config.context_length)
+    return config.context_length / (config.data.first.stride or config.context_length)
 
 
 def with_packing(plan: Plan, packed: "Mapping[str, Packed]") -> Plan:
