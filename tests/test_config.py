@@ -79,6 +79,17 @@ def test_a_later_key_that_had_an_effect_and_is_left_out_is_another_run(tmp_path,
     refuse_changes(saved.identity_fields(), to_plain(saved), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [([], ["filters=[c4]"]), (["filters=[length]", "data.filters.length.max_characters=7000"], ["filters=[length]"])],
+    ids=["one without options", "one with an option less"],
+)
+def test_other_filters_are_another_run(tmp_path, then, now):
+    saved, config = (gptlab.compose("data=text", "data.path=x", "tokenizer=byte", *typed) for typed in (then, now))
+    with pytest.raises(UserError, match=r"data\.filters\.(c4|length)"):
+        refuse_changes(config.identity_fields(), to_plain(saved), tmp_path)
+
+
 def of_shards(path, *overrides):
     return gptlab.compose("data=shards", f"data.path={path}", *overrides)
 

@@ -485,8 +485,11 @@ def differences(now: Any, then: Any, keys: Sequence[str]) -> str:
 
     def leaves(a: Any, b: Any, path: str) -> Iterator[str]:
         if isinstance(a, dict):
+            above, name = path.split(".")[-2:] if "." in path else ("", path)
+            if above == "filters" and not a and b is None:  # a filter without options, where there was none
+                yield f"{path} was {b} and is {a}"
             b = b if isinstance(b, dict) else {}
-            gone = [key for key in b if key not in a] if path.rpartition(".")[2] in OPEN_MAPPINGS else []
+            gone = [key for key in b if key not in a] if name in OPEN_MAPPINGS or above == "filters" else []
             for key in (*a, *gone):
                 yield from leaves(a.get(key), b.get(key), f"{path}.{key}")
         elif a != b:

@@ -25,7 +25,8 @@ other options are those of gptlab train and hold for every run; name=NAME names 
 
 The second fits the law to runs that are there, or to a CSV file with columns for parameters, tokens or FLOPs, and loss.
 
-    ladder                    a YAML of overrides, sizes, budgets and held_out; see docs/scaling.md
+    ladder                    a YAML of overrides, sizes, budgets, seeds and held_out; see
+                              docs/scaling.md
     dry_run                   true: list the ladder's runs and their FLOPs, and train nothing (false)
     form                      sum: L(N, D) = E + A / N^alpha + B / D^beta; norm: with a constant p more,
                               E + ((A / N^alpha)^p + (B / D^beta)^p)^(1/p) (sum)

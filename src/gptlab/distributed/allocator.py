@@ -18,11 +18,12 @@ def keep_freed_memory() -> None:
     """Let the C library reuse the blocks that it frees, instead of giving each back to the system.
 
     A training step on a CPU allocates the same activations again and again: fetching their pages again took about
-    a third of the step's time on small models. Blocks of up to 64 MiB are kept, a chunk of logits among them. Larger
+    a third of the step's time on small models. Blocks below 64 MiB are kept, a chunk of logits among them. Larger
     ones are given back: where they were kept, smaller tensors split them, and the peak of an encoder-decoder was 16%
-    higher. With the cache of small blocks on it is 32 MiB, for the same reason.
+    higher. With the cache of small blocks on it is 32 MiB, for the same reason, and where the C library takes no more.
     """
-    _call("mallopt", MMAP_THRESHOLD, LARGEST_KEPT_WITH_THREAD_CACHE if _has_thread_cache() else LARGEST_KEPT)
+    if _has_thread_cache() or not _call("mallopt", MMAP_THRESHOLD, LARGEST_KEPT):
+        _call("mallopt", MMAP_THRESHOLD, LARGEST_KEPT_WITH_THREAD_CACHE)
     _call("mallopt", TRIM_THRESHOLD, (1 << 31) - 1)
     _call("mallopt", MXFAST, 0)  # see `without_thread_cache`
 
@@ -69,7 +70,9 @@ def release_kept_memory() -> None:
     _call("malloc_trim", 0)
 
 
-def _call(function: str, *values: Any) -> None:
+def _call(function: str, *values: Any) -> int:
+    """What the function of the C library returns; 0 where there is none, as mallopt returns for a value it refuses."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
-            getattr(ctypes.CDLL("libc.so.6"), function)(*values)
+            return getattr(ctypes.CDLL("libc.so.6"), function)(*values)
+    return 0

@@ -21,7 +21,7 @@ from gptlab.lab.collect import collect
 from gptlab.lab.grid import Grid, Point
 from gptlab.lab.plan import Devices, Planner
 from gptlab.lab.scaling import FitConfig, count_of, fit_observations, observe_runs
-from gptlab.lab.scaling_law import Interval, ScalingLaw
+from gptlab.lab.scaling_law import Interval, LawForm, ScalingLaw
 from gptlab.lab.space import load_texts
 from gptlab.lab.trials import State, key_of_config, refuse_launched, run_trials
 from gptlab.overrides import key_of
@@ -328,7 +328,7 @@ def _refuse_other(one: Mapping[str, Any], rung: Rung, ladder: Ladder) -> None:
     settings = ladder.settings
     for name, was, now in (
         ("metric", one.get("metric", FitConfig().metric), settings.metric),
-        ("form", one.get("form", settings.form.value), settings.form.value),
+        ("form", one.get("form", LawForm.sum.value), settings.form.value),
         ("parameters", one.get("counted", settings.parameters.value), settings.parameters.value),
         ("N", one.get("parameters"), rung.parameters),
         ("D", one.get("tokens"), rung.tokens),
