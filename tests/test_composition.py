@@ -141,6 +141,9 @@ def test_epochs_are_converted_where_the_tokens_are_known(tmp_path):
             compose(override, *overrides)
     with pytest.raises(UserError, match=rf"budget_tokens={4 * n_tokens}\?.*{n_tokens:,}, each read 2 times by windows"):
         compose("epochs=2", *overrides, "model.context_length=64", "data.stride=32")
+    for option in ("data.packing=best_fit", "data.max_sequences=9"):  # an epoch is not all tokens
+        with pytest.raises(UserError, match=r"did you mean budget_tokens\? "):
+            compose("epochs=2", *overrides, option)
     with pytest.raises(UserError, match="unknown config key sede"):
         compose("sede=1", "epochs=2", *overrides)
     with pytest.raises(UserError, match=r"did you mean budget_tokens\? "):  # another split has another number

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import plugins
 from gptlab.config import ALTERNATIVES, RunConfig
-from gptlab.data.config import DataConfig, RunDataConfig
+from gptlab.data.config import DataConfig, Packing, RunDataConfig
 from gptlab.data.mixture.config import MixtureConfig, source_config
 from gptlab.errors import UserError, did_you_mean
 from gptlab.fields import shown
@@ -121,8 +121,9 @@ def _known_tokens(overrides: Sequence[str], config_dir: str | Path | None) -> tu
 
     with suppress(UserError, OSError):  # which the user meets next, once this key is right
         config = compose(*overrides, config_dir=config_dir)
-        if isinstance(config.data, DataConfig):
-            n_tokens = known_tokens(config.data, config.tokenizer)
+        data = config.data
+        if isinstance(data, DataConfig) and data.packed is Packing.stream and data.max_sequences is None:
+            n_tokens = known_tokens(data, config.tokenizer)
             return None if n_tokens is None else (n_tokens, reads_per_epoch(config))
     return None
 

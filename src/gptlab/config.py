@@ -70,7 +70,6 @@ LATER: dict[tuple[str, str, str], tuple[Any, Any]] = {
     ("data", ANY, "boundary_targets"): (True, None),
 }
 
-OPEN_MAPPINGS = ("filters", "sources", "weights")  # whose entries the user names
 # Where and how a run is carried out and shown, but not what is learned.
 NOT_IN_RUN_ID = (
     "name",
@@ -151,15 +150,7 @@ class RunConfig:
 
     def identity_fields(self) -> dict:
         """All that decides what is learned, as plain values."""
-        plain = to_plain(self)
-        plain["trainer"] = {"precision": self.trainer.precision}
-        for key in NOT_IN_RUN_ID:
-            *groups, last = key.split(".")
-            node = plain
-            for group in groups:
-                node = node[group]
-            node.pop(last, None)
-        return as_before(plain)
+        return as_before(_of_identity(to_plain(self)))
 
     def run_id(self) -> str:
         """Eight hex digits of `identity_fields`."""
@@ -472,26 +463,34 @@ def _texts(plain: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def run_differences(now: Mapping[str, Any], then: Mapping[str, Any], keys: Sequence[str] | None = None) -> str:
-    """Where the plain configs of two runs differ below `keys` (None: those of `now`), as text; empty where they do not.
+    """Where two runs would learn something else, by their plain configs: below `keys` (None: those of `now`), as text.
 
-    Either may be as it was before there were the keys of `LATER`.
+    Empty where they would not. Either may be as it was before there were the keys of `LATER`.
     """
-    now, then = with_later(as_before(copy.deepcopy(dict(now)))), with_later(as_before(copy.deepcopy(dict(then))))
+    now, then = (with_later(as_before(_of_identity(copy.deepcopy(dict(plain))))) for plain in (now, then))
     return differences(now, then, tuple(now) if keys is None else keys)
 
 
+def _of_identity(plain: dict[str, Any]) -> dict[str, Any]:
+    """A plain config without what decides only where and how a run is carried out and shown."""
+    plain["trainer"] = {"precision": plain.get("trainer", {}).get("precision")}
+    for key in NOT_IN_RUN_ID:
+        *groups, last = key.split(".")
+        node = plain
+        for group in groups:
+            node = node.get(group, {})
+        node.pop(last, None)
+    return plain
+
+
 def differences(now: Any, then: Any, keys: Sequence[str]) -> str:
-    """Where two plain configs differ below `keys`, as text; empty where they do not."""
+    """Where two plain configs differ below `keys`, as text; empty where they do not. A missing key is None."""
 
     def leaves(a: Any, b: Any, path: str) -> Iterator[str]:
-        if isinstance(a, dict):
-            above, name = path.split(".")[-2:] if "." in path else ("", path)
-            if above == "filters" and not a and b is None:  # a filter without options, where there was none
-                yield f"{path} was {b} and is {a}"
-            b = b if isinstance(b, dict) else {}
-            gone = [key for key in b if key not in a] if name in OPEN_MAPPINGS or above == "filters" else []
-            for key in (*a, *gone):
-                yield from leaves(a.get(key), b.get(key), f"{path}.{key}")
+        nodes = [node if isinstance(node, dict) else {} for node in (a, b)]
+        if any(nodes):
+            for key in nodes[0] | nodes[1]:
+                yield from leaves(nodes[0].get(key), nodes[1].get(key), f"{path}.{key}")
         elif a != b:
             yield f"{path} was {b} and is {a}"
 

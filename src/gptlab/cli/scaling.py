@@ -19,9 +19,9 @@ from gptlab.lab.scaling import FitConfig
 HELP = """gptlab scaling ladder=FILE.yaml [group.key=value ...]
 gptlab scaling fit RUNS...|FILE.csv [law=law.json] [plots=scaling.png]
 
-The first trains a ladder of sizes and budgets at one recipe, fits L(N, D) = E + A / N^alpha + B / D^beta to it, writes
-down what larger, held-out runs will reach, and then trains those. The same command goes on where it was stopped. All
-other options are those of gptlab train and hold for every run; name=NAME names the folder, runs/NAME.
+The first trains a ladder of sizes and budgets at one recipe, fits a scaling law to it, writes down what larger,
+held-out runs will reach, and then trains those. The same command goes on where it was stopped. All other options are
+those of gptlab train and hold for every run; name=NAME names the folder, runs/NAME.
 
 The second fits the law to runs that are there, or to a CSV file with columns for parameters, tokens or FLOPs, and loss.
 

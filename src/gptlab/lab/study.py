@@ -1,6 +1,5 @@
 """The Optuna study of a sweep: what is proposed, recorded, adopted after a kill, and ended early."""
 
-import copy
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptlab import quoting
-from gptlab.config import differences, to_plain, with_later
+from gptlab.config import differences, to_plain
 from gptlab.errors import UserError, first_line, without_password
 from gptlab.files import locked, write_text_atomic
 from gptlab.lab.collect import higher_is_better
@@ -136,7 +135,6 @@ class Study:
             now, then = mine["space"], known["space"]
             found = [f"the space had {key}" for key in then if key not in now]
             found += [f"the space had no {key}" for key in now if key not in then]
-            mine, known = (one | {"config": with_later(copy.deepcopy(one["config"]))} for one in (mine, known))
             changed = {key: differences(now[key], then[key], tuple(now[key])) for key in now if key in then}
             found += [f"{key}: {text}" for key, text in changed.items() if text]
             found.append(
