@@ -16,7 +16,10 @@ WORDS, CONTEXT = 31, 12
 def small():
     def build(seed=0, vocab_size=WORDS, **options):
         given = {"n_layer": 2, "n_head": 4, "d_model": 16, "context_length": CONTEXT, "init_std": 0.5}
-        return build_model(DecoderConfig(**given | options), vocab_size, seed=seed).eval()
+        model = build_model(DecoderConfig(**given | options), vocab_size, seed=seed).eval()
+        if model.token_shift is not None:  # it begins at 0, which would hide an error
+            torch.nn.init.uniform_(model.token_shift.factor, generator=torch.Generator().manual_seed(seed))
+        return model
 
     return build
 

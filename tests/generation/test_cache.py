@@ -22,6 +22,7 @@ VARIANTS = {
     "gpt3": {"attention_pattern": AttentionPattern.alternating, "attention_window": 3},
     "mixtral": {"n_expert": 5, "n_shared_expert": 1, "capacity_factor": 0.5, "n_kv_head": 2},
     "mistral": {"attention_pattern": AttentionPattern.sliding_window, "attention_window": 5, "n_kv_head": 2},
+    "token_shift": {"token_shift": True},
 }
 
 

@@ -37,7 +37,7 @@ SHAPE = {"n_layer": 2, "n_head": 4, "d_model": 32, "context_length": CONTEXT}
 SLIDING = {"attention_pattern": AttentionPattern.sliding_window, "attention_window": 5}
 EXPERTS = {"n_expert": 4, "n_expert_per_token": 2}
 
-# Together they have every value of every key that changes what a model computes.
+# Together they have every value of every key that changes what a model computes, but for token_shift, which is refused.
 ODD = {
     "relu2_QK_norm_capped": DecoderConfig(
         **SHAPE,

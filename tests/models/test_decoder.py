@@ -46,6 +46,7 @@ OPTIONS = [
         "bias": False,
     },
     {"n_expert": 4, "capacity_factor": 2.0, "d_ff": 17},
+    {"token_shift": True, "position": Position.rotary},
 ]
 each_option = pytest.mark.parametrize("option", OPTIONS, ids=str)
 
@@ -374,6 +375,7 @@ CONFINED = [
     {"attention_pattern": AttentionPattern.sliding_window, "attention_window": 3, "position": Position.rotary},
     {"norm_placement": NormPlacement.post},
     {"n_expert": 4, "n_shared_expert": 1},
+    {"token_shift": True, "position": Position.rotary},
 ]
 
 

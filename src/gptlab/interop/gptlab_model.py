@@ -28,13 +28,15 @@ CLASSIFIER = {"AutoModelForSequenceClassification": "GptlabForSequenceClassifica
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GptlabArchitecture(Architecture):
-    """Our own config keys and names, so that there is nothing to translate and nothing to refuse."""
+    """Our own config keys and names, so that there is nothing to translate."""
 
     def holds(self, config: ModelConfig) -> bool:
         return type(config) in KINDS.values()
 
     def refusals(self, config: ModelConfig) -> dict[str, str]:
-        return {}
+        # A cache of transformers has no place for embeddings, of which the newest is wanted with the next token.
+        shifts = isinstance(config, DecoderConfig) and config.token_shift
+        return {"model.token_shift=true": "model.token_shift=false"} if shifts else {}
 
     def write_config(self, config: ModelConfig, vocab_size: int) -> dict[str, Any]:
         classes = _classes(config)

@@ -452,6 +452,7 @@ def cache_elements(model: LanguageModel, n_positions: int) -> int | None:
         kind = _shapes(block)
         if kind not in outputs:
             before = held()
+            found = found or before  # what is held beside the blocks: embeddings of a token shift
             outputs[kind] = forward(*args, **kwargs)
             found += counts[kind] * (held() - before)
         return outputs[kind]

@@ -9,12 +9,14 @@ from gptlab.errors import UserError
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import Kind, ModelConfig, Parametrization, Role
 from gptlab.nn.tensor_parallel import Shardable, TensorGroup, TensorParallelPlan
+from gptlab.nn.token_shift import TokenShift
 
 # By the first of these that a parameter's name contains.
 PARTS = {
     "tok_emb": "embedding",
     "pos_emb": "position",
     "seg_emb": "position",
+    "token_shift": "embedding",
     "position": "position",  # relative biases
     "attn": "attention",
     "cross": "attention",
@@ -65,7 +67,7 @@ class Transformer(LanguageModel):
         residual = ".blocks." in f".{name}"
         if isinstance(module, nn.Embedding) or name == HEAD:
             return Role(Kind.input, residual)
-        if name.endswith("bias") or isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        if name.endswith("bias") or isinstance(module, nn.LayerNorm | nn.RMSNorm | TokenShift):
             return Role(Kind.vector, residual)
         if not hasattr(module, "in_features"):
             return super()._role_of(name, module)

@@ -104,6 +104,7 @@ class DecoderConfig(TransformerConfig):
     rope_beta_fast: float | None = bounded(None, gt=0, lt=math.inf)  # turns in it that are kept; null: 32, llama3: 4
     rope_beta_slow: float | None = bounded(None, gt=0, lt=math.inf)  # turns in it that are slowed by the whole; null: 1
     rope_attention_factor: float | None = bounded(None, gt=0, lt=math.inf)  # of yarn; null: 0.1 ln(rope_factor) + 1
+    token_shift: bool = False  # each token also reads the embedding of the one before it (RWKV)
     norm: Norm = Norm.layernorm
     norm_eps: float = bounded(1e-5, gt=0)
     norm_placement: NormPlacement = NormPlacement.pre

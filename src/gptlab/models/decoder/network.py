@@ -19,6 +19,7 @@ from gptlab.nn.feedforward import FEEDFORWARDS
 from gptlab.nn.loss import Auxiliary, LMHead
 from gptlab.nn.mask import as_scores, causal_band, positions_in_documents, same_document
 from gptlab.nn.position import Rotary, Sinusoidal
+from gptlab.nn.token_shift import TokenShift
 
 if TYPE_CHECKING:
     from gptlab.nn.moe import Routing
@@ -36,6 +37,7 @@ class Decoder(Transformer):
         super().__init__(config)
         c = config
         self.tok_emb = nn.Embedding(vocab_size, c.d_model)
+        self.token_shift = TokenShift(c.d_model) if c.token_shift else None
         self.pos_emb = nn.Embedding(c.context_length, c.d_model) if c.position is Position.learned else None
         self.sinusoidal = Sinusoidal(c.context_length, c.d_model) if c.position is Position.sinusoidal else None
         self.rotary = _rotary(c) if c.position is Position.rotary else None
@@ -64,6 +66,8 @@ class Decoder(Transformer):
             cache.read(n_tokens, tokens.device)
             places = positions = cache.positions
         x = self.tok_emb(tokens)  # (B, T, D)
+        if self.token_shift is not None:
+            x = self.token_shift(x, positions, cache=None if cache is None else cache.layers[-1])
         if self.pos_emb is not None:
             x = x + self.pos_emb(positions)
         elif self.sinusoidal is not None:  # encodings are of size 1, so token embeddings are scaled up to them
@@ -120,7 +124,8 @@ class Decoder(Transformer):
         )
 
     def new_cache(self, batch_size: int, n_positions: int) -> KVCache:
-        return KVCache(self.config.n_layer, batch_size=batch_size, n_positions=n_positions)
+        n_layer = self.config.n_layer + (self.token_shift is not None)  # whose embeddings are kept like keys
+        return KVCache(n_layer, batch_size=batch_size, n_positions=n_positions)
 
     @property
     def output_modules(self) -> Sequence[nn.Module]:
