@@ -17,6 +17,7 @@ from gptlab.models.decoder.config import (
     RouterSoftmax,
 )
 from gptlab.nn.loss import linear_cross_entropy
+from gptlab.training.step import gradients_of
 
 VOCAB_SIZE = 23
 TINY = DecoderConfig(n_layer=2, n_head=4, d_model=24, context_length=12, init_std=0.3)
@@ -412,3 +413,33 @@ def test_documents_and_a_cache_are_not_for_one_call():
     model = build_model(TINY, VOCAB_SIZE, seed=0)
     with pytest.raises(ValueError, match="document_ids with a cache"):
         model.hidden_states(tokens(), document_ids=tokens(), cache=model.new_cache(3, 12))
+
+
+@pytest.mark.parametrize("n_passes", [1, 2])
+def test_a_tied_embedding_gets_the_gradients_of_lookup_and_head(n_passes):
+    model = build_model(replace(TINY, tie_embeddings=True), VOCAB_SIZE, seed=0)
+    weight, targets = model.tok_emb.weight, tokens(seed=1)
+    for seed in range(n_passes):
+        linear_cross_entropy(model.hidden_states(tokens(seed=seed)), model.head, targets, chunk_size=5).backward()
+    untied = build_model(replace(TINY, tie_embeddings=False), VOCAB_SIZE, seed=0)
+    with torch.no_grad():
+        for name, value in untied.named_parameters():
+            value.copy_(model.get_parameter("tok_emb.weight" if name == "lm_head.weight" else name))
+    for seed in range(n_passes):
+        F.cross_entropy(untied(tokens(seed=seed)).flatten(0, 1), targets.flatten(), reduction="sum").backward()
+    expected = untied.tok_emb.weight.grad + untied.lm_head.weight.grad
+    assert weight.grad.layout is torch.strided
+    torch.testing.assert_close(weight.grad, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_tied_embedding_whose_head_is_not_used_gets_a_dense_gradient_too():
+    model = build_model(replace(TINY, tie_embeddings=True), VOCAB_SIZE, seed=0)
+    other = build_model(replace(TINY, tie_embeddings=False), VOCAB_SIZE, seed=0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            other.get_parameter(name).copy_(value)
+    for each in (model, other):
+        each.hidden_states(tokens()).square().sum().backward()
+    optimizer = torch.optim.AdamW(model.parameters())
+    assert all(gradient.layout is torch.strided for gradient in gradients_of(optimizer))
+    torch.testing.assert_close(model.tok_emb.weight.grad, other.tok_emb.weight.grad)

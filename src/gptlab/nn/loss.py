@@ -18,6 +18,9 @@ CHUNK_ELEMENTS_GPU = 2**27
 # or more, so that each thread has some positions.
 SOFTMAX_ELEMENTS_CPU = 2**20
 POSITIONS_PER_THREAD = 8
+# Rows of logits begin at multiples of so many elements, whatever the vocabulary: products into unaligned rows take a
+# quarter longer on a CPU (benchmarks/results), and tensor cores want rows aligned too.
+ROW_ALIGNMENT = 64
 
 
 @dataclass(slots=True)
@@ -145,8 +148,20 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
         total += a @ b
 
 
+def _expected_upstream(ignored: Tensor, dtype: torch.dtype) -> float:
+    """What a mean over the targets will be differentiated with; 1 where that cannot be known without waiting.
+
+    Gradients are computed for it, so that a pass over the weight's, to scale it, is left out. In float16 they would
+    be too small.
+    """
+    if ignored.device.type != "cpu" or dtype is torch.float16:
+        return 1.0
+    count = max(1, ignored.numel() - int(ignored.sum()))
+    return torch.tensor(1 / count, dtype=torch.float32).item()
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradients of a sum of log-probabilities are ready when the loss is; backward only scales them."""
+    """The gradients of a sum of log-probabilities are ready when the loss is, but for a factor."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, scale, softcap, targets, ignored, chunk_size, grad_enabled):
@@ -160,13 +175,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if for_bias and bias is not None else None
         log_p_targets = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         counted = (~ignored).float()
+        expected = _expected_upstream(ignored, hidden.dtype)
 
         n_chunks = -(-len(targets) // chunk_size)
         size = -(-len(targets) // n_chunks)  # all chunks alike: no short one at the end
         n_at_once = softmax_positions_cpu(len(weight)) if hidden.device.type == "cpu" else size
 
+        stride = -(-len(weight) // ROW_ALIGNMENT) * ROW_ALIGNMENT
+        rows = hidden.new_empty(size, stride)  # of every chunk
+
         def take(chunk: slice) -> None:  # a function, so that nothing of a chunk is alive while the next is computed
-            logits = F.linear(inputs[chunk], matrix, shift)  # (N, V)
+            logits = rows[: len(inputs[chunk]), : len(weight)]  # (N, V)
+            if shift is None:
+                torch.mm(inputs[chunk], matrix.T, out=logits)
+            else:
+                torch.addmm(shift, inputs[chunk], matrix.T, out=logits)
             parts = (logits, targets[chunk, None], log_p_targets[chunk, None], counted[chunk])
             for scores, target, log_p_target, counts in zip(*(part.split(n_at_once) for part in parts), strict=True):
                 capped = scores
@@ -181,8 +204,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if softcap is not None:
                     d_logits *= saturation.square_().neg_().add_(1)
                 if d_bias is not None:
-                    d_bias.add_(d_logits.T.mv(counts))
-                scores.copy_(d_logits)
+                    d_bias.add_(d_logits.T.mv(counts), alpha=expected)
+                torch.mul(d_logits, expected, out=scores)
             if d_hidden is not None:
                 torch.mm(logits, matrix, out=d_hidden[chunk])
             if d_weight is not None:
@@ -193,15 +216,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
         if d_hidden is not None:
             d_hidden.mul_(scale).masked_fill_(ignored[:, None], 0)
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        # Not saved as autograd does, which would keep a second reference: whoever adds to a gradient then copies it.
+        ctx.gradients, ctx.expected = (d_hidden, d_weight, d_bias), expected
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return -log_p_targets.masked_fill_(ignored, 0).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        # In place: copies would be as large as the weight. A second backward fails, by autograd's version check.
-        d_hidden, d_weight, d_bias = (None if d is None else d.mul_(upstream) for d in ctx.saved_tensors)
+        if ctx.gradients is None:
+            raise RuntimeError("a second backward through the same loss; compute the loss again")
+        (d_hidden, d_weight, d_bias), ctx.gradients = ctx.gradients, None
+        if ctx.expected == 1.0 or upstream.item() != ctx.expected:
+            factor = upstream / ctx.expected
+            for gradient in (d_hidden, d_weight, d_bias):
+                if gradient is not None:
+                    gradient.mul_(factor)  # in place: a copy would be as large as the weight
         weight_dtype, bias_dtype = ctx.dtypes
         return (
             d_hidden,

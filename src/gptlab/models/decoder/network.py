@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from gptlab.models.config import ModelConfig
@@ -19,6 +20,7 @@ from gptlab.nn.feedforward import FEEDFORWARDS
 from gptlab.nn.loss import Auxiliary, LMHead
 from gptlab.nn.mask import as_scores, causal_band, positions_in_documents, same_document
 from gptlab.nn.position import Rotary, Sinusoidal
+from gptlab.nn.tied import TiedWeight
 from gptlab.nn.token_shift import TokenShift
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Decoder(Transformer):
         super().__init__(config)
         c = config
         self.tok_emb = nn.Embedding(vocab_size, c.d_model)
+        self._tied_weight = TiedWeight()
         self.token_shift = TokenShift(c.d_model) if c.token_shift else None
         self.pos_emb = nn.Embedding(c.context_length, c.d_model) if c.position is Position.learned else None
         self.sinusoidal = Sinusoidal(c.context_length, c.d_model) if c.position is Position.sinusoidal else None
@@ -65,7 +68,9 @@ class Decoder(Transformer):
         else:
             cache.read(n_tokens, tokens.device)
             places = positions = cache.positions
-        x = self.tok_emb(tokens)  # (B, T, D)
+        self._tied_weight.drop()
+        adds_in_place = self._head_gives_dense_gradient()
+        x = self._tied_weight.look_up(self.tok_emb, tokens) if adds_in_place else self.tok_emb(tokens)  # (B, T, D)
         if self.token_shift is not None:
             x = self.token_shift(x, positions, cache=None if cache is None else cache.layers[-1])
         if self.pos_emb is not None:
@@ -91,6 +96,17 @@ class Decoder(Transformer):
                 self._routings.append(routing)
         return x if self.final_norm is None else self.final_norm(x)
 
+    def _head_gives_dense_gradient(self) -> bool:
+        """Whether the lookup's gradient may be its rows alone, which are added to that of the head.
+
+        A class head's objective may do without the head over the vocabulary, processes that average gradients want
+        dense ones, and a GPU does not mind.
+        """
+        if self.lm_head is not None or self.class_head is not None or not torch.is_grad_enabled():
+            return False
+        weight, alone = self.tok_emb.weight, not (dist.is_available() and dist.is_initialized())
+        return alone and weight.is_cpu and weight.requires_grad
+
     def _attention_mask_args(self, places: Tensor) -> list[dict[str, Tensor | bool]]:
         """What each block attends to in a sequence that is read from its start, as arguments of its `Attention`."""
         window = self.config.attention_window
@@ -110,8 +126,8 @@ class Decoder(Transformer):
 
     @property
     def head(self) -> LMHead:
-        head = self.tok_emb if self.lm_head is None else self.lm_head
-        return LMHead(weight=head.weight, scale=self.logit_scale, softcap=self.config.logit_softcap)
+        weight = self.lm_head.weight if self.lm_head is not None else self._tied_weight.take(self.tok_emb.weight)
+        return LMHead(weight=weight, scale=self.logit_scale, softcap=self.config.logit_softcap)
 
     @property
     def auxiliary(self) -> Auxiliary | None:
