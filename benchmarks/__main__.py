@@ -1,7 +1,7 @@
 """Run a selection of benchmarks one after the other and keep what they print, dated, in benchmarks/results/.
 
     python -m benchmarks [NAME ...] [--list] [--rounds N] [--to FOLDER] [--nanogpt FOLDER] [--litgpt-python PATH]
-                         [--transformers-python PATH] [-- OPTIONS of the one benchmark named]
+                         [--transformers-python PATH] [--llama-python PATH] [-- OPTIONS of the one benchmark named]
 
 Without a name the default selection runs, in under 25 minutes on two cores with nothing beside. Each benchmark is a
 process of its own, as `python benchmarks/NAME.py` is. A result is a section of FOLDER/YYYY-MM-DD-NAME.md, with machine,
@@ -27,7 +27,8 @@ from benchmarks import machine
 
 FOLDER = Path(__file__).parent
 GRACE_SECONDS = 30  # in which an interrupted benchmark removes its files
-OPTIONS = ("rounds", "nanogpt", "litgpt_python", "transformers_python")  # handed on to those that have them
+PEERS = ("nanogpt", "litgpt_python", "transformers_python")  # that train
+OPTIONS = ("rounds", *PEERS, "llama_python")  # handed on to those that have them
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,16 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    "training": Benchmark(8, options=OPTIONS),
+    "training": Benchmark(8, arguments=("--rounds", "3"), options=("rounds", *PEERS)),
     "overhead": Benchmark(1.5),
-    "generation": Benchmark(3, options=("rounds", "litgpt_python")),
+    "generation": Benchmark(3, options=("rounds", "litgpt_python", "llama_python")),
     "data": Benchmark(3),
     "saving": Benchmark(1),
     "experts": Benchmark(1),
     "startup": Benchmark(4, arguments=("--gigabytes", "0.2")),
     "growth": Benchmark(2),
+    "levers": Benchmark(3, default=False),
+    "learning": Benchmark(12, default=False, options=("nanogpt",)),
     "gpu": Benchmark(10, default=False, options=("nanogpt",)),
     "memory": Benchmark(4, default=False, options=()),
     "peak_memory": Benchmark(6, default=False, options=()),
@@ -77,6 +80,7 @@ def main(typed: Sequence[str]) -> int:
     parser.add_argument("--nanogpt", metavar="FOLDER", help="a checkout of nanoGPT")
     parser.add_argument("--litgpt-python", metavar="PATH", help="an interpreter that can import litgpt")
     parser.add_argument("--transformers-python", metavar="PATH", help="an interpreter that can import transformers")
+    parser.add_argument("--llama-python", metavar="PATH", help="an interpreter that can import llama_cpp and gguf")
     given = parser.parse_args(typed)
     if given.list:
         print(listing())

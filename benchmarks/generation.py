@@ -1,6 +1,7 @@
-"""Tokens per second of one text, beside transformers, litgpt and what the machine's memory allows.
+"""Tokens per second of one text, beside transformers, litgpt, llama.cpp and what the machine's memory allows.
 
-    OMP_NUM_THREADS=2 python benchmarks/generation.py [--rounds 5] [--tokens 32] [--litgpt-python PATH] [--run PATH]
+    OMP_NUM_THREADS=2 python benchmarks/generation.py [--rounds 5] [--tokens 32] [--litgpt-python PATH]
+                                                      [--llama-python PATH] [--run PATH]
 
 GPT-2's 124M parameters with random weights, batch 1, greedy, float32 unless given otherwise. All take turns within one
 run. `floor` and `stream` read a matrix as large as the weights once a token, with a matrix-vector product. The floor's
@@ -9,7 +10,8 @@ without a model. The stream's are 16,384 long, the most that this memory gives, 
 over the median time between two tokens, so that what other programs take from single steps does not count; reading the
 prompt has a column of its own. Of the rounds the median and the range are shown.
 
-litgpt's pins clash with ours: --litgpt-python names an interpreter that can import it. --run prints what int8 costs in
+litgpt's pins clash with ours: --litgpt-python names an interpreter that can import it, --llama-python one that can
+import llama_cpp and gguf, whose model is the same shape in float32. --run prints what int8 costs in
 perplexity, on text that the model has not seen: up to 32,768 tokens of the run's validation split, or the file --text.
 """
 
@@ -20,6 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -43,6 +46,7 @@ from gptlab.runs.run import Run
 VOCAB_SIZE, CONTEXT = 50_257, 1024
 PROMPTS = (16, 512)
 VALIDATION_TOKENS = 32_768
+LLAMA_WORKER = Path(__file__).with_name("llama_worker.py")
 
 LITGPT = """
 import sys, time, torch
@@ -137,15 +141,26 @@ def transformers() -> Contender:
 
 
 def litgpt(python: str, threads: int) -> Contender:
+    script = LITGPT.format(threads=threads, context=CONTEXT, vocab_size=VOCAB_SIZE)
+    return in_process("litgpt", [python, "-c", script], threads)
+
+
+def llama_cpp(python: str, threads: int, folder: str) -> Contender:
+    shape = ("12", "768", "12", str(VOCAB_SIZE), str(CONTEXT))
+    return in_process("llama.cpp", [python, str(LLAMA_WORKER), folder, str(threads), *shape], threads)
+
+
+def in_process(name: str, command: list[str], threads: int) -> Contender:
+    """A contender in another interpreter, which answers each line with the seconds of its tokens."""
     worker = subprocess.Popen(
-        [python, "-c", LITGPT.format(threads=threads, context=CONTEXT, vocab_size=VOCAB_SIZE)],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
     if not worker.stdout.readline().startswith("ready"):
-        sys.exit(f"error: {python} cannot run litgpt")
+        sys.exit(f"error: {command[0]} cannot run {name}")
 
     def run(n_prompt: int, n_tokens: int) -> list[float]:
         print(n_prompt, n_tokens, file=worker.stdin, flush=True)
@@ -193,7 +208,7 @@ def table(contenders: dict[str, Contender], measured: dict, bytes_read: int) -> 
             shares = "   ".join(f"{rate[name, n] / rate[bound, n]:9.0%}" for bound in speed)
             print(f"{name:<22} {rate[name, n]:8.1f}   {min(rates):6.1f} to {max(rates):6.1f} {shares}   {shown}")
         for ours in ("gptlab", "gptlab int8"):
-            for theirs in ("transformers", "litgpt"):
+            for theirs in ("transformers", "litgpt", "llama.cpp"):
                 if theirs in contenders:
                     print(f"    {ours} / {theirs}: {rate[ours, n] / rate[theirs, n]:.2f}")
         print()
@@ -229,7 +244,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--litgpt-python")
+    parser.add_argument("--litgpt-python", metavar="PATH")
+    parser.add_argument("--llama-python", metavar="PATH")
     parser.add_argument("--run", help="a run folder, or with --text a .ckpt file or a transformers folder")
     parser.add_argument("--text", type=Path)
     given = parser.parse_args()
@@ -251,7 +267,10 @@ def main() -> None:
     }
     if given.litgpt_python:
         contenders["litgpt"] = litgpt(given.litgpt_python, given.threads)
-    table(contenders, measure(contenders, given.rounds, given.tokens), 4 * n_weights)
+    with tempfile.TemporaryDirectory() as folder:
+        if given.llama_python:
+            contenders["llama.cpp"] = llama_cpp(given.llama_python, given.threads, folder)
+        table(contenders, measure(contenders, given.rounds, given.tokens), 4 * n_weights)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import growth, training
+from benchmarks import growth, learning, levers, training
+from gptlab import compose
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py")}
@@ -163,3 +165,53 @@ def test_growth_counts_what_a_token_costs_and_draws(tmp_path, monkeypatch):
     assert f"{axis.medians[0] / axis.bounds[0]:.0%}" in growth.table([axis])
     growth.draw([axis] * 4, flops, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def learned_with(*overrides: str):
+    """The config of a run of benchmarks/learning.py, without where it is."""
+    config = compose(*overrides, "data.path=FILE", "run_dir=runs/one")
+    return replace(config, model_tag="", data_tag="")
+
+
+def test_each_ingredient_of_the_speedrun_changes_its_config():
+    whole = learned_with(learning.EXPERIMENT)
+    for name, changes in learning.WITHOUT.items():
+        assert learned_with(learning.EXPERIMENT, *changes) != whole, name
+    adamw = learned_with(*learning.WITH_ADAMW)
+    assert adamw.optimizer.type == "adamw"
+    assert replace(adamw, optimizer=whole.optimizer, trainer=whole.trainer) == whole, "nothing else differs"
+
+
+def test_the_target_is_reached_at_the_first_validation_that_is_low_enough():
+    rows = [(768, 1.0, 2.0), (1536, 2.0, learning.TARGET), (2304, 3.0, 1.9), (3072, 4.0, 1.7)]
+    assert learning.crossing(rows) == rows[1]
+    assert learning.crossing(rows[:1]) is None
+
+
+def test_a_folder_without_nanogpt_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["learning.py", "--nanogpt", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        learning.main()
+    assert f"--nanogpt: there is no {tmp_path / 'model.py'}" in capsys.readouterr().err
+
+
+QUICK_LEVERS = {name: change for name, change in levers.LEVERS.items() if name != "blocks compiled"}
+
+
+def test_no_lever_changes_what_is_computed(monkeypatch):
+    monkeypatch.setattr("gptlab.nn.loss.CHUNK_ELEMENTS_CPU", 2**14)  # several chunks at this size too
+    _, first = levers.measure(levers.build(TOY), {"as it is": None, **QUICK_LEVERS}, rounds=0)
+    loss, norm, _ = first.pop("as it is")
+    for name, found in first.items():
+        assert found[:2] == pytest.approx((loss, norm), rel=1e-5), name
+
+
+def test_a_lever_is_back_where_it_was_after_its_turn():
+    bench = levers.build(TOY)
+    before = [block.attn._small for block in bench.model.blocks], bench.optimizer.param_groups[0]["fused"]
+    for change in QUICK_LEVERS.values():
+        with levers.moved(bench, change):
+            pass
+    with levers.moved(bench, None):
+        pass
+    assert ([block.attn._small for block in bench.model.blocks], bench.optimizer.param_groups[0]["fused"]) == before

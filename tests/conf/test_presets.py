@@ -107,7 +107,7 @@ def test_a_recipe_says_how_and_a_model_says_what():
         for name in NAMES[group]:
             content = OmegaConf.load(files("gptlab.conf") / group / f"{name}.yaml")
             assert not forbidden & set(content), f"{group}={name}"
-    assert set(NAMES["recipe"]) == {*NAMES["model"], "default"}
+    assert set(NAMES["recipe"]) == {*NAMES["model"], "default", "speedrun"}
 
 
 @pytest.mark.parametrize(("name", "n_parameters"), [("bert_base", 109_482_240), ("bert_large", 335_141_888)])
