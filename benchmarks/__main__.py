@@ -28,7 +28,7 @@ from benchmarks import machine
 FOLDER = Path(__file__).parent
 GRACE_SECONDS = 30  # in which an interrupted benchmark removes its files
 PEERS = ("nanogpt", "litgpt_python", "transformers_python")  # that train
-OPTIONS = ("rounds", *PEERS, "llama_python")  # handed on to those that have them
+OPTIONS = ("rounds", *PEERS, "llama_python", "text")  # handed on to those that have them
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Benchmark:
 BENCHMARKS = {
     "training": Benchmark(8, arguments=("--rounds", "3"), options=("rounds", *PEERS)),
     "overhead": Benchmark(1.5),
-    "generation": Benchmark(3, options=("rounds", "litgpt_python", "llama_python")),
+    "generation": Benchmark(3, options=("rounds", "litgpt_python", "llama_python", "text")),
     "data": Benchmark(3),
     "saving": Benchmark(1),
     "experts": Benchmark(1),
     "startup": Benchmark(4, arguments=("--gigabytes", "0.2")),
     "growth": Benchmark(2),
     "levers": Benchmark(3, default=False),
-    "learning": Benchmark(12, default=False, options=("nanogpt",)),
+    "learning": Benchmark(12, default=False, options=("nanogpt", "text")),
     "gpu": Benchmark(10, default=False, options=("nanogpt",)),
     "memory": Benchmark(4, default=False, options=()),
     "peak_memory": Benchmark(6, default=False, options=()),
@@ -81,6 +81,7 @@ def main(typed: Sequence[str]) -> int:
     parser.add_argument("--litgpt-python", metavar="PATH", help="an interpreter that can import litgpt")
     parser.add_argument("--transformers-python", metavar="PATH", help="an interpreter that can import transformers")
     parser.add_argument("--llama-python", metavar="PATH", help="an interpreter that can import llama_cpp and gguf")
+    parser.add_argument("--text", metavar="FILE", help="tinyshakespeare, for learning")
     given = parser.parse_args(typed)
     if given.list:
         print(listing())

@@ -22,11 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 TARGET = 1.8857  # nats per character
+TEXT = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # SHA-256
 NANOGPT_STEPS, BATCH, CONTEXT = 2_000, 12, 64  # of its README: python train.py config/train_shakespeare_char.py ...
 VALIDATE_EVERY = 5  # steps
 EXPERIMENT = "experiment=speedrun_shakespeare"
@@ -163,6 +166,8 @@ def run(contender: str, **given: Any) -> list[tuple[int, float, float]]:
         command = [sys.executable, __file__, "--worker", contender, json.dumps(settings)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(given["threads"])}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode < 0:
+        sys.exit(f"error: {contender} was killed by signal {-done.returncode}")
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         sys.exit(f"error: {contender} failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
@@ -172,6 +177,17 @@ def run(contender: str, **given: Any) -> list[tuple[int, float, float]]:
 def crossing(validations: list[tuple[int, float, float]]) -> tuple[int, float, float] | None:
     """The first validation that is at most the target; None where none is."""
     return next((row for row in validations if row[2] <= TARGET), None)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A whole number of at least so much, as an argument."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least {least}")
+        return int(text)
+
+    return read
 
 
 def race(seeds: list[int], given: dict[str, Any]) -> None:
@@ -219,15 +235,17 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seeds", type=whole(0), nargs="+", default=[11, 12, 13])
+    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="nanoGPT, from which model.py is imported")
     parser.add_argument("--text", type=Path, metavar="FILE", help="tinyshakespeare; left out: it is fetched")
     parser.add_argument("--ingredients", action="store_true", help="what each part of the recipe is worth")
     asked = parser.parse_args()
     for path, kind in ((asked.nanogpt and asked.nanogpt / "model.py", "--nanogpt"), (asked.text, "--text")):
         if path is not None and not path.is_file():
-            parser.error(f"{kind}: there is no {path}")
+            parser.error(f"{kind}: {path} is {'a folder' if path.is_dir() else 'not there'}; name a file")
+    if asked.text is not None and sha256(asked.text.read_bytes()).hexdigest() != TEXT:
+        print(f"{asked.text} is not tinyshakespeare as it is published: the target means nothing for it")
     if asked.nanogpt and not asked.text and not asked.ingredients:
         parser.error("--nanogpt needs --text FILE, the text that both train on")
     given = {
@@ -242,4 +260,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -31,6 +31,7 @@ from gptlab.distributed.allocator import keep_freed_memory
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.models.decoder.network import Decoder
+from gptlab.nn import attention
 from gptlab.objectives.causal_lm import CausalLM
 from gptlab.training.config import AdamWConfig
 from gptlab.training.optimizers import build_optimizer
@@ -114,7 +115,7 @@ LEVERS: dict[str, Change] = {
     "torch's linear_cross_entropy": lambda bench: with_loss(torchs),
     "chunks of logits 4 x as small": value("gptlab.nn.loss.CHUNK_ELEMENTS_CPU", 2**22),
     "softmax of a whole chunk": value("gptlab.nn.loss.SOFTMAX_ELEMENTS_CPU", 2**40),
-    "rows of logits not aligned": value("gptlab.nn.loss.ROW_ALIGNMENT", 1),
+    "logits not aligned": value("gptlab.nn.loss.LOGIT_ALIGNMENT", 1),
     "gradients scaled afterwards": value("gptlab.nn.loss._expected_upstream", lambda *_: 1.0),
     "dense gradient of the lookup": lambda bench: patch.object(
         Decoder, "_head_gives_dense_gradient", lambda self: False
@@ -149,11 +150,9 @@ def moved(bench: Bench, change: Change | None):
     with ExitStack() as stack:
         if change is not None:
             stack.enter_context(change(bench))
-        from gptlab.nn import attention
-
         for block in bench.model.blocks:
-            own = block.attn
-            own._small = own.q.weight.numel() <= attention.FUSED_ELEMENTS
+            small = block.attn.q.weight.numel() <= attention.FUSED_ELEMENTS
+            stack.enter_context(patch.object(block.attn, "_small", small))
         yield
 
 

@@ -58,6 +58,7 @@ LATER: dict[tuple[str, str, str], tuple[Any, Any]] = {
     ("model", ANY, "parametrization"): ("standard", None),
     **{("model", ANY, key): (None, None) for key in ("base_d_model", "base_n_layer", "base_d_head")},
     ("model", "decoder", "rope_type"): ("default", None),
+    ("model", "decoder", "token_shift"): (False, None),
     ("tokenizer", "bpe", "pattern"): ("gpt2", None),
     ("data", "shards", "shuffle_shards"): (None, None),
     ("data", "shards", "cache_gib"): (16.0, None),

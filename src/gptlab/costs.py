@@ -28,7 +28,7 @@ from gptlab.counting import (
 from gptlab.distributed.config import SHARDED, Layout, Recompute, Sharding, StrategyConfig
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability
-from gptlab.nn.loss import CHUNK_ELEMENTS_CPU, CHUNK_ELEMENTS_GPU, softmax_positions_cpu
+from gptlab.nn.loss import CHUNK_ELEMENTS_CPU, CHUNK_ELEMENTS_GPU, aligned, softmax_positions_cpu
 from gptlab.nn.tensor_parallel import Split
 from gptlab.training.config import OptimizerConfig
 
@@ -359,9 +359,10 @@ def memory_bytes(
 
 def _logit_bytes(n_logits: float, counted: TrainingPass, activation: int) -> int:
     """A chunk of logits, and its softmax in float32; where there are several, a CPU takes a few positions at a time."""
-    chunk = max(CHUNK_ELEMENTS_GPU if counted.fused else CHUNK_ELEMENTS_CPU, counted.vocab_size)
-    held = in_softmax = min(n_logits, chunk)
-    if n_logits > chunk and not counted.fused:
+    chunk = max(CHUNK_ELEMENTS_GPU if counted.fused else CHUNK_ELEMENTS_CPU, aligned(counted.vocab_size))
+    several = n_logits * aligned(counted.vocab_size) > chunk * counted.vocab_size
+    held = in_softmax = chunk if several else n_logits
+    if several and not counted.fused:
         in_softmax = min(held, softmax_positions_cpu(counted.vocab_size) * counted.vocab_size)
     return round(held) * activation + round(in_softmax) * 4
 

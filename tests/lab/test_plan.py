@@ -123,6 +123,14 @@ def test_inference_of_gpt124m():
     assert found["flops_per_token"] == pytest.approx(2 * matrices + 12 * 4 * 1024 * 768)
 
 
+def test_the_cache_of_a_token_shift_holds_embeddings_too():
+    plain, shifted = (
+        planner("model=modern", f"model.token_shift={on}").inference()["cache_per_token"]["fp32"]
+        for on in (False, True)
+    )
+    assert shifted - plain == 768 * 4
+
+
 def test_the_cache_of_grouped_queries_and_banded_blocks():
     grouped = planner("model=llama_8b").inference()["cache_per_token"]
     assert grouped["bf16"] == 32 * 2 * 8 * 128 * 2  # 8 of 32 heads have keys and values of their own

@@ -1,8 +1,11 @@
+from copy import deepcopy
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from gptlab.models.build import build_model
 from gptlab.models.config import Feedforward
@@ -17,7 +20,7 @@ from gptlab.models.decoder.config import (
     RouterSoftmax,
 )
 from gptlab.nn.loss import linear_cross_entropy
-from gptlab.training.step import gradients_of
+from gptlab.nn.tied import TiedWeight
 
 VOCAB_SIZE = 23
 TINY = DecoderConfig(n_layer=2, n_head=4, d_model=24, context_length=12, init_std=0.3)
@@ -440,6 +443,60 @@ def test_a_tied_embedding_whose_head_is_not_used_gets_a_dense_gradient_too():
             other.get_parameter(name).copy_(value)
     for each in (model, other):
         each.hidden_states(tokens()).square().sum().backward()
-    optimizer = torch.optim.AdamW(model.parameters())
-    assert all(gradient.layout is torch.strided for gradient in gradients_of(optimizer))
+    assert all(p.grad is None or p.grad.layout is torch.strided for p in model.parameters())
     torch.testing.assert_close(model.tok_emb.weight.grad, other.tok_emb.weight.grad)
+
+
+def backward_allocations(model) -> list[int]:
+    """Bytes of each allocation in the backward pass of a loss in several chunks."""
+    loss = linear_cross_entropy(model.hidden_states(tokens()), model.head, tokens(seed=1), chunk_size=5)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        (loss / 36).backward()
+    return [event.cpu_memory_usage for event in found.events()]
+
+
+def test_both_gradients_of_a_tied_embedding_are_added_in_place():
+    model = build_model(replace(TINY, tie_embeddings=True), 5000, seed=0)
+    n_bytes = 4 * model.tok_emb.weight.numel()
+    assert max(backward_allocations(model)) < n_bytes / 2, "the head's gradient was allocated with the loss"
+    with patch.object(TiedWeight, "helps", lambda weight: False):
+        assert max(backward_allocations(model)) >= n_bytes, "what this is about"
+
+
+def test_a_frequent_token_loses_no_precision():
+    model = build_model(replace(TINY, n_layer=1, context_length=512), VOCAB_SIZE, seed=0)
+    often, targets = torch.zeros(4, 512, dtype=torch.int64), torch.randint(1, VOCAB_SIZE, (4, 512))
+    exact = deepcopy(model).double()
+    for each in (model, exact):
+        linear_cross_entropy(each.hidden_states(often), each.head, targets, chunk_size=300).backward()
+    expected = exact.tok_emb.weight.grad
+    assert (model.tok_emb.weight.grad.double() - expected).norm() < 1e-5 * expected.norm()
+    # Of many additions to one bfloat16 the last would be lost: the sum is made apart.
+    assert not TiedWeight.helps(model.bfloat16().tok_emb.weight)
+
+
+def test_a_weight_that_changes_between_lookup_and_head_is_used_as_it_is_then():
+    model = build_model(replace(TINY, tie_embeddings=True), VOCAB_SIZE, seed=0)
+    hidden = model.hidden_states(tokens())
+    with torch.no_grad():
+        model.tok_emb.weight.add_(1.0)
+    assert model.head.weight is model.tok_emb.weight, "updated in place"
+    hidden = model.hidden_states(tokens())
+    model.tok_emb.weight = torch.nn.Parameter(model.tok_emb.weight.data)
+    linear_cross_entropy(hidden.detach(), model.head, tokens(seed=1), chunk_size=5).backward()
+    assert model.tok_emb.weight.grad is not None, "replaced by another parameter over the same values"
+    model.hidden_states(tokens())
+    assert model.double().head.weight.dtype is torch.float64, "cast"
+    deepcopy(model)
+
+
+def test_a_tied_model_may_be_differentiated_as_a_function():
+    model = build_model(replace(TINY, tie_embeddings=True), VOCAB_SIZE, seed=0)
+    parameters = dict(model.named_parameters())
+
+    def loss(values):
+        return torch.func.functional_call(model, values, (tokens(),)).square().mean()
+
+    found = torch.func.grad(loss)(parameters)["tok_emb.weight"]
+    model(tokens()).square().mean().backward()
+    torch.testing.assert_close(found, model.tok_emb.weight.grad)

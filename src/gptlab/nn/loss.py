@@ -18,9 +18,9 @@ CHUNK_ELEMENTS_GPU = 2**27
 # or more, so that each thread has some positions.
 SOFTMAX_ELEMENTS_CPU = 2**20
 POSITIONS_PER_THREAD = 8
-# Rows of logits begin at multiples of so many elements, whatever the vocabulary: products into unaligned rows take a
-# quarter longer on a CPU (benchmarks/results), and tensor cores want rows aligned too.
-ROW_ALIGNMENT = 64
+# The logits of each position begin at a multiple of so many elements, whatever the vocabulary: a product into unaligned
+# ones takes a quarter longer on a CPU (benchmarks/results), and tensor cores want them aligned too.
+LOGIT_ALIGNMENT = 64
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     if chunk_size is None:
-        chunk_size = max(1, (CHUNK_ELEMENTS_CPU if device == "cpu" else CHUNK_ELEMENTS_GPU) // vocab_size)
+        chunk_size = max(1, (CHUNK_ELEMENTS_CPU if device == "cpu" else CHUNK_ELEMENTS_GPU) // aligned(vocab_size))
     with torch.autocast(device, enabled=False):
         if len(targets) <= chunk_size:  # nothing to save
             logits = head.to(hidden.dtype).logits(hidden).float()
@@ -133,6 +133,11 @@ def _check_targets(targets: Tensor, vocab_size: int, ignore_index: int) -> None:
         )
 
 
+def aligned(vocab_size: int) -> int:
+    """From where the logits of one position begin to where those of the next do, in elements."""
+    return -(-vocab_size // LOGIT_ALIGNMENT) * LOGIT_ALIGNMENT
+
+
 def softmax_positions_cpu(vocab_size: int) -> int:
     """How many positions of a chunk go through the softmax together on a CPU."""
     return max(POSITIONS_PER_THREAD * torch.get_num_threads(), SOFTMAX_ELEMENTS_CPU // vocab_size)
@@ -181,11 +186,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         size = -(-len(targets) // n_chunks)  # all chunks alike: no short one at the end
         n_at_once = softmax_positions_cpu(len(weight)) if hidden.device.type == "cpu" else size
 
-        stride = -(-len(weight) // ROW_ALIGNMENT) * ROW_ALIGNMENT
-        rows = hidden.new_empty(size, stride)  # of every chunk
+        chunk_logits = hidden.new_empty(size, aligned(len(weight)))  # used by every chunk
 
         def take(chunk: slice) -> None:  # a function, so that nothing of a chunk is alive while the next is computed
-            logits = rows[: len(inputs[chunk]), : len(weight)]  # (N, V)
+            logits = chunk_logits[: len(inputs[chunk]), : len(weight)]  # (N, V)
             if shift is None:
                 torch.mm(inputs[chunk], matrix.T, out=logits)
             else:
@@ -216,7 +220,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
         if d_hidden is not None:
             d_hidden.mul_(scale).masked_fill_(ignored[:, None], 0)
-        # Not saved as autograd does, which would keep a second reference: whoever adds to a gradient then copies it.
+        # Not saved as autograd does, which would keep a second reference: whoever adds to a gradient then copies it. So
+        # saved-tensor hooks do not see them.
         ctx.gradients, ctx.expected = (d_hidden, d_weight, d_bias), expected
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return -log_p_targets.masked_fill_(ignored, 0).sum()

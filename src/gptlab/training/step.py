@@ -69,14 +69,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The gradients that the next update will use.
-
-    That of a tied embedding is sparse where an objective did not use the head, and is made dense.
-    """
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is not None and p.grad.is_sparse:
-                p.grad = p.grad.to_dense()
+    """The gradients that the next update will use."""
     return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 

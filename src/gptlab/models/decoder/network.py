@@ -97,15 +97,17 @@ class Decoder(Transformer):
         return x if self.final_norm is None else self.final_norm(x)
 
     def _head_gives_dense_gradient(self) -> bool:
-        """Whether the lookup's gradient may be its rows alone, which are added to that of the head.
+        """Whether the lookup's gradient may be sparse, to be added to that of the head.
 
-        A class head's objective may do without the head over the vocabulary, processes that average gradients want
-        dense ones, and a GPU does not mind.
+        A class head's objective may do without the head over the vocabulary, and processes that average gradients want
+        dense ones.
         """
-        if self.lm_head is not None or self.class_head is not None or not torch.is_grad_enabled():
-            return False
-        weight, alone = self.tok_emb.weight, not (dist.is_available() and dist.is_initialized())
-        return alone and weight.is_cpu and weight.requires_grad
+        alone = not (dist.is_available() and dist.is_initialized())
+        return self.lm_head is None and self.class_head is None and alone and TiedWeight.helps(self.tok_emb.weight)
+
+    def _apply(self, fn, recurse=True):
+        self._tied_weight.drop()  # of a weight that moves or is cast
+        return super()._apply(fn, recurse)
 
     def _attention_mask_args(self, places: Tensor) -> list[dict[str, Tensor | bool]]:
         """What each block attends to in a sequence that is read from its start, as arguments of its `Attention`."""
