@@ -80,7 +80,7 @@ def main(typed: Sequence[str]) -> int:
     parser.add_argument("--nanogpt", metavar="FOLDER", help="a checkout of nanoGPT")
     parser.add_argument("--litgpt-python", metavar="PATH", help="an interpreter that can import litgpt")
     parser.add_argument("--transformers-python", metavar="PATH", help="an interpreter that can import transformers")
-    parser.add_argument("--llama-python", metavar="PATH", help="an interpreter that can import llama_cpp and gguf")
+    parser.add_argument("--llama-python", metavar="PATH", help="an interpreter that can import xllamacpp and gguf")
     parser.add_argument("--text", metavar="FILE", help="tinyshakespeare, for learning")
     given = parser.parse_args(typed)
     if given.list:

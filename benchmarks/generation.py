@@ -11,7 +11,7 @@ over the median time between two tokens, so that what other programs take from s
 prompt has a column of its own. Of the rounds the median and the range are shown.
 
 litgpt's pins clash with ours: --litgpt-python names an interpreter that can import it, --llama-python one that can
-import llama_cpp and gguf, whose model is the same shape in float32. --run prints what int8 costs in
+import xllamacpp and gguf, whose model is the same shape in float32. --run prints what int8 costs in
 perplexity, on text that the model has not seen: up to 32,768 tokens of the run's validation split, or the file --text.
 """
 

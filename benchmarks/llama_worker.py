@@ -2,16 +2,16 @@
 
     python benchmarks/llama_worker.py FOLDER THREADS N_LAYER D_MODEL N_HEAD VOCAB_SIZE CONTEXT
 
-Needs `llama-cpp-python` and `gguf`. Writes a GPT-2 with random float32 weights as a GGUF file into FOLDER and loads
-it. A line with two numbers asks for greedy tokens after a prompt of so many; the answer is a line of JSON with the
-seconds that each took. The end of standard input ends it.
+Needs `xllamacpp`, which is llama.cpp as a package that comes built, and `gguf`. Writes a GPT-2 with random float32
+weights as a GGUF file into FOLDER and loads it. A line with two numbers asks for greedy tokens after a prompt of so
+many; the answer is a line of JSON with the seconds that each took. The end of standard input ends it.
 """
 
-import itertools
 import json
 import os
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -53,30 +53,33 @@ def write_model(path: Path, n_layer: int, width: int, n_head: int, vocab_size: i
     return total
 
 
+def seconds_of_tokens(server, asked: dict, n_tokens: int) -> list[float]:
+    """The seconds that each token of a streamed completion took."""
+    times = [time.perf_counter()]
+    server.handle_completions(asked, lambda _: times.append(time.perf_counter()))
+    return [b - a for a, b in pairwise(times[: n_tokens + 1])]  # after the tokens comes a summary
+
+
 def main() -> None:
     folder, threads, n_layer, width, n_head, vocab_size, context = Path(sys.argv[1]), *map(int, sys.argv[2:])
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the library prints must not mix with the answers
-    import llama_cpp
     import numpy as np
+    import xllamacpp
 
     file = folder / "model.gguf"
     n_parameters = write_model(file, n_layer, width, n_head, vocab_size, context)
-    model = llama_cpp.Llama(
-        str(file), n_ctx=context, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
-    )
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel, settings.verbosity = str(file), context, 1, 0
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(settings)
     print("ready", n_parameters, file=out, flush=True)
     for line in sys.stdin:
         n_prompt, n_tokens = map(int, line.split())
-        tokens = np.random.default_rng(0).integers(vocab_size, size=n_prompt).tolist()
-        model.reset()
-        times = [time.perf_counter()]
-        for _ in range(n_tokens):
-            model.eval(tokens)
-            logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
-            tokens = [int(np.argmax(np.ctypeslib.as_array(logits, (vocab_size,))))]
-            times.append(time.perf_counter())
-        print(json.dumps([b - a for a, b in itertools.pairwise(times)]), file=out, flush=True)
+        prompt = np.random.default_rng(0).integers(vocab_size, size=n_prompt).tolist()
+        asked = {"prompt": prompt, "n_predict": n_tokens, "temperature": 0, "ignore_eos": True}
+        asked |= {"stream": True, "cache_prompt": False}
+        print(json.dumps(seconds_of_tokens(server, asked, n_tokens)), file=out, flush=True)
 
 
 if __name__ == "__main__":
