@@ -92,7 +92,7 @@ def seeking(rounds: int) -> None:
     constant, scheduled = Interleave(((0, weights),), 1024), Interleave(((0, half), (10**15, weights)), 1024)
     mixed = {
         name: MixtureOrder(
-            names=("a", "b", "c"), interleave=one, sizes=(n, n, n), offsets=(0, n, 2 * n), seed=1, shuffle=True
+            names=("a", "b", "c"), interleave=one, orders=(ExampleOrder(1, n),) * 3, offsets=(0, n, 2 * n)
         )
         for name, one in (("constant", constant), ("scheduled", scheduled))
     }

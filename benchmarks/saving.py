@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,10 +19,11 @@ from gptlab.distributed.allocator import keep_freed_memory
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.runs import checkpoint
+from gptlab.runs.checkpoint_state import CheckpointState
 from gptlab.runs.writer import CheckpointWriter, Save
 from gptlab.training.config import AdamWConfig
 
-SHAPES = {"gpt124m": (12, 12, 768, 1024, 50_257), "gpt30m": (6, 6, 384, 256, 50_257)}
+SHAPES = {"toy": (2, 2, 32, 16, 100), "gpt124m": (12, 12, 768, 1024, 50_257), "gpt30m": (6, 6, 384, 256, 50_257)}
 
 
 def main() -> None:
@@ -40,11 +42,10 @@ def main() -> None:
     optimizer.step()
     optimizer.zero_grad()
 
-    def state() -> dict:
-        weights, optimizer_state = checkpoint.model_state(model), checkpoint.optimizer_state(optimizer)
-        return {"gptlab_format": checkpoint.FORMAT, "model": weights, "optimizer": optimizer_state}
+    def by_key() -> dict[str, Any]:
+        return checkpoint.by_key(checkpoint.model_state(model), checkpoint.optimizer_state(optimizer))
 
-    tensors = [*state()["model"].values(), *(v for m in state()["optimizer"].values() for v in m.values())]
+    tensors = [value for value in by_key().values() if isinstance(value, torch.Tensor)]
     n_bytes = sum(t.numel() * t.element_size() for t in tensors)
     blocked = {"plain copy": [], "save": [], "asynchronous save": []}
     on_disk = {name: [] for name in blocked}
@@ -60,7 +61,8 @@ def main() -> None:
                     writer = CheckpointWriter(
                         asynchronous=name != "save", keep_last=1, rank=0, world_size=1, timeout_seconds=600
                     )
-                    writer.save(Save(Path(folder) / f"step_{turn:08d}.ckpt", state(), None, ["last"]))
+                    path = Path(folder) / f"step_{turn:08d}.ckpt"
+                    writer.save(Save(path, CheckpointState(step=turn), by_key(), sharded=False, links=["last"]))
                     seconds = time.perf_counter() - started
                     writer.wait()
                 if turn:  # the first warms up

@@ -118,7 +118,7 @@ if __name__ == "__main__":
         sys.stdout, shown = nowhere, sys.stdout
         loop.train(composed(warm))
         sys.stdout = shown
-    loop.prepare = startup_clock.timed(loop.prepare)  # the name by which `train` calls it
+    loop.prepare_run = startup_clock.timed(loop.prepare_run)  # the name by which `train` calls it
     if world_size > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
                        "LOCAL_WORLD_SIZE": str(world_size), "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1",

@@ -1,5 +1,6 @@
 """benchmarks/: the one command, what it keeps, and that contenders compute the same."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import growth, learning, levers, training
 from gptlab import compose
+from gptlab.training import loop
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py")}
@@ -213,3 +215,21 @@ def test_a_lever_is_back_where_it_was_after_its_turn():
         with levers.moved(bench, change):
             pass
     assert ([block.attn._small for block in bench.model.blocks], bench.optimizer.param_groups[0]["fused"]) == before
+
+
+def test_saving_and_seeking_run():
+    """Of the default selection these two call what a run calls inside; at a size that takes no time."""
+    how = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True, "timeout": 120}
+    commands = (
+        [str(ROOT / "benchmarks" / "saving.py"), "--model", "toy", "--rounds", "1"],
+        ["-c", f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import data; data.seeking(1)"],
+    )
+    for arguments, said in zip(commands, ("asynchronous save", "scheduled mixture"), strict=True):
+        done = subprocess.run([sys.executable, *arguments], **how)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+
+
+def test_what_startup_times_is_there():
+    named = set(re.findall(r"\bloop\.(\w+)", SCRIPTS["startup"]))
+    assert {"train", "prepare_run"} <= named <= set(dir(loop))

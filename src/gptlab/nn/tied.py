@@ -28,10 +28,10 @@ class TiedWeight:
     """
 
     def __init__(self):
-        self._parameter: nn.Parameter | None = None  # of the newest lookup
+        self._parameter: Tensor | None = None  # of the newest lookup
         self._late: Tensor | None = None
         self._version = 0
-        self._with_hook: nn.Parameter | None = None
+        self._with_hook: Tensor | None = None
 
     @staticmethod
     def helps(weight: Tensor) -> bool:
@@ -57,7 +57,7 @@ class TiedWeight:
         finally:
             embedding.sparse = False
 
-    def take(self, parameter: nn.Parameter) -> Tensor:
+    def take(self, parameter: Tensor) -> Tensor:
         """The weight of the newest lookup, once; the parameter itself where it has changed since, or none was."""
         late, same = self._late, self._parameter is parameter and self._version == parameter._version
         self.drop()
