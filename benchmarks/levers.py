@@ -116,7 +116,6 @@ LEVERS: dict[str, Change] = {
     "chunks of logits 4 x as small": value("gptlab.nn.loss.CHUNK_ELEMENTS_CPU", 2**22),
     "softmax of a whole chunk": value("gptlab.nn.loss.SOFTMAX_ELEMENTS_CPU", 2**40),
     "logits not aligned": value("gptlab.nn.loss.LOGIT_ALIGNMENT", 1),
-    "gradients scaled afterwards": value("gptlab.nn.loss._expected_upstream", lambda *_: 1.0),
     "dense gradient of the lookup": lambda bench: patch.object(
         Decoder, "_head_gives_dense_gradient", lambda self: False
     ),

@@ -153,20 +153,8 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
         total += a @ b
 
 
-def _expected_upstream(ignored: Tensor, dtype: torch.dtype) -> float:
-    """What a mean over the targets will be differentiated with; 1 where that cannot be known without waiting.
-
-    Gradients are computed for it, so that a pass over the weight's, to scale it, is left out. In float16 they would
-    be too small.
-    """
-    if ignored.device.type != "cpu" or dtype is torch.float16:
-        return 1.0
-    count = max(1, ignored.numel() - int(ignored.sum()))
-    return torch.tensor(1 / count, dtype=torch.float32).item()
-
-
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradients of a sum of log-probabilities are ready when the loss is, but for a factor."""
+    """The gradients of a sum of log-probabilities are ready when the loss is; backward only scales them."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, scale, softcap, targets, ignored, chunk_size, grad_enabled):
@@ -180,7 +168,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if for_bias and bias is not None else None
         log_p_targets = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         counted = (~ignored).float()
-        expected = _expected_upstream(ignored, hidden.dtype)
 
         n_chunks = -(-len(targets) // chunk_size)
         size = -(-len(targets) // n_chunks)  # all chunks alike: no short one at the end
@@ -208,8 +195,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if softcap is not None:
                     d_logits *= saturation.square_().neg_().add_(1)
                 if d_bias is not None:
-                    d_bias.add_(d_logits.T.mv(counts), alpha=expected)
-                torch.mul(d_logits, expected, out=scores)
+                    d_bias.add_(d_logits.T.mv(counts))
+                scores.copy_(d_logits)
             if d_hidden is not None:
                 torch.mm(logits, matrix, out=d_hidden[chunk])
             if d_weight is not None:
@@ -222,7 +209,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_hidden.mul_(scale).masked_fill_(ignored[:, None], 0)
         # Not saved as autograd does, which would keep a second reference: whoever adds to a gradient then copies it. So
         # saved-tensor hooks do not see them.
-        ctx.gradients, ctx.expected = (d_hidden, d_weight, d_bias), expected
+        ctx.gradients = d_hidden, d_weight, d_bias
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return -log_p_targets.masked_fill_(ignored, 0).sum()
 
@@ -232,11 +219,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("a second backward through the same loss; compute the loss again")
         (d_hidden, d_weight, d_bias), ctx.gradients = ctx.gradients, None
-        if ctx.expected == 1.0 or upstream.item() != ctx.expected:
-            factor = upstream / ctx.expected
-            for gradient in (d_hidden, d_weight, d_bias):
-                if gradient is not None:
-                    gradient.mul_(factor)  # in place: a copy would be as large as the weight
+        for gradient in (d_hidden, d_weight, d_bias):
+            if gradient is not None:
+                gradient.mul_(upstream)  # in place: a copy would be as large as the weight
         weight_dtype, bias_dtype = ctx.dtypes
         return (
             d_hidden,
