@@ -99,25 +99,23 @@ def _from_itself(curve: Curve) -> tuple[float, float, float]:
     scale, of_val = float(curve.losses[-N_LAST:].mean()), float(curve.metric == "val/loss")
     # The validation's loss lies above the training's by what is fitted too.
     columns = 3 if is_val.any() else 2
+    drops = DROPS * scale
+    targets = (y[:, None] + drops * fallen[:, None]) * weights[:, None]  # (N, drops)
     means, scores = [], []
     for exponent in EXPONENTS:
-        basis = np.stack([np.ones_like(x), x**-exponent, is_val], 1)[:, :columns]
+        basis = np.stack([np.ones_like(x), x**-exponent, is_val], 1)[:, :columns] * weights[:, None]
         last = np.array([1.0, left**-exponent, of_val])[:columns]
-        for drop in DROPS * scale:
-            target = y + drop * fallen
-            fitted, *_ = np.linalg.lstsq(basis * weights[:, None], target * weights, rcond=None)
-            if fitted[1] < 0:  # it does not fall
-                flat = np.delete(basis, 1, axis=1)
-                kept, *_ = np.linalg.lstsq(flat * weights[:, None], target * weights, rcond=None)
-                fitted = np.insert(kept, 1, 0.0)
-            residuals = (target - basis @ fitted) * weights
-            means.append(float(last @ fitted) - drop * end)
-            score = -0.5 * float(residuals @ residuals)
-            score -= 0.5 * ((exponent - EXPONENT[0]) / EXPONENT[1]) ** 2
-            scores.append(score - 0.5 * ((drop / scale - DROP[0]) / DROP[1]) ** 2)
-    likely = np.exp(np.array(scores) - max(scores))
+        fitted, *_ = np.linalg.lstsq(basis, targets, rcond=None)
+        rises = fitted[1] < 0
+        if rises.any():
+            kept, *_ = np.linalg.lstsq(np.delete(basis, 1, axis=1), targets[:, rises], rcond=None)
+            fitted[:, rises] = np.insert(kept, 1, 0.0, axis=0)
+        means.append(last @ fitted - drops * end)
+        unlikely = ((exponent - EXPONENT[0]) / EXPONENT[1]) ** 2 + ((DROPS - DROP[0]) / DROP[1]) ** 2
+        scores.append(-0.5 * (((targets - basis @ fitted) ** 2).sum(0) + unlikely))
+    likely = np.exp(np.concatenate(scores) - np.max(scores))
     likely /= likely.sum()
-    found = np.maximum(np.array(means), 0.0)
+    found = np.maximum(np.concatenate(means), 0.0)
     mean = float(likely @ found)
     spread = float(np.sqrt(likely @ (found - mean) ** 2))
     missed = CURVE_ERROR * scale * math.log(max(left, 1.0))

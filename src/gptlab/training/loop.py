@@ -51,6 +51,7 @@ from gptlab.training.callbacks.evaluations import Evaluations
 from gptlab.training.callbacks.extra import build_extra, check_extra, stopped_early
 from gptlab.training.callbacks.forecast import Forecast
 from gptlab.training.callbacks.hash_chain import HashChain
+from gptlab.training.callbacks.idle_hooks import skip_idle_hooks
 from gptlab.training.callbacks.layer_sizes import LayerSizes
 from gptlab.training.callbacks.metrics import Metrics, is_logged
 from gptlab.training.callbacks.pace import Pace
@@ -525,6 +526,7 @@ class _Training:
             own.append(self.forecast)
         if config.trainer.enable_progress_bar and folder.writes:
             own.append(ProgressBar(self.metrics, plan.n_steps))
+        skip_idle_hooks(own)
         return own
 
     def _alike(self) -> tuple[str, str]:

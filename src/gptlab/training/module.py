@@ -113,6 +113,7 @@ class LanguageModule(lightning.LightningModule):
         self.evaluation: dict[str, float] = {}  # the newest
         self._sums: dict[str, torch.Tensor] = {}
         self._optimizer_shards: OptimizerShards | None = None
+        self._model_parameters: list[torch.nn.Parameter] = []  # to walk over the modules takes 0.1 ms
 
     def configure_model(self) -> None:
         if self.model is not None:
@@ -140,6 +141,7 @@ class LanguageModule(lightning.LightningModule):
         self.model = model
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        self._model_parameters = list(self.model.parameters())
         parameters = None
         if self.strategy_config.type is Sharding.zero1:
             self._optimizer_shards = OptimizerShards(self.model, build_mesh(self.layout, self.device.type))
@@ -185,7 +187,8 @@ class LanguageModule(lightning.LightningModule):
             optimizer.step()
             self._optimizer_shards.gather()
         self.updating = False
-        self.model.zero_grad()
+        for parameter in self._model_parameters:
+            parameter.grad = None
         self.finished_steps += 1
 
     @contextmanager

@@ -1,5 +1,6 @@
 """Applying amendments while a run is going."""
 
+import os
 import sys
 
 from lightning.pytorch.callbacks import Callback
@@ -21,6 +22,7 @@ class Amender(Callback):
     ):
         self.config = config  # as it was composed: the run's identity and its checkpoints are made of it
         self.folder = folder
+        self._file = str(folder.path / amendments.FILE)  # looked at after every step
         self.agreement = agreement
         self.checkpoints = checkpoints
         self.n_steps = n_steps
@@ -45,7 +47,7 @@ class Amender(Callback):
 
     def _stamp(self) -> tuple[int, int] | None:
         try:
-            about = (self.folder.path / amendments.FILE).stat()
+            about = os.stat(self._file)
         except OSError:
             return None
         return about.st_size, about.st_mtime_ns

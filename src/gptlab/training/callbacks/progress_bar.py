@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from gptlab.training.callbacks.metrics import Metrics
 from gptlab.units import duration
 
-SHOW_SECONDS = 0.25  # between two updates of the bar
+SHOW_SECONDS = 0.5  # between two updates of the bar, each of about 3 ms
 LINE_SECONDS = 10  # between two lines where there is no terminal
 
 

@@ -1,0 +1,26 @@
+"""Hooks that do nothing, which Lightning need not call."""
+
+from collections.abc import Iterable
+
+from lightning.pytorch.callbacks import Callback
+
+HOOKS_OF_A_STEP = (
+    "on_train_batch_start",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+    "on_train_batch_end",
+)
+
+
+def skip_idle_hooks(callbacks: Iterable[Callback]) -> None:
+    """Let Lightning skip the hooks of a step that a callback does not define.
+
+    It calls each of them, also the empty ones of its base class, inside a context of its profiler; over ten callbacks
+    that is a tenth of a millisecond a step. A hook that cannot be called is left out.
+    """
+    for callback in callbacks:
+        for name in HOOKS_OF_A_STEP:
+            if getattr(type(callback), name) is getattr(Callback, name):
+                vars(callback).setdefault(name, None)
