@@ -4,11 +4,10 @@
                                                       [--llama-python PATH] [--run PATH]
 
 GPT-2's 124M parameters with random weights, batch 1, greedy, float32 unless given otherwise. All take turns within one
-run. `floor` and `stream` read a matrix as large as the weights once a token, with a matrix-vector product. The floor's
-rows are 1024 long, about as long as those of the model's own matrices (768 to 3072): what the same reading costs
-without a model. The stream's are 16,384 long, the most that this memory gives, and the stricter bound. A rate is one
-over the median time between two tokens, so that what other programs take from single steps does not count; reading the
-prompt has a column of its own. Of the rounds the median and the range are shown.
+run. `floor` is the model's own matrices times a vector, one after another and nothing between them. `stream` adds up as
+many numbers in one block: about what this memory gives, and the stricter bound. A rate is one over the median time
+between two tokens, so that what other programs take from single steps does not count; reading the prompt has a column
+of its own. Of the rounds the median and the range are shown.
 
 litgpt's pins clash with ours: --litgpt-python names an interpreter that can import it, --llama-python one that can
 import xllamacpp and gguf, whose model is the same shape in float32. --run prints what int8 costs in
@@ -28,7 +27,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all of them: as `gptlab generate` has it
+from gptlab.generation.threads import BRIEF_WAITS
+
+os.environ.update(BRIEF_WAITS | os.environ)  # for all of them: as `gptlab generate` has it
 
 import torch
 
@@ -40,10 +41,12 @@ from gptlab.generation.precision import prepare
 from gptlab.generation.sampling import Sampling
 from gptlab.models.build import shape_model
 from gptlab.models.decoder.config import DecoderConfig
+from gptlab.nn.linear import spread_linear
 from gptlab.runs.load import load_model
 from gptlab.runs.run import Run
 
-VOCAB_SIZE, CONTEXT = 50_257, 1024
+VOCAB_SIZE, CONTEXT, N_LAYER, D_MODEL = 50_257, 1024, 12, 768
+N_WEIGHTS = 124_439_808 - CONTEXT * D_MODEL  # of the position embeddings a token reads one
 PROMPTS = (16, 512)
 VALIDATION_TOKENS = 32_768
 LLAMA_WORKER = Path(__file__).with_name("llama_worker.py")
@@ -104,7 +107,7 @@ class Clock:
 
 
 def gptlab(precision: Precision) -> Contender:
-    config = DecoderConfig(n_layer=12, n_head=12, d_model=768, context_length=CONTEXT)
+    config = DecoderConfig(n_layer=N_LAYER, n_head=12, d_model=D_MODEL, context_length=CONTEXT)
     model = shape_model(config, VOCAB_SIZE).to_empty(device="cpu")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -169,13 +172,34 @@ def in_process(name: str, command: list[str], threads: int) -> Contender:
     return run
 
 
-def reading(n_weights: int, width: int) -> Contender:
-    matrix, vector = torch.empty(n_weights // width, width).normal_(), torch.randn(width)
+def products() -> Contender:
+    """The products of one token alone: each of the model's matrices times a vector, laid out as for decoding."""
+    of_block = ((3 * D_MODEL, D_MODEL), (D_MODEL, D_MODEL), (4 * D_MODEL, D_MODEL), (D_MODEL, 4 * D_MODEL))
+    pairs = []
+    for n_outputs, n_inputs in (*(of_block * N_LAYER), (VOCAB_SIZE, D_MODEL)):
+        by_column = n_outputs >= n_inputs
+        weight = torch.randn(n_inputs, n_outputs).t() if by_column else torch.randn(n_outputs, n_inputs)
+        pairs.append((torch.randn(n_inputs), weight))
 
+    def token() -> None:
+        for vector, weight in pairs:
+            spread_linear(vector, weight)
+
+    return repeated(token)
+
+
+def sums() -> Contender:
+    """As many numbers as a token reads, added up."""
+    block = torch.randn(N_WEIGHTS)
+    return repeated(block.sum)
+
+
+def repeated(token: Callable[[], object]) -> Contender:
+    @torch.no_grad()
     def run(n_prompt: int, n_tokens: int) -> list[float]:
         times = [time.perf_counter()]
         for _ in range(n_tokens):
-            matrix @ vector
+            token()
             times.append(time.perf_counter())
         return between(times)
 
@@ -257,10 +281,9 @@ def main() -> None:
             sys.exit(f"error: {error}")
     if given.text:
         parser.error("--text is scored by a model; add --run PATH")
-    n_weights = 124_439_808 - CONTEXT * 768  # of the position embeddings a token reads one
     contenders = {
-        "floor": reading(n_weights, 1024),
-        "stream": reading(n_weights, 16_384),
+        "floor": products(),
+        "stream": sums(),
         "gptlab": gptlab(Precision.float32),
         "gptlab int8": gptlab(Precision.int8),
         "transformers": transformers(),
@@ -270,7 +293,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if given.llama_python:
             contenders["llama.cpp"] = llama_cpp(given.llama_python, given.threads, folder)
-        table(contenders, measure(contenders, given.rounds, given.tokens), 4 * n_weights)
+        table(contenders, measure(contenders, given.rounds, given.tokens), 4 * N_WEIGHTS)
 
 
 if __name__ == "__main__":

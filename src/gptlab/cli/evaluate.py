@@ -1,7 +1,6 @@
 """The command `gptlab evaluate`: perplexity, prompts of a table, and lm-eval's tasks."""
 
 import json
-import os
 import sys
 import typing
 from pathlib import Path
@@ -11,6 +10,7 @@ from gptlab.cli.options import load_plugins, print_text, read
 from gptlab.errors import UserError
 from gptlab.evaluation.config import N_SHOWN, TEXTS, EvaluateConfig
 from gptlab.generation.config import MAX_NEW_TOKENS, SETTINGS, DecodingConfig, OutputFormat
+from gptlab.generation.threads import wait_briefly
 from gptlab.quoting import unescaped
 
 HELP = """gptlab evaluate run=PATH [run=PATH ...] [key=value ...]
@@ -123,7 +123,7 @@ def evaluate(arguments: list[str]) -> None:
         setattr(config, option, unescaped(getattr(config, option)))
     settings = _settings(config)
     target = None if config.to is None else _writable(config.to)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `gptlab generate` does
+    wait_briefly()
     # torch takes seconds to import: not for a wrong option.
     from gptlab.evaluation import measure, report
 

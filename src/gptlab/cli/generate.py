@@ -1,7 +1,6 @@
 """The command `gptlab generate`: text from a run, a checkpoint or a transformers folder."""
 
 import json
-import os
 import sys
 import time
 import typing
@@ -22,6 +21,7 @@ from gptlab.cli.options import (
 )
 from gptlab.errors import UserError
 from gptlab.generation.config import SEED, GenerateConfig, OutputFormat
+from gptlab.generation.threads import wait_briefly
 from gptlab.quoting import unescaped
 from gptlab.units import plural
 
@@ -111,8 +111,7 @@ def generate(arguments: list[str]) -> None:
     config.prompt, config.stop = unescaped(config.prompt), unescaped(config.stop)
     config.check()
     prompts = _prompts(config)
-    # Threads that spin while they wait stop each other for milliseconds wherever other programs want the same cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_briefly()
     # torch takes seconds to import: not for a wrong option.
     from gptlab.generation.precision import find_device, prepare
     from gptlab.generation.prompt import beyond_training, cut_by_window

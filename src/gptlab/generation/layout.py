@@ -1,16 +1,16 @@
-"""Memory layout of weights for decoding one token at a time on a CPU."""
+"""Linear layers for decoding few tokens at a time on a CPU."""
 
 import torch
 from torch import Tensor
 
 from gptlab.models.base import LanguageModel
 from gptlab.nn.attention import Attention
-from gptlab.nn.linear import is_plain_linear
+from gptlab.nn.linear import SpreadLinear, is_plain_linear
 
 
 @torch.no_grad()
 def lay_out(model: LanguageModel) -> None:
-    """Change how `model`'s matrices lie in memory, in place: not their names, shapes or values, and nothing twice.
+    """Change how `model`'s matrices lie in memory and are multiplied, in place: not their names, shapes or values.
 
     To be called once the model is on its device and has its type.
     """
@@ -18,8 +18,11 @@ def lay_out(model: LanguageModel) -> None:
         if isinstance(module, Attention):
             module.join()
     for module in model.modules():
+        if not is_plain_linear(module):
+            continue
+        module.__class__ = SpreadLinear
         # A product with one vector reads a matrix in long runs: along its outputs, where they are no fewer.
-        if is_plain_linear(module) and module.out_features >= module.in_features:
+        if module.out_features >= module.in_features:
             _by_columns(module.weight)
     _by_columns(model.head.weight)
 

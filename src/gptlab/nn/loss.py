@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gptlab.nn.linear import spread_linear
+
 IGNORE_INDEX = -100
 
 # Logits per chunk. On a CPU a chunk should be small next to the weights. A GPU wants matrix products long enough
@@ -41,7 +43,7 @@ class LMHead:
         """Score every vocabulary entry: hidden (..., D) -> (..., V)."""
         if self.scale != 1.0:
             hidden = hidden * self.scale
-        logits = F.linear(hidden, self.weight, self.bias)  # (..., V)
+        logits = spread_linear(hidden, self.weight, self.bias)  # (..., V)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
