@@ -4,8 +4,10 @@
                                                       [--llama-python PATH] [--run PATH]
 
 GPT-2's 124M parameters with random weights, batch 1, greedy, float32 unless given otherwise. All take turns within one
-run. `floor` is the model's own matrices times a vector, one after another and nothing between them. `stream` adds up as
-many numbers in one block: about what this memory gives, and the stricter bound. A rate is one over the median time
+run. `floor` is one product of a vector and a matrix of rows of 1024 with as many elements as the model's, by torch's
+own matrix library. `products` are the model's own matrices times a vector, one after another and nothing between them,
+as gptlab computes them. `stream` adds up as many numbers in one block: about what this memory gives, and the strictest
+bound. A rate is one over the median time
 between two tokens, so that what other programs take from single steps does not count; reading the prompt has a column
 of its own. Of the rounds the median and the range are shown.
 
@@ -27,9 +29,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-from gptlab.generation.threads import BRIEF_WAITS
+from gptlab.generation.threads import brief_spin
 
-os.environ.update(BRIEF_WAITS | os.environ)  # for all of them: as `gptlab generate` has it
+os.environ.update(brief_spin(os.environ))  # for all of them: as `gptlab generate` has it
 
 import torch
 
@@ -41,13 +43,14 @@ from gptlab.generation.precision import prepare
 from gptlab.generation.sampling import Sampling
 from gptlab.models.build import shape_model
 from gptlab.models.decoder.config import DecoderConfig
-from gptlab.nn.linear import spread_linear
+from gptlab.nn.linear import threaded_linear
 from gptlab.runs.load import load_model
 from gptlab.runs.run import Run
 
 VOCAB_SIZE, CONTEXT, N_LAYER, D_MODEL = 50_257, 1024, 12, 768
 N_WEIGHTS = 124_439_808 - CONTEXT * D_MODEL  # of the position embeddings a token reads one
 PROMPTS = (16, 512)
+BOUNDS = ("floor", "products", "stream")
 VALIDATION_TOKENS = 32_768
 LLAMA_WORKER = Path(__file__).with_name("llama_worker.py")
 
@@ -183,9 +186,15 @@ def products() -> Contender:
 
     def token() -> None:
         for vector, weight in pairs:
-            spread_linear(vector, weight)
+            threaded_linear(vector, weight)
 
     return repeated(token)
+
+
+def plain_product() -> Contender:
+    """One product with as many weights."""
+    matrix, vector = torch.randn(N_WEIGHTS // 1024, 1024), torch.randn(1024)
+    return repeated(lambda: matrix @ vector)
 
 
 def sums() -> Contender:
@@ -222,10 +231,12 @@ def measure(contenders: dict[str, Contender], rounds: int, n_tokens: int) -> dic
 def table(contenders: dict[str, Contender], measured: dict, bytes_read: int) -> None:
     rate = {key: statistics.median(row[0] for row in rows) for key, rows in measured.items()}
     first = {key: statistics.median(row[1] for row in rows) for key, rows in measured.items()}
-    speed = {name: rate[name, PROMPTS[0]] * bytes_read / 1e9 for name in ("floor", "stream")}
-    print(f"{bytes_read / 1e6:.0f} MB of weights, read with {speed['floor']:.1f} and {speed['stream']:.1f} GB/s\n")
+    speed = {name: rate[name, PROMPTS[0]] * bytes_read / 1e9 for name in BOUNDS}
+    print(
+        f"{bytes_read / 1e6:.0f} MB of weights, read with {', '.join(f'{rate:.1f}' for rate in speed.values())} GB/s\n"
+    )
     for n in PROMPTS:
-        print(f"prompt {n:<15} tokens/s   range            of floor   of stream   first token")
+        print(f"prompt {n:<15} tokens/s   range            of floor  of products  of stream   first token")
         for name in contenders:
             rates = [row[0] for row in measured[name, n]]
             shown = "" if name in speed else f"{first[name, n] * 1e3:8.0f} ms"
@@ -282,8 +293,7 @@ def main() -> None:
     if given.text:
         parser.error("--text is scored by a model; add --run PATH")
     contenders = {
-        "floor": products(),
-        "stream": sums(),
+        **dict(zip(BOUNDS, (plain_product(), products(), sums()), strict=True)),
         "gptlab": gptlab(Precision.float32),
         "gptlab int8": gptlab(Precision.int8),
         "transformers": transformers(),

@@ -9,6 +9,7 @@ from gptlab.generation.int8 import Int8Model
 from gptlab.generation.layout import lay_out
 from gptlab.models.config import Feedforward
 from gptlab.models.decoder.config import AttentionPattern, Norm, NormPlacement, Position
+from gptlab.nn import linear
 from gptlab.nn.attention import Attention
 from gptlab.nn.cache import KVCache
 
@@ -165,6 +166,28 @@ def test_another_layout_changes_nothing(small, variant):
     assert list(after) == list(state) and all(torch.equal(after[name], state[name]) for name in state)
     model.blocks[0].attn.v.weight.mul_(2.0)  # a step of an optimizer is seen
     assert not torch.allclose(model(tokens), before, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch was built without MKL")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_products_in_parts_decode_the_same(small, variant, monkeypatch):
+    model = small(**VARIANTS[variant])
+    plain = DecodingState(model, PROMPTS)
+    expected = [plain.logits, *(plain.append([1, 2, 3]) for _ in range(5))]
+    threads, bmm, batches = torch.get_num_threads(), torch.bmm, []
+    monkeypatch.setattr(linear, "MIN_ELEMENTS", 0)
+    monkeypatch.setattr(linear, "MIN_INPUTS_PER_PART", 1)
+    monkeypatch.setattr(torch, "bmm", lambda *given: batches.append(given) or bmm(*given))
+    lay_out(model)
+    torch.set_num_threads(2)
+    try:
+        state = DecodingState(model, PROMPTS)
+        found = [state.logits, *(state.append([1, 2, 3]) for _ in range(5))]
+    finally:
+        torch.set_num_threads(threads)
+    assert len(batches) > 5 * (1 + len(model.blocks))
+    for logits, other in zip(found, expected, strict=True):
+        assert torch.allclose(logits, other, atol=1e-4)
 
 
 def test_int8_decodes_with_the_cache(small):

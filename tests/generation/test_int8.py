@@ -20,9 +20,11 @@ def test_each_output_is_rounded_to_its_own_scale():
     assert (restored[5] == 0).all()
 
 
-@pytest.mark.parametrize("n_vectors", [1, 3, 16, 17])
+@pytest.mark.parametrize("multiplies_bfloat16", [True, False])
+@pytest.mark.parametrize("n_vectors", [1, 3, int8.KERNEL_VECTORS, int8.KERNEL_VECTORS + 1])
 @pytest.mark.parametrize("d_in, d_out", [(64, 96), (32, 50), (48, 257), (40, 96), (100, 17)])
-def test_the_kernel_gives_the_product_by_public_operations(n_vectors, d_in, d_out):
+def test_the_kernel_gives_the_product_by_public_operations(monkeypatch, n_vectors, d_in, d_out, multiplies_bfloat16):
+    monkeypatch.setattr(int8, "cpu_multiplies_bfloat16", lambda: multiplies_bfloat16)
     generator = torch.Generator().manual_seed(0)
     layer = Int8Linear(torch.randn(d_out, d_in, generator=generator), torch.randn(d_out, generator=generator))
     x = torch.randn(n_vectors, d_in, generator=generator)

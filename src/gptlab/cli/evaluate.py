@@ -10,7 +10,7 @@ from gptlab.cli.options import load_plugins, print_text, read
 from gptlab.errors import UserError
 from gptlab.evaluation.config import N_SHOWN, TEXTS, EvaluateConfig
 from gptlab.generation.config import MAX_NEW_TOKENS, SETTINGS, DecodingConfig, OutputFormat
-from gptlab.generation.threads import wait_briefly
+from gptlab.generation.threads import spin_briefly
 from gptlab.quoting import unescaped
 
 HELP = """gptlab evaluate run=PATH [run=PATH ...] [key=value ...]
@@ -123,7 +123,7 @@ def evaluate(arguments: list[str]) -> None:
         setattr(config, option, unescaped(getattr(config, option)))
     settings = _settings(config)
     target = None if config.to is None else _writable(config.to)
-    wait_briefly()
+    spin_briefly()
     # torch takes seconds to import: not for a wrong option.
     from gptlab.evaluation import measure, report
 

@@ -21,7 +21,7 @@ from gptlab.cli.options import (
 )
 from gptlab.errors import UserError
 from gptlab.generation.config import SEED, GenerateConfig, OutputFormat
-from gptlab.generation.threads import wait_briefly
+from gptlab.generation.threads import spin_briefly
 from gptlab.quoting import unescaped
 from gptlab.units import plural
 
@@ -111,7 +111,7 @@ def generate(arguments: list[str]) -> None:
     config.prompt, config.stop = unescaped(config.prompt), unescaped(config.stop)
     config.check()
     prompts = _prompts(config)
-    wait_briefly()
+    spin_briefly()
     # torch takes seconds to import: not for a wrong option.
     from gptlab.generation.precision import find_device, prepare
     from gptlab.generation.prompt import beyond_training, cut_by_window

@@ -4,6 +4,7 @@ Lightning is imported where it is used: commands that only read models do withou
 """
 
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,3 +91,15 @@ def count_from(trainer: "Trainer", step: int) -> None:
         progress.ready = progress.completed = step
     batches.started = batches.processed = step
     loop._batches_that_stepped = step
+
+
+def skips_missing_hooks() -> bool:
+    """Whether Lightning leaves out a callback's hook that is None."""
+    from lightning.pytorch.trainer import call
+
+    trainer = SimpleNamespace(lightning_module=None, callbacks=[SimpleNamespace(hook=None)], profiler=None)
+    try:
+        internal("lightning", call, "_call_callback_hooks")(trainer, "hook")
+    except (AttributeError, TypeError):  # it asked the profiler, or called None
+        return False
+    return True

@@ -55,9 +55,9 @@ class Int8Linear(nn.Module):
 
     def by_public_operations(self, vectors: Tensor) -> Tensor:
         dtype = vectors.dtype
-        if vectors.device.type == "cpu" and not cpu_multiplies_bfloat16():
+        if dtype is torch.bfloat16 and vectors.device.type == "cpu" and not cpu_multiplies_bfloat16():
             dtype = torch.float32
-        product = F.linear(vectors.to(dtype), self.quantized.to(dtype)) * self.scale.to(dtype)
+        product = F.linear(vectors.to(dtype), self.quantized.to(dtype)).mul_(self.scale.to(dtype))
         return product.to(vectors.dtype)
 
 

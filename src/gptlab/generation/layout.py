@@ -5,7 +5,7 @@ from torch import Tensor
 
 from gptlab.models.base import LanguageModel
 from gptlab.nn.attention import Attention
-from gptlab.nn.linear import SpreadLinear, is_plain_linear
+from gptlab.nn.linear import ThreadedLinear, is_plain_linear
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def lay_out(model: LanguageModel) -> None:
     for module in model.modules():
         if not is_plain_linear(module):
             continue
-        module.__class__ = SpreadLinear
+        module.__class__ = ThreadedLinear
         # A product with one vector reads a matrix in long runs: along its outputs, where they are no fewer.
         if module.out_features >= module.in_features:
             _by_columns(module.weight)

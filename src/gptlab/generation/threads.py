@@ -1,17 +1,23 @@
-"""How the threads of a CPU wait for their next product."""
+"""How long the threads of a CPU spin before they sleep."""
 
 import os
+from collections.abc import Mapping
 
-# A thread sleeps once it has waited about as long as it takes to wake up. GNU's runtime, which is that of torch on
-# Linux, counts that in turns of a loop; for others it is to sleep at once.
-BRIEF_WAITS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+SPIN_COUNT = 2000  # about as long as a thread takes to wake up; GNU's runtime counts it, which torch has on Linux
 
 
-def wait_briefly() -> None:
+def spin_briefly() -> None:
     """Let threads sleep soon after a product; call it before torch is imported, which reads the environment once.
 
-    A thread that waits for long without sleeping keeps other programs from its core, and they it; one that sleeps at
-    once takes longer to wake up than a small product takes. A policy that the environment sets stays.
+    A thread that spins for long keeps other programs from its core, and they it; one that sleeps at once takes longer
+    to wake up than a small product takes.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.update(BRIEF_WAITS | os.environ)
+    os.environ.update(brief_spin(os.environ))
+
+
+def brief_spin(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables to add to an environment; none where it sets a policy."""
+    if "OMP_WAIT_POLICY" in environment:
+        return {}
+    added = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": str(SPIN_COUNT)}
+    return {name: value for name, value in added.items() if name not in environment}

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from gptlab.nn.cache import LayerCache
-from gptlab.nn.linear import is_plain_linear, spread_linear
+from gptlab.nn.linear import is_plain_linear, threaded_linear
 from gptlab.nn.position import Rotation, rotate
 from gptlab.nn.tensor_parallel import Split, TensorGroup
 
@@ -148,7 +148,7 @@ class Attention(nn.Module):
             if joined is None or self._addresses() != self._joined_addresses:  # somebody has replaced or moved them
                 bias = None if self.q.bias is None else torch.cat([part.bias for part in parts])
                 joined = torch.cat([part.weight for part in parts]), bias
-            heads = spread_linear(x, *joined).unflatten(-1, (self.n_head + 2 * self.n_kv_head, self.d_head))
+            heads = threaded_linear(x, *joined).unflatten(-1, (self.n_head + 2 * self.n_kv_head, self.d_head))
         if self.qk_norm_eps is None and rotation is None:
             q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), 2)
             return q, k, v

@@ -1,4 +1,4 @@
-"""Linear layers: those that may be bypassed or replaced, and products with few vectors."""
+"""Linear layers: which may be bypassed or replaced, and products with few vectors."""
 
 from functools import cache
 from typing import TypeGuard
@@ -7,17 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Products with up to so many vectors are spread over a CPU's threads here, where the matrix has so many elements.
+# Products with up to so many vectors, by a matrix of so many elements, are computed in parts: measured on two cores.
 MAX_VECTORS = 16
 MIN_ELEMENTS = 2**19
 MAX_PARTS = 32
+MIN_INPUTS_PER_PART = 8
 
 
-class SpreadLinear(nn.Linear):
-    """`nn.Linear` whose products with few vectors are spread over the threads of a CPU."""
+class ThreadedLinear(nn.Linear):
+    """`nn.Linear` that computes by `threaded_linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return spread_linear(input, self.weight, self.bias)
+        return threaded_linear(input, self.weight, self.bias)
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
@@ -27,7 +28,7 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     weights are DTensors, and their communication is in hooks.
     """
     return (
-        type(module) in (nn.Linear, SpreadLinear)
+        type(module) in (nn.Linear, ThreadedLinear)
         and type(module.weight) is nn.Parameter
         and not (
             module._forward_hooks
@@ -39,29 +40,23 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-def spread_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` for x (..., I) and weight (O, I), spread over the threads where it takes part in decoding on a CPU.
+def threaded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` for x (..., I) and weight (O, I), where decoding on a CPU is faster: by all threads.
 
-    A BLAS library may read the matrix with a single thread where there are few vectors. It spreads a batch of products,
-    so the matrix is given to it as a batch of its parts: of its inputs, whose products are summed, where those of one
-    input lie together, else of its outputs.
+    With few vectors MKL reads the matrix in a single thread, but computes a batch of products in all of them. So it is
+    given the parts of the matrix as a batch: parts of the inputs, whose products are summed (split-K), where the matrix
+    is stored by column, else parts of the outputs.
     """
     n_inputs, n_vectors = x.shape[-1], x.numel() // max(1, x.shape[-1])
-    if (
-        not 0 < n_vectors <= MAX_VECTORS
-        or torch.is_grad_enabled()
-        or x.dtype is not torch.float32
-        or weight.dtype is not torch.float32
-        or x.device.type != "cpu"
-        or weight.numel() < MIN_ELEMENTS
-    ):
+    if not 0 < n_vectors <= MAX_VECTORS or not _supports(x, weight):
         return F.linear(x, weight, bias)
-    n_outputs, by_input = len(weight), weight.stride(0) == 1
-    n_parts = _n_parts(n_inputs if by_input else n_outputs, torch.get_num_threads())
+    n_outputs, by_column = len(weight), weight.stride(0) == 1
+    most = min(MAX_PARTS, n_inputs // (MIN_INPUTS_PER_PART * n_vectors)) if by_column else MAX_PARTS
+    n_parts = _n_parts(n_inputs if by_column else n_outputs, torch.get_num_threads(), most)
     if n_parts == 1:
         return F.linear(x, weight, bias)
     vectors = x.reshape(n_vectors, n_inputs)
-    if by_input:
+    if by_column:
         slices = vectors.unflatten(1, (n_parts, -1)).transpose(0, 1)  # (parts, vectors, I / parts)
         product = torch.bmm(slices, weight.t().unflatten(0, (n_parts, -1))).sum(0)
     else:
@@ -71,9 +66,26 @@ def spread_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return product.view(*x.shape[:-1], n_outputs)
 
 
+def _supports(x: Tensor, weight: Tensor) -> bool:
+    return (
+        not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dtype is torch.float32
+        and weight.dtype is torch.float32
+        and type(weight) in (Tensor, nn.Parameter)
+        and weight.numel() >= MIN_ELEMENTS
+        and torch.backends.mkl.is_available()
+        and not torch.is_autocast_enabled("cpu")  # which would round what is summed
+    )
+
+
 @cache
-def _n_parts(size: int, n_threads: int) -> int:
-    """How many equal parts are computed at once: two for each thread, or the next number below that divides `size`."""
+def _n_parts(size: int, n_threads: int, most: int) -> int:
+    """The number of equal parts of `size` that are computed at once: two for each thread, or the next below that.
+
+    1, for no parts, where they would leave most threads without one.
+    """
     if n_threads == 1:
         return 1
-    return next(n for n in range(min(2 * n_threads, MAX_PARTS), 0, -1) if size % n == 0)
+    n = next((n for n in range(min(2 * n_threads, most), 0, -1) if size % n == 0), 1)
+    return n if n >= min(n_threads, MAX_PARTS // 4) else 1

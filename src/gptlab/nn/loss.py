@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gptlab.nn.linear import spread_linear
+from gptlab.nn.linear import threaded_linear
 
 IGNORE_INDEX = -100
 
@@ -43,7 +43,7 @@ class LMHead:
         """Score every vocabulary entry: hidden (..., D) -> (..., V)."""
         if self.scale != 1.0:
             hidden = hidden * self.scale
-        logits = spread_linear(hidden, self.weight, self.bias)  # (..., V)
+        logits = threaded_linear(hidden, self.weight, self.bias)  # (..., V)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 

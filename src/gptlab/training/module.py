@@ -141,7 +141,6 @@ class LanguageModule(lightning.LightningModule):
         self.model = model
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        self._model_parameters = list(self.model.parameters())
         parameters = None
         if self.strategy_config.type is Sharding.zero1:
             self._optimizer_shards = OptimizerShards(self.model, build_mesh(self.layout, self.device.type))
@@ -187,6 +186,8 @@ class LanguageModule(lightning.LightningModule):
             optimizer.step()
             self._optimizer_shards.gather()
         self.updating = False
+        if not self._model_parameters:
+            self._model_parameters = list(self.model.parameters())
         for parameter in self._model_parameters:
             parameter.grad = None
         self.finished_steps += 1

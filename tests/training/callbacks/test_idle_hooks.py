@@ -27,7 +27,9 @@ def counting(name: str) -> tuple[Callback, list[str]]:
     return own(), called
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's own
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*num_workers")
 @pytest.mark.parametrize("name", HOOKS_OF_A_STEP)
 def test_a_hook_that_is_defined_is_called_and_no_other_one(tmp_path, monkeypatch, name):
     callback, called = counting(name)
@@ -57,3 +59,17 @@ def test_a_hook_that_was_put_on_the_callback_itself_stays():
     callback.on_train_batch_end = hook = lambda *args: None
     skip_idle_hooks([callback])
     assert callback.on_train_batch_end is hook
+
+
+def test_hooks_stay_where_lightning_would_call_none(monkeypatch):
+    def calls_whatever_there_is(trainer, name):
+        for callback in trainer.callbacks:
+            getattr(callback, name)()
+
+    callback = Callback()
+    monkeypatch.setattr("lightning.pytorch.trainer.call._call_callback_hooks", calls_whatever_there_is)
+    skip_idle_hooks([callback])
+    assert not vars(callback)
+    monkeypatch.undo()
+    skip_idle_hooks([callback])
+    assert set(vars(callback)) == set(HOOKS_OF_A_STEP)

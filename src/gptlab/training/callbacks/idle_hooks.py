@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from lightning.pytorch.callbacks import Callback
 
+from gptlab.distributed import internals
+
 HOOKS_OF_A_STEP = (
     "on_train_batch_start",
     "on_before_backward",
@@ -18,8 +20,10 @@ def skip_idle_hooks(callbacks: Iterable[Callback]) -> None:
     """Let Lightning skip the hooks of a step that a callback does not define.
 
     It calls each of them, also the empty ones of its base class, inside a context of its profiler; over ten callbacks
-    that is a tenth of a millisecond a step. A hook that cannot be called is left out.
+    that is a tenth of a millisecond a step. A hook that is None is left out.
     """
+    if not internals.skips_missing_hooks():
+        return
     for callback in callbacks:
         for name in HOOKS_OF_A_STEP:
             if getattr(type(callback), name) is getattr(Callback, name):
