@@ -237,6 +237,7 @@ def run_overrides(text: Path, run_dir: str, *, n_steps: int) -> list[str]:
         "budget_steps": n_steps,
         "trainer.accelerator": "cpu",
         "trainer.devices": 1,
+        "trainer.limit_val_batches": 1,  # the split is evaluated before the first step
         "trainer.enable_progress_bar": "false",
         "trainer.enable_model_summary": "false",
         "callbacks.sample": "null",

@@ -94,12 +94,14 @@ def count_from(trainer: "Trainer", step: int) -> None:
 
 
 def skips_missing_hooks() -> bool:
-    """Whether Lightning leaves out a callback's hook that is None."""
+    """Whether Lightning leaves out a hook of a callback or of its module that is None."""
     from lightning.pytorch.trainer import call
 
-    trainer = SimpleNamespace(lightning_module=None, callbacks=[SimpleNamespace(hook=None)], profiler=None)
+    owner = SimpleNamespace(hook=None)
+    trainer = SimpleNamespace(lightning_module=None, callbacks=[owner], profiler=None)
     try:
         internal("lightning", call, "_call_callback_hooks")(trainer, "hook")
+        internal("lightning", call, "_call_lightning_module_hook")(trainer, "hook", pl_module=owner)
     except (AttributeError, TypeError):  # it asked the profiler, or called None
         return False
     return True

@@ -526,7 +526,7 @@ class _Training:
             own.append(self.forecast)
         if config.trainer.enable_progress_bar and folder.writes:
             own.append(ProgressBar(self.metrics, plan.n_steps))
-        skip_idle_hooks(own)
+        skip_idle_hooks([*own, self.module])
         return own
 
     def _alike(self) -> tuple[str, str]:

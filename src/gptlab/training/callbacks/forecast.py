@@ -1,5 +1,6 @@
 """What a run will need and come to, forecast before its first step and on the way, and compared with what came out."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -112,9 +113,9 @@ class Forecast(Callback):
 
     def _observe(self, row: Mapping[str, float]) -> None:
         step = int(row["step"])
-        if "train/loss" in row and np.isfinite(row["train/loss"]):
+        if "train/loss" in row and math.isfinite(row["train/loss"]):
             self.losses[step] = row["train/loss"]
-        if "val/loss" in row and np.isfinite(row["val/loss"]):
+        if "val/loss" in row and math.isfinite(row["val/loss"]):
             self.validations[step] = row["val/loss"]
         self._memory = max(self._memory, row.get("perf/memory_gib", 0.0))
 
