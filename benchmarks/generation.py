@@ -7,9 +7,8 @@ GPT-2's 124M parameters with random weights, batch 1, greedy, float32 unless giv
 run. `floor` is one product of a vector and a matrix of rows of 1024 with as many elements as the model's, by torch's
 own matrix library. `products` are the model's own matrices times a vector, one after another and nothing between them,
 as gptlab computes them. `stream` adds up as many numbers in one block: about what this memory gives, and the strictest
-bound. A rate is one over the median time
-between two tokens, so that what other programs take from single steps does not count; reading the prompt has a column
-of its own. Of the rounds the median and the range are shown.
+bound. A rate is one over the median time between two tokens, so that what other programs take from single steps does
+not count; reading the prompt has a column of its own. Of the rounds the median and the range are shown.
 
 litgpt's pins clash with ours: --litgpt-python names an interpreter that can import it, --llama-python one that can
 import xllamacpp and gguf, whose model is the same shape in float32. --run prints what int8 costs in
