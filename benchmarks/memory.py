@@ -30,6 +30,7 @@ OPTIONS = {
     "dropout": "model.dropout=0.1",
     "full": "strategy.activation_checkpointing=full",
     "selective": "strategy.activation_checkpointing=selective",
+    "budget": "strategy.activation_checkpointing=budget strategy.memory_budget_gib=0.11",  # two blocks or three of four
     "muon": "optimizer=muon",
     "adamw": "optimizer=adamw",
     "bf16-mixed": "trainer.precision=bf16-mixed",
@@ -87,7 +88,7 @@ def measure(overrides: list[str], folder: str, name: str = "run") -> dict[str, i
 
     plans, measured = [], {}
     make_plan = loop.make_plan
-    loop.make_plan = lambda *given: plans.append(make_plan(*given)) or plans[-1]
+    loop.make_plan = lambda *given, **options: plans.append(make_plan(*given, **options)) or plans[-1]
 
     class Measure(lightning.Callback):
         def on_train_end(self, trainer, module):

@@ -386,6 +386,100 @@ def test_activation_checkpointing_keeps_inputs_of_blocks_and_one_block(recompute
     assert counted.activation_bytes("32-true", recompute) < counted.activation_bytes("32-true")
 
 
+SIX = {"n_layer": 6, "n_head": 4, "d_model": 64}
+RECOMPUTED = {
+    "decoder": (DecoderConfig(**SIX, context_length=16), None, 6),
+    "last layers": (
+        DecoderConfig(**SIX, context_length=16),
+        FinetuneConfig(type=Finetuning.last_layers, n_layer=2),
+        2,
+    ),
+    "lora": (DecoderConfig(**SIX, context_length=16), FinetuneConfig(type=Finetuning.lora), 6),
+    "encoder-decoder": (EncoderDecoderConfig(n_layer=3, n_head=4, d_model=64, d_ff=128), None, 6),
+}
+
+
+@pytest.mark.parametrize("case", RECOMPUTED)
+def test_each_recomputed_block_saves_what_was_counted(case):
+    """Peaks of forward and backward passes with the first n blocks recomputed, those that keep nothing left out."""
+    config, finetune, n_blocks = RECOMPUTED[case]
+    target_length = 10 if isinstance(config, EncoderDecoderConfig) else None
+    shape = shaped(config, finetune)
+    counted = costs.training_pass(shape, 16, micro_batch_size=8, fused=False, target_length=target_length)
+    blocks = counted.recomputable
+    assert len(blocks) == n_blocks
+    measured, planned = [], []
+    for n in range(n_blocks + 1):
+        measured.append(peak_bytes(config, finetune, blocks[:n], target_length))
+        planned.append(counted.activation_bytes("32-true", Recompute.budget, blocks[:n]))
+    # The last block is recomputed when nothing more can be let go of, so that it saves nothing.
+    assert planned[-1] == planned[-2] and measured[-1] == pytest.approx(measured[-2], rel=0.01)
+    for n in range(n_blocks - 2):
+        assert measured[n] - measured[n + 1] == pytest.approx(planned[n] - planned[n + 1], rel=0.1), n
+    assert planned == pytest.approx(measured, rel=0.25)
+    if n_blocks > 2:  # of the last blocks as many save less
+        assert peak_bytes(config, finetune, blocks[2:], target_length) > 1.1 * measured[n_blocks - 2]
+
+
+def test_a_budget_recomputes_as_few_blocks_as_keep_to_it():
+    model = shape_model(DecoderConfig(**SIX, context_length=16), 40)
+    counted = costs.training_pass(model, 16, micro_batch_size=8)
+    strategy = StrategyConfig(activation_checkpointing=Recompute.budget)
+    options = {"optimizer": AdamWConfig(), "precision": "32-true", "strategy": strategy, "layout": Layout()}
+    totals = [memory(model, counted, strategy=strategy, recomputed=range(n))["total"] for n in range(7)]
+    assert totals[0] == memory(model, counted)["total"] and totals[0] > totals[1] > totals[4] > totals[5] == totals[6]
+    for n in range(6):
+        blocks, found = costs.recompute_within(totals[n], model, counted, **options)
+        assert (blocks, found["total"]) == (tuple(range(n)), totals[n])
+        tighter, _ = costs.recompute_within(totals[n] - 1, model, counted, **options)
+        assert len(tighter) == (n + 1 if n < 5 else 6)
+    beside = options | {"process": 10**9}  # is not part of it
+    assert costs.recompute_within(totals[3], model, counted, **beside)[0] == (0, 1, 2)
+
+
+class LivePeak(TorchDispatchMode):
+    """The most bytes of tensors that were there at once, without those in `apart`."""
+
+    def __init__(self, apart):
+        super().__init__()
+        self.apart = {tensor.untyped_storage().data_ptr() for tensor in apart}
+        self.live, self.now, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
+                self.meet(tensor.untyped_storage())
+        return result
+
+    def meet(self, storage):
+        if storage._cdata not in self.live and storage.data_ptr() not in self.apart:
+            self.live[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.release, storage._cdata)
+
+    def release(self, address):
+        self.now -= self.live.pop(address, 0)
+
+
+def peak_bytes(config, finetune, recomputed, target_length):
+    model = build_model(config, 40, seed=0)
+    if finetune is not None:
+        prepare_finetuning(model, finetune)
+    strategy = StrategyConfig(activation_checkpointing=Recompute.budget)
+    parallelize(model, strategy, None, precision="32-true", recomputed=recomputed)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    tokens, beside = torch.zeros((8, 16), dtype=torch.int64), {}
+    if target_length is not None:
+        tokens, beside = tokens[:, :target_length], {"source": tokens}
+    with LivePeak([*model.parameters(), *(p.grad for p in trained)]) as live:
+        model.hidden_states(tokens, **beside).square().sum().backward()
+    return live.peak
+
+
 def kept_bytes(model, forward):
     """What autograd keeps for the backward pass of `forward`, with what it returns."""
     kept = {}

@@ -9,6 +9,7 @@ from small_runs import of_objective, small_run
 from torch import nn
 
 from gptlab.data.prepare import prepare
+from gptlab.distributed.config import Recompute, StrategyConfig
 from gptlab.distributed.devices import Devices
 from gptlab.errors import UserError
 from gptlab.forecast import check_memory, count_validations, explain_allocation, make_plan
@@ -28,7 +29,7 @@ VOCABULARY = 257
 def planned(tmp_path):
     """Returns a plan and what it shows."""
 
-    def planned(objective="causal_lm", *, devices=DEVICES, model_config=None, model=None, **options):
+    def planned(objective="causal_lm", *, devices=DEVICES, model_config=None, model=None, budget_bytes=None, **options):
         if model_config is not None:
             options["model"] = model_config
         config = small_run(tmp_path / "run", **of_objective(objective, tmp_path) | options)
@@ -44,7 +45,7 @@ def planned(tmp_path):
         if model is None:
             model = shape_model(config.model, vocab_size, config.n_class)
             prepare_finetuning(model, config.finetune)
-        plan = make_plan(config, data, devices, vocab_size, built, model)
+        plan = make_plan(config, data, devices, vocab_size, built, model, budget_bytes=budget_bytes)
         return plan, plan.text(config, Path("runs/mine"), 0)
 
     return planned
@@ -127,12 +128,43 @@ def test_a_run_that_does_not_fit_is_refused_with_its_figures(planned, tmp_path):
     state = sum(plan.memory[name] for name in ("weights", "gradients", "optimizer"))
     assert check_memory(plan, config, None) == check_memory(plan, config, 2 * total) == ""
     assert "if it runs out of memory, use micro_batch_size=2" in check_memory(plan, config, total)
-    with pytest.raises(UserError, match=r"needs about .* use micro_batch_size=2, .*activation_checkpointing=full"):
+    with pytest.raises(UserError, match=r"needs about .* use micro_batch_size=2, .*activation_checkpointing=budget"):
         check_memory(plan, config, round(total / 1.3))
     with pytest.raises(UserError, match=r"optimizer state alone take .*; use strategy=fsdp on several GPUs or a"):
         check_memory(plan, config, state - 1)
     config.strategy.check_memory = False
     assert check_memory(plan, config, 1) == ""
+
+
+def test_a_budget_of_memory(planned, tmp_path):
+    large = {"micro_batch_size": 2048, "batch_tokens": 2**17}  # beside which validating is nothing
+    free, text = planned(**large)
+    assert free.recomputed is None and "recomputed" not in text
+    total = free.memory["total"]
+    strategy = StrategyConfig(activation_checkpointing=Recompute.budget)
+    roomy, text = planned(**large, strategy=strategy, budget_bytes=total)
+    assert roomy.recomputed == () and roomy.memory == free.memory and "; 0 of 2 blocks recomputed" in text
+    tight, text = planned(**large, strategy=strategy, budget_bytes=total - 1)
+    assert tight.recomputed == (0,) and tight.memory["total"] < total and "; 1 of 2 blocks recomputed" in text
+    with pytest.raises(UserError, match=r"to know what the device has free; .*strategy\.memory_budget_gib=N"):
+        planned(strategy=strategy)
+    with torch.device("meta"):
+        model = ReadsValues()
+    with pytest.raises(UserError, match=r"does not run on the meta device.*; use .*activation_checkpointing=full$"):
+        planned(strategy=strategy, budget_bytes=total, model=model)
+
+    strategy.memory_budget_gib = 1e-6
+    config = small_run(tmp_path / "run", **large, strategy=strategy)
+    none_left, _ = planned(**large, strategy=strategy, budget_bytes=1000)
+    assert none_left.recomputed == (0, 1)
+    with pytest.raises(UserError, match=r"budget_gib=1e-06 is less than .* use micro_batch_size=1024, strategy=fs"):
+        check_memory(none_left, config, None)
+    strategy.memory_budget_gib = total / 2**30
+    assert check_memory(tight, config, None) == ""
+    failed = explain_allocation(MemoryError(), tight, config)
+    assert failed is not None and "strategy.activation_checkpointing=full" in failed
+    failed = explain_allocation(MemoryError(), none_left, config)
+    assert failed is not None and "activation_checkpointing" not in failed
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,9 @@ REFUSED = {
     "strategy=fsdp_tp trainer.accelerator=cpu trainer.devices=3": ["strategy.tensor_parallel=2", "use 3"],
     "strategy=ddp strategy.tensor_parallel=2": ["strategy.tensor_parallel", "strategy=tp or fsdp_tp"],
     "strategy=ddp strategy.cpu_offload=true": ["strategy.cpu_offload=true", "fsdp"],
-    "strategy.activation_checkpointing=some": ["none, full, selective"],
+    "strategy.activation_checkpointing=some": ["none, full, selective, budget"],
+    "strategy.memory_budget_gib=8": ["strategy.memory_budget_gib", "strategy.activation_checkpointing=budget"],
+    "strategy.activation_checkpointing=budget strategy.memory_budget_gib=0": ["memory_budget_gib=0", "above 0"],
     "strategy.timeout_seconds=0": ["strategy.timeout_seconds=0"],
     "callbacks.checkpoint.every_minutes=0": ["callbacks.checkpoint.every_minutes=0"],
 }

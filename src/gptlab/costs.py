@@ -5,9 +5,11 @@ a new architecture needs no formulas.
 """
 
 import math
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +77,8 @@ class TrainingPass:
     kept: Counter  # for the backward pass, by kind
     kept_outside_blocks: Counter  # with the blocks' inputs
     kept_by_blocks: tuple[Counter, ...]  # of each kind of block, in one of them
-    products: int  # elements of the results of matrix products and attention in blocks
+    inside_blocks: tuple[Counter, ...]  # of each block, without its arguments
+    products: int  # elements of the results of matrix products and attention in blocks that keep something
     working: int  # elements beyond what is kept, in the backward pass of a block
     fused: bool  # attention, norms and dropout as a GPU's kernels; otherwise as a CPU computes them
 
@@ -88,13 +91,25 @@ class TrainingPass:
         """
         return 6 * self.parameters_per_token
 
-    def activation_bytes(self, precision: str, recompute: Recompute = Recompute.none) -> int:
-        """What is kept for the backward pass, logits left out."""
-        if recompute is Recompute.none:
+    @property
+    def recomputable(self) -> tuple[int, ...]:
+        """The indices of the blocks that keep something; frozen ones below what is trained do not."""
+        return tuple(i for i, inside in enumerate(self.inside_blocks) if inside.total())
+
+    def activation_bytes(
+        self, precision: str, recompute: Recompute = Recompute.none, blocks: Collection[int] | None = None
+    ) -> int:
+        """What is kept for the backward pass, logits left out, where `blocks` are recomputed, None being all of them.
+
+        With `budget` these must be the first ones, whose backward pass begins when all others have let go of theirs.
+        """
+        if recompute is Recompute.none or (blocks is not None and not blocks):
             return _bytes(self.kept, precision)
         again = max((_bytes(block, precision) for block in self.kept_by_blocks), default=0)
         products = Counter({ACTIVATION: self.products}) if recompute is Recompute.selective else Counter()
-        return _bytes(self.kept_outside_blocks + products, precision) + again
+        others = [] if blocks is None else [kept for i, kept in enumerate(self.inside_blocks) if i not in blocks]
+        inside = sum(_bytes(kept, precision) for kept in others)
+        return _bytes(self.kept_outside_blocks + products, precision) + max(inside, again)
 
 
 def training_pass(
@@ -151,6 +166,7 @@ def _extrapolate(passes: list[TrainingPass], length: int) -> TrainingPass:
         kept=counter(counted.kept for counted in passes),
         kept_outside_blocks=counter(counted.kept_outside_blocks for counted in passes),
         kept_by_blocks=tuple(map(counter, by_blocks)),
+        inside_blocks=tuple(map(counter, zip(*(counted.inside_blocks for counted in passes), strict=True))),
         products=round(total(counted.products for counted in passes)),
         working=round(total(counted.working for counted in passes)),
         fused=passes[0].fused,
@@ -203,6 +219,7 @@ def _count(
         kept=sizes(kept) + meter.inside + transformed,
         kept_outside_blocks=outside,
         kept_by_blocks=tuple(found.kept for found in meter.kinds.values()),
+        inside_blocks=tuple(meter.inside_blocks),
         products=meter.products,
         working=max((found.working[1] for found in meter.kinds.values()), default=0),
         fused=fused,
@@ -300,6 +317,7 @@ def memory_bytes(
     evaluated: ForwardPass | None = None,
     process: int = 0,
     fragmentation: float = 0.0,
+    recomputed: Collection[int] | None = None,
 ) -> dict[str, int]:
     """Peak memory of training, in bytes per device, by part and in `total`.
 
@@ -308,6 +326,7 @@ def memory_bytes(
     the gradient of the head is there a second time before it is added to the first. `evaluation` is what a forward
     pass over a batch of a validation split, `evaluated`, needs beyond all that. On a CPU `process` is what the program
     itself takes, and `fragmentation` what lies free between tensors that come and go, as a fraction of these.
+    `recomputed` are the blocks whose activations are checkpointed, None where it is all of them.
     """
     weight, copy, activation, residual = PRECISIONS[precision]
     tensor, blocks = layout.tensor, list(model.blocks)
@@ -340,7 +359,7 @@ def memory_bytes(
     if strategy.cpu_offload:
         parts |= dict.fromkeys(("weights", "gradients", "optimizer"), 0)  # in the host's memory
     if counted is not None:
-        parts["activations"] = counted.activation_bytes(precision, strategy.activation_checkpointing)
+        parts["activations"] = counted.activation_bytes(precision, strategy.activation_checkpointing, recomputed)
         element = activation if counted.fused else residual  # a CPU's plain kernels also keep what autocast widens
         parts["logits"] = _logit_bytes(counted.n_logits, counted, activation)
         # Logits are gone before the blocks' backward pass begins.
@@ -355,6 +374,27 @@ def memory_bytes(
         parts["fragmentation"] = round(fragmentation * passing)
     parts["process"] = process
     return parts | {"total": sum(parts.values())}
+
+
+def recompute_within(
+    budget_bytes: float, model: LanguageModel, counted: TrainingPass, **options: Any
+) -> tuple[tuple[int, ...], dict[str, int]]:
+    """The fewest blocks to recompute for training to take at most `budget_bytes`, and `memory_bytes` of it then.
+
+    `options` are those of `memory_bytes`. On a CPU the program itself is not part of the budget. They are the first
+    blocks that keep something; all of these where even that is not enough.
+    """
+    blocks = counted.recomputable
+
+    def memory(n: int) -> dict[str, int]:
+        return memory_bytes(model, counted, recomputed=blocks[:n], **options)
+
+    def fits(n: int) -> bool:
+        found = memory(n)
+        return found["total"] - found["process"] <= budget_bytes
+
+    n = bisect_left(range(len(blocks)), True, key=fits)
+    return blocks[:n], memory(n)
 
 
 def _logit_bytes(n_logits: float, counted: TrainingPass, activation: int) -> int:

@@ -75,11 +75,12 @@ class Meter(TorchDispatchMode):
         self.scale = 1.0  # what follows counts so many times
         self.flops = 0.0
         self.parameter_tokens = 0.0  # active parameters, each times the tokens that meet it; no embeddings
-        self.products = 0  # of blocks, likewise below
+        self.products = 0  # of blocks that keep something, likewise `inputs`
         self.inside: Counter = Counter()
         self.arguments: Kept = {}
         self.inputs: Kept = {}  # kept or not
         self.kinds: dict[Any, BlockCount] = {}
+        self.inside_blocks: list[Counter] = [Counter() for _ in self.blocks]  # `inside`, of each of `blocks`
         self.kept: Kept = {}  # outside of blocks
         self.peak = 0  # elements that were there at once, kept or not
         self.live = 0
@@ -164,12 +165,14 @@ class Meter(TorchDispatchMode):
             self.kinds[key] = self._count_block(block, forward, leaves, structure)
         found = self.kinds[key]
         self.flops += found.flops
-        self.products += found.products
         self.inside += found.inside
+        self.inside_blocks[self.blocks.index(block)] += found.inside
+        if found.kept:
+            self.products += found.products
         self.peak = max(self.peak, self.live + found.working[0])
         self.parameter_tokens += (_n(block.parameters()) - inactive_parameters(block)) * _n_positions(leaves)
         for i, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and found.kept:
                 _add(self.inputs, leaf, RESIDUAL)
             if i in found.arguments:
                 _add(self.arguments, leaf, found.arguments[i])

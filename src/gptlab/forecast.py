@@ -66,6 +66,8 @@ class Plan:
     memory: dict[str, int]  # bytes per device, by part
     uncounted: str  # why FLOPs are an estimate and activations are missing; empty where the model could be counted
     accumulation: int  # forward and backward passes per device and step
+    recomputed: tuple[int, ...] | None  # blocks whose activations are checkpointed; None: as the strategy says
+    n_recomputable: int  # blocks that keep activations; frozen ones below what is trained do not
     corpus: str
     n_examples: int | None  # of the training split, where it is a table
     train_tokens: int
@@ -169,6 +171,8 @@ class Plan:
     def _memory(self) -> str:
         parts = (f"{name} {bytes_text(size)}" for name, size in self.memory.items() if size and name != "total")
         text = f"per device, about: {', '.join(parts)}"
+        if self.recomputed is not None:
+            text += f"; {len(self.recomputed)} of {plural(self.n_recomputable, 'block')} recomputed"
         return text if not self.uncounted else f"{text}; activations unknown and left out"
 
 
@@ -178,9 +182,17 @@ def check_memory(plan: Plan, config: RunConfig, free_bytes: int | None) -> str:
     Raises UserError where it cannot fit: the weights, gradients and optimizer state alone exceed what is free, or the
     whole estimate exceeds it by more than its error.
     """
-    if free_bytes is None or not config.strategy.check_memory:
+    if not config.strategy.check_memory:
         return ""
     total = plan.memory["total"] - plan.memory["process"]  # which has it already
+    budget = config.strategy.memory_budget_gib
+    if budget is not None and total > budget * 2**30:
+        raise UserError(
+            f"strategy.memory_budget_gib={budget:g} is less than the run needs with every block recomputed, about "
+            f"{bytes_text(total)} per device; {_remedies(plan, config)}, or raise it"
+        )
+    if free_bytes is None:
+        return ""
     state = sum(plan.memory[name] for name in STATE)
     planned = f"about {bytes_text(total)} per device, and {bytes_text(free_bytes)} per device is free"
     if state > free_bytes or total > MEMORY_ERROR * free_bytes:
@@ -205,25 +217,31 @@ def explain_allocation(error: BaseException, plan: Plan, config: RunConfig) -> s
     sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in plan.memory.items() if size and name != "total")
     return (
         f"out of memory; the plan is about {bytes_text(plan.memory['total'])} per device ({sizes}); "
-        f"{_remedies(plan, config)}"
+        f"{_remedies(plan, config, failed=True)}"
     )
 
 
-def _remedies(plan: Plan, config: RunConfig, *, state_alone: bool = False) -> str:
-    """What makes a run smaller, the cheapest first."""
+def _remedies(plan: Plan, config: RunConfig, *, state_alone: bool = False, failed: bool = False) -> str:
+    """What makes a run smaller, the cheapest first; `failed` where the plan turned out too small."""
     layout, share = plan.layout, config.sequences_per_step // plan.layout.data
     found = []
     micro_batch_size = share // plan.accumulation
     if micro_batch_size > 1 and not state_alone:
         smaller = next(n for n in range(micro_batch_size // 2, 0, -1) if share % n == 0)
         found.append(f"micro_batch_size={smaller}")
-    if config.strategy.activation_checkpointing is Recompute.none and not state_alone:
-        found.append("strategy.activation_checkpointing=full")
+    if not state_alone and not _recomputes_all(plan, config):
+        planned_alone = config.strategy.activation_checkpointing is Recompute.none and not failed
+        found.append(f"strategy.activation_checkpointing={'budget' if planned_alone else 'full'}")
     if config.strategy.type not in SHARDED:
         devices = "" if layout.data > 1 else " on several GPUs"
         found.append(f"strategy=fsdp{devices}")
     found += ["a smaller model=..."]
     return f"use {', '.join(found[:-1])} or {found[-1]}" if len(found) > 1 else f"use {found[0]}"
+
+
+def _recomputes_all(plan: Plan, config: RunConfig) -> bool:
+    how = config.strategy.activation_checkpointing
+    return how is Recompute.full or (plan.recomputed is not None and len(plan.recomputed) == plan.n_recomputable)
 
 
 def count_steps(config: RunConfig, n_parameters: int) -> int:
@@ -265,8 +283,13 @@ def make_plan(
     vocab_size: int,
     objective: "Objective",
     model: LanguageModel,
+    *,
+    budget_bytes: float | None = None,
 ) -> Plan:
-    """Work out the plan of a run; `model` is the one that will be trained, on the meta device."""
+    """Work out the plan of a run; `model` is the one that will be trained, on the meta device.
+
+    With activation checkpointing by budget training takes at most `budget_bytes` of a device, if that can be.
+    """
     corpora = data.corpora.values()
     has_records = any(corpus.examples for corpus in corpora)
     parameters = costs.parameter_counts(model)
@@ -298,6 +321,27 @@ def make_plan(
     if interval is None:  # never more often than that
         interval = -(-n_steps // count_validations(validation_flops, run_flops))
     val_every = max(1, round(n_steps * interval)) if isinstance(interval, float) else interval
+    options = {
+        "optimizer": config.optimizer,
+        "precision": devices.precision,
+        "strategy": config.strategy,
+        "layout": layout,
+        "accumulates": micro_batch_size < share,
+        "evaluated": evaluated,
+        "process": devices.process_bytes,
+        "fragmentation": devices.fragmentation,
+    }
+    recomputed = None
+    if config.strategy.activation_checkpointing is not Recompute.budget:
+        memory = costs.memory_bytes(model, counted, **options)
+    elif counted is not None and budget_bytes is not None:
+        recomputed, memory = costs.recompute_within(budget_bytes, model, counted, **options)
+    else:
+        why = f"a plan of the memory, and {uncounted}" if uncounted else "to know what the device has free"
+        raise UserError(
+            f"strategy.activation_checkpointing=budget needs {why}; use strategy.activation_checkpointing=full"
+            + ("" if uncounted else ", or say it with strategy.memory_budget_gib=N")
+        )
     return Plan(
         n_steps=n_steps,
         steps=config.steps,
@@ -311,20 +355,11 @@ def make_plan(
         peak_flops=None
         if devices.peak_flops is None or has_records or config.length_warmup
         else devices.peak_flops * devices.world_size,
-        memory=costs.memory_bytes(
-            model,
-            counted,
-            optimizer=config.optimizer,
-            precision=devices.precision,
-            strategy=config.strategy,
-            layout=layout,
-            accumulates=micro_batch_size < share,
-            evaluated=evaluated,
-            process=devices.process_bytes,
-            fragmentation=devices.fragmentation,
-        ),
+        memory=memory,
         uncounted=uncounted,
         accumulation=share // micro_batch_size,
+        recomputed=recomputed,
+        n_recomputable=len(counted.recomputable) if counted else len(model.blocks),
         corpus=data.description,
         n_examples=sum(len(corpus.examples["train"]) for corpus in corpora) if has_records else None,
         train_tokens=data.n_tokens("train"),

@@ -24,6 +24,7 @@ OPTIONS = {
     "muon": {"optimizer": "muon"},
     "full": {"strategy": {"activation_checkpointing": "full"}},
     "selective": {"strategy": {"activation_checkpointing": "selective"}},
+    "budget": {"strategy": {"activation_checkpointing": "budget", "memory_budget_gib": 1e-9, "check_memory": False}},
     "compile": {"strategy": {"compile": True}},
     "documents": {"documents": True, "strategy": {"activation_checkpointing": "full"}},
     "async": {"checkpoint": {"async_save": True}},
@@ -45,7 +46,7 @@ def job_of(strategy: str, option: str, folder) -> dict:
 SHORT = {
     *((strategy, "plain") for strategy in RANKS),
     *(("auto", option) for option in OPTIONS),
-    *(("fsdp", option) for option in OPTIONS if option not in ("selective", "compile")),
+    *(("fsdp", option) for option in OPTIONS if option not in ("full", "selective", "compile")),
     ("tp", "documents"),
     *(("fsdp_tp", "muon"), ("tp", "full"), ("zero1", "muon")),
 }

@@ -163,6 +163,30 @@ def test_a_model_too_large_for_its_devices_has_no_proposal():
     assert last.strategy.activation_checkpointing is Recompute.full
 
 
+def test_a_budget_fits_what_would_not():
+    """GPT-2 XL with a micro-batch of 16, whose activations alone are half of an A100 with 80 GB."""
+    typed = ["model=gpt1558m", "micro_batch_size=16", "batch_tokens=524288"]
+    plain, full, budget = (
+        planner(*typed, *(f"strategy.activation_checkpointing={how}",), device="a100")
+        for how in ("none", "full", "budget")
+    )
+    assert plain.recomputed() is None and budget.recomputed() == 0 and budget.memory() == plain.memory()
+    least, most = full.memory()["total"], plain.memory()["total"]
+    sizes = []
+    for total in (most - 1, (least + most) / 2, least):
+        tight = planner(
+            *typed,
+            "strategy.activation_checkpointing=budget",
+            f"strategy.memory_budget_gib={total / 2**30!r}",
+            device="a100",
+        )
+        assert least <= tight.memory()["total"] <= total and tight.summary()["fits"]
+        sizes.append(tight.recomputed())
+    assert sizes[0] in (1, 2) and sizes[1] in range(22, 27) and sizes[2] == 47
+    less = planner(*typed, "strategy.activation_checkpointing=budget", "strategy.memory_budget_gib=8")
+    assert less.recomputed() == 48 and not less.summary()["fits"]
+
+
 def test_strategies_side_by_side():
     found = lab.compare_strategies(planner("model=gpt355m", count=8))
     assert list(found) == ["ddp", "zero1", "zero2", "fsdp"]

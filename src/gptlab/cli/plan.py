@@ -250,6 +250,8 @@ def _text(found: dict[str, Any], devices: "Devices", law: str | None = None) -> 
         parts += f"; {parameters['trained']:,} trained"
     limit = found["device"]["memory"]
     sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in memory.items() if size and name != "total")
+    if found["recomputed_blocks"] is not None:
+        sizes += f"; {plural(found['recomputed_blocks'], 'block')} recomputed"
     fits = "" if limit is None else f" of {bytes_text(limit)}" + ("" if found["fits"] else ", too large")
     layout = " x ".join(f"{n} {name}" for name, n in found["layout"].items() if n > 1) or "1 device"
     rows = [

@@ -1,5 +1,6 @@
 """Config schema: strategies. How a model and its training are laid out over devices."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -26,6 +27,7 @@ class Recompute(Enum):
     none = "none"
     full = "full"  # each block from its input
     selective = "selective"  # all but matrix products and attention
+    budget = "budget"  # each block from its input, of as few blocks as fit the rest into memory
 
 
 SHARDED = (Sharding.zero2, Sharding.fsdp, Sharding.hsdp, Sharding.fsdp_tp)
@@ -60,6 +62,7 @@ class StrategyConfig:
     tensor_parallel: int | None = None  # devices that share each matrix; null: all of them (tp), two (fsdp_tp)
     replicas: int | None = None  # hsdp: groups that hold the same; null: one a node, on one node two
     activation_checkpointing: Recompute = Recompute.none
+    memory_budget_gib: float | None = None  # budget: what training may take of a device; null: most of what is free
     cpu_offload: bool = False  # shards wait in the host's memory
     compile: bool = False  # torch.compile block by block
     check_memory: bool = True  # refuse a run whose plan exceeds the memory that is free; false: try it
@@ -120,6 +123,14 @@ class StrategyConfig:
             if getattr(self, option) is not None and self.type not in owners:
                 names = " or ".join(owner.value for owner in owners)
                 raise UserError(f"strategy.{option} belongs to strategy={names}, and strategy is {self.type.value}")
+        if self.memory_budget_gib is not None:
+            if self.activation_checkpointing is not Recompute.budget:
+                raise UserError(
+                    "strategy.memory_budget_gib belongs to strategy.activation_checkpointing=budget, "
+                    f"and that is {self.activation_checkpointing.value}"
+                )
+            if not 0 < self.memory_budget_gib < math.inf:
+                raise UserError(f"strategy.memory_budget_gib={self.memory_budget_gib} must be above 0, such as 16")
         if self.cpu_offload and self.type not in SHARDED:
             names = ", ".join(name.value for name in SHARDED)
             raise UserError(

@@ -1,5 +1,6 @@
 """Carry out a strategy: the device mesh, and blocks that are sharded, recomputed and compiled."""
 
+from collections.abc import Collection
 from datetime import timedelta
 from functools import partial
 
@@ -49,18 +50,27 @@ def build_mesh(layout: Layout, device_type: str) -> DeviceMesh:
     return init_device_mesh(device_type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
-def parallelize(model: LanguageModel, config: StrategyConfig, mesh: DeviceMesh | None, *, precision: str) -> None:
+def parallelize(
+    model: LanguageModel,
+    config: StrategyConfig,
+    mesh: DeviceMesh | None,
+    *,
+    precision: str,
+    recomputed: Collection[int] | None = None,
+) -> None:
     """Shard `model` in place, checkpoint its activations and compile it, block by block, as the config says.
 
-    The model may be on the meta device: nothing here reads a value.
+    The model may be on the meta device: nothing here reads a value. `recomputed` are the indices of the blocks whose
+    activations are checkpointed, None where it is all of them.
     """
     if config.type in TENSOR_PARALLEL:
         assert mesh is not None
         for block in model.blocks:
             _shard_matrices(block, model.tensor_parallel_plan(block), mesh["tensor"])
     if config.activation_checkpointing is not Recompute.none:
-        for block in model.blocks:
-            _recompute(block, config.activation_checkpointing)
+        blocks = list(model.blocks)
+        for i in range(len(blocks)) if recomputed is None else recomputed:
+            _recompute(blocks[i], config.activation_checkpointing)
     if config.compile:
         # Batches of a second size would be compiled with symbolic sizes, over which torch 2.13 recurses without end in
         # DTensors: under tensor parallelism each size is compiled by itself.

@@ -145,9 +145,22 @@ class Planner:
     ) -> dict[str, int]:
         """Peak bytes of a device while it trains, by part."""
         strategy = strategy or self.config.strategy
-        layout = strategy.layout(self.devices.count, self.devices.num_nodes)
         if self.accounting is Accounting.zero_paper:
             return zero_paper_bytes(self.parameters["trained"], strategy.type, self.devices.count)
+        return self._memory(strategy, precision, micro_batch_size)[1]
+
+    def recomputed(self) -> int | None:
+        """How many blocks are recomputed to keep to a budget of memory; None where there is none."""
+        if self.accounting is Accounting.zero_paper:
+            return None
+        blocks, _ = self._memory(self.config.strategy)
+        return None if blocks is None else len(blocks)
+
+    def _memory(
+        self, strategy: StrategyConfig, precision: str | None = None, micro_batch_size: int | None = None
+    ) -> tuple[tuple[int, ...] | None, dict[str, int]]:
+        """The blocks that are recomputed to keep to a budget, and peak bytes by part."""
+        layout = strategy.layout(self.devices.count, self.devices.num_nodes)
         evaluated = None
         if self.config.data.has_validation:
             batch_size = eval_micro_batch_size(
@@ -161,18 +174,37 @@ class Planner:
                 )
             evaluated = self._evaluated[batch_size]
         is_cpu = self.devices.kind.is_cpu
-        return costs.memory_bytes(
-            self.model,
-            self.training_pass(micro_batch_size or self.micro_batch_size(layout)),
-            optimizer=self.config.optimizer,
-            precision=precision or self.precision,
-            strategy=strategy,
-            layout=layout,
-            accumulates=(micro_batch_size or self.micro_batch_size(layout)) < self.share(layout),
-            evaluated=evaluated,
-            process=PROCESS_BYTES if is_cpu else 0,
-            fragmentation=FRAGMENTATION if is_cpu else 0.0,
-        )
+        counted = self.training_pass(micro_batch_size or self.micro_batch_size(layout))
+        options = {
+            "optimizer": self.config.optimizer,
+            "precision": precision or self.precision,
+            "strategy": strategy,
+            "layout": layout,
+            "accumulates": (micro_batch_size or self.micro_batch_size(layout)) < self.share(layout),
+            "evaluated": evaluated,
+            "process": PROCESS_BYTES if is_cpu else 0,
+            "fragmentation": FRAGMENTATION if is_cpu else 0.0,
+        }
+        if strategy.activation_checkpointing is not Recompute.budget:
+            return None, costs.memory_bytes(self.model, counted, **options)
+        return costs.recompute_within(self._budget_bytes(strategy), self.model, counted, **options)
+
+    def _fits(self) -> bool:
+        """Whether it keeps to the device's memory and to its own budget."""
+        memory, budget = self.memory(), self.config.strategy.memory_budget_gib
+        if budget is not None and memory["total"] - memory.get("process", 0) > budget * 2**30:
+            return False
+        return self.usable_bytes is not None and memory["total"] <= self.usable_bytes
+
+    def _budget_bytes(self, strategy: StrategyConfig) -> float:
+        if strategy.memory_budget_gib is not None:
+            return strategy.memory_budget_gib * 2**30
+        if self.usable_bytes is None:
+            raise UserError(
+                f"strategy.activation_checkpointing=budget needs the memory of device={self.devices.kind.name}; "
+                "add memory_gb=N, or strategy.memory_budget_gib=N"
+            )
+        return self.usable_bytes - (PROCESS_BYTES if self.devices.kind.is_cpu else 0)
 
     def largest_micro_batch(self, limit: int, **options: Any) -> int | None:
         """The largest micro-batch that divides a device's sequences and fits `limit` bytes; None where none does."""
@@ -254,6 +286,7 @@ class Planner:
                 "flops_6n": counted.flops_per_token_6n * self.total_tokens,
             },
             "memory": self.memory(),
+            "recomputed_blocks": self.recomputed(),
             "accounting": accounting.value,
             "layout": asdict(arranged),
             "strategy": config.strategy.type.value,
@@ -262,7 +295,7 @@ class Planner:
             "largest_micro_batch": None
             if usable is None or accounting is Accounting.zero_paper
             else self.largest_micro_batch(usable),
-            "fits": None if usable is None else self.memory()["total"] <= usable,
+            "fits": None if usable is None else self._fits(),
             "device": {
                 "name": devices.kind.name,
                 "count": devices.count,
@@ -387,20 +420,17 @@ def _candidates(planner: Planner) -> Iterator[StrategyConfig]:
     """Strategies, the cheapest first."""
     plain, count = _plain(planner.config.strategy), planner.devices.count
     kinds = [Sharding.auto] if count == 1 else list(STRATEGIES)
-    recomputes = list(Recompute) if planner.config.strategy.activation_checkpointing is Recompute.none else []
-    for recompute in (
-        (Recompute.none, Recompute.selective, Recompute.full)
-        if recomputes
-        else (planner.config.strategy.activation_checkpointing,)
-    ):
+    given = plain.activation_checkpointing
+    for recompute in (given,) if given is not Recompute.none else (given, Recompute.selective, Recompute.full):
         for kind in kinds:
             yield replace(plain, type=kind, activation_checkpointing=recompute)
+    plain = replace(plain, activation_checkpointing=given if given is Recompute.budget else Recompute.full)
     tensor = 2
     while tensor < count and tensor <= 8:  # within a machine
-        yield replace(plain, type=Sharding.fsdp_tp, tensor_parallel=tensor, activation_checkpointing=Recompute.full)
+        yield replace(plain, type=Sharding.fsdp_tp, tensor_parallel=tensor)
         tensor *= 2
     if 1 < count <= 8:
-        yield replace(plain, type=Sharding.tp, activation_checkpointing=Recompute.full)
+        yield replace(plain, type=Sharding.tp)
 
 
 def _refuse_paper(planner: Planner, option: str) -> None:

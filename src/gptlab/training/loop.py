@@ -24,7 +24,7 @@ from gptlab.data.mixture.prepare import PreparedMixture, inputs_of_run, prepare_
 from gptlab.data.prepare import PreparedData
 from gptlab.distributed import internals
 from gptlab.distributed.allocator import keep_freed_memory
-from gptlab.distributed.config import Layout
+from gptlab.distributed.config import Layout, Recompute
 from gptlab.distributed.devices import Devices, find_devices, free_memory_bytes
 from gptlab.distributed.launch import check_program, end_together, find_launched, is_rank_0, restarted, watch
 from gptlab.distributed.parallelize import build_strategy
@@ -32,7 +32,7 @@ from gptlab.distributed.signals import Failure, Stopped, end_with_starter, stopp
 from gptlab.errors import UserError, without_password
 from gptlab.evaluation.probes import Probe, open_probes
 from gptlab.files import sha256_of, write_text_atomic
-from gptlab.forecast import Plan, check_memory, explain_allocation, make_plan, with_packing, with_sources
+from gptlab.forecast import NEAR, Plan, check_memory, explain_allocation, make_plan, with_packing, with_sources
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import Capability
@@ -117,7 +117,8 @@ def train(
     objective = next(iter(objectives.values()))
     shape = shape_model(config.model, vocab_size, config.n_class)
     prepare_finetuning(shape, config.finetune)
-    plan = make_plan(config, data, devices, vocab_size, objective, shape)
+    budget_bytes = _budget_bytes(config, devices)
+    plan = make_plan(config, data, devices, vocab_size, objective, shape, budget_bytes=budget_bytes)
     datamodule = _datamodule(config, data, objectives, plan.layout, plan.n_steps)
     plan = with_sources(plan, data, datamodule.shares, datamodule.epochs(plan.n_steps))
     plan = with_packing(plan, datamodule.packed)
@@ -267,6 +268,16 @@ def train(
             )
             print(text, flush=True)
         return Run(folder.path)
+
+
+def _budget_bytes(config: RunConfig, devices: Devices) -> float | None:
+    """What training may take of a device where activation checkpointing keeps to it; None where nobody knows."""
+    if config.strategy.activation_checkpointing is not Recompute.budget:
+        return None
+    if config.strategy.memory_budget_gib is not None:
+        return config.strategy.memory_budget_gib * 2**30
+    free = free_memory_bytes(devices, config.trainer.num_nodes)
+    return None if free is None else NEAR * free
 
 
 def batch(config: RunConfig, step: int, rank: int = 0, world_size: int = 1, *, skipped_steps: int = 0) -> Batch:
@@ -449,6 +460,7 @@ class _Training:
             config.schedule.build(n_steps=plan.n_steps, batch_tokens=plan.step_tokens, steps=plan.steps),
             strategy=config.strategy,
             layout=plan.layout,
+            recomputed=plan.recomputed,
             seed=config.seed,
             micro_batch_size=config.micro_batch_size,
             n_bytes={

@@ -79,6 +79,7 @@ class LanguageModule(lightning.LightningModule):
         *,
         strategy: StrategyConfig,
         layout: Layout,
+        recomputed: tuple[int, ...] | None = None,
         seed: int,
         micro_batch_size: int | None,
         n_bytes: dict[str, int],
@@ -94,6 +95,7 @@ class LanguageModule(lightning.LightningModule):
         self.schedule = schedule
         self.strategy_config = strategy
         self.layout = layout
+        self.recomputed = recomputed  # blocks whose activations are checkpointed, as `parallelize` takes them
         self.seed = seed
         self.micro_batch_size = micro_batch_size
         self.n_bytes = n_bytes  # of text, by split
@@ -129,7 +131,9 @@ class LanguageModule(lightning.LightningModule):
         if strategy.shards_model:
             device = self.trainer.strategy.root_device
             mesh = build_mesh(self.layout, device.type)
-        parallelize(model, strategy, mesh, precision=self.trainer.precision)
+        # Ranks may have measured different memory, and all have to gather a block that is recomputed.
+        recomputed = self.trainer.strategy.broadcast(self.recomputed)
+        parallelize(model, strategy, mesh, precision=self.trainer.precision, recomputed=recomputed)
         model.to_empty(device="cpu" if strategy.cpu_offload else device)
         if self.finished_steps:  # the values are a checkpoint's
             pass
