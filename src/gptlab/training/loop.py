@@ -20,10 +20,12 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
 from gptlab.config import RunConfig, check_vocabulary, to_plain
+from gptlab.data.cache import cache_root
 from gptlab.data.mixture.prepare import PreparedMixture, inputs_of_run, prepare_run
 from gptlab.data.prepare import PreparedData
 from gptlab.distributed import internals
 from gptlab.distributed.allocator import keep_freed_memory
+from gptlab.distributed.compiling import compiling_seconds, keep_compiled
 from gptlab.distributed.config import Layout, Recompute
 from gptlab.distributed.devices import Devices, find_devices, free_memory_bytes
 from gptlab.distributed.launch import check_program, end_together, find_launched, is_rank_0, restarted, watch
@@ -105,6 +107,8 @@ def train(
     check_program(per_node=devices.world_size // config.trainer.num_nodes)
     if devices.accelerator == "cpu":
         keep_freed_memory()
+    if config.strategy.compile:
+        keep_compiled(cache_root(config.data.cache_dir) / "compiled")
     config.check(devices.world_size)
     if config.strategy.cpu_offload and devices.accelerator == "cpu":
         raise UserError("strategy.cpu_offload=true needs a GPU, and this run is on the CPU; leave it out")
@@ -199,7 +203,7 @@ def train(
             )
             run.loggers = loggers
         del source
-        started = time.perf_counter()
+        started, compiled_before = time.perf_counter(), compiling_seconds()
         if run.forecast is not None:
             run.forecast.began = started
         try:
@@ -235,6 +239,7 @@ def train(
                 seconds=time.perf_counter() - started,
                 evaluating_seconds=run.pauses.evaluating_seconds,
                 saving_seconds=run.pauses.saving_seconds,
+                compiling_seconds=compiling_seconds() - compiled_before,
                 metrics=metrics,
                 shares=datamodule.shares,
                 epochs=datamodule.epochs(run.module.finished_steps + run.module.skipped_steps),

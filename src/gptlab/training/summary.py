@@ -34,6 +34,7 @@ def summarize(
     seconds: float,
     evaluating_seconds: float,
     saving_seconds: float,
+    compiling_seconds: float,
     metrics: dict[str, float],
     shares: Mapping[str, float],
     epochs: Mapping[str, float],
@@ -50,6 +51,7 @@ def summarize(
         "seconds": round(seconds, 1),
         "evaluating_seconds": round(evaluating_seconds, 1),
         "saving_seconds": round(saving_seconds, 1),
+        "compiling_seconds": round(compiling_seconds, 1),
         "train/loss": train_loss,
         **metrics,
         # Reads up to 50M tokens of each corpus: here alone, once a run.
@@ -120,10 +122,10 @@ def report(
 
 def _pauses(summary: dict[str, Any]) -> str:
     """Which parts of the time were no training."""
-    names = {"evaluating_seconds": "evaluating", "saving_seconds": "saving"}
+    names = {"evaluating_seconds": "evaluating", "saving_seconds": "saving", "compiling_seconds": "compiling"}
     parts = {name: summary[key] / max(summary["seconds"], 1e-9) for key, name in names.items()}
     found = [f"{part:.0%} {name}" for name, part in parts.items() if part >= 0.005]
-    return f", {' and '.join(found)}" if found else ""
+    return f", {', '.join(found)}" if found else ""
 
 
 def _is_of_source(name: str, prefix: str) -> bool:
