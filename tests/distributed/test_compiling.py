@@ -2,6 +2,7 @@ import os
 import sys
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
 from gptlab.distributed.compiling import CACHE, compiling_seconds, keep_compiled
 
@@ -11,10 +12,9 @@ def test_what_is_compiled_is_kept_where_the_next_run_finds_it(monkeypatch, tmp_p
     keep_compiled(tmp_path)
     assert os.environ[CACHE] == "elsewhere"
     monkeypatch.delenv(CACHE)
-    keep_compiled(tmp_path)
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    assert cache_dir() == str(tmp_path)
+    assert cache_dir() == default_cache_dir() == os.environ[CACHE]  # as torch does where it is imported
+    keep_compiled(tmp_path / "compiled")
+    assert cache_dir() == str(tmp_path / "compiled")
 
 
 def test_the_time_spent_on_compiling(monkeypatch):

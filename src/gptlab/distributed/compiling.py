@@ -13,9 +13,12 @@ def keep_compiled(folder: Path) -> None:
     """Let torch keep what it compiles in `folder`, where the next run finds it, unless CACHE names another.
 
     Torch's own choice is the folder of temporary files: emptied at a restart, and open to other users of the machine,
-    though what it holds is code that a run loads.
+    though what it holds is code that a run loads. Torch writes that choice into CACHE when parts of it are imported.
     """
-    os.environ.setdefault(CACHE, str(folder))
+    from torch._inductor.runtime import cache_dir_utils
+
+    if os.environ.get(CACHE) in (None, internal("torch", cache_dir_utils, "default_cache_dir")()):
+        os.environ[CACHE] = str(folder)
 
 
 def compiling_seconds() -> float:
