@@ -252,6 +252,9 @@ def _text(found: dict[str, Any], devices: "Devices", law: str | None = None) -> 
     sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in memory.items() if size and name != "total")
     fits = "" if limit is None else f" of {bytes_text(limit)}" + ("" if found["fits"] else ", too large")
     layout = " x ".join(f"{n} {name}" for name, n in found["layout"].items() if n > 1) or "1 device"
+    precision = found["precision"]
+    if precision == FLOAT8 and found["device"]["name"] == "cpu":
+        precision += " (emulated)"
     rows = [
         ("model", f"{parameters['total']:,} parameters", f"{found['model']}: {parts}"),
         (
@@ -264,7 +267,7 @@ def _text(found: dict[str, Any], devices: "Devices", law: str | None = None) -> 
             flops_text(compute["flops"]),
             f"{flops_text(compute['flops_per_token'])} per token; 6 N: {flops_text(compute['flops_6n'])}",
         ),
-        ("layout", plural(found["device"]["count"], "device"), f"{found['strategy']}: {layout}, {found['precision']}"),
+        ("layout", plural(found["device"]["count"], "device"), f"{found['strategy']}: {layout}, {precision}"),
         ("memory", bytes_text(memory["total"]), f"per device{fits}: {sizes} ({_accounting(found)})"),
         ("micro-batch", plural(found["micro_batch_size"], "sequence"), _largest(found, limit)),
         *_time_rows(found, devices),
@@ -309,8 +312,14 @@ def _largest(found: dict[str, Any], limit: int | None) -> str:
 def _time_rows(found: dict[str, Any], devices: "Devices") -> list[tuple[str, str, str]]:
     time, name = found["time"], found["device"]["name"]
     if time["seconds"] is None:
-        reason = f"no peak FLOP/s of {name} in {found['precision']} is known, so there is no MFU"
-        return [("time", "unknown", f"{reason}; give tokens_per_second= or peak_tflops=")]
+        if found["precision"] == FLOAT8:
+            reason, give = "fp8-mixed computes in float8 and bfloat16, which have two peaks, so there is no MFU", ""
+        else:
+            reason, give = (
+                f"no peak FLOP/s of {name} in {found['precision']} is known, so there is no MFU",
+                " or peak_tflops=",
+            )
+        return [("time", "unknown", f"{reason}; give tokens_per_second={give}")]
     mfu = "" if time["mfu"] is None else f", MFU {time['mfu']:.0%} {time['mfu_is']}"
     peak = "" if time["peak_flops"] is None else f" of {significant(time['peak_flops'] / 1e12)} TFLOP/s"
     days = time["device_hours"] / 24

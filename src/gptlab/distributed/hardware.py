@@ -9,7 +9,7 @@ import yaml
 
 from gptlab.errors import UserError, did_you_mean
 
-# Where a precision of training is computed.
+# Where a precision of training is computed. Not fp8-mixed: layers in float8 and the rest in bfloat16 have two peaks.
 COMPUTED_IN = {"32-true": "fp32", "16-mixed": "fp16", "16-true": "fp16", "bf16-mixed": "bf16", "bf16-true": "bf16"}
 
 
@@ -22,6 +22,7 @@ class Hardware:
     memory_bytes: int | None = None
     watts: float | None = None
     match: str | None = None  # what CUDA's name of it contains
+    capability: tuple[int, int] | None = None  # CUDA's compute capability
 
     @property
     def is_cpu(self) -> bool:
@@ -29,7 +30,7 @@ class Hardware:
 
     def peak_flops(self, precision: str) -> float | None:
         """FLOP/s in a precision of training; None where it is not known."""
-        return self.peak.get(COMPUTED_IN[precision])
+        return self.peak.get(COMPUTED_IN.get(precision, ""))
 
     @property
     def precision(self) -> str:
@@ -45,10 +46,16 @@ def known() -> dict[str, Hardware]:
 
 
 def _hardware(
-    name: str, peak: dict, memory_gb: float | None = None, watts: float | None = None, match=None
+    name: str,
+    peak: dict,
+    memory_gb: float | None = None,
+    watts: float | None = None,
+    match: str | None = None,
+    capability: list[int] | None = None,
 ) -> Hardware:
     memory = None if memory_gb is None else round(memory_gb * 1e9)
-    return Hardware(name, {kind: float(value) for kind, value in peak.items()}, memory, watts, match)
+    version = None if capability is None else (capability[0], capability[1])
+    return Hardware(name, {kind: float(value) for kind, value in peak.items()}, memory, watts, match, version)
 
 
 def find(name: str) -> Hardware:
