@@ -13,6 +13,7 @@ from gptlab.distributed.hardware import Hardware, find, known
 from gptlab.errors import UserError
 from gptlab.fields import bounded
 from gptlab.generation.config import OutputFormat
+from gptlab.training.config import FLOAT8
 from gptlab.units import bytes_text, count_text, duration, flops_text, grid, plural, significant, table
 
 if typing.TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _hardware(own: _Options) -> Hardware:
     given = own.peak_tflops, own.memory_gb, own.watts
     kind = find(own.device) if own.device in known() or given == (None, None, None) else Hardware(own.device)
     if own.peak_tflops is not None:
-        kind = replace(kind, peak=dict.fromkeys(("bf16", "fp16", "fp32"), own.peak_tflops * 1e12))
+        kind = replace(kind, peak=dict.fromkeys(("fp8", "bf16", "fp16", "fp32"), own.peak_tflops * 1e12))
     if own.memory_gb is not None:
         kind = replace(kind, memory_bytes=round(own.memory_gb * 1e9))
     return kind if own.watts is None else replace(kind, watts=own.watts)
@@ -312,14 +313,8 @@ def _largest(found: dict[str, Any], limit: int | None) -> str:
 def _time_rows(found: dict[str, Any], devices: "Devices") -> list[tuple[str, str, str]]:
     time, name = found["time"], found["device"]["name"]
     if time["seconds"] is None:
-        if found["precision"] == FLOAT8:
-            reason, give = "fp8-mixed computes in float8 and bfloat16, which have two peaks, so there is no MFU", ""
-        else:
-            reason, give = (
-                f"no peak FLOP/s of {name} in {found['precision']} is known, so there is no MFU",
-                " or peak_tflops=",
-            )
-        return [("time", "unknown", f"{reason}; give tokens_per_second={give}")]
+        reason = f"no peak FLOP/s of {name} in {found['precision']} is known, so there is no MFU"
+        return [("time", "unknown", f"{reason}; give tokens_per_second= or peak_tflops=")]
     mfu = "" if time["mfu"] is None else f", MFU {time['mfu']:.0%} {time['mfu_is']}"
     peak = "" if time["peak_flops"] is None else f" of {significant(time['peak_flops'] / 1e12)} TFLOP/s"
     days = time["device_hours"] / 24

@@ -34,8 +34,8 @@ def check_capability(device: str, capability: tuple[int, int]) -> None:
     if capability < MIN_CAPABILITY:
         needed, own = (".".join(map(str, version)) for version in (MIN_CAPABILITY, capability))
         raise UserError(
-            f"trainer.precision={FLOAT8} needs a GPU of compute capability {needed} or above, such as an L4, an L40S or "
-            f"an H100, and that of {device} is {own}; {INSTEAD}"
+            f"trainer.precision={FLOAT8} needs a GPU of compute capability {needed} or above, such as an L4, an "
+            f"L40S or an H100, and that of {device} is {own}; {INSTEAD}"
         )
 
 
@@ -85,7 +85,7 @@ def use_float8(model: LanguageModel, *, emulate: bool) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torchao says when it is imported, of kernels that are not used here, and torch's compiler with it."""
+    """Without what is logged and warned of when torchao is imported, of kernels that are not used here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
