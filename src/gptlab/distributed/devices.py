@@ -17,6 +17,7 @@ from gptlab.errors import UserError
 from gptlab.training.config import FLOAT8, TrainerConfig
 
 LOADED_LATER = 24 * 2**20  # bytes of libraries that a CPU's process loads while it trains (benchmarks/memory.py)
+LOADED_FOR_FLOAT8 = 40 * 2**20  # torchao's and, with it, of torch's compiler
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def find_devices(config: TrainerConfig) -> Devices:
     per_node = config.devices if isinstance(config.devices, list) else asked
     process_bytes, fragmentation = 0, 0.0
     if accelerator == "cpu":
-        process_bytes = (resident_bytes() or 0) + LOADED_LATER
+        process_bytes = (resident_bytes() or 0) + LOADED_LATER + LOADED_FOR_FLOAT8 * (precision == FLOAT8)
         fragmentation = expected_fragmentation()
     return Devices(
         accelerator, per_node, world_size, precision, _peak(accelerator, precision), process_bytes, fragmentation
