@@ -14,7 +14,8 @@ Needed: torch >= 2.11 for CUDA with its Triton, lightning, numpy and safetensors
 and hydra-core, omegaconf and antlr4-python3-runtime, which they often lack. For a machine without a network make these
 three with `pip wheel --no-deps hydra-core==1.3.2 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3`; there it is
 `pip install --no-deps *.whl`, and `pip install --no-deps --no-build-isolation -e .` in the checkout.
-`--nanogpt` names a checkout of github.com/karpathy/nanoGPT; transformers is a peer where it can be imported.
+`--nanogpt` names a checkout of github.com/karpathy/nanoGPT; transformers is a peer where it can be imported, and rows
+of fp8-mixed need torchao.
 
 Each section is a process of its own with its part of the `--minutes`, since an error of CUDA ends what a process can
 do there. What fails is recorded and the rest goes on. Rows are appended to DATE-DEVICE.jsonl as they are found, and
@@ -283,7 +284,24 @@ def batch_of(bench: Bench, config, batch_tokens: int) -> Row:
 def autocast(device: str, precision: str = "bf16-mixed"):
     import torch
 
-    return torch.autocast(device, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
+    return torch.autocast(device, torch.bfloat16) if precision in ("bf16-mixed", "fp8-mixed") else nullcontext()
+
+
+def in_float8(model, device: str) -> None:
+    """What trainer.precision=fp8-mixed does to a model; NotHere without torchao or on a GPU that has no float8."""
+    import torch
+
+    from gptlab.distributed import float8
+    from gptlab.errors import UserError
+
+    try:
+        float8.check_installed()
+        if device == "cuda":
+            float8.check_capability(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+    except UserError as error:
+        raise NotHere(str(error)) from None
+    float8.check_layers(model)
+    float8.use_float8(model, emulate=device == "cpu")
 
 
 def own_step(bench: Bench, config, *, precision: str = "bf16-mixed") -> Callable[[int], Any]:
@@ -296,6 +314,8 @@ def own_step(bench: Bench, config, *, precision: str = "bf16-mixed") -> Callable
     from gptlab.training.step import train_step
 
     model = fresh(config.model, bench.device)
+    if precision == "fp8-mixed":
+        in_float8(model, bench.device)
     if config.strategy.compile or config.strategy.activation_checkpointing is not Recompute.none:
         from gptlab.distributed.parallelize import parallelize
 
@@ -527,7 +547,8 @@ def chunks_of(elements: int) -> Iterator[None]:
 def own(bench: Bench, model: str, *overrides: str, within: Callable[[], Any] = nullcontext) -> Row:
     with within():
         config = compose(bench, model, *overrides)
-        return rate(bench, config, own_step(bench, config))
+        found = rate(bench, config, own_step(bench, config, precision=config.trainer.precision or "bf16-mixed"))
+        return found | ({"mfu": None} if config.trainer.precision == "fp8-mixed" else {})  # of which peak?
 
 
 def peer(bench: Bench, step_of: Callable, model: str, micro: str, *, compiled: bool) -> Row:
@@ -569,6 +590,10 @@ def speed(bench: Bench) -> None:
     for power in (25, 29):
         measure(f"gptlab, compiled, padded, 2^{power} logits a chunk", *best, within=partial(chunks_of, 2**power))
     measure("gptlab, compiled, padded, optimizer=muon", *best, "optimizer=muon")
+    float8 = "trainer.precision=fp8-mixed"
+    measure("gptlab, compiled, padded, fp8-mixed", *best, float8)
+    if bench.toy:
+        measure("gptlab, eager, padded, fp8-mixed", micro, padded, float8, cuda=False)
     measure("gptlab, compiled, padded vocabulary, again", *best)  # whether the machine has drifted
 
 
@@ -584,6 +609,10 @@ def sizes(bench: Bench) -> None:
         recompute = "strategy.activation_checkpointing=selective"
         work = partial(own, bench, model, padded, compiled, f"micro_batch_size={micros[1]}", recompute)
         bench.run(f"{model} gptlab, compiled, padded, recompute selective", work, cuda=True, seconds=60)
+        work = partial(
+            own, bench, model, padded, compiled, f"micro_batch_size={micros[0]}", "trainer.precision=fp8-mixed"
+        )
+        bench.run(f"{model} gptlab, compiled, padded, fp8-mixed", work, cuda=True, seconds=60)
         if bench.toy:
             bench.run(f"{model} gptlab, eager", partial(own, bench, model, "micro_batch_size=4"))
 
@@ -705,6 +734,8 @@ def losses(
 
     config = tiny(name)
     model = build_model(config, config.vocab_size, seed=0)
+    if precision == "fp8-mixed":
+        in_float8(model, device)
     if strategy is not None:
         parallelize(model, strategy, None, precision=precision)
     model.to(device)
@@ -748,6 +779,9 @@ def checks(bench: Bench) -> None:
         same(f"{name}: losses of the GPU and the CPU in float32", allowed, plain, partial(losses, name, "cpu"), True)
         rounded = partial(losses, name, device, precision="bf16-mixed")
         same(f"{name}: losses in bf16-mixed and float32", 5e-2, rounded, plain, False)
+        same(
+            f"{name}: losses in fp8-mixed and bf16-mixed", 1e-1, partial(rounded, precision="fp8-mixed"), rounded, False
+        )
     plain = partial(losses, "gpt2", device)
     # Newton-Schulz steps are in bfloat16 on a GPU.
     on_cpu = partial(losses, "gpt2", "cpu", optimizer=muon)

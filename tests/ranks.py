@@ -176,6 +176,7 @@ def one(job: dict) -> None:
         trainer=TrainerConfig(
             accelerator="cpu",
             devices=int(os.environ.get("WORLD_SIZE", 1)),
+            precision=job.get("precision"),
             val_check_interval=5,
             enable_progress_bar=False,
             enable_model_summary=False,

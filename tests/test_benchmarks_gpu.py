@@ -43,6 +43,7 @@ def test_nothing_fails_and_what_needs_cuda_says_so(written):
     assert {section for section, _ in rows} == {"environment", "checks", "speed", "generation"}
     assert {row["status"] for row in rows.values()} == {"ok", "not run"}
     missing = [row["why"] for row in rows.values() if row["status"] == "not run"]
+    assert importlib.util.find_spec("torchao") is None or not any("torchao" in why for why in missing)
     assert missing.count("needs a CUDA device") > 20
     assert "| 124M: MFU | 55% | not measured |" in table and "tiny shapes, whose times say nothing" in table
 
@@ -51,6 +52,8 @@ def test_checks_have_a_difference_and_what_is_allowed(written):
     rows, table = written
     row = rows["checks", "gpt2: losses in bf16-mixed and float32"]
     assert 0 < row["difference"] < row["allowed"]
+    row = rows["checks", "experts: losses in fp8-mixed and bf16-mixed"]
+    assert row["status"] == "not run" or 0 < row["difference"] < row["allowed"]
     assert rows["checks", "cross-entropy in chunks: loss and gradients"]["difference"] < 1e-4
     assert "| gpt2: losses in bf16-mixed and float32 | ok | " in table
 

@@ -15,7 +15,7 @@ from gptlab import plugins
 from gptlab.data.config import Packing, RunDataConfig, TargetKind
 from gptlab.data.sources.config import SHUFFLE_SHARDS, StdlibConfig, TableConfig
 from gptlab.data.tokenizers.config import BPEConfig, TokenizerConfig
-from gptlab.distributed.config import Layout, Sharding, StrategyConfig
+from gptlab.distributed.config import TENSOR_PARALLEL, Layout, Sharding, StrategyConfig
 from gptlab.errors import UserError, refuse_password
 from gptlab.fields import bounded, check_bounds, shown
 from gptlab.files import is_address
@@ -25,6 +25,7 @@ from gptlab.objectives.config import CausalLMConfig, ObjectiveConfig
 from gptlab.steps import Steps
 from gptlab.training.config import (
     DECAYS,
+    FLOAT8,
     WARMUPS,
     AdamWConfig,
     CallbacksConfig,
@@ -223,6 +224,8 @@ class RunConfig:
                 f"trainer.precision=16-mixed scales losses, which strategy={self.strategy.type.value} does not "
                 "support; use trainer.precision=bf16-mixed, or strategy=ddp"
             )
+        if self.trainer.precision == FLOAT8:
+            self._check_float8()
         self._check_lengths()
         self._check_warmups()
         self._check_budget()
@@ -233,6 +236,18 @@ class RunConfig:
         if layout.tensor > 1:
             self._check_tensor_parallel(layout.tensor)
         self._check_batch(layout.data)
+
+    def _check_float8(self) -> None:
+        if self.strategy.type in TENSOR_PARALLEL:
+            raise UserError(
+                f"trainer.precision={FLOAT8} scales whole channels of a matrix, which "
+                f"strategy={self.strategy.type.value} shards; use trainer.precision=bf16-mixed, or strategy=fsdp"
+            )
+        if self.finetune.type is Finetuning.lora:
+            raise UserError(
+                f"trainer.precision={FLOAT8} does not reach layers with adapters, which finetune=lora makes; "
+                "use trainer.precision=bf16-mixed, or finetune=full"
+            )
 
     def _check_spikes(self) -> None:
         action = self.callbacks.spike.action

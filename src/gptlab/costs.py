@@ -41,6 +41,8 @@ PRECISIONS = {
     "bf16-mixed": (4, 2, 2, 4),
     "16-true": (2, 0, 2, 2),
     "bf16-true": (2, 0, 2, 2),
+    # As bf16-mixed: what is kept for the backward pass is bfloat16, and float8 copies live while a layer computes.
+    "fp8-mixed": (4, 2, 2, 4),
 }
 MAX_OPERATIONS = 4000  # about half a second; a transformer with a hundred blocks has a tenth of it
 SHORT_LENGTHS = (8, 16, 24)

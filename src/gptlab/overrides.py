@@ -137,6 +137,8 @@ FOREIGN = {
     "fp16": "trainer.precision=16-mixed",
     "bf16": "trainer.precision=bf16-mixed",
     "amp": "trainer.precision=bf16-mixed",
+    "fp8": "trainer.precision=fp8-mixed",
+    "float8": "trainer.precision=fp8-mixed",
     "compile": "strategy.compile",
     "torch_compile": "strategy.compile",
     "fsdp": "strategy=fsdp",

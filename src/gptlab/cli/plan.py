@@ -13,6 +13,7 @@ from gptlab.distributed.hardware import Hardware, find, known
 from gptlab.errors import UserError
 from gptlab.fields import bounded
 from gptlab.generation.config import OutputFormat
+from gptlab.training.config import FLOAT8
 from gptlab.units import bytes_text, count_text, duration, flops_text, grid, plural, significant, table
 
 if typing.TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _hardware(own: _Options) -> Hardware:
     given = own.peak_tflops, own.memory_gb, own.watts
     kind = find(own.device) if own.device in known() or given == (None, None, None) else Hardware(own.device)
     if own.peak_tflops is not None:
-        kind = replace(kind, peak=dict.fromkeys(("bf16", "fp16", "fp32"), own.peak_tflops * 1e12))
+        kind = replace(kind, peak=dict.fromkeys(("fp8", "bf16", "fp16", "fp32"), own.peak_tflops * 1e12))
     if own.memory_gb is not None:
         kind = replace(kind, memory_bytes=round(own.memory_gb * 1e9))
     return kind if own.watts is None else replace(kind, watts=own.watts)
@@ -254,6 +255,9 @@ def _text(found: dict[str, Any], devices: "Devices", law: str | None = None) -> 
         sizes += f"; {plural(found['recomputed_blocks'], 'block')} recomputed"
     fits = "" if limit is None else f" of {bytes_text(limit)}" + ("" if found["fits"] else ", too large")
     layout = " x ".join(f"{n} {name}" for name, n in found["layout"].items() if n > 1) or "1 device"
+    precision = found["precision"]
+    if precision == FLOAT8 and found["device"]["name"] == "cpu":
+        precision += " (emulated)"
     rows = [
         ("model", f"{parameters['total']:,} parameters", f"{found['model']}: {parts}"),
         (
@@ -266,7 +270,7 @@ def _text(found: dict[str, Any], devices: "Devices", law: str | None = None) -> 
             flops_text(compute["flops"]),
             f"{flops_text(compute['flops_per_token'])} per token; 6 N: {flops_text(compute['flops_6n'])}",
         ),
-        ("layout", plural(found["device"]["count"], "device"), f"{found['strategy']}: {layout}, {found['precision']}"),
+        ("layout", plural(found["device"]["count"], "device"), f"{found['strategy']}: {layout}, {precision}"),
         ("memory", bytes_text(memory["total"]), f"per device{fits}: {sizes} ({_accounting(found)})"),
         ("micro-batch", plural(found["micro_batch_size"], "sequence"), _largest(found, limit)),
         *_time_rows(found, devices),

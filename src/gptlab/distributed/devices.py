@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 
 from gptlab.distributed import hardware
 from gptlab.distributed.allocator import expected_fragmentation, release_kept_memory
+from gptlab.distributed.float8 import check_capability
 from gptlab.distributed.launch import check_launch, find_launched
 from gptlab.errors import UserError
-from gptlab.training.config import TrainerConfig
+from gptlab.training.config import FLOAT8, TrainerConfig
 
 LOADED_LATER = 24 * 2**20  # bytes of libraries that a CPU's process loads while it trains (benchmarks/memory.py)
+LOADED_FOR_FLOAT8 = 40 * 2**20  # torchao's and, with it, of torch's compiler
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +72,27 @@ def find_devices(config: TrainerConfig) -> Devices:
         precision = "bf16-mixed" if bf16 else "32-true"
     if precision == "16-mixed" and accelerator == "cpu":
         raise UserError("trainer.precision=16-mixed needs a GPU; on a CPU use 32-true or bf16-mixed")
+    if precision == FLOAT8:
+        _check_float8(accelerator, config.devices if isinstance(config.devices, list) else range(asked))
     world_size = asked * config.num_nodes
     per_node = config.devices if isinstance(config.devices, list) else asked
     process_bytes, fragmentation = 0, 0.0
     if accelerator == "cpu":
-        process_bytes = (resident_bytes() or 0) + LOADED_LATER
+        process_bytes = (resident_bytes() or 0) + LOADED_LATER + LOADED_FOR_FLOAT8 * (precision == FLOAT8)
         fragmentation = expected_fragmentation()
     return Devices(
         accelerator, per_node, world_size, precision, _peak(accelerator, precision), process_bytes, fragmentation
     )
+
+
+def _check_float8(accelerator: str, indices: Iterable[int]) -> None:
+    if accelerator == "mps":
+        raise UserError(
+            f"trainer.precision={FLOAT8} does not run on accelerator mps; use a GPU with CUDA, "
+            "trainer.accelerator=cpu, which emulates it, or trainer.precision=32-true"
+        )
+    for index in indices if accelerator == "cuda" else ():
+        check_capability(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
 
 
 def _peak(accelerator: str, precision: str) -> float | None:

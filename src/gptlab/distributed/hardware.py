@@ -9,8 +9,16 @@ import yaml
 
 from gptlab.errors import UserError, did_you_mean
 
-# Where a precision of training is computed.
-COMPUTED_IN = {"32-true": "fp32", "16-mixed": "fp16", "16-true": "fp16", "bf16-mixed": "bf16", "bf16-true": "bf16"}
+# Where a precision of training is computed. The table has no peak of fp8: beside float8 such a run computes in bfloat16
+# (attention, the head), and an MFU of either peak would not compare with that of other runs.
+COMPUTED_IN = {
+    "32-true": "fp32",
+    "16-mixed": "fp16",
+    "16-true": "fp16",
+    "bf16-mixed": "bf16",
+    "bf16-true": "bf16",
+    "fp8-mixed": "fp8",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +30,7 @@ class Hardware:
     memory_bytes: int | None = None
     watts: float | None = None
     match: str | None = None  # what CUDA's name of it contains
+    capability: tuple[int, int] | None = None  # CUDA's compute capability
 
     @property
     def is_cpu(self) -> bool:
@@ -45,10 +54,16 @@ def known() -> dict[str, Hardware]:
 
 
 def _hardware(
-    name: str, peak: dict, memory_gb: float | None = None, watts: float | None = None, match=None
+    name: str,
+    peak: dict,
+    memory_gb: float | None = None,
+    watts: float | None = None,
+    match: str | None = None,
+    capability: list[int] | None = None,
 ) -> Hardware:
     memory = None if memory_gb is None else round(memory_gb * 1e9)
-    return Hardware(name, {kind: float(value) for kind, value in peak.items()}, memory, watts, match)
+    version = None if capability is None else (capability[0], capability[1])
+    return Hardware(name, {kind: float(value) for kind, value in peak.items()}, memory, watts, match, version)
 
 
 def find(name: str) -> Hardware:

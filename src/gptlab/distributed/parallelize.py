@@ -132,6 +132,7 @@ PRODUCTS = {
     _aten.bmm.default,
     _aten.baddbmm.default,
     _aten._grouped_mm.default,
+    _aten._scaled_mm.default,  # of float8
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_efficient_attention.default,

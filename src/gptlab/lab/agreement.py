@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gptlab.training.config import FLOAT8
+
 # How far losses of one config may go apart on other hardware, with another version of PyTorch or other threads,
 # relative to the loss: float32's rounding, 2^-24 = 6e-8, enters with another order of sums and grows with the steps.
 # They are a choice, far above what docs/verify.md measured in 300 steps (4e-7), and no bound.
@@ -12,11 +14,12 @@ TOLERANCE_PER_STEP = 1e-6
 LARGEST_TOLERANCE = 0.02
 TRAINING = ("step", "tokens", "train/")  # columns of every step, whatever is measured beside training
 REDUCED = 50.0  # as many times as much where matrices are multiplied in bfloat16 or float16, whose unit is 2^-9
+REDUCED_FLOAT8 = 32 * REDUCED  # in float8_e4m3fn, whose unit is 2^-4
 
 
 def tolerance_at(n_steps: int, precision: str | None, *, factor: float = 1.0) -> float:
     """How far a loss may be off, relative to itself, after `n_steps` steps from equal weights."""
-    reduced = REDUCED if precision not in (None, "32-true") else 1.0
+    reduced = REDUCED_FLOAT8 if precision == FLOAT8 else REDUCED if precision not in (None, "32-true") else 1.0
     return factor * min(LARGEST_TOLERANCE, reduced * (FIRST_TOLERANCE + TOLERANCE_PER_STEP * n_steps))
 
 

@@ -23,6 +23,7 @@ from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.data.tokenizers.config import sentinel
 from gptlab.distributed.allocator import FRAGMENTATION
 from gptlab.distributed.config import Layout, Recompute, Sharding, StrategyConfig
+from gptlab.distributed.float8 import check_capability, check_layers
 from gptlab.distributed.hardware import Hardware, find
 from gptlab.errors import UserError, first_line
 from gptlab.forecast import count_steps
@@ -32,7 +33,7 @@ from gptlab.lab.scaling_law import ScalingLaw
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import Capability
-from gptlab.training.config import eval_micro_batch_size
+from gptlab.training.config import FLOAT8, eval_micro_batch_size
 from gptlab.training.finetune import prepare_finetuning
 
 PROCESS_BYTES = round(0.38 * 2**30)  # Python, torch and Lightning on a CPU (Linux, torch 2.13)
@@ -75,6 +76,10 @@ class Planner:
         self.vocab_size = vocab_size(config)
         self.model = shape_model(config.model, self.vocab_size, config.n_class)
         prepare_finetuning(self.model, config.finetune)
+        if self.precision == FLOAT8:
+            check_layers(self.model)
+            if devices.kind.capability is not None:
+                check_capability(f"device={devices.kind.name}", devices.kind.capability)
         specials = [*SPECIAL_TOKENS, *map(sentinel, range(N_SENTINELS))]
         objective = config.objective.build(
             tokenizer=ByteTokenizer(specials),  # its special tokens and lengths are all that is asked for

@@ -23,7 +23,7 @@ from gptlab.config import RunConfig, check_vocabulary, to_plain
 from gptlab.data.cache import cache_root
 from gptlab.data.mixture.prepare import PreparedMixture, inputs_of_run, prepare_run
 from gptlab.data.prepare import PreparedData
-from gptlab.distributed import internals
+from gptlab.distributed import float8, internals
 from gptlab.distributed.allocator import keep_freed_memory
 from gptlab.distributed.compiling import compiling_seconds, keep_compiled
 from gptlab.distributed.config import Layout, Recompute
@@ -63,7 +63,7 @@ from gptlab.training.callbacks.progress_bar import ProgressBar
 from gptlab.training.callbacks.same_start import SameStart
 from gptlab.training.callbacks.signals import SignalListener
 from gptlab.training.callbacks.throughput import Throughput
-from gptlab.training.config import SpikeAction, is_whole
+from gptlab.training.config import FLOAT8, SpikeAction, is_whole
 from gptlab.training.datamodule import ExamplesDataModule, TrainBatches
 from gptlab.training.finetune import prepare_finetuning
 from gptlab.training.loggers import build_loggers, check_installed, ended_with_run, publish_head
@@ -104,6 +104,8 @@ def train(
     callbacks = [*build_extra(config.callbacks.extra), *callbacks]
     check_installed(config.logger)
     devices = find_devices(config.trainer)
+    if devices.precision == FLOAT8:
+        float8.check_installed()
     check_program(per_node=devices.world_size // config.trainer.num_nodes)
     if devices.accelerator == "cpu":
         keep_freed_memory()
@@ -121,6 +123,8 @@ def train(
     objective = next(iter(objectives.values()))
     shape = shape_model(config.model, vocab_size, config.n_class)
     prepare_finetuning(shape, config.finetune)
+    if devices.precision == FLOAT8:
+        float8.check_layers(shape)
     budget_bytes = _budget_bytes(config, devices)
     plan = make_plan(config, data, devices, vocab_size, objective, shape, budget_bytes=budget_bytes)
     datamodule = _datamodule(config, data, objectives, plan.layout, plan.n_steps)
@@ -158,6 +162,9 @@ def train(
             warning = check_memory(plan, config, free_memory_bytes(devices, config.trainer.num_nodes))
             if warning:
                 print(f"warning: {warning}", file=sys.stderr, flush=True)
+            if devices.precision == FLOAT8 and devices.accelerator == "cpu":
+                emulated = f"trainer.precision={FLOAT8} is emulated on a CPU, for checks: slower than 32-true"
+                print(f"warning: {emulated}", file=sys.stderr, flush=True)
         if source is not None and (step > plan.n_steps or (step == plan.n_steps and config.resume != "auto")):
             raise UserError(
                 f"{source.path} is at step {step:,} and the budget is {plan.n_steps:,} steps; "
@@ -477,6 +484,7 @@ class _Training:
             shares=self.datamodule.shares,
             whole_val=is_whole(config.trainer.limit_val_batches),
             whole_test=is_whole(config.trainer.limit_test_batches),
+            float8=self.devices.precision == FLOAT8,
         )
         module.finished_steps, module.skipped_steps = step, skipped
         return module
@@ -760,7 +768,7 @@ def _trainer(
     own = {
         "accelerator": devices.accelerator,
         "devices": devices.per_node,
-        "precision": devices.precision,
+        "precision": "bf16-mixed" if devices.precision == FLOAT8 else devices.precision,
         "strategy": build_strategy(config.strategy, world_size=devices.world_size, accelerator=devices.accelerator),
         "logger": False,
         "callbacks": callbacks,

@@ -12,6 +12,7 @@ import lightning
 import torch
 
 from gptlab.distributed.config import Layout, Sharding, StrategyConfig
+from gptlab.distributed.float8 import use_float8
 from gptlab.distributed.parallelize import build_mesh, parallelize, synchronize_gradients
 from gptlab.distributed.sharded_tensors import clip, fill, global_norm
 from gptlab.distributed.signals import Interrupted
@@ -86,6 +87,7 @@ class LanguageModule(lightning.LightningModule):
         shares: Mapping[str, float] | None = None,
         whole_val: bool = True,
         whole_test: bool = True,
+        float8: bool = False,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -101,6 +103,7 @@ class LanguageModule(lightning.LightningModule):
         self.n_bytes = n_bytes  # of text, by split
         self.shares = shares or {}  # of the sources of a mixture in the run
         self.whole_val, self.whole_test = whole_val, whole_test  # whether evaluations read the whole split
+        self.float8 = float8  # whether the linear layers of blocks compute in float8
         self.model: Any = None
         self.finished_steps = 0
         self.skipped_steps = 0  # whose samples were left out
@@ -131,6 +134,8 @@ class LanguageModule(lightning.LightningModule):
         if strategy.shards_model:
             device = self.trainer.strategy.root_device
             mesh = build_mesh(self.layout, device.type)
+        if self.float8:
+            use_float8(model, emulate=self.trainer.strategy.root_device.type == "cpu")
         # Ranks may have measured different memory, and all have to gather a block that is recomputed.
         recomputed = self.trainer.strategy.broadcast(self.recomputed)
         parallelize(model, strategy, mesh, precision=self.trainer.precision, recomputed=recomputed)
