@@ -514,6 +514,34 @@ def attention_by(backend: str) -> Iterator[None]:
 
 
 @contextmanager
+def newer_flash_attention(name: str) -> Iterator[None]:
+    """torch's flash attention by a library of its own, FA3 or FA4, where that is installed."""
+    from torch.nn import attention
+
+    if not hasattr(attention, "activate_flash_attention_impl"):
+        raise NotHere("this torch has no activate_flash_attention_impl")
+    try:
+        attention.activate_flash_attention_impl(name)
+    except ImportError as error:
+        raise NotHere(f"{name} is not installed: {error}") from None
+    try:
+        with attention_by("FLASH_ATTENTION"):
+            yield
+    finally:
+        attention.restore_flash_attention_impl()
+
+
+@contextmanager
+def cuda_graphs() -> Iterator[None]:
+    """Blocks compiled with CUDA graphs, which replay a block's kernels as one launch."""
+    from torch import nn
+
+    compile = nn.Module.compile
+    with patch.object(nn.Module, "compile", lambda self, **given: compile(self, mode="reduce-overhead", **given)):
+        yield
+
+
+@contextmanager
 def torch_loss() -> Iterator[None]:
     """torch's linear_cross_entropy in the place of gptlab's."""
     import torch
@@ -585,6 +613,9 @@ def speed(bench: Bench) -> None:
     measure("gptlab, compiled, padded, torch's linear_cross_entropy", *best, within=torch_loss)
     for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION"):
         measure(f"gptlab, compiled, padded, {backend}", *best, within=partial(attention_by, backend))
+    for name in ("FA3", "FA4"):
+        measure(f"gptlab, compiled, padded, {name}", *best, within=partial(newer_flash_attention, name))
+    measure("gptlab, compiled, padded, CUDA graphs", *best, within=cuda_graphs)
     for what in ("selective", "full"):
         measure(f"gptlab, compiled, padded, recompute {what}", *best, f"strategy.activation_checkpointing={what}")
     for power in (25, 29):
