@@ -5,7 +5,8 @@
 
 Without a name the default selection runs, in under 25 minutes on two cores with nothing beside. Each benchmark is a
 process of its own, as `python benchmarks/NAME.py` is. A result is a section of FOLDER/YYYY-MM-DD-NAME.md, with machine,
-versions and command line; another run on the same day adds one. Ctrl-C keeps what was measured until then.
+versions and command line; another run on the same day adds one. Ctrl-C keeps what was measured until then,
+and so does `| head`.
 """
 
 import argparse
@@ -18,12 +19,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
 
 from benchmarks import machine
+from benchmarks.ending import finish
 
 FOLDER = Path(__file__).parent
 GRACE_SECONDS = 30  # in which an interrupted benchmark removes its files
@@ -144,7 +146,7 @@ def run(name: str, arguments: list[str], to: Path, typed: list[str]) -> int:
     }
     with subprocess.Popen(command, **given, process_group=0) as process:
         # In a thread, where Ctrl-C is not raised: between reading a line and keeping it, it would lose it.
-        reader = threading.Thread(target=_pass_on, args=(process.stdout, lines))
+        reader = threading.Thread(target=_pass_on, args=(process, lines, closed := threading.Event()))
         reader.start()
         try:
             code = process.wait()
@@ -154,19 +156,31 @@ def run(name: str, arguments: list[str], to: Path, typed: list[str]) -> int:
             raise
         finally:
             reader.join()
+            ending = "interrupted" if closed.is_set() else ending
             seconds = time.monotonic() - started
             title = f"python benchmarks/{name}.py {' '.join(map(_shown, arguments))}".strip()
             facts = [f"{began:%Y-%m-%d %H:%M}", f"{seconds:.0f} seconds", *([f"**{ending}**"] if ending else [])]
             text = f"## {title}\n\n{', '.join(facts)}, by `{' '.join(map(_shown, typed))}`. {measured_on}.\n\n"
             _append(to / f"{began:%Y-%m-%d}-{name}.md", name, text + f"```text\n{''.join(lines).rstrip()}\n```\n")
+    if closed.is_set():
+        raise BrokenPipeError
     return code
 
 
-def _pass_on(output: TextIO, lines: list[str]) -> None:
-    for line in output:
+def _pass_on(process: subprocess.Popen, lines: list[str], closed: threading.Event) -> None:
+    """Keep and print the output of a benchmark; `closed` is set, and it is interrupted, once nobody reads on."""
+    assert process.stdout is not None
+    for line in process.stdout:
         lines.append(line)
-        sys.stdout.write(line)
-        sys.stdout.flush()
+        if closed.is_set():
+            continue
+        try:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            closed.set()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
 
 
 def _interrupt(process: subprocess.Popen) -> None:
@@ -221,4 +235,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    finish(lambda: main(sys.argv[1:]))

@@ -1337,4 +1337,6 @@ def write(given: argparse.Namespace, found: list[Row]) -> str:
 CALL = time.strftime("%H:%M:%S")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from ending import finish
+
+    finish(main)

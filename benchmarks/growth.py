@@ -185,4 +185,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from ending import finish
+
+    finish(main)

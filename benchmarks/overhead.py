@@ -236,4 +236,6 @@ def _drain(terminal: int, output: list[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from ending import finish
+
+    finish(main)

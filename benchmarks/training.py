@@ -463,4 +463,6 @@ def _free_bytes(device: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    from ending import finish
+
+    finish(main)

@@ -16,6 +16,7 @@ from gptlab.training import loop
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py")}
+CLOSED = "error: standard output was closed before the end\n"
 TOY = training.SIZES["cpu"]["toy"]
 
 # Runs the command over benchmarks of its own: what stands in the folder that is given.
@@ -27,13 +28,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 command.FOLDER = Path(sys.argv[1])
 command.machine.describe = lambda: "a machine"
 command.BENCHMARKS = {path.stem: command.Benchmark(1, options=()) for path in sorted(command.FOLDER.glob("*.py"))}
-sys.exit(command.main(sys.argv[2:]))
+command.finish(lambda: command.main(sys.argv[2:]))
 """
 
 
-def run(folder: Path, *typed: str) -> subprocess.CompletedProcess:
+def start(folder: Path, *typed: str) -> subprocess.Popen:
     arguments = [sys.executable, "-c", DRIVER, str(folder), "--to", str(folder / "results"), *typed]
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(folder: Path, *typed: str) -> subprocess.CompletedProcess:
+    process = start(folder, *typed)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def refusal(capsys, *typed: str) -> str:
@@ -113,6 +120,42 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path):
     assert set(results) == {"a", "b"}
     assert "whole" in results["a"] and "interrupted" not in results["a"]
     assert "half" in results["b"] and "**interrupted**" in results["b"]
+
+
+def test_output_that_is_read_no_further_stops_the_benchmark_and_keeps_what_was_measured(tmp_path):
+    (tmp_path / "a.py").write_text("import time\nfor i in range(1200): print(f'line {i}'), time.sleep(0.05)")
+    (tmp_path / "b.py").write_text("print('never')")
+    with start(tmp_path) as process:
+        assert process.stdout.readline() == "== a\n" and process.stdout.readline() == "line 0\n"
+        process.stdout.close()  # as `| head -2` does
+        assert process.stderr.read() == CLOSED and process.wait(60) == 1
+    (result,) = (tmp_path / "results").iterdir()
+    assert "**interrupted**" in result.read_text() and "line 0\nline 1\n" in result.read_text()
+
+
+@pytest.mark.parametrize("name", command.BENCHMARKS)
+def test_each_script_leaves_its_end_to_one_function(name):
+    assert SCRIPTS[name].endswith('if __name__ == "__main__":\n    from ending import finish\n\n    finish(main)\n')
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "said"),
+    [
+        ("print('measured')", 1, CLOSED),
+        ("print('measured'), sys.exit(0)", 1, CLOSED),
+        ("sys.argv.append('--help'), print('usage'), sys.exit(0)", 1, ""),
+        ("signal.raise_signal(signal.SIGINT)", 130, ""),
+        ("3", 3, ""),
+        ("sys.exit('error: failed')", 1, "error: failed\n"),
+    ],
+)
+def test_a_script_ends_without_a_traceback(main, code, said):
+    program = f"import signal, sys; from benchmarks.ending import finish; finish(lambda: ({main}))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (code, said)
 
 
 def test_contenders_compute_the_same_losses_and_one_that_fails_leaves_the_others(tmp_path):

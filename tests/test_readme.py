@@ -5,6 +5,7 @@ import random
 import re
 import shlex
 import subprocess
+import sysconfig
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
@@ -57,11 +58,16 @@ def folder(tmp_path):
 
 
 def smoke(overrides: Iterable[str]) -> list[str]:
-    """The overrides of a command with those that keep it short; they share the tokens of the standard library."""
+    """The overrides of a command with those that keep it short; most share the tokens of the standard library."""
     given = list(overrides)
-    starts = ("data", "model=bert", "model=t5", "tokenizer", "experiment")  # of those that read or cut another text
-    short = [] if any(override.startswith(starts) for override in given) else ["data.val_fraction=0.001"]
-    narrow = ["model.d_model=96"] if "model=gpt124m" in given else []
+    if any(override.startswith(("data", "experiment")) for override in given):  # which read another text
+        short = []
+    elif any(override.startswith(("model=bert", "model=t5", "tokenizer")) for override in given):
+        package = Path(sysconfig.get_path("stdlib"), "email")  # of 31 MB, which each of these would cut for itself
+        short = [f"data.path={package}", "data.val_fraction=0.2"]
+    else:
+        short = ["data.val_fraction=0.001"]
+    narrow = ["model.d_model=96", "model.n_layer=2"] if "model=gpt124m" in given else []
     return [*given, "debug=smoke", *short, *narrow]
 
 
@@ -90,7 +96,7 @@ def test_continuous_integration_runs_the_readmes_test_command():
 def test_commands_are_found_and_few():
     assert "python train.py model=gpt124m trainer.devices=8 strategy=fsdp" in COMMANDS
     assert len(COMMANDS) <= 10, "each is started by the tests"
-    assert len(OF_OBJECTIVE) == len(variants("objective"))
+    assert len(OF_OBJECTIVE) == len(variants("objective")) and set(OF_OBJECTIVE) <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -107,12 +113,8 @@ def test_a_command_works(command, folder):
         left = folder / LAST_LINE.fullmatch(end)["run"]
         for name in re.findall(r"^\| `([\w.]+)/?` \|", LEFT_BEHIND, re.MULTILINE):
             assert (left / name).exists(), f"{name} is promised and missing"
-
-
-@pytest.mark.parametrize("command", OF_OBJECTIVE)
-def test_a_command_has_the_objective_that_is_said(command):
-    shown = run(ROOT, str(ROOT / "train.py"), *shlex.split(command)[2:], "--cfg", "job")
-    assert f"objective:\n  type: {OF_OBJECTIVE[command]}\n" in shown
+        if command in OF_OBJECTIVE:
+            assert f"objective:\n  type: {OF_OBJECTIVE[command]}\n" in (left / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def ask(address: str, arguments: list[str]) -> None:
 
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         job = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "parent": os.getppid()}
+        # As the server may have been started otherwise, under nohup for one.
+        job["hangups"] = int(signal.getsignal(signal.SIGHUP))
         files = array.array("i", [0, 1, 2])
         text = json.dumps(job).encode()
         server.sendmsg([len(text).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
@@ -149,6 +151,7 @@ def carry_out(job: dict, program: Path) -> None:
 
     own, getppid = os.getpid(), os.getppid
     os.getppid = lambda: job["parent"] if os.getpid() == own else getppid()  # not the server, but who asked it
+    signal.signal(signal.SIGHUP, signal.Handlers(job["hangups"]))
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["folder"])

@@ -29,7 +29,7 @@ MODELS = {
         feedforward=Feedforward.swiglu,
     ),
 }
-# Routing is per sequence, so that micro-batches may differ: two sequences each, one, or all that a rank has.
+# Routing is per sequence, so that micro-batches may differ: two sequences each, or all that a rank has.
 STRATEGIES = {
     "auto": (1, {}),
     "full": (1, {"strategy": {"activation_checkpointing": "full"}}),
@@ -61,7 +61,7 @@ CASES += [("capacity", way) for way in ("auto", "full", "ddp", "fsdp", "tp", "fs
 CASES += [("even", way) for way in ("auto", "auto muon", *BY_EXPERT)]
 
 
-MICRO_BATCHES = {1: 2, 2: None, 4: 1}  # by number of ranks
+MICRO_BATCHES = {1: 2, 2: None, 4: 2}  # by number of ranks
 
 
 def job_of(name, way, folder, **model):

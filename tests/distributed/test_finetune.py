@@ -34,7 +34,7 @@ CASES += [("last", way) for way in ("auto", "ddp", "zero1", "fsdp full", "tp")]
 
 def job_of(name, way, place, folder):
     model = to_plain(MODEL) | {"init_from": str(place / "base")}
-    run = {"model": model, "micro_batch_size": 1, "finetune": TUNED[name]}
+    run = {"model": model, "micro_batch_size": 2, "finetune": TUNED[name]}
     return {**WAYS[way][1], "folder": str(folder), "run": run}
 
 

@@ -7,7 +7,7 @@ from ranks import carry_out, roll_back_to, wanted
 from small_runs import OBJECTIVES, learned, step_rows
 
 RANKS = {"auto": 1, "ddp": 2, "fsdp": 2}
-MICRO = {"run": {"micro_batch_size": 1}}  # each device accumulates
+MICRO = {"run": {"micro_batch_size": 2}}  # each device accumulates
 OTHERS = [name for name in OBJECTIVES if name != "causal_lm"]  # which test_strategies.py has
 # Under ddp what the ranks count differs by objective, under fsdp the network does; the rest repeats one of them.
 TRAINED = {("masked_lm", "ddp"), ("instruction", "ddp"), ("span_corruption", "fsdp"), ("classification", "fsdp")}

@@ -35,8 +35,10 @@ def trained(tmp_path_factory, request):
     looked_at = {"auto": {}, "auto muon": MUON} | {name: JOBS[name] for (name,) in wanted(request, "name")}
     for n_ranks in (1, 2):
         jobs = {name: job for name, job in looked_at.items() if ("strategy" in job) == (n_ranks == 2)}
-        run = {"model": to_plain(MODEL), "micro_batch_size": 2}
-        carry_out([{**job, "run": run, "folder": str(place / name)} for name, job in jobs.items()], n_ranks, place)
+        model, micro = to_plain(MODEL), {"tp": 4}  # two a step as well, of all sequences
+        runs = {name: {"model": model, "micro_batch_size": micro.get(name, 2)} for name in jobs}
+        todo = [{**job, "run": runs[name], "folder": str(place / name)} for name, job in jobs.items()]
+        carry_out(todo, n_ranks, place)
     return place
 
 

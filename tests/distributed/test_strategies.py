@@ -18,7 +18,7 @@ from gptlab.runs.folder import read_metrics
 from gptlab.training.config import AdamWConfig
 
 RANKS = {"auto": 1, "ddp": 2, "zero1": 2, "zero2": 2, "fsdp": 2, "tp": 2, "hsdp": 4, "fsdp_tp": 4}
-MICRO = {1: 2, 2: 2, 4: 1}  # by number of ranks: of eight sequences, so that one device or two accumulate
+REPLICAS = RANKS | {"tp": 1, "fsdp_tp": 2}  # groups of ranks with sequences of their own: eight a step in all
 OPTIONS = {
     "plain": {},
     "muon": {"optimizer": "muon"},
@@ -34,7 +34,7 @@ COMPILED = ("auto", "ddp", "fsdp", "tp")  # the others use the same two ways of 
 
 
 def job_of(strategy: str, option: str, folder) -> dict:
-    run = {"micro_batch_size": MICRO[RANKS[strategy]]}
+    run = {"micro_batch_size": 4 // REPLICAS[strategy]}  # two a step, which accumulate
     job = {"run": run, **OPTIONS[option], "folder": str(folder), "evaluate": option == "plain"}
     own = job.get("strategy", {})
     if (strategy, option) == ("auto", "documents"):  # what the others are compared with recomputes nothing

@@ -209,5 +209,5 @@ def test_a_model_that_does_not_know_parametrizations_is_refused():
     config = ModelConfig(type="average", d_model=16, parametrization=MUP, base_d_model=8)
     with pytest.raises(UserError, match=r"blocks\.0\.weight is; define _role_of"):
         Average(config, 5).role_of("blocks.0.weight", nn.Linear(1, 1))
-    with pytest.raises(UserError, match="use it with gptlab alone"):
+    with pytest.raises(UserError, match=r"train with model\.parametrization=standard, or use it with gptlab"):
         Average(config, 5).as_standard()

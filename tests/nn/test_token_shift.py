@@ -47,5 +47,5 @@ def test_it_begins_as_the_model_without_it():
 
 
 def test_no_architecture_of_transformers_holds_it():
-    with pytest.raises(UserError, match=r"no architecture of transformers has model\.token_shift=true"):
+    with pytest.raises(UserError, match=r"has model\.token_shift=true; train with model\.token_shift=false, or"):
         architecture_for(CONFIG)

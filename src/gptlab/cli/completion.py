@@ -27,7 +27,7 @@ RUN_OPTIONS = ("train", "sweep", "plan", "inspect")  # commands that take what g
 
 
 def candidates(line: str, commands: Iterable[str]) -> list[str]:
-    """What the last word of a command line may become; none where the shell's own file names serve."""
+    """What the last argument of a command line may become; none where the shell's own file names serve."""
     *before, word = line.split(" ")
     before = [part for part in before if part]
     if len(before) < 2:

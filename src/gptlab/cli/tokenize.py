@@ -39,7 +39,7 @@ gptlab tokenize train tokenizer=bpe data=text data.path=FILE to=FOLDER
     output       text, or json with nothing else on standard output (text)
     plugins      modules that register components of your own, as [MODULE]
 
-gptlab tokenize train makes a tokenizer; see gptlab tokenize train --help. The word alone is text=train.
+gptlab tokenize train makes a tokenizer; see gptlab tokenize train --help. The text "train" is text=train.
 """
 FOREIGN = {"model": "run", "prompt": "text", "input": "text", "tokens": "ids", "format": "output"}
 
@@ -102,7 +102,7 @@ def show(arguments: list[str]) -> None:
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The arguments that are text, and the options."""
-    # A word and an equals sign at the beginning is an option, and a wrong one is worth an answer.
+    # A name and an equals sign at the beginning are an option, and a wrong one is worth an answer.
     options = [argument for argument in arguments if re.match(r"[a-z_]+=", argument)]
     return [argument for argument in arguments if argument not in options], options
 

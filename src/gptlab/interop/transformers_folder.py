@@ -244,9 +244,14 @@ def architecture_for(config: ModelConfig, *, classifies: bool = False) -> Archit
         refusals = architecture.refusals(config)
         if not refusals:
             return architecture
+    if not refusals:
+        raise UserError(
+            f"no architecture of transformers has a class head on model.type={config.type}, which "
+            "objective=classification trains; use it with gptlab alone"
+        )
     raise UserError(
-        f"no architecture of transformers has {', '.join(refusals) or 'a class head for this model'}; "
-        "use it with gptlab alone"
+        f"no architecture of transformers has {', '.join(refusals)}; train with {' '.join(refusals.values())}, or use "
+        "it with gptlab alone"
     )
 
 

@@ -138,7 +138,8 @@ class LanguageModel(nn.Module, ABC):
             return self.config, {}
         raise UserError(
             f"model.parametrization={self.config.parametrization.value}: the model of model.type={self.config.type} "
-            "does not say how its multipliers become part of its weights; use it with gptlab alone"
+            "does not say how its multipliers become part of its weights; train with model.parametrization=standard, "
+            "or use it with gptlab alone"
         )
 
     @property

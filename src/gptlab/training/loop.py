@@ -53,7 +53,6 @@ from gptlab.training.callbacks.evaluations import Evaluations
 from gptlab.training.callbacks.extra import build_extra, check_extra, stopped_early
 from gptlab.training.callbacks.forecast import Forecast
 from gptlab.training.callbacks.hash_chain import HashChain
-from gptlab.training.callbacks.idle_hooks import skip_idle_hooks
 from gptlab.training.callbacks.layer_sizes import LayerSizes
 from gptlab.training.callbacks.metrics import Metrics, is_logged
 from gptlab.training.callbacks.pace import Pace
@@ -66,6 +65,7 @@ from gptlab.training.callbacks.throughput import Throughput
 from gptlab.training.config import FLOAT8, SpikeAction, is_whole
 from gptlab.training.datamodule import ExamplesDataModule, TrainBatches
 from gptlab.training.finetune import prepare_finetuning
+from gptlab.training.idle_hooks import skip_idle_hooks
 from gptlab.training.loggers import build_loggers, check_installed, ended_with_run, publish_head
 from gptlab.training.module import LanguageModule, Network, metric_name
 from gptlab.training.resume import (

@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from gptlab.training.callbacks.idle_hooks import HOOKS_OF_A_STEP, skip_idle_hooks
+from gptlab.training.idle_hooks import HOOKS_OF_A_STEP, skip_idle_hooks
 
 
 class OneStep(lightning.LightningModule):
