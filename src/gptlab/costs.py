@@ -30,7 +30,13 @@ from gptlab.counting import (
 from gptlab.distributed.config import SHARDED, Layout, Recompute, Sharding, StrategyConfig
 from gptlab.models.base import LanguageModel
 from gptlab.models.config import Capability
-from gptlab.nn.loss import CHUNK_ELEMENTS_CPU, CHUNK_ELEMENTS_GPU, aligned, softmax_positions_cpu
+from gptlab.nn.loss import (
+    CHUNK_ELEMENTS_CPU,
+    CHUNK_ELEMENTS_GPU,
+    aligned,
+    plain_positions,
+    softmax_positions_cpu,
+)
 from gptlab.nn.tensor_parallel import Split
 from gptlab.training.config import OptimizerConfig
 
@@ -400,11 +406,18 @@ def recompute_within(
 
 
 def _logit_bytes(n_logits: float, counted: TrainingPass, activation: int) -> int:
-    """A chunk of logits, and its softmax in float32; where there are several, a CPU takes a few positions at a time."""
+    """What `nn.loss.linear_cross_entropy` needs at once, in bytes.
+
+    Of few positions that is what autograd does: their log-probabilities, the gradient of these and that of the logits,
+    in float32. Of more it is a chunk of logits and its softmax in float32, which a CPU takes some positions at a time.
+    """
+    if not counted.vocab_size:
+        return 0
+    if n_logits <= plain_positions(counted.vocab_size, on_cpu=not counted.fused) * counted.vocab_size:
+        return round(n_logits) * 12
     chunk = max(CHUNK_ELEMENTS_GPU if counted.fused else CHUNK_ELEMENTS_CPU, aligned(counted.vocab_size))
-    several = n_logits * aligned(counted.vocab_size) > chunk * counted.vocab_size
-    held = in_softmax = chunk if several else n_logits
-    if several and not counted.fused:
+    held = in_softmax = min(n_logits * aligned(counted.vocab_size) / counted.vocab_size, chunk)
+    if not counted.fused:
         in_softmax = min(held, softmax_positions_cpu(counted.vocab_size) * counted.vocab_size)
     return round(held) * activation + round(in_softmax) * 4
 

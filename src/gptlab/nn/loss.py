@@ -16,6 +16,8 @@ IGNORE_INDEX = -100
 # to hide the pass over the weight's gradient that ends each chunk.
 CHUNK_ELEMENTS_CPU = 2**24 - 2**16  # a float32 chunk stays below 64 MiB, which a CPU reuses (distributed.allocator)
 CHUNK_ELEMENTS_GPU = 2**27
+# Up to so many logits there is nothing to save: autograd keeps three float32 numbers for each of them.
+PLAIN_ELEMENTS_GPU = 2**24
 # Of a chunk a CPU takes so many through the softmax at a time, which then stay in its cache and need no second chunk;
 # or more, so that each thread has some positions.
 SOFTMAX_ELEMENTS_CPU = 2**20
@@ -58,8 +60,8 @@ def linear_cross_entropy(
     """Sum of -log p(target) over the targets that are not `ignore_index`, in nats: a float32 scalar.
 
     hidden (..., D), targets (...) of int64; `chunk_size` positions are scored at a time (None: by the vocabulary).
-    Logits are in hidden's dtype (under autocast in autocast's), softmax and sums in float32. Where more than one
-    chunk is needed gradients are computed along with the loss, and a second backward through it is refused.
+    Logits are in hidden's dtype (under autocast in autocast's), softmax and sums in float32. Where
+    positions are many gradients are computed along with the loss, and a second backward through it is refused.
     """
     vocab_size, width = head.weight.shape
     if hidden.shape[-1] != width or hidden.shape[:-1] != targets.shape:
@@ -73,10 +75,12 @@ def linear_cross_entropy(
         _check_targets(targets, vocab_size, ignore_index)
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
+    n_plain = chunk_size
     if chunk_size is None:
         chunk_size = max(1, (CHUNK_ELEMENTS_CPU if device == "cpu" else CHUNK_ELEMENTS_GPU) // aligned(vocab_size))
+        n_plain = plain_positions(vocab_size, on_cpu=device == "cpu")
     with torch.autocast(device, enabled=False):
-        if len(targets) <= chunk_size:  # nothing to save
+        if len(targets) <= n_plain:
             logits = head.to(hidden.dtype).logits(hidden).float()
             return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
         return _LinearCrossEntropy.apply(
@@ -145,6 +149,11 @@ def softmax_positions_cpu(vocab_size: int) -> int:
     return max(POSITIONS_PER_THREAD * torch.get_num_threads(), SOFTMAX_ELEMENTS_CPU // vocab_size)
 
 
+def plain_positions(vocab_size: int, *, on_cpu: bool) -> int:
+    """Up to how many positions the loss leaves to autograd."""
+    return softmax_positions_cpu(vocab_size) if on_cpu else PLAIN_ELEMENTS_GPU // vocab_size
+
+
 def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
     """Add a @ b to `total`, in its dtype; the first product is written over what it holds."""
     if a.dtype == total.dtype:
@@ -177,28 +186,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
         chunk_logits = hidden.new_empty(size, aligned(len(weight)))  # used by every chunk
 
-        def take(chunk: slice) -> None:  # a function, so that nothing of a chunk is alive while the next is computed
+        # Functions, so that nothing of a part or a chunk is alive while the next is computed.
+        def score(scores: Tensor, target: Tensor, log_p_target: Tensor, counts: Tensor) -> None:
+            """Put the gradient of some positions' logits in their place, and what their targets have."""
+            capped = scores
+            if softcap is not None:
+                saturation = torch.tanh_(scores.float() / softcap)
+                capped = saturation * softcap
+            log_p = torch.log_softmax(capped, -1, dtype=torch.float32)
+            torch.gather(log_p, 1, target, out=log_p_target)
+            if d_hidden is None and d_weight is None and d_bias is None:
+                return
+            d_logits = log_p.exp_().scatter_(1, target, log_p_target.exp().sub_(1))
+            if softcap is not None:
+                d_logits *= saturation.square_().neg_().add_(1)
+            if d_bias is not None:
+                d_bias.add_(d_logits.T.mv(counts))
+            scores.copy_(d_logits)
+
+        def take(chunk: slice) -> None:
             logits = chunk_logits[: len(inputs[chunk]), : len(weight)]  # (N, V)
             if shift is None:
                 torch.mm(inputs[chunk], matrix.T, out=logits)
             else:
                 torch.addmm(shift, inputs[chunk], matrix.T, out=logits)
             parts = (logits, targets[chunk, None], log_p_targets[chunk, None], counted[chunk])
-            for scores, target, log_p_target, counts in zip(*(part.split(n_at_once) for part in parts), strict=True):
-                capped = scores
-                if softcap is not None:
-                    saturation = torch.tanh_(scores.float() / softcap)
-                    capped = saturation * softcap
-                log_p = torch.log_softmax(capped, -1, dtype=torch.float32)
-                torch.gather(log_p, 1, target, out=log_p_target)
-                if d_hidden is None and d_weight is None and d_bias is None:
-                    continue
-                d_logits = log_p.exp_().scatter_(1, target, log_p_target.exp().sub_(1))
-                if softcap is not None:
-                    d_logits *= saturation.square_().neg_().add_(1)
-                if d_bias is not None:
-                    d_bias.add_(d_logits.T.mv(counts))
-                scores.copy_(d_logits)
+            for part in zip(*(whole.split(n_at_once) for whole in parts), strict=True):
+                score(*part)
             if d_hidden is not None:
                 torch.mm(logits, matrix, out=d_hidden[chunk])
             if d_weight is not None:
