@@ -2,6 +2,7 @@
 
 import weakref
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -425,16 +426,19 @@ def test_a_budget_recomputes_as_few_blocks_as_keep_to_it():
     model = shape_model(DecoderConfig(**SIX, context_length=16), 40)
     counted = costs.training_pass(model, 16, micro_batch_size=8)
     strategy = StrategyConfig(activation_checkpointing=Recompute.budget)
-    options = {"optimizer": AdamWConfig(), "precision": "32-true", "strategy": strategy, "layout": Layout()}
+
+    def of(blocks, process=0):
+        return memory(model, counted, strategy=strategy, recomputed=blocks, process=process)
+
     totals = [memory(model, counted, strategy=strategy, recomputed=range(n))["total"] for n in range(7)]
     assert totals[0] == memory(model, counted)["total"] and totals[0] > totals[1] > totals[4] > totals[5] == totals[6]
     for n in range(6):
-        blocks, found = costs.recompute_within(totals[n], model, counted, **options)
+        blocks, found = costs.recompute_within(totals[n], counted.recomputable, of)
         assert (blocks, found["total"]) == (tuple(range(n)), totals[n])
-        tighter, _ = costs.recompute_within(totals[n] - 1, model, counted, **options)
-        assert len(tighter) == (n + 1 if n < 5 else 6)
-    beside = options | {"process": 10**9}  # is not part of it
-    assert costs.recompute_within(totals[3], model, counted, **beside)[0] == (0, 1, 2)
+        tighter, _ = costs.recompute_within(totals[n] - 1, counted.recomputable, of)
+        assert len(tighter) == min(n + 1, 5)  # the last one would save nothing
+    beside, _ = costs.recompute_within(totals[3], counted.recomputable, partial(of, process=10**9))
+    assert beside == (0, 1, 2), "the program itself is not part of it"
 
 
 class LivePeak(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """The plan of a run: its numbers, and how they are shown."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,13 +157,20 @@ def test_a_budget_of_memory(planned, tmp_path):
     strategy.memory_budget_gib = 1e-6
     config = small_run(tmp_path / "run", **large, strategy=strategy)
     none_left, _ = planned(**large, strategy=strategy, budget_bytes=1000)
-    assert none_left.recomputed == (0, 1)
-    with pytest.raises(UserError, match=r"budget_gib=1e-06 is less than .* use micro_batch_size=1024, strategy=fs"):
-        check_memory(none_left, config, None)
+    assert none_left.recomputed == (0,), "the other would save nothing"
+    config.strategy.check_memory = False  # is about what is free
+    for free in (None, 10**12):
+        with pytest.raises(
+            UserError, match=r"budget_gib=1e-06 is less than .* use micro_batch_size=1024, strategy=fs"
+        ) as refused:
+            check_memory(none_left, config, free)
+    needed = tight.memory["total"] / 2**30
+    said = re.search(r"raise it: strategy\.memory_budget_gib=([\d.]+)$", str(refused.value))
+    assert needed <= float(said[1]) < needed + 0.011
     strategy.memory_budget_gib = total / 2**30
     assert check_memory(tight, config, None) == ""
-    failed = explain_allocation(MemoryError(), tight, config)
-    assert failed is not None and "strategy.activation_checkpointing=full" in failed
+    roomy = explain_allocation(MemoryError(), roomy, config)
+    assert roomy is not None and "strategy.activation_checkpointing=full" in roomy
     failed = explain_allocation(MemoryError(), none_left, config)
     assert failed is not None and "activation_checkpointing" not in failed
 

@@ -7,9 +7,8 @@ a new architecture needs no formulas.
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -385,24 +384,22 @@ def memory_bytes(
 
 
 def recompute_within(
-    budget_bytes: float, model: LanguageModel, counted: TrainingPass, **options: Any
+    budget_bytes: float, blocks: Sequence[int], memory: Callable[[Sequence[int]], dict[str, int]]
 ) -> tuple[tuple[int, ...], dict[str, int]]:
-    """The fewest blocks to recompute for training to take at most `budget_bytes`, and `memory_bytes` of it then.
+    """The fewest of the first `blocks` to recompute for training to take at most `budget_bytes`, and its memory then.
 
-    `options` are those of `memory_bytes`. On a CPU the program itself is not part of the budget. They are the first
-    blocks that keep something; all of these where even that is not enough.
+    `memory` is what `memory_bytes` says where these blocks are recomputed. On a CPU the program itself is not part of
+    the budget. Where nothing keeps to it, the fewest blocks with which it takes the least.
     """
-    blocks = counted.recomputable
-
-    def memory(n: int) -> dict[str, int]:
-        return memory_bytes(model, counted, recomputed=blocks[:n], **options)
+    least = memory(blocks)
+    limit = max(budget_bytes, least["total"] - least["process"])
 
     def fits(n: int) -> bool:
-        found = memory(n)
-        return found["total"] - found["process"] <= budget_bytes
+        found = memory(blocks[:n])
+        return found["total"] - found["process"] <= limit
 
     n = bisect_left(range(len(blocks)), True, key=fits)
-    return blocks[:n], memory(n)
+    return tuple(blocks[:n]), memory(blocks[:n])
 
 
 def _logit_bytes(n_logits: float, counted: TrainingPass, activation: int) -> int:

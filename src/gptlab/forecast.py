@@ -1,6 +1,7 @@
 """What a run is about to do: its plan, worked out and printed before it starts."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,18 +181,17 @@ def check_memory(plan: Plan, config: RunConfig, free_bytes: int | None) -> str:
     """Compare a plan with the memory that a device has free; returns a warning where it is close, else nothing.
 
     Raises UserError where it cannot fit: the weights, gradients and optimizer state alone exceed what is free, or the
-    whole estimate exceeds it by more than its error.
+    whole estimate exceeds it by more than its error. A budget that the config gives it has to keep to in any case.
     """
-    if not config.strategy.check_memory:
-        return ""
     total = plan.memory["total"] - plan.memory["process"]  # which has it already
     budget = config.strategy.memory_budget_gib
     if budget is not None and total > budget * 2**30:
+        enough = math.ceil(100 * total / 2**30) / 100
         raise UserError(
-            f"strategy.memory_budget_gib={budget:g} is less than the run needs with every block recomputed, about "
-            f"{bytes_text(total)} per device; {_remedies(plan, config)}, or raise it"
+            f"strategy.memory_budget_gib={budget:g} is less than the run needs with its blocks recomputed; "
+            f"{_remedies(plan, config)}, or raise it: strategy.memory_budget_gib={enough:g}"
         )
-    if free_bytes is None:
+    if free_bytes is None or not config.strategy.check_memory:
         return ""
     state = sum(plan.memory[name] for name in STATE)
     planned = f"about {bytes_text(total)} per device, and {bytes_text(free_bytes)} per device is free"
@@ -240,8 +240,9 @@ def _remedies(plan: Plan, config: RunConfig, *, state_alone: bool = False, faile
 
 
 def _recomputes_all(plan: Plan, config: RunConfig) -> bool:
+    """Whether no more can be recomputed that would save something: the last block would not."""
     how = config.strategy.activation_checkpointing
-    return how is Recompute.full or (plan.recomputed is not None and len(plan.recomputed) == plan.n_recomputable)
+    return how is Recompute.full or (plan.recomputed is not None and len(plan.recomputed) >= plan.n_recomputable - 1)
 
 
 def count_steps(config: RunConfig, n_parameters: int) -> int:
@@ -321,21 +322,27 @@ def make_plan(
     if interval is None:  # never more often than that
         interval = -(-n_steps // count_validations(validation_flops, run_flops))
     val_every = max(1, round(n_steps * interval)) if isinstance(interval, float) else interval
-    options = {
-        "optimizer": config.optimizer,
-        "precision": devices.precision,
-        "strategy": config.strategy,
-        "layout": layout,
-        "accumulates": micro_batch_size < share,
-        "evaluated": evaluated,
-        "process": devices.process_bytes,
-        "fragmentation": devices.fragmentation,
-    }
+
+    def memory_of(recomputed: Sequence[int] | None) -> dict[str, int]:
+        return costs.memory_bytes(
+            model,
+            counted,
+            optimizer=config.optimizer,
+            precision=devices.precision,
+            strategy=config.strategy,
+            layout=layout,
+            accumulates=micro_batch_size < share,
+            evaluated=evaluated,
+            process=devices.process_bytes,
+            fragmentation=devices.fragmentation,
+            recomputed=recomputed,
+        )
+
     recomputed = None
     if config.strategy.activation_checkpointing is not Recompute.budget:
-        memory = costs.memory_bytes(model, counted, **options)
+        memory = memory_of(None)
     elif counted is not None and budget_bytes is not None:
-        recomputed, memory = costs.recompute_within(budget_bytes, model, counted, **options)
+        recomputed, memory = costs.recompute_within(budget_bytes, counted.recomputable, memory_of)
     else:
         why = f"a plan of the memory, and {uncounted}" if uncounted else "to know what the device has free"
         raise UserError(

@@ -164,8 +164,8 @@ def test_a_model_too_large_for_its_devices_has_no_proposal():
 
 
 def test_a_budget_fits_what_would_not():
-    """GPT-2 XL with a micro-batch of 16, whose activations alone are half of an A100 with 80 GB."""
-    typed = ["model=gpt1558m", "micro_batch_size=16", "batch_tokens=524288"]
+    """GPT-2 XL with a micro-batch of 8, whose activations alone are a quarter of an A100 with 80 GB."""
+    typed = ["model=gpt1558m", "micro_batch_size=8", "batch_tokens=524288"]
     plain, full, budget = (
         planner(*typed, *(f"strategy.activation_checkpointing={how}",), device="a100")
         for how in ("none", "full", "budget")
@@ -184,7 +184,32 @@ def test_a_budget_fits_what_would_not():
         sizes.append(tight.recomputed())
     assert sizes[0] in (1, 2) and sizes[1] in range(22, 27) and sizes[2] == 47
     less = planner(*typed, "strategy.activation_checkpointing=budget", "strategy.memory_budget_gib=8")
-    assert less.recomputed() == 48 and not less.summary()["fits"]
+    assert less.recomputed() == 47 and not less.summary()["fits"]
+
+
+def test_what_is_proposed_keeps_to_the_budget():
+    typed = ["model=gpt1558m", "batch_tokens=524288", "strategy.activation_checkpointing=budget"]
+    within = planner(*typed, "strategy.memory_budget_gib=40", device="a100")
+    for size in (within.summary()["largest_micro_batch"], lab.proposals(within)[-1].micro_batch_size):
+        assert within.memory(micro_batch_size=size)["total"] <= 40 * 2**30
+        assert within.memory(micro_batch_size=2 * size)["total"] > 40 * 2**30
+    *_, last = lab.proposals(planner(*typed, "strategy.memory_budget_gib=8", device="a100"))
+    assert "one sequence needs" in last.reason
+    unknown = planner(*typed, "strategy.memory_budget_gib=8", device="cpu")
+    assert unknown.summary()["fits"] is False
+    with pytest.raises(UserError, match=r"memory of device=cpu; add memory_gb=N, or strategy\.memory_budget_gib=N"):
+        planner(*typed, device="cpu").memory()
+
+
+def test_without_a_budget_a_plan_takes_what_a_run_takes():
+    """85% of what is free beside the program itself."""
+    typed = ["model=gpt1558m", "batch_tokens=524288", "micro_batch_size=32"]
+    typed += ["strategy.activation_checkpointing=budget"]
+    for device in ("a100", replace(find("cpu"), memory_bytes=80 * GB)):
+        free = 80 * GB - planner(*typed, device=device).process_bytes
+        given = f"strategy.memory_budget_gib={0.85 * free / 2**30!r}"
+        by_default, by_budget = planner(*typed, device=device), planner(*typed, given, device=device)
+        assert by_default.recomputed() == by_budget.recomputed() > 0
 
 
 def test_strategies_side_by_side():

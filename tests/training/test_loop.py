@@ -20,12 +20,14 @@ from gptlab.config import to_plain
 from gptlab.data.sources.config import TextConfig
 from gptlab.data.token_file import TokenFile
 from gptlab.data.tokenizers.config import TokenizerFileConfig
+from gptlab.distributed.config import Recompute, StrategyConfig
 from gptlab.distributed.signals import SIGNALS, Failure
 from gptlab.errors import UserError
 from gptlab.models.build import build_model
 from gptlab.models.decoder.config import DecoderConfig
 from gptlab.runs import checkpoint
 from gptlab.runs.folder import RunFolder, read_metrics
+from gptlab.training import loop
 from gptlab.training.config import (
     AdamWConfig,
     CallbacksConfig,
@@ -599,3 +601,20 @@ def test_a_default_precision_is_continued_by_its_name_alone(tmp_path):
     assert train(config(None)).summary["steps"] == 10, "finished, by the command that began it"
     with pytest.raises(UserError, match=r"trainer\.precision was 32-true and is bf16-mixed"):
         train(config("bf16-mixed"))
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 0.85 * 10**9), (0.25, 2**28)])
+def test_a_budget_of_memory_is_the_configs_or_most_of_what_is_free(tmp_path, monkeypatch, given, expected):
+    class Planned(Exception):
+        pass
+
+    def make_plan(*_, budget_bytes):
+        raise Planned(budget_bytes)
+
+    monkeypatch.setattr(loop, "make_plan", make_plan)
+    monkeypatch.setattr(loop, "free_memory_bytes", lambda *_: 10**9)
+    budget = StrategyConfig(activation_checkpointing=Recompute.budget, memory_budget_gib=given)
+    for strategy, wanted in ((budget, expected), (StrategyConfig(), None)):
+        with pytest.raises(Planned) as planned:
+            train(small_run(tmp_path / "run", strategy=strategy))
+        assert planned.value.args == (wanted,)

@@ -252,8 +252,12 @@ def _text(found: dict[str, Any], devices: "Devices", law: str | None = None) -> 
     limit = found["device"]["memory"]
     sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in memory.items() if size and name != "total")
     if found["recomputed_blocks"] is not None:
-        sizes += f"; {plural(found['recomputed_blocks'], 'block')} recomputed"
-    fits = "" if limit is None else f" of {bytes_text(limit)}" + ("" if found["fits"] else ", too large")
+        sizes += f"; {found['recomputed_blocks']} of {plural(found['recomputable_blocks'], 'block')} recomputed"
+    fits = "" if limit is None else f" of {bytes_text(limit)}"
+    if found["memory_budget_gib"] is not None:
+        fits += f", by a budget of {found['memory_budget_gib']:g} GiB"
+    if found["fits"] is False:
+        fits += ", too large"
     layout = " x ".join(f"{n} {name}" for name, n in found["layout"].items() if n > 1) or "1 device"
     precision = found["precision"]
     if precision == FLOAT8 and found["device"]["name"] == "cpu":
@@ -388,7 +392,7 @@ def _print_comparisons(own: _Options, planner: "Planner", compared: list[Compari
     inference = planner.inference()
     if own.output is OutputFormat.json:
         return print(json.dumps(found | {"inference": inference}))
-    limit = planner.usable_bytes
+    limit = planner.limit_bytes
     for what, kinds in found.items():
         names = [
             name for name in next(iter(kinds.values())) if name != "total" and any(m[name] for m in kinds.values())

@@ -30,6 +30,7 @@ class Recompute(Enum):
     budget = "budget"  # each block from its input, of as few blocks as fit the rest into memory
 
 
+MEMORY_BUDGET = 0.85  # of what a device has free, where no budget is given
 SHARDED = (Sharding.zero2, Sharding.fsdp, Sharding.hsdp, Sharding.fsdp_tp)
 TENSOR_PARALLEL = (Sharding.tp, Sharding.fsdp_tp)
 
@@ -62,7 +63,7 @@ class StrategyConfig:
     tensor_parallel: int | None = None  # devices that share each matrix; null: all of them (tp), two (fsdp_tp)
     replicas: int | None = None  # hsdp: groups that hold the same; null: one a node, on one node two
     activation_checkpointing: Recompute = Recompute.none
-    memory_budget_gib: float | None = None  # budget: what training may take of a device; null: most of what is free
+    memory_budget_gib: float | None = None  # budget: what training may take of a device; null: 85% of what is free
     cpu_offload: bool = False  # shards wait in the host's memory
     compile: bool = False  # torch.compile block by block
     check_memory: bool = True  # refuse a run whose plan exceeds the memory that is free; false: try it

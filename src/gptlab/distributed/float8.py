@@ -74,8 +74,11 @@ def use_float8(model: LanguageModel, *, emulate: bool) -> None:
     The model may be on the meta device. `emulate`: the numbers are rounded to float8 and multiplied in float32, for
     devices that have no float8 products.
     """
-    with _quiet():
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    with quiet():
+        from torchao.float8 import (  # pyright: ignore[reportMissingImports]
+            Float8LinearConfig,
+            convert_to_float8_training,
+        )
 
         # The gradient of a weight is a product over tokens, whose number need not be a multiple of 16.
         config = replace(Float8LinearConfig.from_recipe_name(RECIPE), emulate=emulate, pad_inner_dim=True)
@@ -84,7 +87,7 @@ def use_float8(model: LanguageModel, *, emulate: bool) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what is logged and warned of when torchao is imported, of kernels that are not used here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

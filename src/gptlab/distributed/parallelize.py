@@ -1,10 +1,12 @@
 """Carry out a strategy: the device mesh, and blocks that are sharded, recomputed and compiled."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -91,6 +93,15 @@ def parallelize(
         # The head is used after `hidden_states` returns, so the root's parameters stay gathered until backward.
         shard(model, reshard_after_forward=False)
         register_fsdp_forward_method(model, "hidden_states")
+
+
+def most_of_all_ranks(blocks: Sequence[int] | None) -> Sequence[int] | None:
+    """The longest of what the ranks would recompute: all gather such a block, and one may have less memory free."""
+    if not dist.is_initialized():
+        return blocks
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, blocks)
+    return max(found, key=lambda blocks: len(blocks or ()))
 
 
 def _shard_matrices(block: nn.Module, plan: TensorParallelPlan, mesh: DeviceMesh) -> None:

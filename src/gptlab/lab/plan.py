@@ -5,7 +5,7 @@ part, time, energy and cost are formulas, in `costs.memory_bytes` and here.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from functools import partial
@@ -22,7 +22,7 @@ from gptlab.costs import ForwardPass, TrainingPass
 from gptlab.data.tokenizers.byte import ByteTokenizer
 from gptlab.data.tokenizers.config import sentinel
 from gptlab.distributed.allocator import FRAGMENTATION
-from gptlab.distributed.config import Layout, Recompute, Sharding, StrategyConfig
+from gptlab.distributed.config import MEMORY_BUDGET, Layout, Recompute, Sharding, StrategyConfig
 from gptlab.distributed.float8 import check_capability, check_layers
 from gptlab.distributed.hardware import Hardware, find
 from gptlab.errors import UserError, first_line
@@ -133,6 +133,13 @@ class Planner:
         limit = self.devices.kind.memory_bytes
         return None if limit is None else round(self.usable_fraction * limit)
 
+    @property
+    def limit_bytes(self) -> int | None:
+        """What a plan may come to, by the device's memory and the config's own budget; None where neither is known."""
+        budget = self.config.strategy.memory_budget_gib
+        given = [] if budget is None else [round(budget * 2**30) + self.process_bytes]
+        return min([*given, *([] if self.usable_bytes is None else [self.usable_bytes])], default=None)
+
     def share(self, layout: Layout) -> int:
         """Sequences of a step that a device sees."""
         return max(1, self.config.sequences_per_step // layout.data)
@@ -180,36 +187,42 @@ class Planner:
             evaluated = self._evaluated[batch_size]
         is_cpu = self.devices.kind.is_cpu
         counted = self.training_pass(micro_batch_size or self.micro_batch_size(layout))
-        options = {
-            "optimizer": self.config.optimizer,
-            "precision": precision or self.precision,
-            "strategy": strategy,
-            "layout": layout,
-            "accumulates": (micro_batch_size or self.micro_batch_size(layout)) < self.share(layout),
-            "evaluated": evaluated,
-            "process": PROCESS_BYTES if is_cpu else 0,
-            "fragmentation": FRAGMENTATION if is_cpu else 0.0,
-        }
-        if strategy.activation_checkpointing is not Recompute.budget:
-            return None, costs.memory_bytes(self.model, counted, **options)
-        return costs.recompute_within(self._budget_bytes(strategy), self.model, counted, **options)
 
-    def _fits(self) -> bool:
-        """Whether it keeps to the device's memory and to its own budget."""
-        memory, budget = self.memory(), self.config.strategy.memory_budget_gib
-        if budget is not None and memory["total"] - memory.get("process", 0) > budget * 2**30:
-            return False
-        return self.usable_bytes is not None and memory["total"] <= self.usable_bytes
+        def memory(recomputed: Sequence[int] | None) -> dict[str, int]:
+            return costs.memory_bytes(
+                self.model,
+                counted,
+                optimizer=self.config.optimizer,
+                precision=precision or self.precision,
+                strategy=strategy,
+                layout=layout,
+                accumulates=(micro_batch_size or self.micro_batch_size(layout)) < self.share(layout),
+                evaluated=evaluated,
+                process=self.process_bytes,
+                fragmentation=FRAGMENTATION if is_cpu else 0.0,
+                recomputed=recomputed,
+            )
+
+        if strategy.activation_checkpointing is not Recompute.budget:
+            return None, memory(None)
+        return costs.recompute_within(self._budget_bytes(strategy), counted.recomputable, memory)
 
     def _budget_bytes(self, strategy: StrategyConfig) -> float:
+        """What training may take beside the program itself: the given budget, else as much as a run takes."""
         if strategy.memory_budget_gib is not None:
             return strategy.memory_budget_gib * 2**30
-        if self.usable_bytes is None:
+        limit = self.devices.kind.memory_bytes
+        if limit is None:
             raise UserError(
                 f"strategy.activation_checkpointing=budget needs the memory of device={self.devices.kind.name}; "
                 "add memory_gb=N, or strategy.memory_budget_gib=N"
             )
-        return self.usable_bytes - (PROCESS_BYTES if self.devices.kind.is_cpu else 0)
+        return MEMORY_BUDGET * (limit - self.process_bytes)
+
+    @property
+    def process_bytes(self) -> int:
+        """What the program itself takes on a CPU."""
+        return PROCESS_BYTES if self.devices.kind.is_cpu else 0
 
     def largest_micro_batch(self, limit: int, **options: Any) -> int | None:
         """The largest micro-batch that divides a device's sequences and fits `limit` bytes; None where none does."""
@@ -277,7 +290,7 @@ class Planner:
         config, devices, accounting = self.config, self.devices, self.accounting
         counted = self.training_pass()
         arranged = config.strategy.layout(devices.count, devices.num_nodes)
-        usable = self.usable_bytes
+        limit = self.limit_bytes
         total = counted.flops_per_token * self.total_tokens
         return {
             "model": config.model_tag,
@@ -291,16 +304,18 @@ class Planner:
                 "flops_6n": counted.flops_per_token_6n * self.total_tokens,
             },
             "memory": self.memory(),
+            "memory_budget_gib": config.strategy.memory_budget_gib,
             "recomputed_blocks": self.recomputed(),
+            "recomputable_blocks": len(counted.recomputable),
             "accounting": accounting.value,
             "layout": asdict(arranged),
             "strategy": config.strategy.type.value,
             "precision": self.precision,
             "micro_batch_size": self.micro_batch_size(arranged),
             "largest_micro_batch": None
-            if usable is None or accounting is Accounting.zero_paper
-            else self.largest_micro_batch(usable),
-            "fits": None if usable is None else self._fits(),
+            if limit is None or accounting is Accounting.zero_paper
+            else self.largest_micro_batch(limit),
+            "fits": None if limit is None else self.memory()["total"] <= limit,
             "device": {
                 "name": devices.kind.name,
                 "count": devices.count,
@@ -400,7 +415,7 @@ def proposals(planner: Planner) -> list[Proposal]:
     The last one fits, unless none does. Tensor parallelism comes last: it communicates in every block.
     """
     _refuse_paper(planner, "strategy=?")
-    limit, usable = planner.devices.kind.memory_bytes, planner.usable_bytes
+    limit, usable = planner.devices.kind.memory_bytes, planner.limit_bytes
     if limit is None or usable is None:
         raise UserError(f"strategy=? needs the memory of device={planner.devices.kind.name}; add memory_gb=N")
     found = []
@@ -413,7 +428,7 @@ def proposals(planner: Planner) -> list[Proposal]:
             continue
         size = planner.largest_micro_batch(usable, strategy=strategy)
         memory = planner.memory(strategy=strategy, micro_batch_size=size or 1)
-        share = f"{memory['total'] / limit:.0%} of the device's memory, and {planner.usable_fraction:.0%} may be filled"
+        share = f"{memory['total'] / limit:.0%} of the device's memory, and {usable / limit:.0%} may be filled"
         reason = "" if size else f"one sequence needs {share}"
         found.append(Proposal(strategy, layout, memory, size, reason))
         if size:

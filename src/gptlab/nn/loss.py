@@ -75,8 +75,9 @@ def linear_cross_entropy(
         _check_targets(targets, vocab_size, ignore_index)
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
-    n_plain = chunk_size
-    if chunk_size is None:
+    if chunk_size is not None:
+        n_plain = chunk_size
+    else:
         chunk_size = max(1, (CHUNK_ELEMENTS_CPU if device == "cpu" else CHUNK_ELEMENTS_GPU) // aligned(vocab_size))
         n_plain = plain_positions(vocab_size, on_cpu=device == "cpu")
     with torch.autocast(device, enabled=False):

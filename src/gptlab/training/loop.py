@@ -26,7 +26,7 @@ from gptlab.data.prepare import PreparedData
 from gptlab.distributed import float8, internals
 from gptlab.distributed.allocator import keep_freed_memory
 from gptlab.distributed.compiling import compiling_seconds, keep_compiled
-from gptlab.distributed.config import Layout, Recompute
+from gptlab.distributed.config import MEMORY_BUDGET, Layout, Recompute
 from gptlab.distributed.devices import Devices, find_devices, free_memory_bytes
 from gptlab.distributed.launch import check_program, end_together, find_launched, is_rank_0, restarted, watch
 from gptlab.distributed.parallelize import build_strategy
@@ -34,7 +34,7 @@ from gptlab.distributed.signals import Failure, Stopped, end_with_starter, stopp
 from gptlab.errors import UserError, without_password
 from gptlab.evaluation.probes import Probe, open_probes
 from gptlab.files import sha256_of, write_text_atomic
-from gptlab.forecast import NEAR, Plan, check_memory, explain_allocation, make_plan, with_packing, with_sources
+from gptlab.forecast import Plan, check_memory, explain_allocation, make_plan, with_packing, with_sources
 from gptlab.models.base import LanguageModel
 from gptlab.models.build import shape_model
 from gptlab.models.config import Capability
@@ -110,7 +110,7 @@ def train(
     if devices.accelerator == "cpu":
         keep_freed_memory()
     if config.strategy.compile:
-        keep_compiled(cache_root(config.data.cache_dir) / "compiled")
+        keep_compiled(cache_root(None))
     config.check(devices.world_size)
     if config.strategy.cpu_offload and devices.accelerator == "cpu":
         raise UserError("strategy.cpu_offload=true needs a GPU, and this run is on the CPU; leave it out")
@@ -247,6 +247,7 @@ def train(
                 evaluating_seconds=run.pauses.evaluating_seconds,
                 saving_seconds=run.pauses.saving_seconds,
                 compiling_seconds=compiling_seconds() - compiled_before,
+                recomputed=run.module.recomputed,
                 metrics=metrics,
                 shares=datamodule.shares,
                 epochs=datamodule.epochs(run.module.finished_steps + run.module.skipped_steps),
@@ -289,7 +290,7 @@ def _budget_bytes(config: RunConfig, devices: Devices) -> float | None:
     if config.strategy.memory_budget_gib is not None:
         return config.strategy.memory_budget_gib * 2**30
     free = free_memory_bytes(devices, config.trainer.num_nodes)
-    return None if free is None else NEAR * free
+    return None if free is None else MEMORY_BUDGET * free
 
 
 def batch(config: RunConfig, step: int, rank: int = 0, world_size: int = 1, *, skipped_steps: int = 0) -> Batch:

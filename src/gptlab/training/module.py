@@ -2,7 +2,7 @@
 
 import math
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ import torch
 
 from gptlab.distributed.config import Layout, Sharding, StrategyConfig
 from gptlab.distributed.float8 import use_float8
-from gptlab.distributed.parallelize import build_mesh, parallelize, synchronize_gradients
+from gptlab.distributed.parallelize import build_mesh, most_of_all_ranks, parallelize, synchronize_gradients
 from gptlab.distributed.sharded_tensors import clip, fill, global_norm
 from gptlab.distributed.signals import Interrupted
 from gptlab.distributed.zero1 import OptimizerShards
@@ -80,7 +80,7 @@ class LanguageModule(lightning.LightningModule):
         *,
         strategy: StrategyConfig,
         layout: Layout,
-        recomputed: tuple[int, ...] | None = None,
+        recomputed: Sequence[int] | None = None,
         seed: int,
         micro_batch_size: int | None,
         n_bytes: dict[str, int],
@@ -136,9 +136,8 @@ class LanguageModule(lightning.LightningModule):
             mesh = build_mesh(self.layout, device.type)
         if self.float8:
             use_float8(model, emulate=self.trainer.strategy.root_device.type == "cpu")
-        # Ranks may have measured different memory, and all have to gather a block that is recomputed.
-        recomputed = self.trainer.strategy.broadcast(self.recomputed)
-        parallelize(model, strategy, mesh, precision=self.trainer.precision, recomputed=recomputed)
+        self.recomputed = most_of_all_ranks(self.recomputed)
+        parallelize(model, strategy, mesh, precision=self.trainer.precision, recomputed=self.recomputed)
         model.to_empty(device="cpu" if strategy.cpu_offload else device)
         if self.finished_steps:  # the values are a checkpoint's
             pass

@@ -35,6 +35,7 @@ def summarize(
     evaluating_seconds: float,
     saving_seconds: float,
     compiling_seconds: float,
+    recomputed: Sequence[int] | None,
     metrics: dict[str, float],
     shares: Mapping[str, float],
     epochs: Mapping[str, float],
@@ -52,6 +53,7 @@ def summarize(
         "evaluating_seconds": round(evaluating_seconds, 1),
         "saving_seconds": round(saving_seconds, 1),
         "compiling_seconds": round(compiling_seconds, 1),
+        **({} if recomputed is None else {"recomputed_blocks": len(recomputed)}),
         "train/loss": train_loss,
         **metrics,
         # Reads up to 50M tokens of each corpus: here alone, once a run.
@@ -122,10 +124,13 @@ def report(
 
 def _pauses(summary: dict[str, Any]) -> str:
     """Which parts of the time were no training."""
-    names = {"evaluating_seconds": "evaluating", "saving_seconds": "saving", "compiling_seconds": "compiling"}
+    names = {"evaluating_seconds": "evaluating", "saving_seconds": "saving"}
     parts = {name: summary[key] / max(summary["seconds"], 1e-9) for key, name in names.items()}
     found = [f"{part:.0%} {name}" for name, part in parts.items() if part >= 0.005]
-    return f", {', '.join(found)}" if found else ""
+    text = f", {' and '.join(found)}" if found else ""
+    if summary["compiling_seconds"]:  # for steps and for evaluations
+        text += f"; compiling took {summary['compiling_seconds']:,.1f} s of it"
+    return text
 
 
 def _is_of_source(name: str, prefix: str) -> bool:
