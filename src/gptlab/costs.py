@@ -406,7 +406,7 @@ def _logit_bytes(n_logits: float, counted: TrainingPass, activation: int) -> int
     """What `nn.loss.linear_cross_entropy` needs at once, in bytes.
 
     Of few positions that is what autograd does: their log-probabilities, the gradient of these and that of the logits,
-    in float32. Of more it is a chunk of logits and its softmax in float32, which a CPU takes some positions at a time.
+    in float32. Of more it is a chunk of logits and its softmax in float32, on a CPU that of some positions at a time.
     """
     if not counted.vocab_size:
         return 0
@@ -414,8 +414,8 @@ def _logit_bytes(n_logits: float, counted: TrainingPass, activation: int) -> int
         return round(n_logits) * 12
     chunk = max(CHUNK_ELEMENTS_GPU if counted.fused else CHUNK_ELEMENTS_CPU, aligned(counted.vocab_size))
     held = in_softmax = min(n_logits * aligned(counted.vocab_size) / counted.vocab_size, chunk)
-    if not counted.fused:
-        in_softmax = min(held, softmax_positions_cpu(counted.vocab_size) * counted.vocab_size)
+    if not counted.fused:  # in float32 it takes the place of the logits, but for a softcap's, which is left out
+        in_softmax = 0 if activation == 4 else min(held, softmax_positions_cpu(counted.vocab_size) * counted.vocab_size)
     return round(held) * activation + round(in_softmax) * 4
 
 

@@ -56,6 +56,23 @@ def test_equals_explicit_maths_with_all_gradients(chunk_size, ignored, scale, so
             near(gradient, wanted, 2e-6)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_targets_whose_probability_is_no_float32(bias):
+    """Whose logits lie hundreds below the largest, beside others that do not."""
+    hidden, weight, shift, targets = example(bias=bias)
+    hidden = (hidden * torch.linspace(0.1, 60, 11)[:, None]).detach().requires_grad_()
+    output, inputs = LMHead(weight, shift), [hidden, weight, *([shift] if bias else [])]
+    nats = target_nats(hidden, output, targets)
+    assert nats.min() < 10 and nats.max() > 300 and (nats > 104).sum() > 5, "below the smallest float32"
+    expected = reference(hidden, output, targets)
+    wanted = torch.autograd.grad(expected, inputs)
+    for chunk_size in (5, None):
+        obtained = linear_cross_entropy(hidden, output, targets, chunk_size=chunk_size)
+        near(obtained.double(), expected, 1e-6)
+        for gradient, want in zip(torch.autograd.grad(obtained, inputs), wanted, strict=True):
+            near(gradient, want, 2e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_of_uninitialized_memory_is_kept(monkeypatch, dtype):
     monkeypatch.setattr(loss.torch, "empty_like", lambda x, **options: torch.full_like(x, torch.nan, **options))
@@ -76,17 +93,19 @@ def test_positions_that_go_through_the_softmax_together_change_nothing(monkeypat
     assert all(map(torch.equal, found(rows), found(1000)))
 
 
-def test_the_softmax_is_never_a_copy_of_a_whole_chunk_on_a_cpu(monkeypatch):
+@pytest.mark.parametrize(("softcap", "function"), [(None, "softmax"), (5.0, "log_softmax")])
+def test_the_softmax_is_never_a_copy_of_a_whole_chunk_on_a_cpu(monkeypatch, softcap, function):
     monkeypatch.setattr(loss, "softmax_positions_cpu", lambda vocab_size: 8)
-    rows, softmax = [], torch.log_softmax
+    rows, softmax = [], getattr(torch, function)
 
     def watched(scores, *args, **options):
         rows.append(len(scores))
+        assert options.get("out", scores) is scores
         return softmax(scores, *args, **options)
 
-    monkeypatch.setattr(loss.torch, "log_softmax", watched)
+    monkeypatch.setattr(loss.torch, function, watched)
     hidden, weight, _, targets = example(bias=False)
-    linear_cross_entropy(hidden, LMHead(weight), targets, chunk_size=20).backward()
+    linear_cross_entropy(hidden, LMHead(weight, softcap=softcap), targets, chunk_size=20).backward()
     assert rows == [8, 8, 1, 8, 8]
 
 

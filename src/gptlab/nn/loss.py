@@ -22,6 +22,7 @@ PLAIN_ELEMENTS_GPU = 2**24
 # or more, so that each thread has some positions.
 SOFTMAX_ELEMENTS_CPU = 2**20
 POSITIONS_PER_THREAD = 8
+SMALL_PROBABILITY = 2.0**-100  # above it float32 has all of its digits
 # The logits of each position begin at a multiple of so many elements, whatever the vocabulary: a product into unaligned
 # ones takes a quarter longer on a CPU (benchmarks/results), and tensor cores want them aligned too.
 LOGIT_ALIGNMENT = 64
@@ -187,9 +188,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
         chunk_logits = hidden.new_empty(size, aligned(len(weight)))  # used by every chunk
 
+        in_place = softcap is None and hidden.dtype == torch.float32 and hidden.device.type == "cpu"
+
         # Functions, so that nothing of a part or a chunk is alive while the next is computed.
-        def score(scores: Tensor, target: Tensor, log_p_target: Tensor, counts: Tensor) -> None:
-            """Put the gradient of some positions' logits in their place, and what their targets have."""
+        def score_in_place(scores: Tensor, states: Tensor, target: Tensor, log_p_target: Tensor) -> Tensor:
+            """The same as `score`, in one pass over the logits and without a copy of them."""
+            torch.softmax(scores, -1, out=scores)
+            p_target = scores.gather(1, target)
+            torch.log(p_target, out=log_p_target)
+            if (p_target < SMALL_PROBABILITY).any():  # too small for its logarithm: beside the likeliest entry
+                rows = (p_target < SMALL_PROBABILITY).flatten().nonzero()[:, 0]
+                p_best, best = scores[rows].max(-1)
+                difference = (states[rows] * (matrix[target[rows, 0]] - matrix[best])).sum(-1)
+                if shift is not None:
+                    difference += shift[target[rows, 0]] - shift[best]
+                log_p_target[rows, 0] = difference + p_best.log()
+            return scores.scatter_(1, target, p_target.sub_(1))
+
+        def score(scores: Tensor, states: Tensor, target: Tensor, log_p_target: Tensor) -> Tensor:
+            """The gradient of some positions' logits, which may take their place; sets log p of their targets."""
+            if in_place:
+                return score_in_place(scores, states, target, log_p_target)
             capped = scores
             if softcap is not None:
                 saturation = torch.tanh_(scores.float() / softcap)
@@ -197,13 +216,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             log_p = torch.log_softmax(capped, -1, dtype=torch.float32)
             torch.gather(log_p, 1, target, out=log_p_target)
             if d_hidden is None and d_weight is None and d_bias is None:
-                return
+                return scores
             d_logits = log_p.exp_().scatter_(1, target, log_p_target.exp().sub_(1))
             if softcap is not None:
                 d_logits *= saturation.square_().neg_().add_(1)
-            if d_bias is not None:
-                d_bias.add_(d_logits.T.mv(counts))
-            scores.copy_(d_logits)
+            return d_logits
 
         def take(chunk: slice) -> None:
             logits = chunk_logits[: len(inputs[chunk]), : len(weight)]  # (N, V)
@@ -211,9 +228,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(inputs[chunk], matrix.T, out=logits)
             else:
                 torch.addmm(shift, inputs[chunk], matrix.T, out=logits)
-            parts = (logits, targets[chunk, None], log_p_targets[chunk, None], counted[chunk])
-            for part in zip(*(whole.split(n_at_once) for whole in parts), strict=True):
-                score(*part)
+            parts = (logits, inputs[chunk], targets[chunk, None], log_p_targets[chunk, None], counted[chunk])
+            for scores, *part, counts in zip(*(whole.split(n_at_once) for whole in parts), strict=True):
+                d_logits = score(scores, *part)
+                if d_bias is not None:
+                    d_bias.add_(d_logits.T.mv(counts))
+                if d_logits is not scores:
+                    scores.copy_(d_logits)
+                del d_logits  # before the next one is made
             if d_hidden is not None:
                 torch.mm(logits, matrix, out=d_hidden[chunk])
             if d_weight is not None:
