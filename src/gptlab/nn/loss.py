@@ -22,7 +22,7 @@ PLAIN_ELEMENTS_GPU = 2**24
 # or more, so that each thread has some positions.
 SOFTMAX_ELEMENTS_CPU = 2**20
 POSITIONS_PER_THREAD = 8
-SMALL_PROBABILITY = 2.0**-100  # above it float32 has all of its digits
+SMALL_PROBABILITY = 2.0**-100  # from it float32 has all of its digits
 # The logits of each position begin at a multiple of so many elements, whatever the vocabulary: a product into unaligned
 # ones takes a quarter longer on a CPU (benchmarks/results), and tensor cores want them aligned too.
 LOGIT_ALIGNMENT = 64
@@ -166,6 +166,39 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
         total += a @ b
 
 
+def _score(logits: Tensor, target: Tensor, log_p_target: Tensor, softcap: float | None, *, needed: bool) -> Tensor:
+    """Set log p of the targets (N, 1), and return the gradient of the logits (N, V) in float32 where it is needed."""
+    capped = logits
+    if softcap is not None:
+        saturation = torch.tanh_(logits.float() / softcap)
+        capped = saturation * softcap
+    log_p = torch.log_softmax(capped, -1, dtype=torch.float32)
+    torch.gather(log_p, 1, target, out=log_p_target)
+    if not needed:
+        return logits
+    d_logits = log_p.exp_().scatter_(1, target, log_p_target.exp().sub_(1))
+    if softcap is not None:
+        d_logits *= saturation.square_().neg_().add_(1)
+    return d_logits
+
+
+def _score_in_place(
+    logits: Tensor, states: Tensor, target: Tensor, log_p_target: Tensor, matrix: Tensor, shift: Tensor | None
+) -> Tensor:
+    """What `_score` does, in fewer passes over the logits, `states @ matrix.T + shift`, which the gradient replaces."""
+    torch.softmax(logits, -1, out=logits)
+    p_target = logits.gather(1, target)
+    torch.log(p_target, out=log_p_target)
+    is_small = p_target[:, 0] < SMALL_PROBABILITY
+    if is_small.any():  # log p by how far the logit lies below that of the likeliest entry
+        at, p_best, best = target[is_small, 0], *logits[is_small].max(-1)
+        below = (states[is_small] * (matrix[at] - matrix[best])).sum(-1)
+        if shift is not None:
+            below += shift[at] - shift[best]
+        log_p_target[is_small, 0] = below + p_best.log()
+    return logits.scatter_(1, target, p_target.sub_(1))
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """The gradients of a sum of log-probabilities are ready when the loss is; backward only scales them."""
 
@@ -187,40 +220,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         n_at_once = softmax_positions_cpu(len(weight)) if hidden.device.type == "cpu" else size
 
         chunk_logits = hidden.new_empty(size, aligned(len(weight)))  # used by every chunk
-
         in_place = softcap is None and hidden.dtype == torch.float32 and hidden.device.type == "cpu"
+        needed = d_hidden is not None or d_weight is not None or d_bias is not None
 
         # Functions, so that nothing of a part or a chunk is alive while the next is computed.
-        def score_in_place(scores: Tensor, states: Tensor, target: Tensor, log_p_target: Tensor) -> Tensor:
-            """The same as `score`, in one pass over the logits and without a copy of them."""
-            torch.softmax(scores, -1, out=scores)
-            p_target = scores.gather(1, target)
-            torch.log(p_target, out=log_p_target)
-            if (p_target < SMALL_PROBABILITY).any():  # too small for its logarithm: beside the likeliest entry
-                rows = (p_target < SMALL_PROBABILITY).flatten().nonzero()[:, 0]
-                p_best, best = scores[rows].max(-1)
-                difference = (states[rows] * (matrix[target[rows, 0]] - matrix[best])).sum(-1)
-                if shift is not None:
-                    difference += shift[target[rows, 0]] - shift[best]
-                log_p_target[rows, 0] = difference + p_best.log()
-            return scores.scatter_(1, target, p_target.sub_(1))
-
-        def score(scores: Tensor, states: Tensor, target: Tensor, log_p_target: Tensor) -> Tensor:
-            """The gradient of some positions' logits, which may take their place; sets log p of their targets."""
+        def score(logits: Tensor, states: Tensor, target: Tensor, log_p_target: Tensor, counts: Tensor) -> None:
             if in_place:
-                return score_in_place(scores, states, target, log_p_target)
-            capped = scores
-            if softcap is not None:
-                saturation = torch.tanh_(scores.float() / softcap)
-                capped = saturation * softcap
-            log_p = torch.log_softmax(capped, -1, dtype=torch.float32)
-            torch.gather(log_p, 1, target, out=log_p_target)
-            if d_hidden is None and d_weight is None and d_bias is None:
-                return scores
-            d_logits = log_p.exp_().scatter_(1, target, log_p_target.exp().sub_(1))
-            if softcap is not None:
-                d_logits *= saturation.square_().neg_().add_(1)
-            return d_logits
+                d_logits = _score_in_place(logits, states, target, log_p_target, matrix, shift)
+            else:
+                d_logits = _score(logits, target, log_p_target, softcap, needed=needed)
+            if d_bias is not None:
+                d_bias.add_(d_logits.T.mv(counts))
+            if d_logits is not logits:
+                logits.copy_(d_logits)
 
         def take(chunk: slice) -> None:
             logits = chunk_logits[: len(inputs[chunk]), : len(weight)]  # (N, V)
@@ -229,13 +241,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else:
                 torch.addmm(shift, inputs[chunk], matrix.T, out=logits)
             parts = (logits, inputs[chunk], targets[chunk, None], log_p_targets[chunk, None], counted[chunk])
-            for scores, *part, counts in zip(*(whole.split(n_at_once) for whole in parts), strict=True):
-                d_logits = score(scores, *part)
-                if d_bias is not None:
-                    d_bias.add_(d_logits.T.mv(counts))
-                if d_logits is not scores:
-                    scores.copy_(d_logits)
-                del d_logits  # before the next one is made
+            for part in zip(*(whole.split(n_at_once) for whole in parts), strict=True):
+                score(*part)
             if d_hidden is not None:
                 torch.mm(logits, matrix, out=d_hidden[chunk])
             if d_weight is not None:
