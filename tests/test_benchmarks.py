@@ -144,7 +144,7 @@ def test_each_script_leaves_its_end_to_one_function(name):
         ("print('measured')", 1, CLOSED),
         ("print('measured'), sys.exit(0)", 1, CLOSED),
         ("sys.argv.append('--help'), print('usage'), sys.exit(0)", 1, ""),
-        ("signal.raise_signal(signal.SIGINT)", 130, ""),
+        ("signal.signal(signal.SIGINT, signal.default_int_handler), signal.raise_signal(signal.SIGINT)", 130, ""),
         ("3", 3, ""),
         ("sys.exit('error: failed')", 1, "error: failed\n"),
     ],

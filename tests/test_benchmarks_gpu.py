@@ -30,6 +30,7 @@ def written(tmp_path_factory):
     given = [str(PROGRAM), "--device", "cpu", "--to", str(folder), "--sections", "checks,speed,generation"]
     given += ["--minutes", "60"]  # a bound, on a busy machine too
     code = f"import runpy, sys; sys.executable = {warm_python()!r}; sys.argv = {given!r}\n"
+    code += f"sys.path.insert(0, {str(PROGRAM.parent)!r})\n"  # as where a script is called
     code += f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
     done = subprocess.run([warm_python(), "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
