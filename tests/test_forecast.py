@@ -164,11 +164,15 @@ def test_a_budget_of_memory(planned, tmp_path):
             UserError, match=r"budget_gib=1e-06 is less than .* use micro_batch_size=1024, strategy=fs"
         ) as refused:
             check_memory(none_left, config, free)
+    assert "activation_checkpointing=" not in str(refused.value) and "lower" not in str(refused.value)
     needed = tight.memory["total"] / 2**30
     said = re.search(r"raise it: strategy\.memory_budget_gib=([\d.]+)$", str(refused.value))
     assert needed <= float(said[1]) < needed + 0.011
     strategy.memory_budget_gib = total / 2**30
     assert check_memory(tight, config, None) == ""
+    config.strategy.check_memory = True
+    with pytest.raises(UserError, match=r"; use micro_batch_size=1024, a lower strategy\.memory_budget_gib, strategy="):
+        check_memory(roomy, config, round(total / 1.3))
     roomy = explain_allocation(MemoryError(), roomy, config)
     assert roomy is not None and "strategy.activation_checkpointing=full" in roomy
     failed = explain_allocation(MemoryError(), none_left, config)

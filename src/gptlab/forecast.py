@@ -229,9 +229,8 @@ def _remedies(plan: Plan, config: RunConfig, *, state_alone: bool = False, faile
     if micro_batch_size > 1 and not state_alone:
         smaller = next(n for n in range(micro_batch_size // 2, 0, -1) if share % n == 0)
         found.append(f"micro_batch_size={smaller}")
-    if not state_alone and not _recomputes_all(plan, config):
-        planned_alone = config.strategy.activation_checkpointing is Recompute.none and not failed
-        found.append(f"strategy.activation_checkpointing={'budget' if planned_alone else 'full'}")
+    if not state_alone:
+        found += _more_recomputation(plan, config, failed=failed)
     if config.strategy.type not in SHARDED:
         devices = "" if layout.data > 1 else " on several GPUs"
         found.append(f"strategy=fsdp{devices}")
@@ -239,10 +238,17 @@ def _remedies(plan: Plan, config: RunConfig, *, state_alone: bool = False, faile
     return f"use {', '.join(found[:-1])} or {found[-1]}" if len(found) > 1 else f"use {found[0]}"
 
 
-def _recomputes_all(plan: Plan, config: RunConfig) -> bool:
-    """Whether no more can be recomputed that would save something: the last block would not."""
-    how = config.strategy.activation_checkpointing
-    return how is Recompute.full or (plan.recomputed is not None and len(plan.recomputed) >= plan.n_recomputable - 1)
+def _more_recomputation(plan: Plan, config: RunConfig, *, failed: bool) -> list[str]:
+    """What recomputes more activations, where that makes the run smaller."""
+    how, given = config.strategy.activation_checkpointing, config.strategy.memory_budget_gib
+    if how in (Recompute.none, Recompute.selective):
+        return [f"strategy.activation_checkpointing={'full' if failed else 'budget'}"]
+    if plan.recomputed is None or len(plan.recomputed) >= plan.n_recomputable - 1:  # the last would save nothing
+        return []
+    if failed:
+        return ["strategy.activation_checkpointing=full"]
+    total = plan.memory["total"] - plan.memory["process"]
+    return ["a lower strategy.memory_budget_gib"] if given is not None and total <= given * 2**30 else []
 
 
 def count_steps(config: RunConfig, n_parameters: int) -> int:
