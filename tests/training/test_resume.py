@@ -4,11 +4,16 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from small_runs import OBJECTIVES, ROOT, learned, objective_overrides, overrides_of, train, write_text
 from warm_python import warm_python
+
+from gptlab.distributed.signals import Interrupted
+from gptlab.training.module import LanguageModule
 
 # Runs train.py as it is, and pulls the plug at a chosen moment.
 DRIVER = """
@@ -131,3 +136,35 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(place, signum, code):
     assert "Traceback" not in err
     steps = [int(row["step"]) for row in learned(place / "run")]
     assert steps == list(range(len(steps))) and saves(place / "run")[-1]["step"] == steps[-1]
+
+
+def test_a_signal_at_any_line_of_the_passes_ends_in_stop():
+    """Also where these have begun and not yet ended, as between a step's last pass and what follows it."""
+
+    def passes():
+        found = 1
+        return found
+
+    def interrupted_at(n: int) -> list[int]:
+        stopped, lines = [], iter(range(100))
+        module = SimpleNamespace(interruptible=False, stop=stopped.append)
+
+        def trace(frame, event, arg):
+            if event == "line" and module.interruptible and next(lines) == n:
+                sys.settrace(None)
+                raise Interrupted(signal.SIGINT)
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            result = LanguageModule.interruptibly(module, passes)  # pyright: ignore[reportArgumentType]
+            assert result == 1
+        except Interrupted:
+            assert stopped, "it was caught, and raised again as nothing stopped the run"
+        finally:
+            sys.settrace(before)
+        assert not module.interruptible
+        return stopped
+
+    assert [interrupted_at(n) for n in range(5)] == [[signal.SIGINT]] * 4 + [[]]

@@ -2,11 +2,10 @@
 
 import math
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import lightning
 import torch
@@ -37,6 +36,9 @@ class Network:
     finetune: FinetuneConfig
     vocab_size: int
     n_class: int | None  # None: no class head
+
+
+Result = TypeVar("Result")
 
 
 class Evaluated(NamedTuple):
@@ -171,16 +173,17 @@ class LanguageModule(lightning.LightningModule):
             if world_size > 1:
                 synchronize(last)
 
-        with self.passes():
-            terms = loss_and_gradients(
-                self.model,
-                self.objective,
-                batch,
-                micro_batch_size=self.micro_batch_size,
-                scales=scales,
-                backward=self.manual_backward,
-                before_micro_batch=before_micro_batch,
-            )
+        passes = partial(
+            loss_and_gradients,
+            self.model,
+            self.objective,
+            batch,
+            micro_batch_size=self.micro_batch_size,
+            scales=scales,
+            backward=self.manual_backward,
+            before_micro_batch=before_micro_batch,
+        )
+        terms = self.interruptibly(passes)
         set_lr(optimizer, self.schedule.factor(step))
         self.last_step |= {
             "terms": terms,  # the mean over ranks is the loss
@@ -200,20 +203,23 @@ class LanguageModule(lightning.LightningModule):
             parameter.grad = None
         self.finished_steps += 1
 
-    @contextmanager
-    def passes(self) -> Iterator[None]:
-        """Passes that change no weights, which a signal may end."""
-        signum = 0
-        self.interruptible = True
+    def interruptibly(self, passes: Callable[[], Result]) -> Result:
+        """What the passes return, which change no weights, so that a signal may end them.
+
+        No context manager: a signal may come as well in its own functions, which nothing would catch it in.
+        """
         try:
-            yield
+            self.interruptible = True
+            result = passes()
+            self.interruptible = False
+            return result
         except Interrupted as interrupted:
             signum = interrupted.signum
             traceback.clear_frames(interrupted.__traceback__)  # they hold the activations
         finally:
             self.interruptible = False
-        if signum:
-            self.stop(signum)
+        self.stop(signum)
+        raise Interrupted(signum)  # nobody stops the run
 
     def _n_micro_batches(self, batch: Batch) -> int:
         n_examples = next(iter(batch.values())).shape[0]
@@ -259,13 +265,11 @@ class LanguageModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]: set where no checker sees it
-        with self.passes():
-            self._add(datamodule.eval_splits[dataloader_idx], batch)
+        self.interruptibly(partial(self._add, datamodule.eval_splits[dataloader_idx], batch))
 
     def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]: set where no checker sees it
-        with self.passes():
-            self._add(datamodule.test_splits[dataloader_idx], batch)
+        self.interruptibly(partial(self._add, datamodule.test_splits[dataloader_idx], batch))
 
     def on_validation_epoch_end(self) -> None:
         self.evaluation = self._means(whole=self.whole_val)

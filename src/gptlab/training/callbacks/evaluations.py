@@ -48,16 +48,14 @@ class Evaluations:
         module.model.eval()
         # Compiled blocks would be compiled again for shapes that training never has.
         eager = torch.compiler.set_stance("force_eager")
-        try:
-            with (
-                module.passes(),
-                isolate_rng(),
-                eager,
-                torch.no_grad(),
-                trainer.precision_plugin.forward_context(),
-            ):
+
+        def measure() -> None:
+            with isolate_rng(), eager, torch.no_grad(), trainer.precision_plugin.forward_context():
                 for probe in probes:
-                    found |= probe.measure(module.model, self._stop_points(probe, module.finished_steps))
+                    found.update(probe.measure(module.model, self._stop_points(probe, module.finished_steps)))
+
+        try:
+            module.interruptibly(measure)
         finally:
             for part, mode in modes.items():
                 part.training = mode
